@@ -1,0 +1,23 @@
+"""The method of the paper by itself: needs torch and safetensors, nothing else of this project.
+
+from vera.nn import VeraConfig, attach, merge, unmerge, save_adapter, load_adapter
+"""
+
+from vera.nn.checkpoint import load_adapter, save_adapter
+from vera.nn.config import VeraConfig
+from vera.nn.inject import attach, merge, set_adapter, unmerge, vera_layers
+from vera.nn.linear import VeraLinear
+from vera.nn.projection import Projection
+
+__all__ = [
+    "Projection",
+    "VeraConfig",
+    "VeraLinear",
+    "attach",
+    "load_adapter",
+    "merge",
+    "save_adapter",
+    "set_adapter",
+    "unmerge",
+    "vera_layers",
+]

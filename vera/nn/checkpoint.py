@@ -1,0 +1,280 @@
+"""Adapter files: b, d and the seed in PEFT's own format, without the projections.
+
+A folder holds adapter_config.json and adapter_model.safetensors as PEFT writes them with save_projection=False, so either
+library reads the other's. Our additions ride in the safetensors metadata: a fingerprint of A and B, the shapes of the adapted
+matrices and the Frobenius norms of their W0, by which loading tells another backbone from the right one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+from vera.files import write_atomic
+from vera.nn.config import VeraConfig
+from vera.nn.inject import (
+    _inside,
+    attach,
+    configs,
+    find_targets,
+    projection_keys,
+    set_adapter,
+    target_shapes,
+    vera_layers,
+)
+from vera.nn.linear import VeraLinear
+from vera.nn.projection import draw, fingerprint
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_NORM_TOLERANCE = 1e-3  # relative; a bf16 copy of a backbone stays within 1e-5, another checkpoint does not
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None = None) -> Path:
+    """Write one adapter (default: the active one) and its modules_to_save. Returns the folder.
+
+    Size: 4 (sum of d_out + r) bytes for each matrix plus a header. Both files are written beside and then renamed.
+    Raises AdapterError when the model has no such adapter.
+    """
+    attached = configs(model)
+    if name is None:
+        name = next((layer.active for _, layer in vera_layers(model) if layer.active), None)
+    if name not in attached:
+        raise AdapterError(f"no adapter to save: {name!r} is not attached (attached: {', '.join(attached) or 'none'})")
+    config = attached[name]
+    layers = {path: layer for path, layer in vera_layers(model) if name in layer.vectors}
+    tensors: dict[str, Tensor] = {}
+    for path, layer in layers.items():
+        tensors[f"{_PREFIX}{path}.vera_lambda_b"] = layer.vectors[name].b
+        tensors[f"{_PREFIX}{path}.vera_lambda_d"] = layer.vectors[name].d
+    for path, parameter in model.named_parameters():
+        if _inside(path, config.modules_to_save):
+            tensors[_PREFIX + path] = parameter
+    tensors = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+    prints = {layer.projections[name].key: layer.projections[name].fingerprint for layer in layers.values()}
+    metadata = {
+        "format": "pt",
+        "vera": json.dumps(
+            {
+                "fingerprint": _joint(prints),
+                "shapes": [list(shape) for shape in target_shapes(layers).values()],
+                "norms": [_norm(layer) for layer in layers.values()],
+                "init": config.init,
+                "sharing": config.sharing,
+                "train": config.train,
+            },
+            separators=(",", ":"),
+        ),
+    }
+    folder = Path(folder)
+    write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, metadata))
+    write_atomic(folder / CONFIG_FILE, json.dumps(_to_peft(model, config), indent=2, sort_keys=True) + "\n")
+    return folder
+
+
+def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "default") -> nn.Module:
+    """Read an adapter that `save_adapter` or PEFT wrote, into the model, in place, and make it active. Returns the model.
+
+    A and B are drawn again from the seed. A model that already has an adapter of that name keeps it and takes the values;
+    otherwise the adapter is attached. Everything is checked before anything is changed: AdapterError names the file and what
+    does not fit (foreign or truncated file, fingerprint of A and B, shape, backbone).
+    """
+    folder = Path(folder)
+    config, weights_file = _read_config(folder / CONFIG_FILE), folder / WEIGHTS_FILE
+    tensors, ours = _read_weights(weights_file)
+    if ours:
+        config = _checked_replace(weights_file, config, {key: ours[key] for key in ("init", "sharing", "train") if key in ours})
+    existing = configs(model).get(name)
+    if existing is not None:
+        _same_adapter(folder / CONFIG_FILE, existing, config)
+        config = existing
+    try:
+        targets = find_targets(model, config)
+    except AdapterError as error:
+        raise AdapterError(f"{folder / CONFIG_FILE} does not fit this model: {error}") from None
+    shapes = target_shapes(targets)
+    values = _match_tensors(weights_file, tensors, model, targets, config)
+    _check_backbone(weights_file, targets, ours)
+    _check_projection(weights_file, tensors, projection_keys(config, shapes), ours)
+
+    if existing is None:
+        attach(model, config, name)
+    else:
+        set_adapter(model, name)
+    with torch.no_grad():
+        layers = dict(vera_layers(model))
+        for path in targets:
+            layers[path].vectors[name].b.copy_(values.pop(f"{path}.vera_lambda_b"))
+            layers[path].vectors[name].d.copy_(values.pop(f"{path}.vera_lambda_d"))
+        parameters = dict(model.named_parameters())
+        for path, value in values.items():
+            parameters[path].copy_(value)
+    return model
+
+
+def _norm(layer: nn.Module) -> float | None:
+    """Frobenius norm of W0 to seven digits; None where W0 is quantised or has no storage."""
+    weight = layer.weight
+    if isinstance(layer, VeraLinear) and layer._base_weight is not None:
+        weight = layer._base_weight
+    if not weight.is_floating_point() or weight.is_meta:
+        return None
+    return float(f"{torch.linalg.vector_norm(weight.detach().float()).item():.7g}")
+
+
+def _joint(prints: dict[tuple, str | None]) -> str | None:
+    """The fingerprint of the one pair, or one for several pairs (sharing=unique) in the order of the layers."""
+    if len(prints) == 1:
+        return next(iter(prints.values()))
+    return hashlib.sha256("".join(str(value) for value in prints.values()).encode()).hexdigest()[:16]
+
+
+def _to_peft(model: nn.Module, config: VeraConfig) -> dict:
+    """PEFT's configuration of the same adapter. A variant that PEFT cannot express gets a type that PEFT refuses."""
+    expressible = config.init == "kaiming_uniform" and config.sharing == "shared"
+    return {
+        "peft_type": "VERA" if expressible else "VERA_VARIANT",
+        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
+        "r": config.rank,
+        "target_modules": list(config.targets),
+        "projection_prng_key": config.projection_seed,
+        "save_projection": False,
+        "vera_dropout": config.dropout,
+        "d_initial": config.d_init,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "modules_to_save": list(config.modules_to_save) or None,
+        "init_weights": True,
+        "inference_mode": True,
+        "task_type": None,
+    }
+
+
+def _read_config(path: Path) -> VeraConfig:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"no adapter here: {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"{path} is not an adapter configuration: {error}") from None
+    if not isinstance(raw, dict) or raw.get("peft_type") not in ("VERA", "VERA_VARIANT"):
+        kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
+        raise AdapterError(f"{path} is not a VeRA adapter: peft_type is {kind!r}, expected 'VERA'")
+    for key, neutral in (("fan_in_fan_out", False), ("bias", "none"), ("layers_to_transform", None)):
+        if raw.get(key, neutral) not in (neutral, None):
+            raise AdapterError(f"{path}: {key}={raw[key]!r} is not supported")
+    if not isinstance(raw.get("target_modules"), list):
+        raise AdapterError(f"{path}: target_modules must be a list of names, got {raw.get('target_modules')!r}")
+    try:
+        return VeraConfig(
+            rank=raw["r"],
+            targets=tuple(sorted(raw["target_modules"])),
+            projection_seed=raw.get("projection_prng_key", 0),
+            d_init=raw.get("d_initial", 0.1),
+            dropout=raw.get("vera_dropout", 0.0),
+            modules_to_save=tuple(raw.get("modules_to_save") or ()),
+        )
+    except KeyError as error:
+        raise AdapterError(f"{path} has no key {error}") from None
+    except (AdapterError, TypeError) as error:
+        raise AdapterError(f"{path}: {error}") from None
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        ours = json.loads(metadata.get("vera", "{}"))
+    except FileNotFoundError:
+        raise AdapterError(f"no adapter here: {path} does not exist") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise AdapterError(f"{path} is truncated or not a safetensors file: {error}") from None
+    if not isinstance(ours, dict):
+        raise AdapterError(f"{path}: the metadata is not a mapping")
+    return {key.removeprefix(_PREFIX): value for key, value in tensors.items()}, ours
+
+
+def _checked_replace(path: Path, config: VeraConfig, changes: dict) -> VeraConfig:
+    try:
+        return replace(config, **changes)
+    except AdapterError as error:
+        raise AdapterError(f"{path}: {error}") from None
+
+
+def _same_adapter(path: Path, existing: VeraConfig, config: VeraConfig) -> None:
+    for key in ("rank", "projection_seed", "init", "sharing", "modules_to_save"):
+        if getattr(existing, key) != getattr(config, key):
+            raise AdapterError(
+                f"{path} has {key}={getattr(config, key)!r}, the attached adapter has {getattr(existing, key)!r}"
+            )
+
+
+def _match_tensors(path: Path, tensors: dict[str, Tensor], model: nn.Module, targets, config) -> dict[str, Tensor]:
+    """The file's tensors by the model's names, after checking that names and shapes are exactly the expected ones."""
+    expected = {}
+    for name, module in targets.items():
+        expected[f"{name}.vera_lambda_b"] = (module.out_features,)
+        expected[f"{name}.vera_lambda_d"] = (config.rank,)
+    for name, parameter in model.named_parameters():
+        if _inside(name, config.modules_to_save):
+            expected[name] = tuple(parameter.shape)
+    values = {key: value for key, value in tensors.items() if not key.endswith(("vera_A", "vera_B"))}
+    missing, foreign = sorted(expected.keys() - values.keys()), sorted(values.keys() - expected.keys())
+    if missing or foreign:
+        what = [
+            f"{verb} {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            for verb, names in (("lacks", missing), ("has", foreign))
+            if names
+        ]
+        raise AdapterError(f"{path} does not fit this model: it {' and '.join(what)}")
+    for key, shape in expected.items():
+        if tuple(values[key].shape) != shape:
+            raise AdapterError(f"{path}: {key} has shape {list(values[key].shape)}, this model needs {list(shape)}")
+        if not torch.isfinite(values[key]).all():
+            raise AdapterError(f"{path}: {key} holds values that are not finite")
+    return values
+
+
+def _check_backbone(path: Path, targets: dict[str, nn.Module], ours: dict) -> None:
+    shapes = [list(shape) for shape in target_shapes(targets).values()]
+    if "shapes" in ours and ours["shapes"] != shapes:
+        trained = _short(ours["shapes"])
+        raise AdapterError(f"{path} was trained on matrices of shapes {trained}, this model has {_short(shapes)}")
+    for (name, module), recorded in zip(targets.items(), ours.get("norms", ()), strict=False):
+        here = _norm(module)
+        if recorded is not None and here is not None and abs(here - recorded) > _NORM_TOLERANCE * abs(recorded):
+            raise AdapterError(f"{path} was trained on another backbone: the norm of {name} was {recorded}, here it is {here}")
+
+
+def _check_projection(path: Path, tensors: dict[str, Tensor], keys: dict[str, tuple], ours: dict) -> None:
+    stored = {key: tensors[key] for key in tensors if key.endswith(("vera_A", "vera_B"))}
+    if "fingerprint" not in ours and not stored:
+        return  # PEFT with save_projection=False: the seed is all there is
+    pairs = {key: draw(*key) for key in dict.fromkeys(keys.values())}
+    prints = {key: fingerprint(*pair) for key, pair in pairs.items()}
+    here = _joint(prints)
+    if "fingerprint" in ours and ours["fingerprint"] != here:
+        raise AdapterError(
+            f"{path}: the random matrices drawn here have fingerprint {here}, the adapter was trained with "
+            f"{ours['fingerprint']}; another torch release or another generator drew them"
+        )
+    for key, value in stored.items():
+        A, B = next(iter(pairs.values()))
+        drawn = A if key.endswith("vera_A") else B
+        if value.shape != drawn.shape or not torch.equal(value.float(), drawn.to(value.dtype).float()):
+            raise AdapterError(f"{path}: the stored {key} differs from the matrix that its seed draws here")
+
+
+def _short(shapes: list) -> str:
+    return ", ".join(f"{a}x{b}" for a, b in dict.fromkeys(map(tuple, shapes)))

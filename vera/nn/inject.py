@@ -1,0 +1,168 @@
+"""Find the target matrices in a model, replace them, say what is trainable, merge and unmerge the whole model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from vera.errors import AdapterError
+from vera.nn.config import VeraConfig
+from vera.nn.linear import VeraLinear
+from vera.nn.projection import Projection
+
+_CONFIGS = "vera_configs"
+
+
+def _inside(name: str, modules: tuple[str, ...]) -> bool:
+    """Whether a dotted name lies in one of the modules, each matched as a run of whole path components."""
+    return any(f".{module}." in f".{name}." for module in modules)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    if isinstance(module, (nn.Linear, VeraLinear)):
+        return True
+    return hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight")
+
+
+def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
+    """The linear layers that the adapter goes on, by dotted name, in the model's own order.
+
+    Raises AdapterError when a target name fits no layer.
+    """
+    linear = {name: module for name, module in model.named_modules() if _is_linear(module) and ".base_layer" not in name}
+    linear = {name: module for name, module in linear.items() if not _inside(name, config.modules_to_save)}
+    found: dict[str, nn.Module] = {}
+    unused = set(config.targets)
+    for name, module in linear.items():
+        fitting = [target for target in config.targets if name == target or name.endswith("." + target)]
+        if fitting:
+            found[name] = module
+            unused.difference_update(fitting)
+    if unused:
+        suffixes = sorted({re.sub(r"^.*\.", "", name) for name in linear})
+        raise AdapterError(
+            f"no linear layer is called {', '.join(sorted(unused))}; this model has {', '.join(suffixes) or 'none'}"
+        )
+    return found
+
+
+def target_shapes(targets: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
+    """(d_out, d_in) of each target."""
+    return {name: (module.out_features, module.in_features) for name, module in targets.items()}
+
+
+def projection_keys(config: VeraConfig, shapes: dict[str, tuple[int, int]]) -> dict[str, tuple]:
+    """What Projection is built from, for each target: one key for all of them when the pair is shared.
+
+    Shared: the largest d_out and the largest d_in, sliced by each layer. Unique: each layer's own shape, and the seed of the
+    i-th target is projection_seed + i * 1,000,003, so that neighbouring seeds do not overlap.
+    """
+    if config.sharing == "unique":
+        return {
+            name: (config.rank, d_in, d_out, config.projection_seed + index * 1_000_003, config.init)
+            for index, (name, (d_out, d_in)) in enumerate(shapes.items())
+        }
+    d_out = max(shape[0] for shape in shapes.values())
+    d_in = max(shape[1] for shape in shapes.values())
+    return dict.fromkeys(shapes, (config.rank, d_in, d_out, config.projection_seed, config.init))
+
+
+def vera_layers(model: nn.Module) -> Iterator[tuple[str, VeraLinear]]:
+    """Name and module of every adapted layer."""
+    for name, module in model.named_modules():
+        if isinstance(module, VeraLinear):
+            yield name, module
+
+
+def configs(model: nn.Module) -> dict[str, VeraConfig]:
+    """The attached adapters by name."""
+    return dict(getattr(model, _CONFIGS, {}))
+
+
+def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Module:
+    """Put a new adapter on a model, in place, and make it the active one. Returns the model.
+
+    Freezes everything but the adapter's own b and d and the modules in `modules_to_save`. Equal projections are stored once,
+    also across adapters. Raises AdapterError when the name is taken, the model is merged or a target fits no layer; the model
+    is then as it was.
+    """
+    if name in configs(model):
+        raise AdapterError(f"there is an adapter called {name!r} already")
+    if not name or "." in name:
+        raise AdapterError(f"an adapter's name must not be empty or hold a dot: {name!r}")
+    if any(layer.merged is not None for _, layer in vera_layers(model)):
+        raise AdapterError("unmerge the model before attaching another adapter")
+    targets = find_targets(model, config)
+    for module in config.modules_to_save:
+        if not any(_inside(path, (module,)) for path, _ in model.named_parameters()):
+            raise AdapterError(f"modules_to_save names {module!r}, which this model does not have")
+    projections = {projection.key: projection for _, layer in vera_layers(model) for projection in layer.projections.values()}
+    for path, key in projection_keys(config, target_shapes(targets)).items():
+        module = targets[path]
+        if not isinstance(module, VeraLinear):
+            module = VeraLinear(module)
+            parent, _, attribute = path.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, module)
+            module.train(module.base_layer.training)
+        if key not in projections:
+            weight = module.weight
+            dtype = weight.dtype if weight.is_floating_point() else torch.float32
+            projections[key] = Projection(*key, device=weight.device, dtype=dtype)
+        module.add(name, config, projections[key])
+    setattr(model, _CONFIGS, {**configs(model), name: config})
+    set_adapter(model, name)
+    return model
+
+
+def detach(model: nn.Module, name: str) -> None:
+    """Take one adapter off again. Layers that lose their last adapter become the plain layers they were."""
+    config = configs(model)
+    del config[name]
+    setattr(model, _CONFIGS, config)
+    for path, layer in list(vera_layers(model)):
+        if name in layer.vectors:
+            if layer.active == name:
+                layer.unmerge()
+                layer.active = None
+            layer.remove(name)
+        if not layer.vectors:
+            parent, _, attribute = path.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, layer.base_layer)
+
+
+def set_adapter(model: nn.Module, name: str | None) -> None:
+    """Choose the active adapter, the only one that is trainable; None runs (and freezes) the bare backbone.
+
+    Raises AdapterError for a name that is not attached or a merged model.
+    """
+    attached = configs(model)
+    if name is not None and name not in attached:
+        raise AdapterError(f"no adapter is called {name!r}; attached: {', '.join(attached) or 'none'}")
+    if any(layer.merged is not None for _, layer in vera_layers(model)):
+        raise AdapterError("unmerge the model before choosing another adapter")
+    model.requires_grad_(False)
+    for _, layer in vera_layers(model):
+        layer.active = name if name in layer.vectors else None
+        for other, vectors in layer.vectors.items():
+            vectors.set_trainable(other == name)
+    if name is not None and attached[name].modules_to_save:
+        for path, parameter in model.named_parameters():
+            if _inside(path, attached[name].modules_to_save):
+                parameter.requires_grad_(True)
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Compose W = W0 + diag(b) B diag(d) A in every adapted layer: the backbone's own speed from here on. Returns the model."""
+    for _, layer in vera_layers(model):
+        layer.merge()
+    return model
+
+
+def unmerge(model: nn.Module) -> nn.Module:
+    """Restore W0, bit for bit, in every adapted layer. Returns the model."""
+    for _, layer in vera_layers(model):
+        layer.unmerge()
+    return model

@@ -1,0 +1,72 @@
+"""The frozen random pair A, B: drawn from a seed, never trained, never stored (paper, section 3.1 and 3.3)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vera.errors import AdapterError
+
+
+def draw(rank: int, d_in: int, d_out: int, seed: int, init: str = "kaiming_uniform") -> tuple[Tensor, Tensor]:
+    """A [rank, d_in] and B [d_out, rank], float32 on the CPU, from one generator: A first, then B.
+
+    Kaiming with fan_in and gain sqrt(2), each matrix by its own fan (d_in for A, rank for B), so that the pair equals the one
+    that the PEFT library draws for the same key and shapes. Table 6b's third choice is uniform on [0, 0.1].
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    pair = []
+    for shape in ((rank, d_in), (d_out, rank)):
+        matrix = torch.empty(shape, dtype=torch.float32)
+        std = math.sqrt(2.0) / math.sqrt(shape[1])
+        if init == "kaiming_uniform":
+            bound = math.sqrt(3.0) * std
+            matrix.uniform_(-bound, bound, generator=generator)
+        elif init == "kaiming_normal":
+            matrix.normal_(0.0, std, generator=generator)
+        elif init == "uniform_0_0.1":
+            matrix.uniform_(0.0, 0.1, generator=generator)
+        else:
+            raise AdapterError(f"init must be kaiming_uniform, kaiming_normal or uniform_0_0.1; got {init!r}")
+        pair.append(matrix)
+    return pair[0], pair[1]
+
+
+def fingerprint(A: Tensor, B: Tensor) -> str:
+    """The first 16 hex digits of SHA-256 over the float32 bytes of A, then B."""
+    digest = hashlib.sha256()
+    for matrix in (A, B):
+        digest.update(matrix.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Projection(nn.Module):
+    """One pair A [rank, d_in], B [d_out, rank] as buffers that no state dict holds.
+
+    Layers that share the pair hold this same module: one storage, moved and cast once, whatever the number of layers. A layer
+    smaller than the pair reads a slice: A[:, :d_in], B[:d_out, :].
+    """
+
+    def __init__(self, rank: int, d_in: int, d_out: int, seed: int, init: str, device=None, dtype=torch.float32):
+        super().__init__()
+        self.key = (rank, d_in, d_out, seed, init)
+        if device is not None and torch.device(device).type == "meta":
+            A = torch.empty(rank, d_in, dtype=dtype, device="meta")
+            B = torch.empty(d_out, rank, dtype=dtype, device="meta")
+            self.fingerprint = None
+        else:
+            A, B = draw(rank, d_in, d_out, seed, init)
+            self.fingerprint = fingerprint(A, B)
+        self.register_buffer("A", A.to(device=device, dtype=dtype), persistent=False)
+        self.register_buffer("B", B.to(device=device, dtype=dtype), persistent=False)
+
+    def sliced(self, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
+        """Views A [rank, d_in] and B [d_out, rank]."""
+        return self.A[:, :d_in], self.B[:d_out]
+
+    def extra_repr(self) -> str:
+        rank, d_in, d_out, seed, init = self.key
+        return f"rank={rank}, d_in={d_in}, d_out={d_out}, seed={seed}, init={init}"
