@@ -1,0 +1,248 @@
+"""From conf/ to one validated run: composing, checking, and the identity under which a run is never repeated.
+
+Nothing here imports torch, so that plans and tables can name runs on a laptop in milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vera.errors import ConfigError
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+GROUPS = ("model", "task", "method", "train")
+
+# Keys that change where and how fast a run goes, not what it computes. They stay out of its identity.
+OPERATIONAL = frozenset(
+    {
+        "model.path",
+        "task.data_dir",
+        "train.checkpoint_seconds",
+        "train.eval_batch_size",
+        "train.micro_batch_size",
+        "train.save",
+    }
+)
+SEED_REFERENCE = "${seed}"
+
+
+class Strict(BaseModel):
+    """A mapping whose every key is declared: an unknown one, or a value of the wrong type or range, is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Component(Strict):
+    """What every model, task and method yaml has beside its own keys.
+
+    name     the yaml's file name, which is what records and tables call it.
+    version  raised when a default, a metric or the meaning of a key changes; part of a run's identity.
+    neutral  keys younger than `version`, each at the value that means "as before": left out of the identity at that value,
+             so that a new key leaves old records valid.
+    """
+
+    name: str
+    version: int = Field(ge=1)
+    neutral: dict[str, Any] = {}
+
+
+class TrainConfig(Strict):
+    """The training loop's settings; `conf/train/default.yaml` says what each one is."""
+
+    version: int = Field(ge=1)
+    neutral: dict[str, Any] = {}
+    epochs: int = Field(ge=1)
+    max_steps: int | None = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(ge=0)
+    head_lr: float = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    head_weight_decay: float = Field(ge=0)
+    betas: tuple[float, float]
+    eps: float = Field(gt=0)
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_ratio: float = Field(ge=0, le=1)
+    clip: float = Field(ge=0)
+    precision: Literal["auto", "fp32", "bf16"]
+    micro_batch_size: int | None = Field(ge=1)
+    eval_batch_size: int = Field(ge=1)
+    checkpoint_seconds: float = Field(ge=0)
+    save: bool
+
+
+class RunConfig(Strict):
+    """One run, resolved. `model`, `task` and `method` are the keyword arguments of their `_target_`."""
+
+    model: dict[str, Any]
+    task: dict[str, Any]
+    method: dict[str, Any]
+    train: TrainConfig
+    tracker: dict[str, Any]
+    seed: int = Field(ge=0, lt=2**31)
+    results_dir: str
+    cache_dir: str
+    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    progress: bool | Literal["auto"]
+    follows_seed: list[str] = []
+
+    @property
+    def scientific(self) -> dict[str, Any]:
+        """The four groups that decide what a run computes, as plain values."""
+        return {**{group: getattr(self, group) for group in GROUPS[:3]}, "train": self.train.model_dump(mode="json")}
+
+    @property
+    def cell_id(self) -> str:
+        return cell_id(self.scientific, self.follows_seed)
+
+    @property
+    def run_name(self) -> str:
+        return run_name(self.model["name"], self.task["name"], self.method["name"], self.cell_id, self.seed)
+
+
+def cell_id(config: dict[str, Any], follows_seed: Sequence[str] = ()) -> str:
+    """SHA-256, in hex, of what a run computes: the groups of `config` without seed, paths, device, launcher and tracker.
+
+    Keys in OPERATIONAL and keys at their `neutral` value are left out; leaves named in `follows_seed` count as the word
+    `${seed}` instead of a number, so that all seeds of a cell share one id.
+    """
+    kept: dict[str, Any] = {}
+    for group in GROUPS:
+        values = dict(config[group])
+        neutral = values.pop("neutral", None) or {}
+        for key, value in values.items():
+            dotted = f"{group}.{key}"
+            if dotted in OPERATIONAL or (key in neutral and neutral[key] == value):
+                continue
+            kept[dotted] = SEED_REFERENCE if dotted in follows_seed else _plain(value)
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_name(model: str, task: str, method: str, cell: str, seed: int) -> str:
+    """The stem of a run's files: <model>--<task>--<method>--<cell8>--s<seed>."""
+    return f"{model}--{task}--{method}--{cell[:8]}--s{seed}"
+
+
+def _plain(value: Any) -> Any:
+    """1.0 and 1 are one value in a config, and so are tuples and lists."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def compose(overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that `python scripts/train.py OVERRIDES` would make. Raises ConfigError with one line."""
+    try:
+        return from_hydra(_compose(overrides))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(explain(error)) from None
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    if not GlobalHydra.instance().is_initialized():
+        hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR))
+    return hydra.compose("run", overrides=list(overrides))
+
+
+def from_hydra(cfg: DictConfig) -> RunConfig:
+    """Resolve and check a composed config. Raises ConfigError naming the key and what it may be."""
+    try:
+        resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from None
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    follows = [f"{group}.{key}" for group in GROUPS for key, value in raw[group].items() if value == SEED_REFERENCE]
+    known = {key: resolved[key] for key in RunConfig.model_fields if key in resolved}
+    return checked(RunConfig, {**known, "follows_seed": follows})
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def checked(schema: type[_Model], values: dict[str, Any], where: str = "") -> _Model:
+    """Build a pydantic model; its errors become one line that names key, problem and value."""
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+        if first["type"] == "extra_forbidden":
+            allowed = ", ".join(sorted(schema.model_fields))
+            raise ConfigError(f"{key} is not a key; allowed: {allowed}") from None
+        if first["type"] == "missing":
+            raise ConfigError(f"{key} is missing") from None
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise ConfigError(f"{key}: {message}, got {first['input']!r}{more}") from None
+
+
+def build(settings: dict[str, Any], where: str) -> Any:
+    """The object that a group's `_target_` names, from the group's other keys. Raises ConfigError."""
+    settings = dict(settings)
+    target = settings.pop("_target_", None)
+    try:
+        schema = hydra.utils.get_class(target)
+    except Exception as error:
+        raise ConfigError(f"{where}._target_: cannot import {target!r}: {error}") from None
+    return checked(schema, settings, where)
+
+
+def choices(group: str) -> list[str]:
+    """The yamls of one config group."""
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+def explain(error: Exception) -> str:
+    """One line for what Hydra or OmegaConf says in several."""
+    text = str(error)
+    if isinstance(error, ValueError) and "Config group override" in text:
+        return "a config group is chosen by name, such as train=default"
+    unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    if unknown:
+        key = unknown.group(1)
+        parent, _, leaf = key.rpartition(".")
+        if leaf in choices_groups() and not parent:
+            return f"{key}: no such choice; allowed: {', '.join(choices(leaf))}"
+        return f"{key} is not a key of the configuration; {_allowed(parent)}"
+    missing = re.search(r"(?:In '[^']*': )?Could not find '([^'/]+)/([^']+)'", text)
+    if missing:
+        group, choice = missing.groups()
+        return f"{group}={choice}: no such choice; allowed: {', '.join(choices(group))}"
+    interpolation = re.search(r"Interpolation key '([^']+)' not found", text)
+    if interpolation:
+        key = re.search(r"full_key: (\S+)", text)
+        missing_value = f"the recipe of this method and model has no value {interpolation.group(1)}"
+        return f"{key.group(1) + ': ' if key else ''}{missing_value}; give the key on the command line"
+    if re.search(r"Could not find|mandatory", text):
+        return " ".join(text.split())
+    return text.strip().splitlines()[0]
+
+
+def choices_groups() -> list[str]:
+    """The config groups that a command line chooses from."""
+    return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
+
+
+def _allowed(parent: str) -> str:
+    node: Any = OmegaConf.to_container(_compose([]), resolve=False)
+    for part in filter(None, parent.split(".")):
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        return f"{parent} has no keys"
+    return f"{parent or 'top level'} has: {', '.join(sorted(key for key in node if not key.startswith('_')))}"

@@ -1,0 +1,103 @@
+"""What every method offers the loop, which never asks for its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from vera.config import Component
+from vera.errors import ConfigError, ModelError
+from vera.files import write_atomic
+from vera.models.base import Backbone, Model
+
+WEIGHTS_FILE = "trained.safetensors"
+
+
+class Method(Component):
+    """Common keys of conf/method.
+
+    train_head  whether the task head is trained; off only where the backbone brings a head that fits (a language model).
+
+    A subclass says what to train in `attach`; the rest has defaults that fit methods without an adapter of their own.
+    """
+
+    train_head: bool = True
+
+    def attach(self, backbone: Backbone, model_config: Model) -> None:
+        """Prepare `backbone.model` in place: freeze it, add what the method adds, leave trainable what it trains."""
+        raise NotImplementedError
+
+    def parameter_groups(self, backbone: Backbone) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Trainable parameters by name, in two groups: "adapter" (train.lr) and "head" (train.head_lr)."""
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"adapter": [], "head": []}
+        for name, parameter in backbone.model.named_parameters():
+            if parameter.requires_grad:
+                groups["head" if in_modules(name, backbone.head) else "adapter"].append((name, parameter))
+        if not groups["adapter"] and not groups["head"]:
+            raise ConfigError(f"method {self.name} trains nothing (method.train_head={self.train_head})")
+        return groups
+
+    def on_step(self, backbone: Backbone, step: int) -> None:
+        """Called before each optimiser step with its number, from 0; for schedules that belong to the method."""
+
+    @contextmanager
+    def merged(self, backbone: Backbone) -> Iterator[None]:
+        """Inside: the model computes the same at the bare backbone's speed. After: every weight has the bits it had."""
+        yield
+
+    def save(self, backbone: Backbone, folder: Path) -> None:
+        """Write what was trained, nothing else."""
+        write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(self.trained(backbone), {"format": "pt", "method": self.name}))
+
+    def trained(self, backbone: Backbone) -> dict[str, Tensor]:
+        """The trainable tensors by name, on the CPU."""
+        groups = self.parameter_groups(backbone)
+        named = groups["adapter"] + groups["head"]
+        return {name: parameter.detach().to("cpu").contiguous() for name, parameter in named}
+
+    def restore(self, backbone: Backbone, tensors: dict[str, Tensor]) -> None:
+        """Put `trained` tensors back. Raises ModelError when names or shapes differ."""
+        groups = self.parameter_groups(backbone)
+        parameters = dict(groups["adapter"] + groups["head"])
+        if parameters.keys() != tensors.keys():
+            raise ModelError(f"saved state of method {self.name} does not fit the model")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])
+
+    def _train_head(self, backbone: Backbone) -> None:
+        for name, parameter in backbone.model.named_parameters():
+            if in_modules(name, backbone.head):
+                parameter.requires_grad_(self.train_head)
+
+
+class TargetedMethod(Method):
+    """A method on chosen matrices. targets: logical names from the model's yaml, such as query and value."""
+
+    targets: list[str]
+
+    def modules(self, backbone: Backbone, model_config: Model) -> tuple[str, ...]:
+        """The target names as the model's own modules are called."""
+        return model_config.resolve_targets(backbone.model, self.targets)
+
+
+def in_modules(name: str, modules: tuple[str, ...]) -> bool:
+    """Whether a parameter belongs to one of the modules (dotted prefixes)."""
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def count(groups: dict[str, list[tuple[str, nn.Parameter]]], model: nn.Module) -> dict[str, Any]:
+    """parameters of a record: adapter, head, total and adapter_bytes."""
+    adapter = [parameter for _, parameter in groups["adapter"]]
+    return {
+        "adapter": sum(parameter.numel() for parameter in adapter),
+        "head": sum(parameter.numel() for _, parameter in groups["head"]),
+        "total": sum(parameter.numel() for parameter in model.parameters()),
+        "adapter_bytes": sum(parameter.numel() * parameter.element_size() for parameter in adapter),
+    }

@@ -1,0 +1,144 @@
+"""What every backbone offers, wherever its weights come from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from vera import hub
+from vera.config import Component
+from vera.errors import ConfigError, ModelError
+from vera.models.tiny import tiny_checkpoint
+
+
+@dataclass
+class Backbone:
+    """A loaded model with a fresh head.
+
+    model        a transformers model; called with a batch's tensors it returns an output with `.logits`.
+    preprocess   tokenizer (text) or callable from a list of PIL images to a tensor [N, C, H, W] (images).
+    head         names of the head's modules.
+    source       checkpoint id or folder; commit: its hub commit, or None.
+    fingerprint  SHA-256 (16 digits) over names and values of the backbone's weights, head excluded.
+    """
+
+    model: nn.Module
+    preprocess: Callable[..., Any]
+    head: tuple[str, ...]
+    source: str
+    commit: str | None
+    fingerprint: str
+
+
+class Model(Component):
+    """Common keys of conf/model. A subclass says how its modality is loaded.
+
+    checkpoint  id on the hub; revision: branch, tag or commit.
+    path        a local folder in transformers' format, read instead of the hub.
+    package     "<python package>/<folder>": read from an installed package when there is no path.
+    size        full, or tiny for a random model of the family (`tiny` holds its architecture).
+    targets     logical names (query, value ...) to module names, a list where transformers' releases differ.
+    head        names of the modules that a task replaces or initialises, trained with head_lr.
+    """
+
+    modality: ClassVar[str]
+
+    checkpoint: str | None = None
+    revision: str = "main"
+    path: str | None = None
+    package: str | None = None
+    size: Literal["full", "tiny"] = "full"
+    targets: dict[str, str | list[str]]
+    head: list[str]
+    tiny: dict[str, Any]
+
+    def load(self, outputs: int, cache_dir: Path) -> Backbone:
+        """The backbone with a new head of `outputs` values (1: regression), float32, in training mode, on the CPU.
+
+        The head is drawn from torch's global generator. Raises ModelError when the source cannot be reached or read.
+        """
+        source = self.source(cache_dir)
+        hub_commit, online = hub.commit(source, self.revision, "model") if source == self.checkpoint else (None, True)
+        revision = {"revision": hub_commit or self.revision, "local_files_only": not online}
+        try:
+            model, preprocess = self._load(source, outputs, revision)
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise ModelError(self._unreachable(source, error)) from None
+        missing = [name for name in self.head if not any(part[0] == name for part in model.named_modules())]
+        if missing:
+            raise ModelError(f"{self.name}: {source} has no module {missing[0]!r} to serve as the head")
+        return Backbone(
+            model=model,
+            preprocess=preprocess,
+            head=tuple(self.head),
+            source=self._public(source),
+            commit=hub_commit or getattr(model.config, "_commit_hash", None),
+            fingerprint=weights_fingerprint(model, self.head),
+        )
+
+    def source(self, cache_dir: Path) -> str:
+        """Where the weights are read from: tiny model, path, installed package or hub id, in this order."""
+        if self.size == "tiny":
+            return str(tiny_checkpoint(self.tiny, cache_dir))
+        if self.path is not None:
+            if not (Path(self.path) / "config.json").is_file():
+                raise ModelError(f"model.path={self.path} holds no config.json; give a folder in transformers' format")
+            return self.path
+        if self.package is not None:
+            package, _, folder = self.package.partition("/")
+            spec = importlib.util.find_spec(package)
+            if spec is not None and spec.origin is not None:
+                return str(Path(spec.origin).parent / folder)
+        return self.checkpoint
+
+    def resolve_targets(self, model: nn.Module, names: list[str]) -> tuple[str, ...]:
+        """Module names, as `vera.nn` and PEFT match them, of logical target names. Raises ConfigError for an unknown one."""
+        modules = [name for name, _ in model.named_modules()]
+        resolved = []
+        for name in names:
+            if name not in self.targets:
+                raise ConfigError(f"method.targets: {self.name} has no {name!r}; allowed: {', '.join(self.targets)}")
+            candidates = self.targets[name]
+            candidates = [candidates] if isinstance(candidates, str) else candidates
+            fitting = [c for c in candidates if any(module == c or module.endswith("." + c) for module in modules)]
+            if not fitting:
+                raise ModelError(f"{self.name}: no module called {' or '.join(candidates)} for target {name!r}")
+            resolved.append(fitting[0])
+        return tuple(resolved)
+
+    def _load(self, source: str, outputs: int, revision: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any]]:
+        raise NotImplementedError
+
+    def _public(self, source: str) -> str:
+        """The source as a record may show it: a hub id or the name of a package, no path of this machine."""
+        if source == self.checkpoint:
+            return source
+        if self.size == "tiny":
+            return "tiny random"
+        return "local folder" if self.path is not None else f"package {self.package}"
+
+    def _unreachable(self, source: str, error: Exception) -> str:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if source != self.checkpoint:
+            return f"model {self.name} cannot be read from {source}: {reason}"
+        hint = f"give a local folder with model.path=/path/to/{source.rpartition('/')[2]}"
+        if self.package is not None:
+            hint += f", or install the package {self.package.partition('/')[0]} (extra `{self.name}`)"
+        return f"model {source} cannot be loaded from the hub ({reason}); {hint}"
+
+
+def weights_fingerprint(model: nn.Module, head: list[str] | tuple[str, ...] = ()) -> str:
+    """SHA-256, first 16 hex digits, over the names and bytes of all parameters outside the head."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not any(name.startswith(module + ".") for module in head):
+            digest.update(name.encode())
+            digest.update(parameter.detach().to("cpu").contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

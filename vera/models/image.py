@@ -1,0 +1,36 @@
+"""Image encoders with a linear head: ViT and its kin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from vera.models.base import Model
+
+
+class ImageClassifier(Model):
+    """A model of transformers' image-classification family with its PIL image processor."""
+
+    modality: ClassVar[str] = "image"
+
+    def _load(self, source, outputs, revision):
+        processor = AutoImageProcessor.from_pretrained(source, **revision, backend="pil")
+        model = AutoModelForImageClassification.from_pretrained(
+            source, **revision, num_labels=outputs, ignore_mismatched_sizes=True, dtype=torch.float32
+        )
+        return model, to_pixels(processor, model.config.num_channels)
+
+
+def to_pixels(processor, channels: int) -> Callable[[list[Image.Image]], torch.Tensor]:
+    """A function from PIL images of any mode to pixel values [N, channels, H, W]."""
+    mode = "L" if channels == 1 else "RGB"
+
+    def convert(images: list[Image.Image]) -> torch.Tensor:
+        converted = [image.convert(mode) for image in images]
+        return processor(converted, return_tensors="pt")["pixel_values"]
+
+    return convert

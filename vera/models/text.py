@@ -1,0 +1,27 @@
+"""Text encoders with a classification or regression head: RoBERTa, MiniLM and their kin."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from vera.models.base import Model
+
+
+class TextClassifier(Model):
+    """A model of transformers' sequence-classification family with its tokenizer."""
+
+    modality: ClassVar[str] = "text"
+
+    def _load(self, source, outputs, revision):
+        tokenizer = AutoTokenizer.from_pretrained(source, **revision)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            **revision,
+            num_labels=outputs,
+            problem_type="regression" if outputs == 1 else "single_label_classification",
+            dtype=torch.float32,
+        )
+        return model, tokenizer

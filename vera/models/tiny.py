@@ -1,0 +1,99 @@
+"""Tiny random checkpoints of every family, saved in transformers' own format and loaded like any other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    ViTConfig,
+    ViTImageProcessor,
+)
+
+from vera.errors import ConfigError
+from vera.files import move_folder
+from vera.seeds import forked
+
+CONFIGS = {"roberta": RobertaConfig, "bert": BertConfig, "vit": ViTConfig}
+
+
+def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:
+    """A folder with a random model of `settings["family"]` and its tokenizer or image processor, made once and cached."""
+    settings = dict(settings)
+    family = settings.pop("family", None)
+    if family not in CONFIGS:
+        raise ConfigError(f"model.tiny.family must be one of {', '.join(CONFIGS)}; got {family!r}")
+    key = hashlib.sha256(json.dumps([family, settings], sort_keys=True).encode()).hexdigest()[:8]
+    folder = Path(cache_dir) / "tiny" / f"{family}-{key}"
+    if not (folder / "config.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+        with forked(0, "tiny"):
+            _image(settings, scratch) if family == "vit" else _text(family, settings, scratch)
+        os.chmod(scratch, 0o755)
+        move_folder(scratch, folder)
+    return folder
+
+
+def _text(family: str, settings: dict[str, Any], folder: Path) -> None:
+    tokenizer = byte_tokenizer()
+    config = CONFIGS[family](
+        vocab_size=len(tokenizer),
+        max_position_embeddings=514,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **settings,
+    )
+    AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _image(settings: dict[str, Any], folder: Path) -> None:
+    config = ViTConfig(**settings)
+    AutoModelForImageClassification.from_config(config).base_model.save_pretrained(folder)
+    image_processor(config).save_pretrained(folder)
+
+
+def image_processor(config: ViTConfig) -> ViTImageProcessor:
+    """Scale to the model's image size and to [-1, 1], one channel or three."""
+    return ViTImageProcessor(
+        size={"height": config.image_size, "width": config.image_size},
+        image_mean=[0.5] * config.num_channels,
+        image_std=[0.5] * config.num_channels,
+    )
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, with RoBERTa's special tokens at RoBERTa's ids: reads any text without training."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    vocabulary = {token: index for index, token in enumerate(special)}
+    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[symbol] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_max_length=512,
+    )

@@ -1,0 +1,173 @@
+"""What one run leaves behind: typed, complete, finite. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from vera.config import Strict, cell_id, run_name
+from vera.errors import RecordError
+
+SCHEMA = 1
+
+
+def _finite(value: float) -> float:
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ValueError("must be finite")
+    return value
+
+
+Finite = Annotated[float, AfterValidator(_finite)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Run(Strict):
+    """Which run this is. `config` is resolved; `cell_id` follows from it and `follows_seed` alone."""
+
+    model: str
+    task: str
+    method: str
+    seed: Count
+    cell_id: str
+    follows_seed: list[str]
+    config: dict[str, Any]
+
+
+class Parameters(Strict):
+    """adapter: trained and not in the head (what the paper prints). head: trained in the task head. total: every parameter of
+    the model, frozen ones included. adapter_bytes: the adapter's tensors as stored, without file headers."""
+
+    adapter: Count
+    head: Count
+    total: Count
+    adapter_bytes: Count
+
+
+class Epoch(Strict):
+    """One evaluation. A metric that is undefined at this point (a correlation with a constant) is null."""
+
+    epoch: Count
+    step: Count
+    train_loss: Finite
+    metrics: dict[str, Finite | None]
+
+
+class Selected(Strict):
+    epoch: Count
+    metrics: dict[str, Finite]
+
+
+class Scores(Strict):
+    """All metrics are fractions or raw values, never percent; higher is better for every one in `history`.
+
+    best       the metrics at the first epoch with the highest primary metric.
+    last       the metrics after the last epoch.
+    best_each  every metric at its own best epoch.
+    """
+
+    primary: str
+    best: Selected
+    last: Selected
+    best_each: dict[str, Selected]
+    history: list[Epoch] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _primary_is_scored(self):
+        for where in ("best", "last"):
+            if self.primary not in getattr(self, where).metrics:
+                raise ValueError(f"{where} lacks the primary metric {self.primary!r}")
+        return self
+
+
+class Cost(Strict):
+    """seconds: training and evaluation, over all starts of the run. tokens: processed in training, padding included (0 for
+    images). peak_memory_bytes: on a GPU the allocator's peak, else the process's."""
+
+    seconds: Finite
+    steps: Count
+    examples: Count
+    tokens: Count
+    peak_memory_bytes: Count
+    device: str
+    precision: str
+    threads: Count
+    restarts: Count
+
+
+class Provenance(Strict):
+    """Where the numbers come from. Hashes are null where there is nothing to hash (no git, a local folder)."""
+
+    started: str
+    finished: str
+    git_sha: str | None
+    git_dirty: bool | None
+    versions: dict[str, str]
+    model_source: str
+    model_commit: str | None
+    model_fingerprint: str
+    data_source: str
+    data_commit: str | None
+    data_fingerprint: str
+    train_rows: Count
+    eval_rows: Count
+    notes: dict[str, Any] = {}
+
+
+class Record(Strict):
+    """A finished run."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    status: Literal["done"]
+    run: Run
+    parameters: Parameters
+    scores: Scores
+    cost: Cost
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _identity_holds(self):
+        expected = cell_id(self.run.config, self.run.follows_seed)
+        if expected != self.run.cell_id:
+            raise ValueError(f"run.cell_id is {self.run.cell_id[:8]}, but run.config hashes to {expected[:8]}")
+        return self
+
+    @property
+    def name(self) -> str:
+        return run_name(self.run.model, self.run.task, self.run.method, self.run.cell_id, self.run.seed)
+
+    def score(self, metric: str | None = None, select: str = "best") -> float:
+        """One metric (default: the primary one) of the best or the last epoch. Raises KeyError for an unknown metric."""
+        return getattr(self.scores, select).metrics[metric or self.scores.primary]
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+class Failure(Strict):
+    """A run that ended with an error; kept apart from records, and tried again at the next start."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    status: Literal["failed"]
+    run: Run
+    error: str
+    finished: str
+
+    @property
+    def name(self) -> str:
+        return run_name(self.run.model, self.run.task, self.run.method, self.run.cell_id, self.run.seed)
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+def parse(text: str | bytes, where: str) -> Record:
+    """A record from its JSON text. Raises RecordError that names the file and the key."""
+    try:
+        return Record.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "record"
+        if key == "schema" and first["type"] == "literal_error":
+            raise RecordError(f"{where}: schema is {first['input']!r}, this version reads {SCHEMA}") from None
+        raise RecordError(f"{where}: {key}: {first['msg']}") from None

@@ -1,0 +1,1 @@
+"""Data, collation and metrics, one module a family."""

@@ -1,0 +1,220 @@
+"""Six GLUE tasks, from the hub or from the official TSV files, with GLUE's metrics (paper, section 4.1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from vera import hub
+from vera.errors import DataError
+from vera.models.base import Backbone
+from vera.seeds import derive
+from vera.tasks.base import Data, Task
+from vera.tasks.metrics import compute
+from vera.tasks.tsv import read_tsv
+
+REPOSITORY = "nyu-mll/glue"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """One GLUE task: its folder, the columns of its TSV files (text columns, then the label) and its labels.
+
+    labels   what the files print, in the order of the class indices; None for a score from 0 to 5.
+    texts    the hub's names of the text columns.
+    """
+
+    folder: str
+    columns: tuple[str, ...]
+    texts: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    header: bool = True
+
+
+SUBSETS = {
+    "sst2": Subset("SST-2", ("sentence", "label"), ("sentence",), ("0", "1")),
+    "mrpc": Subset("MRPC", ("#1 String", "#2 String", "Quality"), ("sentence1", "sentence2"), ("0", "1")),
+    "cola": Subset("CoLA", ("3", "1"), ("sentence",), ("0", "1"), header=False),
+    "qnli": Subset("QNLI", ("question", "sentence", "label"), ("question", "sentence"), ("entailment", "not_entailment")),
+    "rte": Subset("RTE", ("sentence1", "sentence2", "label"), ("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    "stsb": Subset("STS-B", ("sentence1", "sentence2", "score"), ("sentence1", "sentence2"), None),
+}
+
+Row = tuple[tuple[str, ...], float]  # texts, class index or score
+
+
+class Glue(Task):
+    """conf/task/{sst2,mrpc,cola,qnli,rte,stsb}.yaml.
+
+    data_dir    a folder with train.tsv and dev.tsv, or GLUE's own folder that holds one for each task; None reads the hub.
+    max_length  longest input in tokens; longer ones are cut, and counted in the record.
+    """
+
+    modality: ClassVar[str] = "text"
+
+    subset: Literal["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
+    data_dir: str | None = None
+    max_length: int = Field(ge=8)
+
+    @property
+    def outputs(self) -> int:
+        labels = SUBSETS[self.subset].labels
+        return 1 if labels is None else len(labels)
+
+    def score(self, logits, labels):
+        predictions = logits.squeeze(-1) if self.outputs == 1 else logits.argmax(-1)
+        return compute(self.subset, predictions.numpy(), labels.numpy())
+
+    def load(self, backbone: Backbone, seed: int) -> Data:
+        key = (self.subset, self.data_dir, self.max_length, self.synthetic, backbone.source, backbone.fingerprint)
+        if key not in _PREPARED:
+            _PREPARED.clear()  # one at a time: a sweep runs all seeds of a task in a row
+            _PREPARED[key] = self._prepare(backbone.preprocess)
+        return _PREPARED[key]
+
+    def _prepare(self, tokenizer) -> Data:
+        rows, source, commit = self.rows()
+        notes: dict[str, Any] = {"truncated": {}}
+        examples = {split: self._tokenise(tokenizer, rows[split], split, notes) for split in rows}
+        return Data(
+            train=examples["train"],
+            evaluation=examples["validation"],
+            lengths=[len(example["input_ids"]) for example in examples["validation"]],
+            collate=self._collate(tokenizer),
+            source=source,
+            commit=commit,
+            fingerprint=hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16],
+            notes=notes,
+        )
+
+    def rows(self) -> tuple[dict[str, list[Row]], str, str | None]:
+        """Rows of the splits "train" and "validation", where they come from, and the hub's commit."""
+        if self.synthetic:
+            return synthetic_rows(self.subset), "synthetic", None
+        if self.data_dir is not None:
+            return self._from_folder(Path(self.data_dir)), "official TSV files", None
+        return self._from_hub()
+
+    def _from_folder(self, folder: Path) -> dict[str, list[Row]]:
+        subset = SUBSETS[self.subset]
+        if not (folder / "train.tsv").exists() and (folder / subset.folder).is_dir():
+            folder = folder / subset.folder
+        if not (folder / "train.tsv").exists():
+            raise DataError(
+                f"task.data_dir={folder} holds neither train.tsv and dev.tsv nor a folder {subset.folder} with them"
+            )
+        splits = {}
+        for split, name in (("train", "train.tsv"), ("validation", "dev.tsv")):
+            rows = []
+            for where, (*texts, label) in read_tsv(folder / name, subset.columns, subset.header):
+                rows.append((tuple(texts), _label(where, label, subset.labels)))
+            splits[split] = rows
+        return splits
+
+    def _from_hub(self) -> tuple[dict[str, list[Row]], str, str | None]:
+        import datasets
+
+        subset = SUBSETS[self.subset]
+        commit, online = hub.commit(REPOSITORY, "main", "dataset")
+        datasets.disable_progress_bars()
+        try:
+            loaded = datasets.load_dataset(
+                REPOSITORY,
+                self.subset,
+                revision=commit,
+                download_config=datasets.DownloadConfig(local_files_only=not online),
+            )
+        except Exception as error:  # network, cache and format errors of several libraries
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise DataError(
+                f"data set {REPOSITORY} ({self.subset}) cannot be loaded from the hub ({reason}); give a folder with GLUE's "
+                f"official files with task.data_dir=/path/to/glue"
+            ) from None
+        splits: dict[str, list[Row]] = {}
+        for split in ("train", "validation"):
+            columns = set(loaded[split].column_names)
+            missing = {*subset.texts, "label"} - columns
+            if missing:
+                raise DataError(f"{REPOSITORY} ({self.subset}, {split}) has no column {sorted(missing)[0]!r}")
+            texts = list(zip(*(loaded[split][name] for name in subset.texts), strict=True))
+            splits[split] = [
+                (pair, _checked_label(f"{REPOSITORY} ({self.subset}, {split}) row {index}", label, subset.labels))
+                for index, (pair, label) in enumerate(zip(texts, loaded[split]["label"], strict=True))
+            ]
+        return splits, f"{REPOSITORY} {self.subset}", commit
+
+    def _tokenise(self, tokenizer, rows: list[Row], split: str, notes: dict[str, Any]) -> list[dict[str, Any]]:
+        columns = [list(column) for column in zip(*(texts for texts, _ in rows), strict=True)]
+        encoded = tokenizer(*columns, truncation=False, verbose=False)
+        notes["truncated"][split] = sum(len(ids) > self.max_length for ids in encoded["input_ids"])
+        if notes["truncated"][split]:
+            encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
+        keys = [key for key in encoded if key != "attention_mask"]
+        examples = [dict(zip(keys, values, strict=True)) for values in zip(*(encoded[key] for key in keys), strict=True)]
+        for example, (_, label) in zip(examples, rows, strict=True):
+            example["labels"] = label
+        return examples
+
+    def _collate(self, tokenizer):
+        regression = self.outputs == 1
+
+        def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            inputs = [{key: value for key, value in example.items() if key != "labels"} for example in examples]
+            batch = dict(tokenizer.pad(inputs, padding="longest", return_tensors="pt", verbose=False))
+            kind = torch.float32 if regression else torch.long
+            batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=kind)
+            return batch
+
+        return collate
+
+
+_PREPARED: dict[tuple, Data] = {}
+
+
+def _label(where: str, text: str, labels: tuple[str, ...] | None) -> float:
+    if labels is None:
+        try:
+            return _checked_label(where, float(text), None)
+        except ValueError:
+            raise DataError(f"{where}: score {text!r} is not a number from 0 to 5") from None
+    if text not in labels:
+        raise DataError(f"{where}: unknown label {text!r}; allowed: {', '.join(labels)}")
+    return labels.index(text)
+
+
+def _checked_label(where: str, value: float, labels: tuple[str, ...] | None) -> float:
+    if labels is None:
+        if not 0.0 <= value <= 5.0:
+            raise DataError(f"{where}: score {value} is not a number from 0 to 5")
+    elif value not in range(len(labels)):
+        raise DataError(f"{where}: unknown label {value}; allowed: 0 to {len(labels) - 1}")
+    return value
+
+
+def synthetic_rows(subset: str, train: int = 24, validation: int = 16) -> dict[str, list[Row]]:
+    """Sentences of a few words whose label follows from shared words: for rehearsals and tests, no meaning."""
+    spec = SUBSETS[subset]
+    draws = np.random.default_rng(derive(0, "synthetic"))
+    words = np.array(
+        ["the", "a", "cat", "dog", "house", "runs", "sleeps", "red", "blue", "small", "old", "under", "over", "and", "not"]
+    )
+
+    def sentence() -> list[str]:
+        return list(draws.choice(words, size=draws.integers(3, 12)))
+
+    def row(index: int) -> Row:
+        first = sentence()
+        second = list(first) if index % 2 else sentence()
+        texts = (" ".join(first), " ".join(second))[: len(spec.texts)]
+        if spec.labels is None:
+            return texts, round(5.0 * len(set(first) & set(second)) / len(set(first) | set(second)), 1)
+        return texts, index % 2
+
+    return {"train": [row(i) for i in range(train)], "validation": [row(i) for i in range(validation)]}

@@ -1,0 +1,68 @@
+"""GLUE's metrics and accuracy as `evaluate` modules that need no hub (their own scripts live there)."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+
+import datasets
+import evaluate
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+DESCRIPTION = "Metrics of the GLUE benchmark (Wang et al. 2019), as fractions."
+METRICS = {
+    "cola": ("matthews_correlation",),
+    "mrpc": ("accuracy", "f1"),
+    "stsb": ("pearson", "spearmanr"),
+    "sst2": ("accuracy",),
+    "qnli": ("accuracy",),
+    "rte": ("accuracy",),
+    "accuracy": ("accuracy",),
+}
+
+
+class GlueMetric(evaluate.Metric):
+    """`config_name` is a GLUE subset, or "accuracy". Predictions are class indices, or scores for stsb.
+
+    A correlation with a constant is undefined: its value is None.
+    """
+
+    def _info(self):
+        kind = datasets.Value("float64" if self.config_name == "stsb" else "int64")
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation="",
+            features=datasets.Features({"predictions": kind, "references": kind}),
+            module_name="glue",
+        )
+
+    def _compute(self, predictions, references):
+        predictions, references = np.asarray(predictions), np.asarray(references)
+        return {name: _FUNCTIONS[name](references, predictions) for name in METRICS[self.config_name]}
+
+
+def _correlation(function):
+    def compute(references, predictions):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = float(function(references.astype(np.float64), predictions.astype(np.float64))[0])
+        return value if np.isfinite(value) else None
+
+    return compute
+
+
+_FUNCTIONS = {
+    "accuracy": lambda references, predictions: float(accuracy_score(references, predictions)),
+    "f1": lambda references, predictions: float(f1_score(references, predictions)),
+    "matthews_correlation": lambda references, predictions: float(matthews_corrcoef(references, predictions)),
+    "pearson": _correlation(pearsonr),
+    "spearmanr": _correlation(spearmanr),
+}
+
+
+def compute(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
+    """The metrics of one GLUE subset (or "accuracy") for predictions [N] and references [N]."""
+    metric = GlueMetric(config_name=name, keep_in_memory=True, cache_dir=tempfile.gettempdir())
+    return metric.compute(predictions=predictions, references=references)
