@@ -93,7 +93,7 @@ class RunConfig(Strict):
     seed: int = Field(ge=0, lt=2**31)
     results_dir: str
     cache_dir: str
-    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    device: str = Field(pattern=r"^(auto|cpu|cuda)$")
     progress: bool | Literal["auto"]
     follows_seed: list[str] = []
 

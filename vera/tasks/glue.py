@@ -21,6 +21,7 @@ from vera.tasks.metrics import compute
 from vera.tasks.tsv import read_tsv
 
 REPOSITORY = "nyu-mll/glue"
+WORDS = "the a cat dog house runs sleeps red blue small old under over and not"  # of the synthetic rows
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,7 @@ def synthetic_rows(subset: str, train: int = 24, validation: int = 16) -> dict[s
     """Sentences of a few words whose label follows from shared words: for rehearsals and tests, no meaning."""
     spec = SUBSETS[subset]
     draws = np.random.default_rng(derive(0, "synthetic"))
-    words = np.array(
-        ["the", "a", "cat", "dog", "house", "runs", "sleeps", "red", "blue", "small", "old", "under", "over", "and", "not"]
-    )
+    words = np.array(WORDS.split())
 
     def sentence() -> list[str]:
         return list(draws.choice(words, size=draws.integers(3, 12)))

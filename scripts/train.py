@@ -1,0 +1,74 @@
+"""One run, or a sweep of runs, each leaving one record.
+
+python scripts/train.py model=digits_vit task=digits method=vera seed=0
+python scripts/train.py -m method=lora,vera seed=0,1,2,3,4
+python scripts/train.py sweep=glue_large
+"""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main() below, which prints one line instead of a traceback
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from vera.config import CONF_DIR, explain, from_hydra
+from vera.errors import VeraError
+
+log = logging.getLogger("vera")
+
+
+class RunFailed(Exception):
+    """Lets Hydra's launchers, in this process or another, know that a run failed after its line has been printed."""
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="run")
+def one(cfg: DictConfig) -> None:
+    set_up_logging()
+    from vera.run import execute
+
+    began = time.monotonic()
+    try:
+        run = from_hydra(cfg)
+        show = sys.stderr.isatty() if run.progress == "auto" else run.progress
+        record, computed = execute(run, show)
+    except VeraError as error:
+        log.error("error: %s", error)
+        raise RunFailed(str(error)) from None
+    best, last = record.scores.best, record.scores.last
+    primary = record.scores.primary
+    outcome = f"{primary} {best.metrics[primary]:.4f} (best, epoch {best.epoch}) {last.metrics[primary]:.4f} (last)"
+    log.info("%s  %s  %s", record.name, outcome, f"{time.monotonic() - began:.1f} s" if computed else "already done")
+
+
+def set_up_logging() -> None:
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def main() -> int:
+    set_up_logging()
+    try:
+        one()
+    except RunFailed:
+        return 1
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        log.error("error: %s", explain(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

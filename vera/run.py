@@ -1,0 +1,196 @@
+"""One run from its config to its record. The only module that sees all the others."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import shutil
+import subprocess
+from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vera import record as records
+from vera.config import CONF_DIR, RunConfig, build
+from vera.errors import ConfigError, TrainingError, VeraError
+from vera.files import move_folder
+from vera.methods.base import Method, count
+from vera.models.base import Backbone, Model
+from vera.record import Failure, Record
+from vera.seeds import seed_everything
+from vera.store import Store
+from vera.tasks.base import Data, Task
+from vera.train.loop import Loop, best_epoch
+
+log = logging.getLogger("vera")
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "evaluate", "tokenizers", "numpy", "scikit-learn")
+
+
+def execute(run: RunConfig, show_progress: bool = False) -> tuple[Record, bool]:
+    """The record of a run, and whether it was computed now. A finished run is never repeated, an unfinished one goes on.
+
+    Any failure is written to results_dir/failed and raised as a VeraError.
+    """
+    store = Store(run.results_dir)
+    found = store.find(run.run_name)
+    if found is not None:
+        return found, False
+    store.check_writable()
+    try:
+        record = _train(run, store, show_progress)
+    except (VeraError, MemoryError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        store.write_failure(
+            Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=_now())
+        )
+        if isinstance(error, VeraError):
+            raise
+        raise TrainingError(f"{type(error).__name__}: {reason[:500]}") from error
+    store.write(record)
+    shutil.rmtree(store.work(run.run_name), ignore_errors=True)
+    return record, True
+
+
+def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
+    """Load the backbone with its seeded head, attach the method, prepare the data. Raises VeraError."""
+    model_config: Model = build(run.model, "model")
+    task: Task = build(run.task, "task")
+    method: Method = build(run.method, "method")
+    if model_config.modality != task.modality:
+        raise ConfigError(
+            f"task={task.name} needs a model for {task.modality}, model={model_config.name} is one for {model_config.modality}"
+        )
+    seed_everything(run.seed, "head")
+    backbone = model_config.load(task.outputs, Path(run.cache_dir))
+    method.attach(backbone, model_config)
+    return backbone, method, task, task.load(backbone, run.seed)
+
+
+def _train(run: RunConfig, store: Store, show_progress: bool) -> Record:
+    started = _now()
+    backbone, method, task, data = prepare(run)
+    parameters = count(method.parameter_groups(backbone), backbone.model)
+    tracker = build(run.tracker, "tracker")
+    tracker.start(run.run_name, run.scientific | {"seed": run.seed})
+    work = store.work(run.run_name)
+    try:
+        with _bar(run.run_name, show_progress) as on_progress:
+            loop = Loop(run, backbone, method, task, data, work, on_progress, tracker.log)
+            loop.fit()
+    finally:
+        tracker.finish()
+    record = Record(
+        schema=records.SCHEMA,
+        status="done",
+        run=_identity(run),
+        parameters=parameters,
+        scores=_scores(loop.history, task.primary),
+        cost=loop.cost(),
+        provenance={
+            "started": started,
+            "finished": _now(),
+            **_code(),
+            "model_source": backbone.source,
+            "model_commit": backbone.commit,
+            "model_fingerprint": backbone.fingerprint,
+            "data_source": data.source,
+            "data_commit": data.commit,
+            "data_fingerprint": data.fingerprint,
+            "train_rows": len(data.train),
+            "eval_rows": len(data.evaluation),
+            "notes": data.notes,
+        },
+    )
+    for name in ("best", "last"):
+        if (work / name).is_dir():
+            move_folder(work / name, store.adapters(run.run_name) / name)
+    return record
+
+
+def _identity(run: RunConfig) -> dict[str, Any]:
+    config = run.scientific
+    for group, key in (("model", "path"), ("task", "data_dir")):  # a record shows no path of the machine it was made on
+        if config[group].get(key) is not None:
+            config[group] = {**config[group], key: "local"}
+    return {
+        "model": run.model["name"],
+        "task": run.task["name"],
+        "method": run.method["name"],
+        "seed": run.seed,
+        "cell_id": run.cell_id,
+        "follows_seed": run.follows_seed,
+        "config": config,
+    }
+
+
+def _scores(history: list[dict[str, Any]], primary: str) -> dict[str, Any]:
+    last = history[-1]
+    best = best_epoch(history, primary)
+    undefined = [metric for metric, value in last["metrics"].items() if value is None]
+    if undefined or best is None:
+        metric = undefined[0] if undefined else primary
+        raise TrainingError(f"{metric} is undefined after the last epoch: every prediction is the same")
+    by_epoch = {entry["epoch"]: entry["metrics"] for entry in history}
+    selected = {metric: best_epoch(history, metric) for metric in last["metrics"]}
+    if any(value is None for value in by_epoch[best].values()):
+        raise TrainingError(f"a metric is undefined at epoch {best}, the best one by {primary}")
+    return {
+        "primary": primary,
+        "best": {"epoch": best, "metrics": by_epoch[best]},
+        "last": {"epoch": last["epoch"], "metrics": last["metrics"]},
+        "best_each": {m: {"epoch": epoch, "metrics": {m: by_epoch[epoch][m]}} for m, epoch in selected.items()},
+        "history": history,
+    }
+
+
+@lru_cache(maxsize=1)
+def _code() -> dict[str, Any]:
+    """Which code ran: commit, whether tracked code differs from it, and package versions."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=CONF_DIR.parent, capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    sha = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--", "vera", "conf", "scripts", "pyproject.toml") if sha else None
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"git_sha": sha, "git_dirty": None if changed is None else bool(changed), "versions": versions}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class _bar:
+    """A progress bar as a context; its value is a callback (step, total, loss) that does nothing when not shown."""
+
+    def __init__(self, name: str, show: bool):
+        self.progress = None
+        self.name = name
+        if show:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.progress = Progress(*columns, TextColumn("loss {task.fields[loss]}"), transient=True)
+
+    def __enter__(self):
+        if self.progress is None:
+            return lambda step, total, loss: None
+        self.progress.start()
+        bar = self.progress.add_task(self.name, total=None, loss="-")
+        return lambda step, total, loss: self.progress.update(bar, completed=step, total=total, loss=f"{loss:.3f}")
+
+    def __exit__(self, *error):
+        if self.progress is not None:
+            self.progress.stop()

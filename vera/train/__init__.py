@@ -1,0 +1,1 @@
+"""One loop for every model, task and method."""

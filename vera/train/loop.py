@@ -1,0 +1,216 @@
+"""The training loop. It knows parameters, batches and metrics; it does not know which method, model or task it runs."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.utils.data import DataLoader
+
+from vera.config import RunConfig
+from vera.errors import ConfigError, TrainingError
+from vera.files import move_folder
+from vera.methods.base import Method
+from vera.models.base import Backbone
+from vera.seeds import generator, seed_everything
+from vera.tasks.base import Data, Task
+from vera.train import state
+from vera.train.evaluate import predict
+from vera.train.optim import lr_factor, optimizer, set_lr
+
+log = logging.getLogger("vera")
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """Accelerate for one run. precision "auto" is bf16 autocast on a GPU and fp32 elsewhere. Raises ConfigError."""
+    gpu = torch.cuda.is_available() and device != "cpu"
+    if device == "cuda" and not gpu:
+        raise ConfigError("device=cuda: this machine has no CUDA GPU that torch can use")
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    mixed = {"auto": "bf16" if gpu else "no", "bf16": "bf16", "fp32": "no"}[precision]
+    return Accelerator(cpu=not gpu, mixed_precision=mixed)
+
+
+class Loop:
+    """One run from a prepared model to its history. `work` holds the state of an unfinished run, and the best epoch."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        backbone: Backbone,
+        method: Method,
+        task: Task,
+        data: Data,
+        work: Path,
+        on_progress: Callable[[int, int, float | None], None] = lambda step, total, loss: None,
+        on_log: Callable[[dict[str, float], int], None] = lambda values, step: None,
+    ):
+        self.run, self.config = run, run.train
+        self.backbone, self.method, self.task, self.data = backbone, method, task, data
+        self.work, self.on_progress, self.on_log = work, on_progress, on_log
+        self.accelerator = make_accelerator(run.device, run.train.precision)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        backbone.model.to(self.accelerator.device).train()
+        groups = method.parameter_groups(backbone)
+        self.parameters = dict(groups["adapter"] + groups["head"])
+        self.optimizer = optimizer(groups, run.train)
+        self.model = self.accelerator.prepare(backbone.model)
+        self.steps_per_epoch = -(-len(data.train) // run.train.batch_size)
+        self.total = run.train.epochs * self.steps_per_epoch
+        if run.train.max_steps is not None:
+            self.total = min(self.total, run.train.max_steps)
+        self.step = 0
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        self.history: list[dict[str, Any]] = []
+        self.spent = {"seconds": 0.0, "examples": 0, "tokens": 0, "restarts": 0}
+
+    def fit(self) -> None:
+        """Train to the end, from the kept state when there is one. Raises TrainingError when the loss is not finite."""
+        seed_everything(self.run.seed, "dropout")
+        self._resume()
+        self._clock = time.monotonic()
+        while self.step < self.total:
+            for batches in self._rest_of_epoch():
+                self._step(batches)
+                if self.step % self.steps_per_epoch and self.step < self.total:
+                    self._checkpoint_when_due()
+            self._end_epoch()
+            self._checkpoint_when_due()
+        self.spent["seconds"] += time.monotonic() - self._clock
+
+    def _rest_of_epoch(self) -> Iterator[list[dict[str, torch.Tensor]]]:
+        """The epoch's remaining steps, each a list of micro-batches. The order depends on seed and epoch alone."""
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        order = torch.randperm(len(self.data.train), generator=generator(self.run.seed, "order", epoch)).tolist()
+        size = self.config.batch_size
+        steps = [order[start : start + size] for start in range(0, len(order), size)]
+        steps = steps[done : done + self.total - self.step]
+        # A generator of its own: otherwise every start of a loader would draw from the one that dropout uses.
+        own = torch.Generator()
+        return iter(DataLoader(self.data.train, batch_sampler=steps, collate_fn=self._micro_batches, generator=own))
+
+    def _micro_batches(self, examples: list[Any]) -> list[tuple[float, dict[str, torch.Tensor]]]:
+        """This process's share of a batch in pieces that fit the memory, each with its weight in the batch's mean loss."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = examples[rank::world]
+        total = self.task.weight(self.data.collate(examples)) if world > 1 else None
+        if not mine:  # a last batch smaller than the number of processes: take part with weight zero
+            return [(0.0, self.data.collate(examples[:1]))]
+        size = self.config.micro_batch_size or len(mine)
+        batches = [self.data.collate(mine[start : start + size]) for start in range(0, len(mine), size)]
+        weights = [self.task.weight(batch) for batch in batches]
+        total = total or sum(weights)
+        return [(world * weight / total, batch) for weight, batch in zip(weights, batches, strict=True)]
+
+    def _step(self, batches: list[tuple[float, dict[str, torch.Tensor]]]) -> None:
+        set_lr(self.optimizer, lr_factor(self.step, self.total, self.config))
+        self.method.on_step(self.backbone, self.step)
+        loss_sum = torch.zeros_like(self.loss_sum)
+        for index, (weight, batch) in enumerate(batches):
+            self.spent["examples"] += len(batch["labels"])
+            self.spent["tokens"] += self.task.tokens(batch)
+            batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
+            last = index == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                inputs = {key: value for key, value in batch.items() if key != "labels"}
+                with self.accelerator.autocast():
+                    logits = self.model(**inputs).logits
+                loss = weight * self.task.loss(logits, batch)
+                self.accelerator.backward(loss)
+            loss_sum += loss.detach()
+        if self.config.clip:
+            self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.loss_sum += loss_sum
+        on_cpu = self.accelerator.device.type == "cpu"
+        if on_cpu or self.step % 20 == 0 or self.step == self.total:
+            value = loss_sum.item()
+            if not torch.isfinite(self.loss_sum):
+                raise TrainingError(f"the loss is {value} at step {self.step} of {self.total}; lower train.lr or train.head_lr")
+            self.on_progress(self.step, self.total, value)
+            self.on_log({"train/loss": value, "train/lr_factor": lr_factor(self.step, self.total, self.config)}, self.step)
+
+    def _end_epoch(self) -> None:
+        epoch = -(-self.step // self.steps_per_epoch)
+        steps = self.step - (epoch - 1) * self.steps_per_epoch
+        logits, labels = predict(self.accelerator, self.backbone, self.method, self.data, self.config.eval_batch_size)
+        if not torch.isfinite(logits).all():
+            raise TrainingError(f"predictions are not finite after epoch {epoch}; lower train.lr or train.head_lr")
+        metrics = self.task.score(logits, labels)
+        train_loss = self.loss_sum.item() / steps
+        self.loss_sum.zero_()
+        self.history.append({"epoch": epoch, "step": self.step, "train_loss": train_loss, "metrics": metrics})
+        defined = {f"eval/{key}": value for key, value in metrics.items() if value is not None}
+        self.on_log({**defined, "train/epoch_loss": train_loss}, self.step)
+        if self.config.save and self.accelerator.is_main_process and best_epoch(self.history, self.task.primary) == epoch:
+            self._save("best")
+        if self.config.save and self.accelerator.is_main_process and self.step == self.total:
+            self._save("last")
+
+    def _save(self, name: str) -> None:
+        self.work.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=self.work, prefix=f".{name}-"))
+        self.method.save(self.backbone, scratch)
+        scratch.chmod(0o755)
+        move_folder(scratch, self.work / name)
+
+    def _checkpoint_when_due(self) -> None:
+        now = time.monotonic()
+        if now - self._clock < self.config.checkpoint_seconds:
+            return
+        self.spent["seconds"] += now - self._clock
+        self._clock = now
+        if self.accelerator.is_main_process:
+            progress = {
+                "cell_id": self.run.cell_id,
+                "step": self.step,
+                "loss_sum": self.loss_sum.item(),
+                "history": self.history,
+                "spent": self.spent,
+            }
+            state.save(self.work, progress, self.method.trained(self.backbone), self.parameters, self.optimizer)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        found = state.load(self.work, self.parameters, self.optimizer)
+        if found is None:
+            return
+        progress, trained = found
+        if progress["cell_id"] != self.run.cell_id:
+            raise TrainingError(f"{self.work} holds the state of another run; delete it")
+        self.method.restore(self.backbone, trained)
+        self.step, self.history, self.spent = progress["step"], progress["history"], progress["spent"]
+        self.spent["restarts"] += 1
+        self.loss_sum.fill_(progress["loss_sum"])
+        log.info("resuming at step %d of %d", self.step, self.total)
+
+    def cost(self) -> dict[str, Any]:
+        """The record's cost."""
+        gpu = self.accelerator.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            **self.spent,
+            "steps": self.step,
+            "peak_memory_bytes": peak,
+            "device": torch.cuda.get_device_name() if gpu else "cpu",
+            "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
+            "threads": torch.get_num_threads(),
+        }
+
+
+def best_epoch(history: list[dict[str, Any]], metric: str) -> int | None:
+    """The first epoch with the highest value of a metric; None while it is undefined everywhere."""
+    scored = [(entry["metrics"][metric], -entry["epoch"]) for entry in history if entry["metrics"][metric] is not None]
+    return -max(scored)[1] if scored else None

@@ -1,0 +1,50 @@
+"""AdamW with one learning rate for the head and one for the rest, and the schedule as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from vera.config import TrainConfig
+
+
+def optimizer(groups: dict[str, list[tuple[str, nn.Parameter]]], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the groups "adapter" and "head"; biases and norms are never decayed. Each param group keeps `base_lr`."""
+    param_groups = []
+    for group, lr, decay in (
+        ("adapter", config.lr, config.weight_decay),
+        ("head", config.head_lr, config.head_weight_decay),
+    ):
+        decayed = [parameter for name, parameter in groups[group] if decay and not _exempt(name)]
+        plain = [parameter for name, parameter in groups[group] if not decay or _exempt(name)]
+        for parameters, weight_decay in ((decayed, decay), (plain, 0.0)):
+            if parameters:
+                param_groups.append({"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": weight_decay})
+    return torch.optim.AdamW(param_groups, betas=config.betas, eps=config.eps)
+
+
+def _exempt(name: str) -> bool:
+    return name.endswith("bias") or "norm" in name.lower()
+
+
+def lr_factor(step: int, total: int, config: TrainConfig) -> float:
+    """The learning rate of step 0 .. total-1 as a fraction of its base: linear warm-up, then the schedule down to zero.
+
+    Warm-up takes warmup_ratio of the steps, rounded up, as in the common trainers.
+    """
+    warmup = math.ceil(config.warmup_ratio * total)
+    if step < warmup:
+        return step / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    if config.schedule == "linear":
+        return max(0.0, 1.0 - progress)
+    if config.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["base_lr"]

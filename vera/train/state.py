@@ -1,0 +1,72 @@
+"""The state of an unfinished run in one safetensors file: tensors as such, all else as JSON in its header. No pickle."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from vera.errors import TrainingError
+from vera.files import write_atomic
+
+FILE = "state.safetensors"
+
+
+def save(
+    folder: Path,
+    progress: dict[str, Any],
+    trained: dict[str, Tensor],
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Write progress (JSON values), trained tensors, optimiser moments and every random generator's state, atomically."""
+    tensors = {f"trained/{name}": tensor for name, tensor in trained.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).detach().to("cpu").contiguous()
+    tensors["rng/torch"] = torch.get_rng_state()
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        tensors[f"rng/cuda{index}"] = torch.cuda.get_rng_state(index)
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    tensors["rng/numpy"] = torch.from_numpy(keys.astype(np.int64))
+    header = {"progress": progress, "numpy": [kind, position, has_gauss, gauss], "python": random.getstate()}
+    write_atomic(folder / FILE, safetensors_bytes(tensors, {"state": json.dumps(header)}))
+
+
+def load(
+    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Restore the optimiser and the generators; return progress and trained tensors, or None when there is no state.
+
+    Raises TrainingError for a file that is not such a state.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()["state"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path} is not the state of a run ({error}); delete it to start the run again") from None
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, field, name = key.split("/", 2)
+            parameter = parameters[name]
+            optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"rng/cuda{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"rng/cuda{index}"], index)
+    torch.set_rng_state(tensors["rng/torch"])
+    kind, position, has_gauss, gauss = header["numpy"]
+    np.random.set_state((kind, tensors["rng/numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = header["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    return header["progress"], {key.removeprefix("trained/"): t for key, t in tensors.items() if key.startswith("trained/")}
