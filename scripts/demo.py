@@ -1,0 +1,41 @@
+"""What `make demo` shows after its runs: table, picture, verdict and comparison with the repository's own records."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from rich.console import Console
+
+from experiments import digits
+from experiments.render import latex, markdown, terminal
+from vera.errors import VeraError
+from vera.files import write_atomic
+from vera.store import Store
+
+
+def main(folder: str = "results/demo") -> int:
+    try:
+        cells = Store(folder).by_cell()
+        mine, committed = digits.records(cells), digits.records(Store(ROOT / "results").by_cell())
+        (table,) = digits.build(cells)
+        write_atomic(Path(folder) / "digits.md", markdown(table))
+        write_atomic(Path(folder) / "digits.tex", latex(table))
+        pictures = digits.draw(cells, Path(folder))
+    except (VeraError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(terminal(table))
+    console.print(digits.verdict(mine))
+    console.print("\nThis machine against the records in results/runs:")
+    for line in digits.compare(mine, committed):
+        console.print(f"  {line}")
+    written = [Path(folder) / "digits.md", Path(folder) / "digits.tex", *pictures]
+    console.print(f"\nrecords: {folder}/runs ({sum(map(len, mine.values()))})   written: {', '.join(map(str, written))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
