@@ -36,7 +36,7 @@ class Summary:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Statistics of at least one value. The bootstrap (percentile, 9,999 resamples) has a fixed seed: same values, same table."""
+    """Statistics of at least one value. The bootstrap (percentile, 9,999 resamples) has a fixed seed: tables do not vary."""
     values = tuple(float(value) for value in values)
     interval = None
     if len(values) > 1:

@@ -41,8 +41,8 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list
         rules.append(len(rows))
     columns = ["Task", "Method", "Trained", "Metric", "Best epoch", "95% interval", "Last epoch", "Steps", "Seconds"]
     notes = [
-        "MiniLM-L6 (BERT, d=384) on GLUE's official files. Median over seeds ± standard deviation, x 100. A short budget on two "
-        "CPU cores shows that the way from text to table works; it is not a comparison at full training length.",
+        "MiniLM-L6 (BERT, d=384) on GLUE's official files. Median over seeds ± standard deviation, x 100. A short budget on "
+        "two CPU cores shows that the way from text to table works; it is not a comparison at full training length.",
         "All metrics of a run are taken at the best epoch of the task's first metric.",
     ]
     return [Table("glue_minilm", "MiniLM on four GLUE tasks, small budget", columns, rows, notes, rules)]

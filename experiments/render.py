@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments.aggregate import PAPER_SEEDS, Summary
@@ -84,10 +85,18 @@ def latex(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def terminal(table: Table) -> RichTable:
+def show(table: Table) -> None:
+    """Print a table; wide enough for every column when the output is not a terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(_rich(table))
+
+
+def _rich(table: Table) -> RichTable:
     view = RichTable(title=table.title, title_justify="left", caption="\n".join(table.notes), caption_justify="left")
     for column in table.columns:
-        view.add_column(column, no_wrap=True)
+        view.add_column(column)
     for index, row in enumerate(table.rows, start=1):
         view.add_row(*row, end_section=index in table.rules)
     return view

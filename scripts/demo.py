@@ -6,10 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rich.console import Console
-
 from experiments import digits
-from experiments.render import latex, markdown, terminal
+from experiments.render import latex, markdown, show
 from vera.errors import VeraError
 from vera.files import write_atomic
 from vera.store import Store
@@ -26,14 +24,13 @@ def main(folder: str = "results/demo") -> int:
     except (VeraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(terminal(table))
-    console.print(digits.verdict(mine))
-    console.print("\nThis machine against the records in results/runs:")
+    show(table)
+    print(digits.verdict(mine))
+    print("\nThis machine against the records in results/runs:")
     for line in digits.compare(mine, committed):
-        console.print(f"  {line}")
+        print(f"  {line}")
     written = [Path(folder) / "digits.md", Path(folder) / "digits.tex", *pictures]
-    console.print(f"\nrecords: {folder}/runs ({sum(map(len, mine.values()))})   written: {', '.join(map(str, written))}")
+    print(f"\nrecords: {folder}/runs ({sum(map(len, mine.values()))})   written: {', '.join(map(str, written))}")
     return 0
 
 

@@ -13,9 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rich.console import Console
-
-from experiments.render import latex, markdown, terminal
+from experiments.render import latex, markdown, show
 from vera.errors import VeraError
 from vera.files import write_atomic
 from vera.store import Store
@@ -37,7 +35,6 @@ def main() -> int:
     if not chosen:
         parser.error(f"no such table: {', '.join(options.names)}; there are {', '.join(artefacts)}")
     out = Path(options.out or options.results)
-    console = Console()
     try:
         cells = Store(options.results).by_cell()
         for module in chosen.values():
@@ -45,7 +42,7 @@ def main() -> int:
                 write_atomic(out / "tables" / f"{table.name}.md", markdown(table))
                 write_atomic(out / "tables" / f"{table.name}.tex", latex(table))
                 if options.show:
-                    console.print(terminal(table))
+                    show(table)
             if hasattr(module, "draw"):
                 module.draw(cells, out / "figures", options.overrides)
     except (VeraError, OSError) as error:

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vera.config import CONF_DIR, explain, from_hydra
 from vera.errors import VeraError
+from vera.store import Store
 
 log = logging.getLogger("vera")
 
@@ -33,13 +34,15 @@ class RunFailed(Exception):
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="run")
 def one(cfg: DictConfig) -> None:
     set_up_logging()
-    from vera.run import execute
-
     began = time.monotonic()
     try:
         run = from_hydra(cfg)
-        show = sys.stderr.isatty() if run.progress == "auto" else run.progress
-        record, computed = execute(run, show)
+        record = Store(run.results_dir).find(run.run_name)
+        computed = record is None
+        if computed:
+            from vera.run import execute  # brings torch, which a finished run does not need
+
+            record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
     except VeraError as error:
         log.error("error: %s", error)
         raise RunFailed(str(error)) from None
@@ -64,6 +67,9 @@ def main() -> int:
         one()
     except RunFailed:
         return 1
+    except KeyboardInterrupt:
+        log.error("interrupted; the same command goes on from here")
+        return 130
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         log.error("error: %s", explain(error))
         return 2

@@ -6,6 +6,7 @@ Nothing here imports torch, so that plans and tables can name runs on a laptop i
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Sequence
@@ -197,11 +198,14 @@ def checked(schema: type[_Model], values: dict[str, Any], where: str = "") -> _M
 def build(settings: dict[str, Any], where: str) -> Any:
     """The object that a group's `_target_` names, from the group's other keys. Raises ConfigError."""
     settings = dict(settings)
-    target = settings.pop("_target_", None)
+    target = str(settings.pop("_target_", None))
+    module, _, name = target.rpartition(".")
     try:
-        schema = hydra.utils.get_class(target)
-    except Exception as error:
+        schema = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{where}._target_: cannot import {target!r}: {error}") from None
+    if not (isinstance(schema, type) and issubclass(schema, Strict)):
+        raise ConfigError(f"{where}._target_: {target!r} is not a component of this project")
     return checked(schema, settings, where)
 
 

@@ -31,15 +31,15 @@ log = logging.getLogger("vera")
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "evaluate", "tokenizers", "numpy", "scikit-learn")
 
 
-def execute(run: RunConfig, show_progress: bool = False) -> tuple[Record, bool]:
-    """The record of a run, and whether it was computed now. A finished run is never repeated, an unfinished one goes on.
+def execute(run: RunConfig, show_progress: bool = False) -> Record:
+    """The record of a run. A finished run is never repeated, an unfinished one goes on.
 
     Any failure is written to results_dir/failed and raised as a VeraError.
     """
     store = Store(run.results_dir)
     found = store.find(run.run_name)
     if found is not None:
-        return found, False
+        return found
     store.check_writable()
     try:
         record = _train(run, store, show_progress)
@@ -53,7 +53,7 @@ def execute(run: RunConfig, show_progress: bool = False) -> tuple[Record, bool]:
         raise TrainingError(f"{type(error).__name__}: {reason[:500]}") from error
     store.write(record)
     shutil.rmtree(store.work(run.run_name), ignore_errors=True)
-    return record, True
+    return record
 
 
 def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:

@@ -13,7 +13,7 @@ from vera.nn.projection import Projection
 
 
 class Vectors(nn.Module):
-    """The trained part of one adapter in one layer: b [d_out] and d [rank], float32 whatever the backbone's dtype."""
+    """The trained part of one adapter in one layer: b [d_out] and d [rank], float32 on a half-precision backbone too."""
 
     def __init__(self, config: VeraConfig, d_out: int, device):
         super().__init__()
@@ -34,7 +34,7 @@ class Vectors(nn.Module):
         # smaller than bf16 resolves.
         super()._apply(fn, recurse)
         for parameter in (self.b, self.d):
-            if parameter.dtype != torch.float32:
+            if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
                 if parameter.grad is not None:
                     parameter.grad.data = parameter.grad.data.float()

@@ -1,0 +1,64 @@
+"""Shared by all tests: tiny models, a scratch results folder, the command line, and shared data where it is there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"  # the tests need no network
+os.environ["WANDB_MODE"] = "offline"
+
+REHEARSAL = ["scale=rehearsal", "device=cpu", "progress=false"]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """One cache folder for the whole session, so that every tiny model is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def compose(cache, tmp_path):
+    """compose("method=lora", ...) -> RunConfig at rehearsal scale, writing below tmp_path."""
+    from vera.config import compose as vera_compose
+
+    def make(*overrides: str, scale: bool = True):
+        base = REHEARSAL if scale else ["device=cpu", "progress=false"]
+        return vera_compose([*base, f"cache_dir={cache}", f"results_dir={tmp_path / 'results'}", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def train(cache, tmp_path):
+    """Run scripts/train.py at rehearsal scale in a process of its own; returns the finished process."""
+
+    def run(*overrides: str, timeout: float = 180, **environment: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / "scripts" / "train.py"), *REHEARSAL, f"cache_dir={cache}"]
+        if not any(override.startswith("results_dir=") for override in overrides):
+            command.append(f"results_dir={tmp_path / 'results'}")
+        return subprocess.run(
+            [*command, *overrides],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared_glue() -> Path:
+    """GLUE's official files beside the project; tests that read them are skipped elsewhere."""
+    folder = ROOT.parent / "shared" / "data" / "glue"
+    if not folder.is_dir():
+        pytest.skip("no GLUE files beside the project")
+    return folder

@@ -1,0 +1,139 @@
+"""Every method of conf/method on every family of backbone: the same assertions, found by glob."""
+
+import copy
+
+import pytest
+import torch
+
+from vera.config import build, choices
+from vera.errors import ConfigError
+from vera.methods.base import count
+from vera.run import prepare
+
+METHODS = choices("method")
+MODELS = {"roberta_base": "rte", "minilm": "mrpc", "vit_base": "digits", "digits_vit": "digits"}
+
+
+@pytest.fixture
+def prepared(compose):
+    def make(method, model, *overrides):
+        run = compose(f"method={method}", f"model={model}", f"task={MODELS[model]}", *overrides)
+        backbone, built, task, data = prepare(run)
+        batch = data.collate([data.train[0], data.train[1]])
+        labels = batch.pop("labels")
+        return backbone, built, task, batch, labels
+
+    return make
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_only_declared_parameters_train_and_merging_changes_no_output(method, model, prepared):
+    backbone, built, task, batch, labels = prepared(method, model)
+    groups = built.parameter_groups(backbone)
+    declared = {name for name, _ in groups["adapter"] + groups["head"]}
+    assert {name for name, p in backbone.model.named_parameters() if p.requires_grad} == declared
+    assert groups["head"] and all(name.startswith("classifier") for name, _ in groups["head"])
+    assert not any(name.startswith("classifier") for name, _ in groups["adapter"])
+    counted = count(groups, backbone.model)
+    assert counted["total"] >= counted["adapter"] + counted["head"] and (counted["adapter"] == 0) == (method == "head")
+
+    backbone.model.train()
+    before = {name: value.detach().clone() for name, value in backbone.model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for _, p in groups["adapter"] + groups["head"]], lr=0.05)
+    for step in range(3):
+        built.on_step(backbone, step)
+        loss = task.loss(backbone.model(**batch).logits, {"labels": labels})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    changed = {name for name, value in backbone.model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed <= declared
+    touched = changed & {name for name, _ in groups["adapter"]}
+    assert touched or method == "head", "training moved nothing outside the head"
+
+    backbone.model.eval()
+    weights = {name: value.detach().clone() for name, value in backbone.model.named_parameters()}
+    with torch.no_grad():
+        separate = backbone.model(**batch).logits
+        for _ in range(3):
+            with built.merged(backbone):
+                torch.testing.assert_close(backbone.model(**batch).logits, separate, rtol=1e-4, atol=1e-5)
+    for name, value in backbone.model.named_parameters():
+        assert torch.equal(value, weights[name]), f"{name} lost bits by merging"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_is_what_was_trained(method, prepared, tmp_path):
+    from safetensors.torch import load_file
+
+    backbone, built, _, _, _ = prepared(method, "roberta_base")
+    built.save(backbone, tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    stored = sum(tensor.numel() for tensor in load_file(file).values())
+    counted = count(built.parameter_groups(backbone), backbone.model)
+    assert stored == counted["adapter"] + counted["head"]
+
+
+@pytest.mark.parametrize("method", ["lora", "vera"])
+def test_peft_reads_the_saved_adapter_with_its_head(method, prepared, tmp_path):
+    from peft import PeftModel
+
+    backbone, built, _, batch, _ = prepared(method, "roberta_base")
+    plain = copy.deepcopy(prepared("head", "roberta_base", "seed=5")[0].model)
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    built.save(backbone, tmp_path)
+    theirs = PeftModel.from_pretrained(plain, tmp_path).eval()
+    backbone.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(**batch).logits, backbone.model(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trained_state_restores(method, prepared):
+    backbone, built, _, batch, _ = prepared(method, "roberta_base")
+    backbone.model.eval()
+    kept = {name: tensor.clone() for name, tensor in built.trained(backbone).items()}
+    with torch.no_grad():
+        wanted = backbone.model(**batch).logits
+        for _, parameter in backbone.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+        built.restore(backbone, kept)
+        assert torch.equal(backbone.model(**batch).logits, wanted)
+
+
+@pytest.mark.parametrize("method", ["vera", "lora", "bitfit", "full"])
+def test_the_head_can_stay_frozen(method, prepared):
+    backbone, built, _, _, _ = prepared(method, "roberta_base", "method.train_head=false")
+    groups = built.parameter_groups(backbone)
+    assert not groups["head"] and groups["adapter"]
+
+
+def test_a_method_that_trains_nothing_is_refused(compose):
+    backbone, built, _, _ = prepare(compose("method=head", "method.train_head=false"))
+    with pytest.raises(ConfigError, match="trains nothing"):
+        built.parameter_groups(backbone)
+
+
+def test_an_unknown_target_names_the_allowed_ones(compose):
+    with pytest.raises(ConfigError, match=r"method.targets: digits_vit has no 'gate'; allowed: query, key, value"):
+        prepare(compose("method.targets=[gate]"))
+
+
+def test_a_task_of_another_modality_is_refused(compose):
+    with pytest.raises(ConfigError, match="task=digits needs a model for image, model=minilm is one for text"):
+        prepare(compose("model=minilm", "task=digits"))
+
+
+def test_bitfit_trains_biases_alone(prepared):
+    backbone, built, _, _, _ = prepared("bitfit", "roberta_base")
+    assert all(name.endswith("bias") for name, _ in built.parameter_groups(backbone)["adapter"])
+
+
+def test_components_build_once_more_from_a_record_of_their_config(compose):
+    run = compose("method=vera")
+    assert build(run.scientific["method"], "method") == build(run.method, "method")

@@ -1,0 +1,234 @@
+"""Adapter files: round trips, PEFT both ways, and every way in which a file can fail to belong."""
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification
+
+from vera.errors import AdapterError
+from vera.nn import VeraConfig, attach, load_adapter, merge, save_adapter, set_adapter, unmerge, vera_layers
+from vera.nn.count import vera_parameters
+
+warnings.filterwarnings("ignore")
+LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def roberta(seed=0, hidden=32):
+    torch.manual_seed(seed)
+    config = RobertaConfig(
+        hidden_size=hidden, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, vocab_size=60, num_labels=3
+    )
+    return RobertaForSequenceClassification(config).eval()
+
+
+def llama(seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=80, vocab_size=60
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+FAMILIES = {"roberta": (roberta, ("query", "value"), ("classifier",)), "llama": (llama, LLAMA, ())}
+IDS = torch.randint(5, 59, (3, 11), generator=torch.Generator().manual_seed(0))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def adapted(family="roberta", rank=16, **settings):
+    make, targets, head = FAMILIES[family]
+    config = VeraConfig(rank=rank, targets=targets, projection_seed=7, modules_to_save=head, **settings)
+    model = attach(make(), config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+@pytest.mark.parametrize("sharing", ["shared", "unique"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip_into_a_bare_and_into_an_adapted_model(family, sharing, tmp_path):
+    model = adapted(family, sharing=sharing)
+    save_adapter(model, tmp_path)
+    make, targets, head = FAMILIES[family]
+    bare = load_adapter(make(), tmp_path).eval()
+    assert torch.equal(logits(bare), logits(model))
+    config = VeraConfig(rank=16, targets=targets, projection_seed=7, modules_to_save=head, sharing=sharing)
+    fresh = load_adapter(attach(make(), config), tmp_path).eval()
+    assert torch.equal(logits(fresh), logits(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_reads_what_we_write(family, tmp_path):
+    from peft import PeftModel
+
+    model = adapted(family)
+    save_adapter(model, tmp_path)
+    theirs = PeftModel.from_pretrained(FAMILIES[family][0](), tmp_path).eval()
+    torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("save_projection", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_we_read_what_peft_writes(family, save_projection, tmp_path):
+    from peft import VeraConfig as PeftVera
+    from peft import get_peft_model
+
+    make, targets, head = FAMILIES[family]
+    config = PeftVera(
+        r=16,
+        target_modules=list(targets),
+        projection_prng_key=7,
+        save_projection=save_projection,
+        modules_to_save=list(head) or None,
+    )
+    theirs = get_peft_model(make(), config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    theirs.save_pretrained(tmp_path)
+    ours = load_adapter(make(), tmp_path).eval()
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-5, atol=1e-5)
+    merge(ours)
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-5, atol=1e-5)
+    unmerge(ours)
+
+
+def test_file_holds_vectors_and_head_alone_and_no_projection(tmp_path):
+    model = adapted(train="both")
+    save_adapter(model, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    vectors = sum(value.numel() for key, value in tensors.items() if "vera_lambda" in key)
+    shapes = [(layer.out_features, layer.in_features) for _, layer in vera_layers(model)]
+    assert vectors == vera_parameters(shapes, 16) == 4 * (32 + 16)
+    assert {key.rpartition(".")[2] for key in tensors} == {"vera_lambda_b", "vera_lambda_d", "weight", "bias"}
+
+
+def test_half_precision_copy_of_the_backbone_is_accepted(tmp_path):
+    model = adapted()
+    save_adapter(model, tmp_path)
+    half = load_adapter(roberta().to(torch.bfloat16), tmp_path).eval()
+    assert (logits(half).float() - logits(model)).abs().max() < 0.05 * logits(model).abs().max()
+
+
+def test_saving_a_merged_model_records_the_original_backbone(tmp_path):
+    model = merge(adapted())
+    save_adapter(model, tmp_path)
+    load_adapter(roberta(), tmp_path)
+
+
+def test_several_adapters_from_files(tmp_path):
+    first, second = adapted(), adapted(rank=4)
+    save_adapter(first, tmp_path / "first")
+    save_adapter(second, tmp_path / "second")
+    model = roberta()
+    head = copy.deepcopy(model.classifier.state_dict())
+    load_adapter(model, tmp_path / "first", name="first")
+    load_adapter(model, tmp_path / "second", name="second")
+    assert torch.equal(logits(model.eval()), logits(second))
+    set_adapter(model, "first")
+    model.classifier.load_state_dict(first.classifier.state_dict())
+    assert torch.equal(logits(model), logits(first))
+    assert head.keys() == model.classifier.state_dict().keys()
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_metadata(folder, **changes):
+    from safetensors import safe_open
+
+    path = folder / "adapter_model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    metadata["vera"] = json.dumps({**json.loads(metadata["vera"]), **changes})
+    save_file(tensors, path, metadata)
+
+
+def edit_tensors(folder, function):
+    from safetensors import safe_open
+
+    path = folder / "adapter_model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    tensors = load_file(path)
+    function(tensors)
+    save_file(tensors, path, metadata)
+
+
+def truncate(folder):
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def first_vector(tensors):
+    return next(key for key in sorted(tensors) if key.endswith("vera_lambda_d"))
+
+
+BROKEN = {
+    "truncated": (truncate, "truncated or not a safetensors file"),
+    "pickle": (lambda f: (f / "adapter_model.safetensors").write_bytes(b"\x80\x04K\x01."), "not a safetensors file"),
+    "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "does not exist"),
+    "no config": (lambda f: (f / "adapter_config.json").unlink(), "does not exist"),
+    "config is not JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "not an adapter configuration"),
+    "LoRA": (lambda f: edit_config(f, peft_type="LORA"), "'LORA', expected 'VERA'"),
+    "no rank": (lambda f: edit_config(f, r=None), "rank"),
+    "other rank": (lambda f: edit_config(f, r=8), r"shape \[16\], this model needs \[8\]"),
+    "other seed": (lambda f: edit_config(f, projection_prng_key=8), "fingerprint"),
+    "other fingerprint": (lambda f: edit_metadata(f, fingerprint="0" * 16), "fingerprint"),
+    "other backbone": (lambda f: edit_metadata(f, norms=[1.0] * 4), "another backbone"),
+    "other shapes": (lambda f: edit_metadata(f, shapes=[[9, 9]] * 4), "9x9, this model has 32x32"),
+    "other targets": (lambda f: edit_config(f, target_modules=["q_proj"]), "q_proj"),
+    "missing tensor": (lambda f: edit_tensors(f, lambda t: t.pop(first_vector(t))), "lacks"),
+    "foreign tensor": (lambda f: edit_tensors(f, lambda t: t.update({"base_model.model.x": torch.ones(1)})), "has x"),
+    "not finite": (lambda f: edit_tensors(f, lambda t: t[first_vector(t)].fill_(float("nan"))), "not finite"),
+    "unknown init": (lambda f: edit_metadata(f, init="zeros"), "init must be one of"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_file_that_does_not_belong_is_refused_and_nothing_is_changed(how, tmp_path):
+    save_adapter(adapted(), tmp_path)
+    damage, message = BROKEN[how]
+    damage(tmp_path)
+    model = roberta()
+    before = logits(model)
+    with pytest.raises(AdapterError, match=message) as error:
+        load_adapter(model, tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    assert not list(vera_layers(model)) and torch.equal(logits(model), before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_another_checkpoint_of_the_same_shape_is_refused(tmp_path):
+    save_adapter(adapted(), tmp_path)
+    with pytest.raises(AdapterError, match="another backbone"):
+        load_adapter(roberta(seed=1), tmp_path)
+    with pytest.raises(AdapterError, match=r"does not fit this model|shape"):
+        load_adapter(roberta(hidden=64), tmp_path)
+
+
+def test_variants_that_peft_cannot_express_are_refused_by_peft(tmp_path):
+    from peft import PeftModel
+
+    save_adapter(adapted(sharing="unique"), tmp_path)
+    with pytest.raises(Exception, match="VERA_VARIANT"):
+        PeftModel.from_pretrained(roberta(), tmp_path)
+
+
+def test_nothing_to_save():
+    with pytest.raises(AdapterError, match="not attached"):
+        save_adapter(roberta(), "/nowhere")
