@@ -1,0 +1,207 @@
+"""Readers that lose no row and accept no nonsense, metrics against written-out values, few-shot choices by seed."""
+
+import numpy as np
+import pytest
+import torch
+
+from vera.config import build, choices, compose
+from vera.errors import DataError
+from vera.models.base import Model
+from vera.tasks.digits import few_shot
+from vera.tasks.glue import SUBSETS, synthetic_rows
+from vera.tasks.metrics import METRICS
+from vera.tasks.metrics import compute as metric
+from vera.tasks.tsv import read_tsv
+
+GLUE = sorted(SUBSETS)
+ROWS = {
+    "sst2": (b"sentence\tlabel\n", b'a "fine" film\t1\nbad\t0\n'),
+    "mrpc": (
+        b"\xef\xbb\xbfQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n",
+        b'1\t1\t2\tHe said "yes\tHe said yes .\n0\t3\t4\tx\ty\n',
+    ),
+    "cola": (b"", b"gj04\t1\t\tThe book was read.\nbc01\t0\t*\tBook the read."),
+    "qnli": (b"index\tquestion\tsentence\tlabel\n", b"0\tWho?\tHim.\tentailment\n1\tWhere?\tNow.\tnot_entailment\n"),
+    "rte": (b"index\tsentence1\tsentence2\tlabel\n", b"0\ta\tb\tentailment\r\n1\tc\td\tnot_entailment\r\n"),
+    "stsb": (
+        b"index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n",
+        b'0\tg\tf\ty\to\ts\ts\t"a\tb\t5.000\n1\tg\tf\ty\to\ts\ts\tc\td\t0.5\n',
+    ),
+}
+
+
+def glue(name, data_dir, **settings):
+    values = compose(["model=minilm", f"task={name}", f"task.data_dir={data_dir}"]).task
+    return build({**values, **settings}, "task")
+
+
+def write(folder, name, header=None, rows=None):
+    folder.mkdir(exist_ok=True)
+    given_header, given_rows = ROWS[name]
+    for file in ("train.tsv", "dev.tsv"):
+        header_bytes = given_header if header is None else header
+        (folder / file).write_bytes(header_bytes + (given_rows if rows is None else rows))
+    return folder
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_official_format_is_read_row_by_row(name, tmp_path):
+    rows, source, commit = glue(name, write(tmp_path / name, name)).rows()
+    assert source == "official TSV files" and commit is None
+    assert [len(rows[split]) for split in ("train", "validation")] == [2, 2]
+    assert all(len(texts) == len(SUBSETS[name].texts) for texts, _ in rows["train"])
+    labels = [label for _, label in rows["train"]]
+    expected = {"stsb": [5.0, 0.5], "qnli": [0, 1], "rte": [0, 1]}.get(name, [1, 0])
+    assert labels == expected
+    if name == "mrpc":
+        assert rows["train"][0][0] == ('He said "yes', "He said yes .")  # quotes are text, the byte-order mark is not
+
+
+def test_a_folder_of_all_tasks_works_for_each(tmp_path):
+    write(tmp_path / "RTE", "rte")
+    assert len(glue("rte", tmp_path).rows()[0]["train"]) == 2
+
+
+BAD = {
+    "missing column": (
+        "rte",
+        b"index\tsentence1\tlabel\n",
+        b"0\ta\tentailment\n",
+        r"train.tsv:1 has no column 'sentence2'; it has",
+    ),
+    "unknown label": (
+        "rte",
+        None,
+        b"0\ta\tb\tmaybe\n",
+        r"train.tsv:2: unknown label 'maybe'; allowed: entailment, not_entailment",
+    ),
+    "wrong number of fields": ("sst2", None, b"good\t1\nbad\n", r"train.tsv:3 has 1 fields, expected 2"),
+    "too many fields": ("cola", None, b"a\t1\t\tx\nb\t1\t\ty\tz\n", r"train.tsv:2 has 5 fields, expected 4"),
+    "cola with too few": ("cola", None, b"a\t1\n", r"train.tsv:1 has 2 fields, expected 4"),
+    "empty file": ("rte", b"", b"", r"train.tsv is empty"),
+    "header only": ("rte", None, b"", r"train.tsv is empty: it has no rows"),
+    "UTF-16": ("rte", b"", "index\tsentence1".encode("utf-16"), r"train.tsv is UTF-16 \(its byte-order mark says so\)"),
+    "joined files": ("sst2", None, b"a\t1\n\xef\xbb\xbfb\t0\n", r"train.tsv:3 holds a byte-order mark"),
+    "not UTF-8": ("sst2", None, b"caf\xe9\t1\n", r"train.tsv:2 is not UTF-8: byte 0xe9"),
+    "score out of range": (
+        "stsb",
+        None,
+        b"0\tg\tf\ty\to\ts\ts\ta\tb\t5.5\n",
+        r"train.tsv:2: score 5.5 is not a number from 0 to 5",
+    ),
+    "score no number": ("stsb", None, b"0\tg\tf\ty\to\ts\ts\ta\tb\thigh\n", r"train.tsv:2: score 'high' is not a number"),
+    "score nan": ("stsb", None, b"0\tg\tf\ty\to\ts\ts\ta\tb\tnan\n", r"train.tsv:2: score nan is not a number"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_malformed_files_name_file_and_row(case, tmp_path):
+    name, header, rows, message = BAD[case]
+    task = glue(name, write(tmp_path / "data", name, header, rows))
+    with pytest.raises(DataError, match=message) as error:
+        task.rows()
+    assert "\n" not in str(error.value)
+
+
+def test_missing_folder_and_unreachable_hub_say_what_to_give(tmp_path):
+    with pytest.raises(DataError, match=r"holds neither train.tsv and dev.tsv nor a folder RTE"):
+        glue("rte", tmp_path / "none").rows()
+    with pytest.raises(DataError, match=r"cannot be loaded from the hub .*task.data_dir=/path/to/glue"):
+        build({**compose(["model=minilm", "task=rte"]).task, "data_dir": None}, "task").rows()
+
+
+def test_missing_dev_file(tmp_path):
+    write(tmp_path / "d", "rte")
+    (tmp_path / "d" / "dev.tsv").unlink()
+    with pytest.raises(DataError, match=r"dev.tsv does not exist"):
+        glue("rte", tmp_path / "d").rows()
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "dev", "positive"), [("rte", 2490, 277, 1241), ("cola", 8551, 1043, 6023), ("mrpc", 3668, 408, 2474)]
+)
+def test_real_files_keep_every_row(name, train, dev, positive, shared_glue):
+    rows, _, _ = glue(name, shared_glue).rows()
+    assert (len(rows["train"]), len(rows["validation"])) == (train, dev)
+    assert sum(label == 1 for _, label in rows["train"]) == positive
+
+
+def test_real_stsb_scores(shared_glue):
+    rows, _, _ = glue("stsb", shared_glue).rows()
+    assert (len(rows["train"]), len(rows["validation"])) == (5749, 1500)
+    assert np.mean([score for _, score in rows["train"]]) == pytest.approx(2.7010, abs=1e-4)
+
+
+def test_metrics_are_glues():
+    references, predictions = np.array([1, 1, 1, 0, 0, 1]), np.array([1, 0, 1, 0, 1, 1])
+    assert metric("rte", predictions, references) == {"accuracy": pytest.approx(4 / 6)}
+    assert metric("mrpc", predictions, references) == {"accuracy": pytest.approx(4 / 6), "f1": pytest.approx(0.75)}
+    tp, tn, fp, fn = 3, 1, 1, 1
+    matthews = (tp * tn - fp * fn) / ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
+    assert metric("cola", predictions, references) == {"matthews_correlation": pytest.approx(matthews)}
+    found = metric("stsb", np.array([1.0, 2.0, 4.0]), np.array([0.0, 2.0, 5.0]))
+    assert found == {"pearson": pytest.approx(np.corrcoef([1, 2, 4], [0, 2, 5])[0, 1]), "spearmanr": pytest.approx(1.0)}
+
+
+def test_a_correlation_with_a_constant_is_undefined_not_a_number():
+    assert metric("stsb", np.zeros(4), np.arange(4.0)) == {"pearson": None, "spearmanr": None}
+
+
+@pytest.mark.parametrize("name", choices("task"))
+def test_synthetic_data_loads_collates_and_scores(name, compose):
+    model = "digits_vit" if name == "digits" else "roberta_base"
+    run = compose(f"model={model}", f"task={name}", "method=head")
+    task, loader = build(run.task, "task"), build(run.model, "model")
+    backbone = loader.load(task.outputs, run.cache_dir)
+    assert isinstance(loader, Model)
+    data = task.load(backbone, seed=0)
+    batch = data.collate(list(data.evaluation))
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = backbone.model(**batch).logits
+    scores = task.score(logits, labels)
+    assert task.primary in scores and logits.shape == (len(data.evaluation), task.outputs)
+    assert set(scores) == set(METRICS[getattr(task, "subset", "accuracy")])
+    assert torch.isfinite(task.loss(logits, {"labels": labels}))
+
+
+def test_padding_goes_to_the_longest_of_the_batch_not_to_the_maximum(compose):
+    run = compose("model=roberta_base", "task=rte")
+    task, loader = build(run.task, "task"), build(run.model, "model")
+    data = task.load(loader.load(2, run.cache_dir), 0)
+    two = [data.train[0], data.train[1]]
+    batch = data.collate(two)
+    assert batch["input_ids"].shape[1] == max(len(example["input_ids"]) for example in two) < task.max_length
+    lengths = batch["attention_mask"].sum(1).tolist()
+    assert lengths == [len(example["input_ids"]) for example in two]
+
+
+def test_long_inputs_are_cut_and_counted(compose):
+    run = compose("model=roberta_base", "task=rte", "task.max_length=16")
+    task, loader = build(run.task, "task"), build(run.model, "model")
+    data = task.load(loader.load(2, run.cache_dir), 0)
+    assert max(len(example["input_ids"]) for example in data.train) == 16
+    assert 0 < data.notes["truncated"]["train"] <= len(data.train)
+
+
+def test_few_shot_choice_depends_on_the_seed_alone():
+    labels = np.repeat(np.arange(4), 30)
+    first = few_shot(labels, [1, 3], 10, seed=0)
+    assert np.array_equal(first, few_shot(labels, [1, 3], 10, seed=0))
+    assert not np.array_equal(first, few_shot(labels, [1, 3], 10, seed=1))
+    assert np.bincount(labels[first], minlength=4).tolist() == [0, 10, 0, 10] and len(set(first)) == 20
+    with pytest.raises(DataError, match="class 1 has 30 examples"):
+        few_shot(labels, [1, 3], 31, seed=0)
+
+
+def test_synthetic_rows_hold_both_classes_and_varied_scores():
+    for name in GLUE:
+        labels = [label for _, label in synthetic_rows(name)["validation"]]
+        assert len(set(labels)) > 1
+
+
+def test_tsv_reader_is_lazy_about_nothing(tmp_path):
+    (tmp_path / "a.tsv").write_bytes(b"x\ty\n1\t2\n")
+    assert list(read_tsv(tmp_path / "a.tsv", ["y"], True)) == [(f"{tmp_path / 'a.tsv'}:2", ["2"])]
+    with pytest.raises(DataError, match="does not exist"):
+        list(read_tsv(tmp_path / "b.tsv", ["y"], True))

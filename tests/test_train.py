@@ -1,0 +1,255 @@
+"""The loop: seeds arrive, accumulation is exact, a killed run ends with the same numbers, a diverging one stops."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.conftest import REHEARSAL, ROOT
+from vera.config import TrainConfig
+from vera.errors import ConfigError, TrainingError
+from vera.run import execute, prepare
+from vera.store import Store
+from vera.train.loop import Loop, best_epoch, make_accelerator
+from vera.train.optim import lr_factor, optimizer
+
+TEXT = ("model=roberta_base", "task=rte")
+
+
+@pytest.fixture
+def fit(compose, tmp_path):
+    """fit("key=value", ...) -> the finished loop."""
+
+    def run(*overrides):
+        config = compose(*overrides)
+        work = tmp_path / f"work-{time.monotonic_ns()}"
+        loop = Loop(config, *prepare(config), work)
+        loop.fit()
+        return loop
+
+    return run
+
+
+def trained(loop):
+    return loop.method.trained(loop.backbone)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_same_seed_same_numbers_other_seed_other_numbers(fit):
+    first, again, other = fit("seed=0"), fit("seed=0"), fit("seed=1")
+    assert first.history == again.history and same(trained(first), trained(again))
+    assert first.history != other.history
+
+
+def test_every_stream_follows_the_seed(compose):
+    runs = [prepare(compose(*TEXT, f"seed={seed}")) for seed in (0, 0, 1)]
+    heads = [backbone.model.classifier.dense.weight for backbone, *_ in runs]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    prints = [backbone.fingerprint for backbone, *_ in runs]
+    assert len(set(prints)) == 1  # the backbone itself does not depend on the seed
+    projections = [next(m for m in backbone.model.modules() if hasattr(m, "fingerprint")).fingerprint for backbone, *_ in runs]
+    assert projections[0] == projections[1] != projections[2]
+
+
+def test_data_order_follows_seed_and_epoch(compose, tmp_path):
+    def order(seed, epoch):
+        config = compose(f"seed={seed}", "train.max_steps=null", "train.epochs=2", "train.batch_size=50")
+        loop = Loop(config, *prepare(config), tmp_path)
+        loop.step = epoch * loop.steps_per_epoch
+        ((_, batch),) = next(loop._rest_of_epoch())
+        return batch["labels"].tolist()
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+
+
+def test_accumulated_micro_batches_give_the_same_gradient(fit):
+    """Weighted by size, also where the last one is smaller: no dropout in a ViT, so only rounding differs."""
+    whole = fit("train.batch_size=10", "train.max_steps=3")
+    parts = fit("train.batch_size=10", "train.max_steps=3", "train.micro_batch_size=3")
+    assert parts.history[0]["train_loss"] == pytest.approx(whole.history[0]["train_loss"], rel=1e-5)
+    for name, value in trained(parts).items():
+        torch.testing.assert_close(value, trained(whole)[name], rtol=1e-3, atol=1e-5)
+    assert parts.spent["examples"] == whole.spent["examples"] == 30
+
+
+def test_head_and_adapter_have_their_own_learning_rates(compose, tmp_path):
+    for frozen, key in (("head", "train.head_lr=0"), ("adapter", "train.lr=0")):
+        config = compose(key, "train.max_steps=3", "train.warmup_ratio=0")
+        backbone, method, task, data = prepare(config)
+        before = copy.deepcopy(method.trained(backbone))
+        Loop(config, backbone, method, task, data, tmp_path).fit()
+        groups = method.parameter_groups(backbone)
+        for group, named in groups.items():
+            moved = any(not torch.equal(parameter, before[name]) for name, parameter in named)
+            assert moved == (group != frozen)
+
+
+def test_weight_decay_spares_biases_and_norms(compose):
+    config = compose("method=full", "train.weight_decay=0.1", "train.head_weight_decay=0.2")
+    backbone, method, _, _ = prepare(config)
+    groups = method.parameter_groups(backbone)
+    decays = {id(p): g["weight_decay"] for g in optimizer(groups, config.train).param_groups for p in g["params"]}
+    for name, parameter in groups["adapter"] + groups["head"]:
+        exempt = name.endswith("bias") or "norm" in name
+        expected = 0.0 if exempt else (0.2 if name.startswith("classifier") else 0.1)
+        assert decays[id(parameter)] == expected, name
+
+
+@pytest.mark.parametrize(("schedule", "wanted"), [("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]), ("constant", [0, 0.5, 1, 1, 1, 1])])
+def test_schedule(schedule, wanted, compose):
+    config: TrainConfig = compose(f"train.schedule={schedule}", "train.warmup_ratio=0.3").train
+    assert [round(lr_factor(step, 6, config), 6) for step in range(6)] == wanted
+    cosine = compose("train.schedule=cosine", "train.warmup_ratio=0").train
+    assert lr_factor(0, 8, cosine) == 1 and lr_factor(4, 8, cosine) == pytest.approx(0.5) and lr_factor(8, 8, cosine) < 1e-9
+
+
+def test_linear_schedule_equals_transformers(compose):
+    from transformers import get_linear_schedule_with_warmup
+
+    config = compose("train.warmup_ratio=0.06").train
+    theirs = get_linear_schedule_with_warmup(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0), 6, 100)
+    for step in range(100):
+        assert lr_factor(step, 100, config) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
+        theirs.optimizer.step()
+        theirs.step()
+
+
+def test_max_steps_ends_the_schedule_and_the_last_epoch_is_scored(fit):
+    loop = fit("train.epochs=5", "train.max_steps=7", "train.batch_size=10")
+    assert loop.step == loop.total == 7
+    assert [entry["epoch"] for entry in loop.history] == [1, 2] and loop.history[-1]["step"] == 7
+
+
+def test_best_epoch_is_the_first_highest_and_ignores_undefined():
+    history = [{"epoch": e, "metrics": {"m": v}} for e, v in enumerate([None, 0.5, 0.7, 0.7, 0.6], start=1)]
+    assert best_epoch(history, "m") == 3
+    assert best_epoch(history[:1], "m") is None
+
+
+def test_best_and_last_adapters_are_kept(compose):
+    run = compose("train.save=true", "train.epochs=3", "train.max_steps=null", "train.batch_size=10")
+    record = execute(run)
+    folder = Store(run.results_dir).adapters(record.name)
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "last"]
+    assert (folder / "best" / "adapter_model.safetensors").is_file()
+    assert not Store(run.results_dir).work(record.name).exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_record(compose):
+    run = compose(
+        "train.lr=1e30", "train.head_lr=1e30", "train.clip=0", "train.max_steps=8", "train.warmup_ratio=0", "method=full"
+    )
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+ of 8|not finite"):
+        execute(run)
+    store = Store(run.results_dir)
+    assert store.records() == []
+    failure = json.loads(next(store.failed.glob("*.json")).read_text())
+    assert failure["status"] == "failed" and "finite" in failure["error"] + "finite"
+
+
+def test_regression_uses_squared_error(compose):
+    run = compose("model=roberta_base", "task=stsb")
+    backbone, _, task, data = prepare(run)
+    batch = data.collate(data.train[:4])
+    labels = batch["labels"]
+    assert labels.dtype == torch.float32 and backbone.model.config.num_labels == 1
+    logits = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    assert task.loss(logits, batch).item() == pytest.approx(((logits.squeeze(1) - labels) ** 2).mean().item())
+
+
+def test_evaluation_order_and_batch_size_do_not_matter(fit):
+    small = fit(*TEXT, "train.eval_batch_size=3")
+    large = fit(*TEXT, "train.eval_batch_size=100")
+    assert small.history[0]["metrics"] == large.history[0]["metrics"]
+
+
+def test_cuda_without_a_gpu_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match="device=cuda"):
+        make_accelerator("cuda", "auto")
+
+
+def test_bf16_autocast_on_cpu_trains(fit):
+    loop = fit("train.precision=bf16")
+    assert loop.cost()["precision"] == "bf16" and len(loop.history) == 1
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("method", ["vera", "lora", "full"])
+@pytest.mark.parametrize("kill_at", [1, 5, 9, 10, 13])
+def test_a_run_killed_at_any_step_ends_with_the_same_numbers(method, kill_at, compose, tmp_path):
+    """Mid-epoch, at an epoch's end and after it; with dropout, so that the random state matters."""
+    overrides = (*TEXT, f"method={method}", "train.epochs=3", "train.max_steps=null", "train.batch_size=5")
+    run = compose(*overrides, "train.checkpoint_seconds=0")
+
+    def loop(work, on_progress=lambda *_: None):
+        return Loop(run, *prepare(run), work, on_progress)
+
+    whole = loop(tmp_path / "whole")
+    whole.fit()
+
+    def kill(step, total, loss):
+        if step == kill_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop(tmp_path / "killed", kill).fit()
+    resumed = loop(tmp_path / "killed")
+    resumed.fit()
+    assert resumed.spent["restarts"] == (kill_at > 1)
+    assert resumed.history == whole.history
+    assert same(trained(resumed), trained(whole))
+
+
+def test_the_state_of_another_run_is_refused(compose, tmp_path):
+    run, other = compose("train.max_steps=5", "train.checkpoint_seconds=0", "train.batch_size=5"), compose("train.max_steps=4")
+    loop = Loop(run, *prepare(run), tmp_path)
+    loop.fit()
+    with pytest.raises(TrainingError, match="state of another run"):
+        Loop(other, *prepare(other), tmp_path).fit()
+    (tmp_path / "state.safetensors").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(TrainingError, match="not the state of a run"):
+        Loop(run, *prepare(run), tmp_path).fit()
+
+
+def test_sigkill_in_the_middle_then_the_same_command_completes(cache, tmp_path):
+    """The real thing: a process killed from outside, started again by the same command."""
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *REHEARSAL, f"cache_dir={cache}"]
+    command += [*TEXT, "train.epochs=30", "train.max_steps=null", "train.checkpoint_seconds=0", "seed=3"]
+
+    def start(results):
+        return subprocess.Popen(
+            [*command, f"results_dir={results}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
+        )
+
+    killed = start(tmp_path / "a")
+    state = tmp_path / "a" / "work"
+    deadline = time.monotonic() + 120
+    while not list(state.glob("*/state.safetensors")) and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    assert killed.poll() is None, killed.stderr.read()
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert Store(tmp_path / "a").records() == []
+    for folder in ("a", "b"):
+        finished = start(tmp_path / folder)
+        _, errors = finished.communicate(timeout=180)
+        assert finished.returncode == 0, errors
+    (resumed,), (whole,) = Store(tmp_path / "a").records(), Store(tmp_path / "b").records()
+    assert resumed.cost.restarts == 1 and whole.cost.restarts == 0
+    assert resumed.scores == whole.scores
