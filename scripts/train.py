@@ -27,8 +27,12 @@ from vera.store import Store
 log = logging.getLogger("vera")
 
 
+MAIN_PROCESS = "VERA_MAIN_PROCESS"
+failures: list[str] = []
+
+
 class RunFailed(Exception):
-    """Lets Hydra's launchers, in this process or another, know that a run failed after its line has been printed."""
+    """How a launcher's worker process tells this one that a run failed, after its line has been printed."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="run")
@@ -45,7 +49,10 @@ def one(cfg: DictConfig) -> None:
             record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
     except VeraError as error:
         log.error("error: %s", error)
-        raise RunFailed(str(error)) from None
+        if os.environ.get(MAIN_PROCESS) != str(os.getpid()):
+            raise RunFailed(str(error)) from None
+        failures.append(str(error))
+        return
     best, last = record.scores.best, record.scores.last
     primary = record.scores.primary
     outcome = f"{primary} {best.metrics[primary]:.4f} (best, epoch {best.epoch}) {last.metrics[primary]:.4f} (last)"
@@ -63,6 +70,7 @@ def set_up_logging() -> None:
 
 def main() -> int:
     set_up_logging()
+    os.environ[MAIN_PROCESS] = str(os.getpid())
     try:
         one()
     except RunFailed:
@@ -73,7 +81,9 @@ def main() -> int:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         log.error("error: %s", explain(error))
         return 2
-    return 0
+    if len(failures) > 1:
+        log.error("error: %d runs failed; see the lines above and results_dir/failed", len(failures))
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

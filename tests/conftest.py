@@ -40,7 +40,9 @@ def train(cache, tmp_path):
     """Run scripts/train.py at rehearsal scale in a process of its own; returns the finished process."""
 
     def run(*overrides: str, timeout: float = 180, **environment: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / "scripts" / "train.py"), *REHEARSAL, f"cache_dir={cache}"]
+        flags = [override for override in overrides if override.startswith("-")]  # Hydra wants them first
+        overrides = tuple(override for override in overrides if override not in flags)
+        command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags, *REHEARSAL, f"cache_dir={cache}"]
         if not any(override.startswith("results_dir=") for override in overrides):
             command.append(f"results_dir={tmp_path / 'results'}")
         return subprocess.run(

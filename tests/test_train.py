@@ -189,11 +189,10 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("method", ["vera", "lora", "full"])
-@pytest.mark.parametrize("kill_at", [1, 5, 9, 10, 13])
+@pytest.mark.parametrize(("method", "kill_at"), [("vera", 1), ("vera", 5), ("vera", 7), ("lora", 5), ("full", 6)])
 def test_a_run_killed_at_any_step_ends_with_the_same_numbers(method, kill_at, compose, tmp_path):
     """Mid-epoch, at an epoch's end and after it; with dropout, so that the random state matters."""
-    overrides = (*TEXT, f"method={method}", "train.epochs=3", "train.max_steps=null", "train.batch_size=5")
+    overrides = (*TEXT, f"method={method}", "train.epochs=2", "train.max_steps=null", "train.batch_size=5")
     run = compose(*overrides, "train.checkpoint_seconds=0")
 
     def loop(work, on_progress=lambda *_: None):
@@ -229,7 +228,7 @@ def test_the_state_of_another_run_is_refused(compose, tmp_path):
 def test_sigkill_in_the_middle_then_the_same_command_completes(cache, tmp_path):
     """The real thing: a process killed from outside, started again by the same command."""
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *REHEARSAL, f"cache_dir={cache}"]
-    command += [*TEXT, "train.epochs=30", "train.max_steps=null", "train.checkpoint_seconds=0", "seed=3"]
+    command += [*TEXT, "train.epochs=40", "train.max_steps=null", "train.checkpoint_seconds=0.5", "seed=3"]
 
     def start(results):
         return subprocess.Popen(
@@ -241,7 +240,6 @@ def test_sigkill_in_the_middle_then_the_same_command_completes(cache, tmp_path):
     deadline = time.monotonic() + 120
     while not list(state.glob("*/state.safetensors")) and time.monotonic() < deadline and killed.poll() is None:
         time.sleep(0.02)
-    time.sleep(0.3)
     assert killed.poll() is None, killed.stderr.read()
     killed.send_signal(signal.SIGKILL)
     killed.wait()

@@ -26,7 +26,7 @@ from vera.store import Store
 from vera.tasks.base import Data, Task
 from vera.train.loop import Loop, best_epoch
 
-log = logging.getLogger("vera")
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "evaluate", "tokenizers", "numpy", "scikit-learn")
 

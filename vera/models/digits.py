@@ -20,7 +20,7 @@ from vera.models.image import ImageClassifier
 from vera.models.tiny import image_processor
 from vera.seeds import derive, forked, generator
 
-log = logging.getLogger("vera")
+log = logging.getLogger(__name__)
 
 PRETRAIN_CLASSES = 5
 RECIPE = 1  # raised when the pretraining below changes

@@ -27,7 +27,7 @@ from vera.train import state
 from vera.train.evaluate import predict
 from vera.train.optim import lr_factor, optimizer, set_lr
 
-log = logging.getLogger("vera")
+log = logging.getLogger(__name__)
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:

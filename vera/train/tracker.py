@@ -40,4 +40,4 @@ class Wandb(Strict):
     def finish(self) -> None:
         import wandb
 
-        wandb.finish(quiet=True)
+        wandb.finish()

@@ -1,0 +1,131 @@
+"""Records are complete, finite, atomic, and refused when they are not what they say."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from vera.errors import RecordError
+from vera.record import Record, parse
+from vera.run import execute
+from vera.store import Store
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One real record, made once."""
+    from vera.config import compose
+
+    folder = tmp_path_factory.mktemp("record")
+    run = compose(
+        ["scale=rehearsal", "device=cpu", "progress=false", f"cache_dir={folder}", f"results_dir={folder / 'results'}"]
+    )
+    return execute(run), Store(run.results_dir), run
+
+
+def test_what_a_record_holds(finished):
+    record, store, run = finished
+    raw = json.loads(store.path(record.name).read_text())
+    assert set(raw) == {"schema", "status", "run", "parameters", "scores", "cost", "provenance"}
+    assert raw["status"] == "done" and raw["run"]["seed"] == 0 and raw["run"]["cell_id"] == run.cell_id
+    assert set(raw["parameters"]) == {"adapter", "head", "total", "adapter_bytes"}
+    assert set(raw["scores"]) >= {"primary", "best", "last", "history"}
+    assert raw["scores"]["best"].keys() == {"epoch", "metrics"}
+    assert raw["run"]["config"]["method"]["projection_seed"] == 0
+    assert raw["provenance"]["versions"]["torch"] and raw["cost"]["steps"] == 2
+    assert str(store.root) not in store.path(record.name).read_text()  # no path of the machine
+    assert raw["provenance"]["notes"]["few_shot_rows"]
+
+
+def test_round_trip(finished):
+    record, store, _ = finished
+    assert parse(record.to_json(), "x") == record
+    assert store.find(record.name) == record
+    assert store.records() == [record] and store.by_cell() == {record.run.cell_id: [record]}
+
+
+def test_a_finished_run_is_not_repeated(finished):
+    record, store, run = finished
+    before = store.path(record.name).stat().st_mtime_ns
+    assert execute(run) == record
+    assert store.path(record.name).stat().st_mtime_ns == before
+
+
+def broken(record, change):
+    raw = json.loads(record.to_json())
+    change(raw)
+    return json.dumps(raw)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["scores"]["best"]["metrics"].update(accuracy=float("nan")), "scores.best.metrics.accuracy"),
+        (lambda r: r["scores"]["last"]["metrics"].clear(), "last lacks the primary metric 'accuracy'"),
+        (lambda r: r["scores"].pop("history"), "scores.history"),
+        (lambda r: r.update(schema=2), "schema is 2, this version reads 1"),
+        (lambda r: r.update(status="failed"), "status"),
+        (lambda r: r["run"].update(seed=-1), "run.seed"),
+        (lambda r: r["run"]["config"]["train"].update(lr=9.0), "run.config hashes to"),
+        (lambda r: r.update(comment="hi"), "comment"),
+        (lambda r: r["parameters"].update(adapter="many"), "parameters.adapter"),
+    ],
+)
+def test_a_record_that_is_not_one_is_refused_by_file_and_key(change, message, finished):
+    with pytest.raises(RecordError) as error:
+        parse(broken(finished[0], change), "results/runs/x.json")
+    assert message in str(error.value) and "results/runs/x.json" in str(error.value)
+
+
+def test_truncated_and_misnamed_files_are_refused(finished, tmp_path):
+    record, _, _ = finished
+    store = Store(tmp_path)
+    path = store.write(record)
+    path.rename(path.with_name("other.json"))
+    with pytest.raises(RecordError, match="should be called"):
+        store.records()
+    path.with_name("other.json").unlink()
+    path.write_text(record.to_json()[:500])
+    with pytest.raises(RecordError, match=path.name):
+        store.records()
+
+
+def test_nothing_is_left_when_writing_fails(finished, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RecordError, match="No space left on device"):
+        Store(tmp_path).write(finished[0])
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match=r"results_dir=.*file is not writable"):
+        Store(tmp_path / "file").check_writable()
+    if os.geteuid() != 0:
+        closed = tmp_path / "closed"
+        closed.mkdir()
+        closed.chmod(stat.S_IRUSR | stat.S_IXUSR)
+        with pytest.raises(RecordError, match="not writable"):
+            Store(closed).check_writable()
+
+
+def test_success_clears_an_earlier_failure(finished, tmp_path):
+    record, _, _ = finished
+    store = Store(tmp_path)
+    store.failed.mkdir(parents=True)
+    (store.failed / f"{record.name}.json").write_text("{}")
+    store.write(record)
+    assert not list(store.failed.iterdir())
+
+
+def test_undefined_metrics_may_stand_in_the_history_only(finished):
+    raw = json.loads(finished[0].to_json())
+    raw["scores"]["history"][0]["metrics"]["accuracy"] = None
+    assert isinstance(Record.model_validate(raw), Record)
+    raw["scores"]["best"]["metrics"]["accuracy"] = None
+    with pytest.raises(ValueError, match="best"):
+        Record.model_validate(raw)

@@ -1,0 +1,127 @@
+"""The command line as a person meets it: one clear line for each mistake, sweeps that go on, nothing done twice."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def runs(tmp_path):
+    return sorted((tmp_path / "results" / "runs").glob("*.json"))
+
+
+def test_one_run_leaves_one_record_and_is_not_repeated(train, tmp_path):
+    first = train("seed=2")
+    assert first.returncode == 0, first.stderr
+    (path,) = runs(tmp_path)
+    assert path.name.startswith("digits_vit--digits--vera--") and path.name.endswith("--s2.json")
+    assert "accuracy" in first.stderr
+    text = path.read_text()
+    second = train("seed=2")
+    assert second.returncode == 0 and "already done" in second.stderr and path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method=veera"], ["method=veera", "bitfit, full, head, lora, vera"]),
+        (["train.epoch=3"], ["train.epoch", "epochs"]),
+        (["method.rank=abc"], ["method.rank", "integer"]),
+        (["method.targets=[gate]"], ["method.targets", "query, key, value"]),
+        (["model=minilm"], ["task=digits", "image", "text"]),
+        (["model.size=full", "model=roberta_base", "task=rte", "model.path=/none"], ["model.path=/none", "config.json"]),
+        (
+            ["model.size=full", "model=roberta_base", "task=rte"],
+            ["FacebookAI/roberta-base", "model.path=/path/to/roberta-base"],
+        ),
+        (["model=minilm", "task=rte", "task.synthetic=false"], ["nyu-mll/glue", "task.data_dir=/path/to/glue"]),
+        (["train.lr=1e30", "train.head_lr=1e30", "train.clip=0", "train.warmup_ratio=0", "method=full"], ["finite"]),
+        (["seed"], ["seed"]),
+        (["device=cuda"], ["device=cuda"]),
+    ],
+    ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line_and_leaves_no_record(overrides, words, train, tmp_path):
+    if "finite" in words:
+        overrides = [*overrides, "train.max_steps=6"]
+    failed = train(*overrides)
+    lines = [line for line in failed.stderr.splitlines() if line.strip()]
+    assert failed.returncode != 0 and failed.stdout == ""
+    assert len(lines) == 1 and lines[0].startswith("error: "), failed.stderr
+    if "finite" in words:
+        assert "finite" in lines[0] or "the loss is" in lines[0]
+    else:
+        assert all(word in lines[0] for word in words), lines[0]
+    assert not runs(tmp_path)
+
+
+def test_a_results_folder_that_cannot_be_written(train, tmp_path):
+    (tmp_path / "file").write_text("")
+    failed = train(f"results_dir={tmp_path / 'file'}")
+    assert failed.returncode != 0 and "not writable" in failed.stderr and len(failed.stderr.splitlines()) == 1
+
+
+def test_a_sweep_goes_on_after_a_failure_and_later_runs_only_what_is_missing(train, tmp_path):
+    (tmp_path / "glue" / "RTE").mkdir(parents=True)
+    rows = "index\tsentence1\tsentence2\tlabel\n" + "0\ta dog\ta cat\tentailment\n1\tb\tc\tnot_entailment\n" * 4
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "glue" / "RTE" / name).write_text(rows)
+    sweep = ["-m", "model=roberta_base", "task=mrpc,rte", "method=head", "seed=0", "task.synthetic=false"]
+    sweep.append(f"task.data_dir={tmp_path / 'glue'}")
+    first = train(*sweep)
+    assert first.returncode == 1
+    assert [path.name.split("--")[1] for path in runs(tmp_path)] == ["rte"]
+    (failure,) = (tmp_path / "results" / "failed").glob("*.json")
+    written = json.loads(failure.read_text())
+    assert written["status"] == "failed" and written["run"]["task"] == "mrpc" and "MRPC" in written["error"]
+    assert "Traceback" not in first.stderr
+
+    (tmp_path / "glue" / "MRPC").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "glue" / "MRPC" / name).write_text(
+            "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n" + "1\t1\t2\ta\tb\n0\t1\t2\tc\td\n"
+        )
+    second = train(*sweep)
+    assert second.returncode == 0, second.stderr
+    assert len(runs(tmp_path)) == 2 and "already done" in second.stderr
+    assert not list((tmp_path / "results" / "failed").iterdir())
+
+
+def test_a_sweep_file_sweeps_by_itself_and_every_axis_can_be_overridden(train, tmp_path):
+    done = train("sweep=demo", "seed=0", "method=head,vera")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name.split("--")[2] for path in runs(tmp_path)) == ["head", "vera"]
+
+
+def test_wandb_offline(train, tmp_path):
+    done = train("tracker=wandb", WANDB_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("wandb/offline-run-*")) and runs(tmp_path)
+
+
+def test_tables_from_records_without_torch(train, tmp_path):
+    assert train("sweep=demo", "seed=0,1", "method=vera").returncode == 0
+    code = (
+        f"import sys, runpy; sys.argv = ['tables.py', 'digits', '--show', '--results', {str(tmp_path / 'results')!r}, "
+        "'--with', 'scale=rehearsal']\n"
+        f"try: runpy.run_path({str(ROOT / 'scripts' / 'tables.py')!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "VeRA" in done.stdout and "n=2" in done.stdout
+    assert (tmp_path / "results" / "tables" / "digits.tex").is_file()
+    assert (tmp_path / "results" / "figures" / "digits.png").is_file()
+
+
+def test_the_makefile_documents_itself_and_deletes_no_results():
+    done = subprocess.run(["make"], capture_output=True, text=True, cwd=ROOT)
+    text = (ROOT / "Makefile").read_text()
+    assert done.returncode == 0
+    for target in ("setup", "demo", "test", "tables", "glue-base", "glue-large"):
+        assert f"  {target} " in done.stdout
+    assert "rm -" not in text and "git clean" not in text
