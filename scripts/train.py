@@ -16,6 +16,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main() below, whi
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -68,10 +69,36 @@ def set_up_logging() -> None:
         log.propagate = False
 
 
+def for_each_run(arguments: list[str]) -> list[str]:
+    """Let keys of a swept group be set for all its runs: task=rte,cola task.data_dir=/glue.
+
+    Hydra first composes a sweep without its swept groups, so task.data_dir would be looked for in the default task. A sweep
+    over one value is set run by run instead.
+    """
+    multirun = {"-m", "--multirun"} & set(arguments) or any(a.startswith("sweep=") for a in arguments)
+    if not multirun:
+        return arguments
+    rewritten = []
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if (
+            equals
+            and not key.startswith("-")
+            and key.lstrip("+").partition(".")[0] in ("model", "task", "method")
+            and "." in key
+        ):
+            override = OverridesParser.create().parse_override(argument)
+            if not override.is_sweep_override() and override.value() is not None:
+                argument = f"{key}=choice({override.get_value_element_as_str()})"
+        rewritten.append(argument)
+    return rewritten
+
+
 def main() -> int:
     set_up_logging()
     os.environ[MAIN_PROCESS] = str(os.getpid())
     try:
+        sys.argv[1:] = for_each_run(sys.argv[1:])
         one()
     except RunFailed:
         return 1

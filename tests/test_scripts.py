@@ -40,6 +40,7 @@ def test_one_run_leaves_one_record_and_is_not_repeated(train, tmp_path):
         (["model=minilm", "task=rte", "task.synthetic=false"], ["nyu-mll/glue", "task.data_dir=/path/to/glue"]),
         (["train.lr=1e30", "train.head_lr=1e30", "train.clip=0", "train.warmup_ratio=0", "method=full"], ["finite"]),
         (["seed"], ["seed"]),
+        (["sweep=glue_base", "task.data_dr=/x"], ["task.data_dr", "data_dir"]),
         (["device=cuda"], ["device=cuda"]),
     ],
     ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else "",
@@ -91,7 +92,7 @@ def test_a_sweep_goes_on_after_a_failure_and_later_runs_only_what_is_missing(tra
 
 
 def test_a_sweep_file_sweeps_by_itself_and_every_axis_can_be_overridden(train, tmp_path):
-    done = train("sweep=demo", "seed=0", "method=head,vera")
+    done = train("sweep=demo", "seed=0", "method=head,vera", "method.train_head=true", "model.path=null")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name.split("--")[2] for path in runs(tmp_path)) == ["head", "vera"]
 

@@ -246,9 +246,10 @@ def choices_groups() -> list[str]:
 
 
 def _allowed(parent: str) -> str:
-    node: Any = OmegaConf.to_container(_compose([]), resolve=False)
-    for part in filter(None, parent.split(".")):
-        node = node.get(part) if isinstance(node, dict) else None
-    if not isinstance(node, dict):
-        return f"{parent} has no keys"
-    return f"{parent or 'top level'} has: {', '.join(sorted(key for key in node if not key.startswith('_')))}"
+    if parent in GROUPS:
+        keys = {key for name in choices(parent) for key in OmegaConf.load(CONF_DIR / parent / f"{name}.yaml")}
+    elif not parent:
+        keys = set(_compose([]))
+    else:
+        return f"{parent} has no such key"
+    return f"{parent or 'top level'} has: {', '.join(sorted(key for key in keys if not key.startswith('_')))}"

@@ -1,0 +1,222 @@
+"""Medians that are medians, tables to the character, dashes where nobody has run anything."""
+
+import json
+import statistics
+
+import pytest
+
+from experiments import digits, glue_minilm, table2_glue
+from experiments.aggregate import cell_records, summarise
+from experiments.render import DASH, Table, interval, latex, markdown, number
+from vera.config import compose
+from vera.errors import RecordError
+from vera.record import Record
+
+
+def record(overrides, seed, score, last=None, metrics=None, parameters=3072, **provenance) -> Record:
+    """A made-up record of a real cell, for tables alone."""
+    run = compose([*overrides, f"seed={seed}"])
+    primary = run.task["primary"]
+    best = {primary: score, **(metrics or {})}
+    final = {**best, primary: score if last is None else last}
+    return Record.model_validate(
+        {
+            "schema": 1,
+            "status": "done",
+            "run": {
+                "model": run.model["name"],
+                "task": run.task["name"],
+                "method": run.method["name"],
+                "seed": seed,
+                "cell_id": run.cell_id,
+                "follows_seed": run.follows_seed,
+                "config": json.loads(json.dumps(run.scientific)),
+            },
+            "parameters": {"adapter": parameters, "head": 645, "total": 10**6, "adapter_bytes": 4 * parameters},
+            "scores": {
+                "primary": primary,
+                "best": {"epoch": 1, "metrics": best},
+                "last": {"epoch": 2, "metrics": final},
+                "best_each": {},
+                "history": [{"epoch": 2, "step": 2, "train_loss": 0.1, "metrics": final}],
+            },
+            "cost": {
+                "seconds": 2.0,
+                "steps": 2,
+                "examples": 8,
+                "tokens": 0,
+                "peak_memory_bytes": 1,
+                "device": "cpu",
+                "precision": "fp32",
+                "threads": 2,
+                "restarts": 0,
+            },
+            "provenance": {
+                "started": "2026-01-01T00:00:00+00:00",
+                "finished": "2026-01-01T00:00:02+00:00",
+                "git_sha": None,
+                "git_dirty": None,
+                "versions": {},
+                "model_source": "x",
+                "model_commit": None,
+                "model_fingerprint": "m",
+                "data_source": "y",
+                "data_commit": None,
+                "data_fingerprint": "d",
+                "train_rows": 50,
+                "eval_rows": 846,
+                **provenance,
+            },
+        }
+    )
+
+
+def by_cell(*records):
+    cells = {}
+    for item in records:
+        cells.setdefault(item.run.cell_id, []).append(item)
+    return cells
+
+
+def test_summary_is_the_textbook_one():
+    summary = summarise([0.9, 0.7, 0.8, 0.4])
+    assert summary.median == pytest.approx(0.75) == statistics.median([0.4, 0.7, 0.8, 0.9])  # not the upper middle
+    assert summary.std == pytest.approx(statistics.stdev([0.4, 0.7, 0.8, 0.9]))
+    assert summary.interval[0] >= 0.4 and summary.interval[1] <= 0.9 and summary.n == 4
+    assert summarise([0.9, 0.7, 0.8, 0.4]).interval == summary.interval
+    single = summarise([0.5])
+    assert single.std is None and single.interval is None
+    assert summarise([0.5] * 5).interval == (0.5, 0.5)
+
+
+def test_numbers_say_when_seeds_are_missing():
+    assert number(summarise([0.5, 0.6, 0.7, 0.8, 0.9]), 100) == "70.0±15.8"
+    assert number(summarise([0.5, 0.6]), 100) == "55.0±7.1 (n=2)"
+    assert number(summarise([0.5]), 100) == "50.0 (n=1)"
+    assert number(None) == DASH and interval(None) == DASH
+
+
+def test_a_cell_is_found_by_the_overrides_that_make_it():
+    overrides = ["model=roberta_base", "task=rte", "method=vera"]
+    cells = by_cell(*(record(overrides, seed, 0.8) for seed in (0, 1)), record([*overrides, "train.batch_size=32"], 0, 0.1))
+    assert [item.run.seed for item in cell_records(cells, overrides)] == [0, 1]
+    assert len(cell_records(cells, [*overrides, "train.batch_size=32"])) == 1
+    assert cell_records(cells, [*overrides, "train.batch_size=16"]) == []
+
+
+def test_seeds_on_different_backbones_are_not_one_cell():
+    overrides = ["model=roberta_base", "task=rte"]
+    cells = by_cell(record(overrides, 0, 0.8), record(overrides, 1, 0.8, model_fingerprint="other"))
+    with pytest.raises(RecordError, match=r"provenance\.model_fingerprint"):
+        cell_records(cells, overrides)
+
+
+def test_table_2_shows_ours_below_the_published_row():
+    cells = by_cell(
+        *(
+            record(["model=roberta_large", f"task={task}", "method=vera"], seed, 0.90 + seed / 100, last=0.5, parameters=61440)
+            for task in ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
+            for seed in range(5)
+        ),
+        record(["model=roberta_base", "task=rte", "method=lora"], 0, 0.8512, parameters=294912),
+    )
+    table, details = table2_glue.build(cells)
+    rows = {(row[0], row[1], row[2]): row for row in table.rows}
+    assert rows["Large", "VeRA", "paper"][3:] == [
+        "0.061M",
+        "96.1±0.1",
+        "90.9±0.7",
+        "68.0±0.8",
+        "94.4±0.2",
+        "85.9±0.7",
+        "91.7±0.8",
+        "87.8",
+    ]
+    assert rows["Large", "VeRA", "ours"][3:] == ["61,440", *["92.0±1.6"] * 6, "92.0"]
+    assert rows["Base", "LoRA", "ours"][3:] == ["294,912", DASH, DASH, DASH, DASH, "85.1 (n=1)", DASH, DASH]
+    assert rows["Base", "Full fine-tuning", "ours"][3:] == [DASH] * 8
+    assert ("Large", "LoRA-FA", "ours") not in rows
+    best_last = next(row for row in details.rows if row[:3] == ["Large", "VeRA", "RTE"])
+    assert best_last[3:] == ["5", "92.0", "[90.0, 94.0]", "92.0", "1.6", "50.0", "85.9±0.7"]
+
+
+def test_every_table_builds_from_nothing():
+    for module in (table2_glue, digits, glue_minilm):
+        for table in module.build({}):
+            assert table.rows and all(len(row) == len(table.columns) for row in table.rows)
+            assert DASH in markdown(table)
+
+
+def test_published_averages_are_the_means_of_their_rows():
+    """Every printed average of Table 2 follows from its cells, so the transcription holds together."""
+    import yaml
+
+    published = yaml.safe_load(table2_glue.PUBLISHED.read_text())
+    for row in published["rows"]:
+        values = [float(cell.partition("±")[0]) for cell in row["cells"].values()]
+        assert abs(statistics.fmean(values) - float(row["average"])) <= 0.0501, row["label"]
+
+
+GOLDEN_MARKDOWN = """\
+# A & B
+
+| Method | 50% |
+|---|---|
+| x_1 \\| y | 1.0±0.1 |
+| z | – |
+
+- a note
+"""
+GOLDEN_LATEX = r"""% A & B
+\begin{tabular}{ll}
+\toprule
+Method & 50\% \\
+\midrule
+x\_1 | y & 1.0$\pm$0.1 \\
+\midrule
+z & -- \\
+\bottomrule
+\end{tabular}
+"""
+
+
+def test_markdown_and_latex_to_the_character():
+    table = Table("t", "A & B", ["Method", "50%"], [["x_1 | y", "1.0±0.1"], ["z", DASH]], ["a note"], [1])
+    assert markdown(table) == GOLDEN_MARKDOWN
+    assert latex(table) == GOLDEN_LATEX
+
+
+def cells_of_digits(shift=0.0):
+    counts = {"head": 0, "full": 533120, "lora": 16384, "vera": 3072}
+    scores = {"head": 0.5, "full": 0.8, "lora": 0.75, "vera": 0.74}
+    return by_cell(
+        *(
+            record([f"method={m}"], seed, scores[m] + seed / 1000 + shift, parameters=counts[m])
+            for m in counts
+            for seed in range(5)
+        )
+    )
+
+
+def test_digits_verdict_is_honest():
+    mine = digits.records(cells_of_digits())
+    assert "1.0 points below LoRA's with 5.3 times fewer trained parameters: as the paper" in digits.verdict(mine)
+    worse = {**mine, "vera": digits.records(cells_of_digits(-0.1))["vera"]}
+    assert "11.0 points below" in digits.verdict(worse) and "NOT as" in digits.verdict(worse)
+    assert "missing" in digits.verdict({**mine, "lora": []})
+
+
+def test_digits_comparison_says_whether_the_medians_agree():
+    mine, theirs = digits.records(cells_of_digits()), digits.records(cells_of_digits())
+    assert all("identical, seed by seed" in line for line in digits.compare(mine, theirs))
+    assert all("agrees" in line for line in digits.compare(mine, digits.records(cells_of_digits(0.005))))
+    assert all("DIFFERS" in line for line in digits.compare(mine, digits.records(cells_of_digits(0.05))))
+    assert "nothing to compare" in digits.compare(mine, {**theirs, "head": []})[0]
+
+
+def test_the_picture_is_the_same_bytes_every_time(tmp_path):
+    cells = cells_of_digits()
+    first = [path.read_bytes() for path in digits.draw(cells, tmp_path / "a")]
+    second = [path.read_bytes() for path in digits.draw(cells, tmp_path / "b")]
+    assert len(first) == 2 and first == second
+    assert digits.draw({}, tmp_path / "c") == []

