@@ -5,7 +5,6 @@ PYTHON ?= python3
 PY := .venv/bin/python
 METHOD ?= vera
 ARGS ?=
-SHARED ?= ../shared
 
 .PHONY: help setup demo test test-slow lint format check tables figures digits glue-base glue-large glue-minilm rehearse
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from scipy.stats import bootstrap
 
 from vera.config import compose
-from vera.errors import RecordError
 from vera.record import Record
 
 PAPER_SEEDS = 5
@@ -21,7 +20,8 @@ PAPER_SEEDS = 5
 class Summary:
     """n seeds of one cell: median, mean, sample standard deviation and bootstrap 95% interval of the median.
 
-    std and interval are None for a single seed.
+    std and interval are None for a single seed. `mixed` names what the seeds should have in common and do not: backbone,
+    data or precision.
     """
 
     values: tuple[float, ...]
@@ -29,6 +29,7 @@ class Summary:
     mean: float
     std: float | None
     interval: tuple[float, float] | None
+    mixed: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -54,17 +55,19 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def cell_records(cells: dict[str, list[Record]], overrides: Sequence[str]) -> list[Record]:
-    """The records of the cell that `python scripts/train.py OVERRIDES` would fill, by seed; [] when nobody has run it.
+    """The records of the cell that `python scripts/train.py OVERRIDES` would fill, by seed; [] when nobody has run it."""
+    return cells.get(_cell_id(tuple(overrides)), [])
 
-    Raises RecordError when they were not made from the same backbone and data.
-    """
-    records = cells.get(_cell_id(tuple(overrides)), [])
-    for key in ("model_fingerprint", "data_fingerprint"):
-        found = {getattr(record.provenance, key) for record in records}
-        if len(found) > 1:
-            names = ", ".join(record.name for record in records)
-            raise RecordError(f"records of one cell disagree in provenance.{key}: {names}; keep those of one source")
-    return records
+
+def summarise_records(records: Sequence[Record], metric: str | None = None, select: str = "best") -> Summary:
+    """One metric (default: the primary one) of at least one record, at the best or the last epoch."""
+    sources = {
+        "backbone": {record.provenance.model_fingerprint for record in records},
+        "data": {record.provenance.data_fingerprint for record in records},
+        "precision": {record.cost.precision for record in records},
+    }
+    mixed = tuple(name for name, found in sources.items() if len(found) > 1)
+    return replace(summarise([record.score(metric, select) for record in records]), mixed=mixed)
 
 
 @lru_cache(maxsize=4096)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.aggregate import Summary, cell_records, summarise
+from experiments.aggregate import Summary, cell_records, summarise, summarise_records
 from experiments.figures import PALETTE, figure, save
 from experiments.render import DASH, Table, interval, number
 from vera.record import Record
@@ -30,8 +30,8 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list
         if not found:
             rows.append([METHODS[method], *[DASH] * 7])
             continue
-        best = summarise([record.score() for record in found])
-        last = summarise([record.score(select="last") for record in found])
+        best = summarise_records(found)
+        last = summarise_records(found, select="last")
         seconds = summarise([record.cost.seconds for record in found])
         parameters = found[0].parameters
         rows.append(
@@ -62,7 +62,7 @@ def verdict(found: dict[str, list[Record]]) -> str:
     """The demo's promise, in one honest sentence."""
     if not (found["lora"] and found["vera"]):
         return "VeRA and LoRA cannot be compared yet: runs are missing."
-    lora, vera = (summarise([record.score() for record in found[method]]) for method in ("lora", "vera"))
+    lora, vera = (summarise_records(found[method]) for method in ("lora", "vera"))
     gap = 100 * (vera.median - lora.median)
     fewer = found["lora"][0].parameters.adapter / found["vera"][0].parameters.adapter
     relation = f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} LoRA's"
@@ -79,7 +79,7 @@ def compare(mine: dict[str, list[Record]], committed: dict[str, list[Record]]) -
         if not (mine[method] and committed[method]):
             lines.append(f"{label}: nothing to compare with")
             continue
-        here, there = (summarise([record.score() for record in found[method]]) for found in (mine, committed))
+        here, there = (summarise_records(found[method]) for found in (mine, committed))
         lines.append(
             f"{label}: {100 * here.median:.1f} here, {100 * there.median:.1f} in the repository: {_agreement(here, there)}"
         )

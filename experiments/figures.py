@@ -14,7 +14,9 @@ PALETTE = ["#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of width x height inches with one set of axes."""
-    matplotlib.rcParams.update({"font.size": 9, "pdf.fonttype": 42, "axes.spines.top": False, "axes.spines.right": False})
+    matplotlib.rcParams.update(
+        {"font.size": 9, "pdf.fonttype": 42, "pdf.compression": 0, "axes.spines.top": False, "axes.spines.right": False}
+    )
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     axes = made.add_subplot()

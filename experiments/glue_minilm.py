@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.aggregate import cell_records, summarise
+from experiments.aggregate import cell_records, summarise, summarise_records
 from experiments.render import DASH, Table, interval, number
 from vera.record import Record
 
@@ -22,8 +22,8 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list
                 rows.append([task_label, label, *[DASH] * 7])
                 continue
             for metric in found[0].scores.best.metrics:
-                best = summarise([record.score(metric) for record in found])
-                last = summarise([record.score(metric, "last") for record in found])
+                best = summarise_records(found, metric)
+                last = summarise_records(found, metric, "last")
                 steps = sorted({record.cost.steps for record in found})
                 rows.append(
                     [

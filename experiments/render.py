@@ -10,6 +10,8 @@ from rich.table import Table as RichTable
 from experiments.aggregate import PAPER_SEEDS, Summary
 
 DASH = "–"
+MIXED = "†"
+MIXED_NOTE = f"{MIXED} seeds that were run on different backbones, data or precision."
 
 
 @dataclass
@@ -25,12 +27,14 @@ class Table:
 
 
 def number(summary: Summary | None, scale: float = 1.0, digits: int = 1) -> str:
-    """Median, standard deviation and, where it is not the paper's five, the number of seeds; a dash for nothing."""
+    """Median, standard deviation, a mark for unlike seeds and, where it is not the paper's five, n; a dash for nothing."""
     if summary is None:
         return DASH
     text = f"{scale * summary.median:.{digits}f}"
     if summary.std is not None:
         text += f"±{scale * summary.std:.{digits}f}"
+    if summary.mixed:
+        text += MIXED
     return text if summary.n == PAPER_SEEDS else f"{text} (n={summary.n})"
 
 
@@ -42,14 +46,20 @@ def interval(summary: Summary | None, scale: float = 1.0, digits: int = 1) -> st
     return f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
+def notes_of(table: Table) -> list[str]:
+    """The table's notes, and what its marks mean."""
+    return table.notes + [MIXED_NOTE] * any(MIXED in cell for row in table.rows for cell in row)
+
+
 def markdown(table: Table) -> str:
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     lines = [f"# {table.title}", "", line(table.columns), "|" + "---|" * len(table.columns)]
     lines += [line(row) for row in table.rows]
-    if table.notes:
-        lines += ["", *(f"- {note}" for note in table.notes)]
+    notes = notes_of(table)
+    if notes:
+        lines += ["", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -67,6 +77,7 @@ _LATEX = {
     "±": r"$\pm$",
     "×": r"$\times$",
     DASH: "--",
+    MIXED: r"$\dagger$",
 }
 
 
@@ -94,7 +105,7 @@ def show(table: Table) -> None:
 
 
 def _rich(table: Table) -> RichTable:
-    view = RichTable(title=table.title, title_justify="left", caption="\n".join(table.notes), caption_justify="left")
+    view = RichTable(title=table.title, title_justify="left", caption="\n".join(notes_of(table)), caption_justify="left")
     for column in table.columns:
         view.add_column(column)
     for index, row in enumerate(table.rows, start=1):

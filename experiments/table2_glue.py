@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from experiments.aggregate import cell_records, summarise
+from experiments.aggregate import cell_records, summarise_records
 from experiments.render import DASH, Table, interval, number
 from vera.record import Record
 
@@ -55,8 +55,8 @@ def _ours(cells, row, model, tasks, scale, overrides, details) -> list[str]:
         if not records:
             values.append(DASH)
             continue
-        best = summarise([record.score() for record in records])
-        last = summarise([record.score(select="last") for record in records])
+        best = summarise_records(records)
+        last = summarise_records(records, select="last")
         medians.append(best.median)
         values.append(number(best, scale))
         details.append(

@@ -6,10 +6,9 @@ import statistics
 import pytest
 
 from experiments import digits, glue_minilm, table2_glue
-from experiments.aggregate import cell_records, summarise
+from experiments.aggregate import cell_records, summarise, summarise_records
 from experiments.render import DASH, Table, interval, latex, markdown, number
 from vera.config import compose
-from vera.errors import RecordError
 from vera.record import Record
 
 
@@ -104,11 +103,15 @@ def test_a_cell_is_found_by_the_overrides_that_make_it():
     assert cell_records(cells, [*overrides, "train.batch_size=16"]) == []
 
 
-def test_seeds_on_different_backbones_are_not_one_cell():
-    overrides = ["model=roberta_base", "task=rte"]
-    cells = by_cell(record(overrides, 0, 0.8), record(overrides, 1, 0.8, model_fingerprint="other"))
-    with pytest.raises(RecordError, match=r"provenance\.model_fingerprint"):
-        cell_records(cells, overrides)
+def test_seeds_on_different_backbones_are_marked():
+    overrides = ["model=roberta_base", "task=rte", "method=vera"]
+    alike = by_cell(record(overrides, 0, 0.8), record(overrides, 1, 0.8))
+    unlike = by_cell(record(overrides, 0, 0.8), record(overrides, 1, 0.8, model_fingerprint="other"))
+    assert summarise_records(cell_records(alike, overrides)).mixed == ()
+    assert summarise_records(cell_records(unlike, overrides)).mixed == ("backbone",)
+    assert "†" not in markdown(table2_glue.build(alike)[0])
+    assert "80.0±0.0† (n=2)" in markdown(table2_glue.build(unlike)[0])
+    assert "- † seeds that were run on different" in markdown(table2_glue.build(unlike)[0])
 
 
 def test_table_2_shows_ours_below_the_published_row():

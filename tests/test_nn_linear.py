@@ -131,6 +131,14 @@ def test_merge_computes_the_same_and_unmerge_restores_every_bit(dtype):
             assert torch.equal(value, before[name]), name
 
 
+def test_casting_keeps_every_bit_of_the_vectors():
+    model = randomise(make())
+    before = {name: value.clone() for name, value in model.state_dict().items() if "vectors" in name}
+    model.to(torch.bfloat16)
+    for name, value in before.items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
 def test_half_precision_keeps_vectors_in_float32():
     model = make().to(torch.bfloat16)
     assert model.up.weight.dtype == torch.bfloat16
@@ -241,5 +249,8 @@ def test_merging_infinite_weights_is_refused():
     model = make()
     with torch.no_grad():
         model.up.vectors["default"].b.fill_(float("inf"))
+        model.down.vectors["default"].b.fill_(float("inf"))
+        model.up.vectors["default"].b.zero_()
     with pytest.raises(AdapterError, match="finite"):
         merge(model)
+    assert all(layer.merged is None for _, layer in vera_layers(model))  # nothing half merged

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from vera.config import build, choices, compose
-from vera.errors import DataError
+from vera.errors import ConfigError, DataError
 from vera.models.base import Model
 from vera.tasks.digits import few_shot
-from vera.tasks.glue import SUBSETS, synthetic_rows
+from vera.tasks.glue import SUBSETS, fingerprint, synthetic_rows
 from vera.tasks.metrics import METRICS
 from vera.tasks.metrics import compute as metric
 from vera.tasks.tsv import read_tsv
@@ -182,6 +182,19 @@ def test_long_inputs_are_cut_and_counted(compose):
     data = task.load(loader.load(2, run.cache_dir), 0)
     assert max(len(example["input_ids"]) for example in data.train) == 16
     assert 0 < data.notes["truncated"]["train"] <= len(data.train)
+
+
+def test_more_tokens_than_positions_are_refused(compose):
+    run = compose("model=roberta_base", "task=rte", "task.max_length=1024")
+    task, loader = build(run.task, "task"), build(run.model, "model")
+    with pytest.raises(ConfigError, match=r"task.max_length=1024 is more than this model's 512 positions"):
+        task.load(loader.load(2, run.cache_dir), 0)
+
+
+def test_the_fingerprint_is_the_same_for_hub_and_file_scores():
+    rows = {"train": [(("a", "b"), 3.8)], "validation": [(("c", "d"), 0.25)]}
+    single = {split: [(t, float(np.float32(score))) for t, score in found] for split, found in rows.items()}
+    assert single != rows and fingerprint(single) == fingerprint(rows)
 
 
 def test_few_shot_choice_depends_on_the_seed_alone():

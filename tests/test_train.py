@@ -157,6 +157,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_record(compose):
     assert failure["status"] == "failed" and "finite" in failure["error"] + "finite"
 
 
+def test_any_failure_is_recorded_and_said_in_one_line(compose, monkeypatch):
+    run = compose()
+    monkeypatch.setattr("vera.run.prepare", lambda run: {}["no such key"])
+    with pytest.raises(TrainingError, match="KeyError: 'no such key'"):
+        execute(run)
+    assert len(list(Store(run.results_dir).failed.glob("*.json"))) == 1
+
+
+def test_a_run_that_another_process_computes_is_refused(compose):
+    from filelock import FileLock
+
+    run = compose()
+    store = Store(run.results_dir)
+    store.check_writable()
+    with FileLock(store.root / "work" / f"{run.run_name}.lock"), pytest.raises(TrainingError, match="another process"):
+        execute(run)
+    assert execute(run).status == "done"
+
+
 def test_regression_uses_squared_error(compose):
     run = compose("model=roberta_base", "task=stsb")
     backbone, _, task, data = prepare(run)
@@ -218,8 +237,12 @@ def test_the_state_of_another_run_is_refused(compose, tmp_path):
     run, other = compose("train.max_steps=5", "train.checkpoint_seconds=0", "train.batch_size=5"), compose("train.max_steps=4")
     loop = Loop(run, *prepare(run), tmp_path)
     loop.fit()
-    with pytest.raises(TrainingError, match="state of another run"):
+    with pytest.raises(TrainingError, match=r"state of another run \(its cell_id differs"):
         Loop(other, *prepare(other), tmp_path).fit()
+    backbone, method, task, data = prepare(run)
+    backbone.fingerprint = "another"
+    with pytest.raises(TrainingError, match="its model_fingerprint differs"):
+        Loop(run, backbone, method, task, data, tmp_path).fit()
     (tmp_path / "state.safetensors").write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(TrainingError, match="not the state of a run"):
         Loop(run, *prepare(run), tmp_path).fit()

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -59,6 +59,9 @@ class Component(Strict):
     neutral: dict[str, Any] = {}
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainConfig(Strict):
     """The training loop's settings; `conf/train/default.yaml` says what each one is."""
 
@@ -71,7 +74,7 @@ class TrainConfig(Strict):
     head_lr: float = Field(ge=0)
     weight_decay: float = Field(ge=0)
     head_weight_decay: float = Field(ge=0)
-    betas: tuple[float, float]
+    betas: tuple[Beta, Beta]
     eps: float = Field(gt=0)
     schedule: Literal["linear", "cosine", "constant"]
     warmup_ratio: float = Field(ge=0, le=1)
@@ -197,8 +200,13 @@ def checked(schema: type[_Model], values: dict[str, Any], where: str = "") -> _M
 
 def build(settings: dict[str, Any], where: str) -> Any:
     """The object that a group's `_target_` names, from the group's other keys. Raises ConfigError."""
-    settings = dict(settings)
-    target = str(settings.pop("_target_", None))
+    values = {key: value for key, value in settings.items() if key != "_target_"}
+    return checked(component(settings, where), values, where)
+
+
+def component(settings: dict[str, Any], where: str) -> type[Strict]:
+    """The class that a group's `_target_` names. Raises ConfigError."""
+    target = str(settings.get("_target_"))
     module, _, name = target.rpartition(".")
     try:
         schema = getattr(importlib.import_module(module), name)
@@ -206,7 +214,7 @@ def build(settings: dict[str, Any], where: str) -> Any:
         raise ConfigError(f"{where}._target_: cannot import {target!r}: {error}") from None
     if not (isinstance(schema, type) and issubclass(schema, Strict)):
         raise ConfigError(f"{where}._target_: {target!r} is not a component of this project")
-    return checked(schema, settings, where)
+    return schema
 
 
 def choices(group: str) -> list[str]:

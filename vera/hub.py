@@ -1,34 +1,68 @@
-"""The model and data set hub: one question decides quickly whether it is there, and pins what is read."""
+"""The model and data set hub: one quick question decides whether it is there, and which commit a revision stands for."""
 
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
-import datasets
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 TIMEOUT_SECONDS = 10
+_SHA = re.compile(r"[0-9a-f]{40}")
+_known: dict[tuple[str, str, str], str] = {}
 
 
-@lru_cache(maxsize=256)
 def commit(repository: str, revision: str, kind: Literal["model", "dataset"]) -> tuple[str | None, bool]:
     """The commit that a revision stands for now, and whether the hub answered.
 
-    (None, False) without a network: this process then reads its local cache only, at once instead of after many retries.
-    (None, True) when the hub refuses (unknown or gated repository): the loader's own message says why.
+    (None, True) when it refuses (unknown or gated repository): the loader's own message says why. (None, False) without a
+    network; whoever loads then reads the local cache only, at once instead of after many retries.
     """
-    try:
-        return HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=TIMEOUT_SECONDS).sha, True
-    except HfHubHTTPError:
-        return None, True
-    except Exception as error:  # the HTTP libraries' errors for "no connection" share no base with each other
-        no_network = isinstance(error, (OSError, OfflineModeIsEnabled)) or "Connect" in type(error).__name__
-        if not no_network and "Timeout" not in type(error).__name__:
-            raise
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    key = (repository, revision, kind)
+    if key in _known:
+        return _known[key], True
+    for _ in range(2):
+        try:
+            _known[key] = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=TIMEOUT_SECONDS).sha
+            return _known[key], True
+        except HfHubHTTPError:
+            return None, True
+        except Exception as error:  # the HTTP libraries' errors for "no connection" have no base in common
+            if "Timeout" not in type(error).__name__:
+                break
     return None, False
+
+
+def cached_commit(repository: str, revision: str, filename: str = "config.json") -> str | None:
+    """The commit of a model in the local cache, read off the path of one of its files; None when it is not there."""
+    try:
+        path = try_to_load_from_cache(repository, filename, revision=revision)
+    except Exception:
+        return None
+    return commit_in(str(path))
+
+
+def commit_in(text: str) -> str | None:
+    """The first full commit hash in a path or address."""
+    found = _SHA.search(text)
+    return found.group() if found else None
+
+
+@contextmanager
+def offline(when: bool) -> Iterator[None]:
+    """Make the hub's libraries read their caches only, without asking (and waiting for) the network."""
+    import datasets
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if when:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

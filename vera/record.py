@@ -82,13 +82,14 @@ class Scores(Strict):
 
 class Cost(Strict):
     """seconds: training and evaluation, over all starts of the run. tokens: processed in training, padding included (0 for
-    images). peak_memory_bytes: on a GPU the allocator's peak, else the process's."""
+    images). peak_memory_bytes: the allocator's peak on a GPU, null on a CPU (where only a
+    whole process can be measured)."""
 
     seconds: Finite
     steps: Count
     examples: Count
     tokens: Count
-    peak_memory_bytes: Count
+    peak_memory_bytes: Count | None
     device: str
     precision: str
     threads: Count

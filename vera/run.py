@@ -12,10 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vera import record as records
-from vera.config import CONF_DIR, RunConfig, build
+from vera.config import CONF_DIR, RunConfig, build, component
 from vera.errors import ConfigError, TrainingError, VeraError
 from vera.files import move_folder
 from vera.methods.base import Method, count
@@ -41,9 +42,16 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
     if found is not None:
         return found
     store.check_writable()
+    lock = FileLock(store.root / "work" / f"{run.run_name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise TrainingError(f"another process is computing {run.run_name}") from None
     try:
         record = _train(run, store, show_progress)
-    except (VeraError, MemoryError, RuntimeError, OSError) as error:
+        store.write(record)
+    except Exception as error:
+        log.debug("run %s failed", run.run_name, exc_info=True)
         reason = " ".join(str(error).split()) or type(error).__name__
         store.write_failure(
             Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=_now())
@@ -51,20 +59,20 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
         if isinstance(error, VeraError):
             raise
         raise TrainingError(f"{type(error).__name__}: {reason[:500]}") from error
-    store.write(record)
+    finally:
+        lock.release()
     shutil.rmtree(store.work(run.run_name), ignore_errors=True)
     return record
 
 
 def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
     """Load the backbone with its seeded head, attach the method, prepare the data. Raises VeraError."""
+    reads, needs = component(run.model, "model").modality, component(run.task, "task").modality
+    if reads != needs:
+        raise ConfigError(f"task={run.task['name']} needs a model for {needs}, model={run.model['name']} is one for {reads}")
     model_config: Model = build(run.model, "model")
     task: Task = build(run.task, "task")
     method: Method = build(run.method, "method")
-    if model_config.modality != task.modality:
-        raise ConfigError(
-            f"task={task.name} needs a model for {task.modality}, model={model_config.name} is one for {model_config.modality}"
-        )
     seed_everything(run.seed, "head")
     backbone = model_config.load(task.outputs, Path(run.cache_dir))
     method.attach(backbone, model_config)
@@ -72,11 +80,11 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
 
 
 def _train(run: RunConfig, store: Store, show_progress: bool) -> Record:
-    started = _now()
+    started, code = _now(), _code()
     backbone, method, task, data = prepare(run)
     parameters = count(method.parameter_groups(backbone), backbone.model)
     tracker = build(run.tracker, "tracker")
-    tracker.start(run.run_name, run.scientific | {"seed": run.seed})
+    tracker.start(run.run_name, _identity(run))
     work = store.work(run.run_name)
     try:
         with _bar(run.run_name, show_progress) as on_progress:
@@ -94,7 +102,7 @@ def _train(run: RunConfig, store: Store, show_progress: bool) -> Record:
         provenance={
             "started": started,
             "finished": _now(),
-            **_code(),
+            **code,
             "model_source": backbone.source,
             "model_commit": backbone.commit,
             "model_fingerprint": backbone.fingerprint,

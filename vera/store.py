@@ -52,7 +52,7 @@ class Store:
         """Raises RecordError before any work is done when a record could not be written at its end."""
         try:
             write_atomic(self.runs / ".writable", b"")
-            (self.runs / ".writable").unlink()
+            (self.runs / ".writable").unlink(missing_ok=True)
         except OSError as error:
             raise RecordError(f"results_dir={self.root} is not writable: {error.strerror or error}") from None
 

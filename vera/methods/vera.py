@@ -38,8 +38,8 @@ class Vera(TargetedMethod):
 
     @contextmanager
     def merged(self, backbone):
-        merge(backbone.model)
         try:
+            merge(backbone.model)
             yield
         finally:
             unmerge(backbone.model)

@@ -26,7 +26,7 @@ class Backbone:
     preprocess   tokenizer (text) or callable from a list of PIL images to a tensor [N, C, H, W] (images).
     head         names of the head's modules.
     source       checkpoint id or folder; commit: its hub commit, or None.
-    fingerprint  SHA-256 (16 digits) over names and values of the backbone's weights, head excluded.
+    fingerprint  SHA-256 (16 digits) over the backbone's weights, head excluded.
     """
 
     model: nn.Module
@@ -65,21 +65,24 @@ class Model(Component):
         The head is drawn from torch's global generator. Raises ModelError when the source cannot be reached or read.
         """
         source = self.source(cache_dir)
-        hub_commit, online = hub.commit(source, self.revision, "model") if source == self.checkpoint else (None, True)
-        revision = {"revision": hub_commit or self.revision, "local_files_only": not online}
+        from_hub = source == self.checkpoint
+        hub_commit, online = hub.commit(source, self.revision, "model") if from_hub else (None, True)
+        if from_hub and not online:
+            hub_commit = hub.cached_commit(source, self.revision)
         try:
-            model, preprocess = self._load(source, outputs, revision)
+            model, preprocess, info = self._load(source, outputs, {"revision": self.revision, "local_files_only": not online})
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise ModelError(self._unreachable(source, error)) from None
         missing = [name for name in self.head if not any(part[0] == name for part in model.named_modules())]
         if missing:
             raise ModelError(f"{self.name}: {source} has no module {missing[0]!r} to serve as the head")
+        self._check_weights(source, model, info)
         return Backbone(
             model=model,
             preprocess=preprocess,
             head=tuple(self.head),
             source=self._public(source),
-            commit=hub_commit or getattr(model.config, "_commit_hash", None),
+            commit=hub_commit,
             fingerprint=weights_fingerprint(model, self.head),
         )
 
@@ -113,8 +116,30 @@ class Model(Component):
             resolved.append(fitting[0])
         return tuple(resolved)
 
-    def _load(self, source: str, outputs: int, revision: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any]]:
+    def _load(self, source: str, outputs: int, where: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any], dict[str, Any]]:
+        """Model, preprocessing and transformers' loading info; `where` goes to every from_pretrained."""
         raise NotImplementedError
+
+    def _check_weights(self, source: str, model: nn.Module, info: dict[str, Any]) -> None:
+        """Every weight outside the head comes from the checkpoint, and every weight of the head does not."""
+
+        def in_head(name: str) -> bool:
+            return any(name.startswith(module + ".") for module in self.head)
+
+        random = {*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])}
+        foreign = sorted(name for name in random if not in_head(name))
+        if foreign:
+            raise ModelError(
+                f"{self.name}: {source} lacks {foreign[0]}"
+                + (f" and {len(foreign) - 1} more weights" if len(foreign) > 1 else "")
+                + "; it is not a complete checkpoint of this architecture"
+            )
+        kept = [parameter for name, parameter in model.named_parameters() if in_head(name) and name not in random]
+        if kept:  # a checkpoint with a head of its own: draw a new one, so that the seed reaches it
+            for parameter in kept:
+                parameter._is_hf_initialized = False
+            for module in self.head:
+                model.get_submodule(module).apply(model._init_weights)
 
     def _public(self, source: str) -> str:
         """The source as a record may show it: a hub id or the name of a package, no path of this machine."""
@@ -135,10 +160,12 @@ class Model(Component):
 
 
 def weights_fingerprint(model: nn.Module, head: list[str] | tuple[str, ...] = ()) -> str:
-    """SHA-256, first 16 hex digits, over the names and bytes of all parameters outside the head."""
-    digest = hashlib.sha256()
+    """SHA-256, first 16 hex digits, over the bytes of all parameters outside the head.
+
+    Neither names nor order count: both change between releases of transformers, the weights do not.
+    """
+    digests = []
     for name, parameter in model.named_parameters():
         if not any(name.startswith(module + ".") for module in head):
-            digest.update(name.encode())
-            digest.update(parameter.detach().to("cpu").contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+            digests.append(hashlib.sha256(parameter.detach().to("cpu").contiguous().view(torch.uint8).numpy()).digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]

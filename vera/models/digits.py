@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
-from vera.files import move_folder
+from vera.cache import make_folder
 from vera.models.image import ImageClassifier
 from vera.models.tiny import image_processor
 from vera.seeds import derive, forked, generator
@@ -38,17 +36,15 @@ class DigitsVit(ImageClassifier):
         if self.size == "tiny" or self.path is not None:
             return super().source(cache_dir)
         key = json.dumps([self.architecture, self.pretrain, RECIPE], sort_keys=True)
-        folder = Path(cache_dir) / "digits_vit" / hashlib.sha256(key.encode()).hexdigest()[:8]
-        if not (folder / "config.json").is_file():
+
+        def make(folder: Path) -> None:
             log.info("pretraining the digits backbone (once; about half a minute on two cores)")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
             with forked(self.pretrain["seed"], "pretrain"):
-                accuracy = pretrain(self.architecture, self.pretrain, scratch)
+                accuracy = pretrain(self.architecture, self.pretrain, folder)
             log.info("pretrained: %.1f%% on held-out digits 0-4", 100 * accuracy)
-            os.chmod(scratch, 0o755)
-            move_folder(scratch, folder)
-        return str(folder)
+
+        name = hashlib.sha256(key.encode()).hexdigest()[:8]
+        return str(make_folder(Path(cache_dir) / "digits_vit" / name, "config.json", make))
 
     def _public(self, source: str) -> str:
         return super()._public(source) if self.size == "tiny" or self.path else "pretrained on UCI digits 0-4"

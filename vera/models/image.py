@@ -17,12 +17,17 @@ class ImageClassifier(Model):
 
     modality: ClassVar[str] = "image"
 
-    def _load(self, source, outputs, revision):
-        processor = AutoImageProcessor.from_pretrained(source, **revision, backend="pil")
-        model = AutoModelForImageClassification.from_pretrained(
-            source, **revision, num_labels=outputs, ignore_mismatched_sizes=True, dtype=torch.float32
+    def _load(self, source, outputs, where):
+        processor = AutoImageProcessor.from_pretrained(source, **where, backend="pil")
+        model, info = AutoModelForImageClassification.from_pretrained(
+            source,
+            **where,
+            num_labels=outputs,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-        return model, to_pixels(processor, model.config.num_channels)
+        return model, to_pixels(processor, model.config.num_channels), info
 
 
 def to_pixels(processor, channels: int) -> Callable[[list[Image.Image]], torch.Tensor]:

@@ -15,13 +15,15 @@ class TextClassifier(Model):
 
     modality: ClassVar[str] = "text"
 
-    def _load(self, source, outputs, revision):
-        tokenizer = AutoTokenizer.from_pretrained(source, **revision)
-        model = AutoModelForSequenceClassification.from_pretrained(
+    def _load(self, source, outputs, where):
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
-            **revision,
+            **where,
             num_labels=outputs,
             problem_type="regression" if outputs == 1 else "single_label_classification",
             dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-        return model, tokenizer
+        return model, tokenizer, info

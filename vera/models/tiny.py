@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from vera.cache import make_folder
 from vera.errors import ConfigError
-from vera.files import move_folder
 from vera.seeds import forked
 
 CONFIGS = {"roberta": RobertaConfig, "bert": BertConfig, "vit": ViTConfig}
@@ -34,15 +32,12 @@ def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:
     if family not in CONFIGS:
         raise ConfigError(f"model.tiny.family must be one of {', '.join(CONFIGS)}; got {family!r}")
     key = hashlib.sha256(json.dumps([family, settings], sort_keys=True).encode()).hexdigest()[:8]
-    folder = Path(cache_dir) / "tiny" / f"{family}-{key}"
-    if not (folder / "config.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+
+    def make(folder: Path) -> None:
         with forked(0, "tiny"):
-            _image(settings, scratch) if family == "vit" else _text(family, settings, scratch)
-        os.chmod(scratch, 0o755)
-        move_folder(scratch, folder)
-    return folder
+            _image(settings, folder) if family == "vit" else _text(family, settings, folder)
+
+    return make_folder(Path(cache_dir) / "tiny" / f"{family}-{key}", "config.json", make)
 
 
 def _text(family: str, settings: dict[str, Any], folder: Path) -> None:

@@ -94,6 +94,10 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
     tensors, ours = _read_weights(weights_file)
     if ours:
         config = _checked_replace(weights_file, config, {key: ours[key] for key in ("init", "sharing", "train") if key in ours})
+    # PEFT lists every name a head may have; those that are neither in the model nor in the file mean nothing.
+    names = [path for path, _ in model.named_parameters()] + list(tensors)
+    saved = [module for module in config.modules_to_save if any(_inside(path, (module,)) for path in names)]
+    config = replace(config, modules_to_save=tuple(saved))
     existing = configs(model).get(name)
     if existing is not None:
         _same_adapter(folder / CONFIG_FILE, existing, config)
@@ -142,9 +146,10 @@ def _joint(prints: dict[tuple, str | None]) -> str | None:
 def _to_peft(model: nn.Module, config: VeraConfig) -> dict:
     """PEFT's configuration of the same adapter. A variant that PEFT cannot express gets a type that PEFT refuses."""
     expressible = config.init == "kaiming_uniform" and config.sharing == "shared"
+    base = getattr(getattr(model, "config", None), "_name_or_path", None)
     return {
         "peft_type": "VERA" if expressible else "VERA_VARIANT",
-        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
+        "base_model_name_or_path": None if not base or Path(base).exists() else base,  # no path of this machine
         "r": config.rank,
         "target_modules": list(config.targets),
         "projection_prng_key": config.projection_seed,

@@ -155,9 +155,20 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Compose W = W0 + diag(b) B diag(d) A in every adapted layer: the backbone's own speed from here on. Returns the model."""
-    for _, layer in vera_layers(model):
-        layer.merge()
+    """Compose W = W0 + diag(b) B diag(d) A in every adapted layer: the backbone's own speed from here on. Returns the model.
+
+    Raises AdapterError, with no layer merged, for a quantised base or weights that are not finite.
+    """
+    done = []
+    try:
+        for _, layer in vera_layers(model):
+            if layer.merged is None:
+                layer.merge()
+                done.append(layer)
+    except AdapterError:
+        for layer in done:
+            layer.unmerge()
+        raise
     return model
 
 

@@ -32,12 +32,13 @@ class Vectors(nn.Module):
     def _apply(self, fn, recurse=True):
         # Follow the model to another device, but keep float32 when it is cast to half precision: an update of b or d can be
         # smaller than bf16 resolves.
+        kept = [(parameter.data, parameter.grad) for parameter in (self.b, self.d)]
         super()._apply(fn, recurse)
-        for parameter in (self.b, self.d):
+        for parameter, (value, grad) in zip((self.b, self.d), kept, strict=True):
             if parameter.dtype in (torch.float16, torch.bfloat16):
-                parameter.data = parameter.data.float()
-                if parameter.grad is not None:
-                    parameter.grad.data = parameter.grad.data.float()
+                parameter.grad = None
+                parameter.data = value.to(parameter.device)
+                parameter.grad = None if grad is None else grad.to(parameter.device)
         return self
 
 

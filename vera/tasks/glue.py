@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from vera import hub
-from vera.errors import DataError
+from vera.errors import ConfigError, DataError
 from vera.models.base import Backbone
 from vera.seeds import derive
 from vera.tasks.base import Data, Task
@@ -77,10 +77,14 @@ class Glue(Task):
         key = (self.subset, self.data_dir, self.max_length, self.synthetic, backbone.source, backbone.fingerprint)
         if key not in _PREPARED:
             _PREPARED.clear()  # one at a time: a sweep runs all seeds of a task in a row
-            _PREPARED[key] = self._prepare(backbone.preprocess)
+            _PREPARED[key] = self._prepare(backbone)
         return _PREPARED[key]
 
-    def _prepare(self, tokenizer) -> Data:
+    def _prepare(self, backbone: Backbone) -> Data:
+        tokenizer = backbone.preprocess
+        limit = min(tokenizer.model_max_length, getattr(backbone.model.config, "max_position_embeddings", self.max_length))
+        if self.max_length > limit:
+            raise ConfigError(f"task.max_length={self.max_length} is more than this model's {limit} positions")
         rows, source, commit = self.rows()
         notes: dict[str, Any] = {"truncated": {}}
         examples = {split: self._tokenise(tokenizer, rows[split], split, notes) for split in rows}
@@ -91,7 +95,7 @@ class Glue(Task):
             collate=self._collate(tokenizer),
             source=source,
             commit=commit,
-            fingerprint=hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16],
+            fingerprint=fingerprint(rows),
             notes=notes,
         )
 
@@ -126,12 +130,8 @@ class Glue(Task):
         commit, online = hub.commit(REPOSITORY, "main", "dataset")
         datasets.disable_progress_bars()
         try:
-            loaded = datasets.load_dataset(
-                REPOSITORY,
-                self.subset,
-                revision=commit,
-                download_config=datasets.DownloadConfig(local_files_only=not online),
-            )
+            with hub.offline(not online):
+                loaded = datasets.load_dataset(REPOSITORY, self.subset, revision=commit)
         except Exception as error:  # network, cache and format errors of several libraries
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise DataError(
@@ -149,7 +149,8 @@ class Glue(Task):
                 (pair, _checked_label(f"{REPOSITORY} ({self.subset}, {split}) row {index}", label, subset.labels))
                 for index, (pair, label) in enumerate(zip(texts, loaded[split]["label"], strict=True))
             ]
-        return splits, f"{REPOSITORY} {self.subset}", commit
+        files = loaded["train"].info.download_checksums or {}
+        return splits, f"{REPOSITORY} {self.subset}", commit or hub.commit_in(" ".join(files))
 
     def _tokenise(self, tokenizer, rows: list[Row], split: str, notes: dict[str, Any]) -> list[dict[str, Any]]:
         columns = [list(column) for column in zip(*(texts for texts, _ in rows), strict=True)]
@@ -177,6 +178,12 @@ class Glue(Task):
 
 
 _PREPARED: dict[tuple, Data] = {}
+
+
+def fingerprint(rows: dict[str, list[Row]]) -> str:
+    """SHA-256, 16 digits, over texts and labels; scores to three decimals, since the hub keeps them in single precision."""
+    plain = {split: [(texts, round(label, 3)) for texts, label in found] for split, found in rows.items()}
+    return hashlib.sha256(json.dumps(plain, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def _label(where: str, text: str, labels: tuple[str, ...] | None) -> float:

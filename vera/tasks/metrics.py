@@ -64,5 +64,6 @@ _FUNCTIONS = {
 
 def compute(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
     """The metrics of one GLUE subset (or "accuracy") for predictions [N] and references [N]."""
-    metric = GlueMetric(config_name=name, keep_in_memory=True, cache_dir=tempfile.gettempdir())
-    return metric.compute(predictions=predictions, references=references)
+    with tempfile.TemporaryDirectory() as folder:  # evaluate makes one, even when it keeps all in memory
+        metric = GlueMetric(config_name=name, keep_in_memory=True, cache_dir=folder)
+        return metric.compute(predictions=predictions, references=references)

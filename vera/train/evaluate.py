@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from vera.methods.base import Method
@@ -17,15 +16,13 @@ def _logits(accelerator: Accelerator, backbone: Backbone, data: Data, batch_size
     order = sorted(range(len(data.evaluation)), key=lambda i: data.lengths[i]) if data.lengths else range(len(data.evaluation))
     batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
     found: list[tuple[int, Tensor, Tensor]] = []
-    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
+    for rows in batches:
         batch = data.collate([data.evaluation[row] for row in rows])
         labels = batch.pop("labels")
         inputs = {key: value.to(accelerator.device) for key, value in batch.items()}
         with accelerator.autocast():
             logits = backbone.model(**inputs).logits
         found.extend(zip(rows, logits.float().cpu(), labels, strict=True))
-    if accelerator.num_processes > 1:
-        found = gather_object(found)
     found.sort(key=lambda item: item[0])
     return torch.stack([logits for _, logits, _ in found]), torch.stack([label for _, _, label in found])
 

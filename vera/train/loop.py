@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,14 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     gpu = torch.cuda.is_available() and device != "cpu"
     if device == "cuda" and not gpu:
         raise ConfigError("device=cuda: this machine has no CUDA GPU that torch can use")
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    AcceleratorState._reset_state(reset_partial_state=True)  # the last run of this sweep may have had another precision
     mixed = {"auto": "bf16" if gpu else "no", "bf16": "bf16", "fp32": "no"}[precision]
-    return Accelerator(cpu=not gpu, mixed_precision=mixed)
+    accelerator = Accelerator(cpu=not gpu, mixed_precision=mixed)
+    if accelerator.num_processes > 1:
+        raise ConfigError(
+            "one run uses one process; start the runs of a sweep as separate processes instead of a distributed one"
+        )
+    return accelerator
 
 
 class Loop:
@@ -58,7 +62,9 @@ class Loop:
         self.backbone, self.method, self.task, self.data = backbone, method, task, data
         self.work, self.on_progress, self.on_log = work, on_progress, on_log
         self.accelerator = make_accelerator(run.device, run.train.precision)
-        if torch.cuda.is_available():
+        gc.collect()  # Accelerate ties a model of an earlier run into a cycle
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         backbone.model.to(self.accelerator.device).train()
         groups = method.parameter_groups(backbone)
@@ -72,7 +78,8 @@ class Loop:
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         self.history: list[dict[str, Any]] = []
-        self.spent = {"seconds": 0.0, "examples": 0, "tokens": 0, "restarts": 0}
+        self.spent: dict[str, Any] = {"seconds": 0.0, "examples": 0, "tokens": 0, "restarts": 0, "peak_memory_bytes": None}
+        self._saving = 0.0
 
     def fit(self) -> None:
         """Train to the end, from the kept state when there is one. Raises TrainingError when the loss is not finite."""
@@ -100,33 +107,25 @@ class Loop:
         return iter(DataLoader(self.data.train, batch_sampler=steps, collate_fn=self._micro_batches, generator=own))
 
     def _micro_batches(self, examples: list[Any]) -> list[tuple[float, dict[str, torch.Tensor]]]:
-        """This process's share of a batch in pieces that fit the memory, each with its weight in the batch's mean loss."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = examples[rank::world]
-        total = self.task.weight(self.data.collate(examples)) if world > 1 else None
-        if not mine:  # a last batch smaller than the number of processes: take part with weight zero
-            return [(0.0, self.data.collate(examples[:1]))]
-        size = self.config.micro_batch_size or len(mine)
-        batches = [self.data.collate(mine[start : start + size]) for start in range(0, len(mine), size)]
+        """A batch in pieces that fit the memory, each with its weight in the batch's mean loss."""
+        size = self.config.micro_batch_size or len(examples)
+        batches = [self.data.collate(examples[start : start + size]) for start in range(0, len(examples), size)]
         weights = [self.task.weight(batch) for batch in batches]
-        total = total or sum(weights)
-        return [(world * weight / total, batch) for weight, batch in zip(weights, batches, strict=True)]
+        return [(weight / sum(weights), batch) for weight, batch in zip(weights, batches, strict=True)]
 
     def _step(self, batches: list[tuple[float, dict[str, torch.Tensor]]]) -> None:
         set_lr(self.optimizer, lr_factor(self.step, self.total, self.config))
         self.method.on_step(self.backbone, self.step)
         loss_sum = torch.zeros_like(self.loss_sum)
-        for index, (weight, batch) in enumerate(batches):
+        for weight, batch in batches:
             self.spent["examples"] += len(batch["labels"])
             self.spent["tokens"] += self.task.tokens(batch)
             batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
-            last = index == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                inputs = {key: value for key, value in batch.items() if key != "labels"}
-                with self.accelerator.autocast():
-                    logits = self.model(**inputs).logits
-                loss = weight * self.task.loss(logits, batch)
-                self.accelerator.backward(loss)
+            inputs = {key: value for key, value in batch.items() if key != "labels"}
+            with self.accelerator.autocast():
+                logits = self.model(**inputs).logits
+            loss = weight * self.task.loss(logits, batch)
+            self.accelerator.backward(loss)
             loss_sum += loss.detach()
         if self.config.clip:
             self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.clip)
@@ -145,6 +144,9 @@ class Loop:
     def _end_epoch(self) -> None:
         epoch = -(-self.step // self.steps_per_epoch)
         steps = self.step - (epoch - 1) * self.steps_per_epoch
+        for name, parameter in self.parameters.items():
+            if not torch.isfinite(parameter).all():
+                raise TrainingError(f"{name} is not finite after epoch {epoch}; lower train.lr or train.head_lr")
         logits, labels = predict(self.accelerator, self.backbone, self.method, self.data, self.config.eval_batch_size)
         if not torch.isfinite(logits).all():
             raise TrainingError(f"predictions are not finite after epoch {epoch}; lower train.lr or train.head_lr")
@@ -154,9 +156,9 @@ class Loop:
         self.history.append({"epoch": epoch, "step": self.step, "train_loss": train_loss, "metrics": metrics})
         defined = {f"eval/{key}": value for key, value in metrics.items() if value is not None}
         self.on_log({**defined, "train/epoch_loss": train_loss}, self.step)
-        if self.config.save and self.accelerator.is_main_process and best_epoch(self.history, self.task.primary) == epoch:
+        if self.config.save and best_epoch(self.history, self.task.primary) == epoch:
             self._save("best")
-        if self.config.save and self.accelerator.is_main_process and self.step == self.total:
+        if self.config.save and self.step == self.total:
             self._save("last")
 
     def _save(self, name: str) -> None:
@@ -168,28 +170,44 @@ class Loop:
 
     def _checkpoint_when_due(self) -> None:
         now = time.monotonic()
-        if now - self._clock < self.config.checkpoint_seconds:
+        # A large state takes long to write: never more than a twentieth of the time.
+        if now - self._clock < max(self.config.checkpoint_seconds, 20 * self._saving):
             return
         self.spent["seconds"] += now - self._clock
-        self._clock = now
-        if self.accelerator.is_main_process:
-            progress = {
-                "cell_id": self.run.cell_id,
-                "step": self.step,
-                "loss_sum": self.loss_sum.item(),
-                "history": self.history,
-                "spent": self.spent,
-            }
-            state.save(self.work, progress, self.method.trained(self.backbone), self.parameters, self.optimizer)
-        self.accelerator.wait_for_everyone()
+        self.spent["peak_memory_bytes"] = self._peak_memory()
+        progress = {
+            **self._sources(),
+            "step": self.step,
+            "loss_sum": self.loss_sum.item(),
+            "history": self.history,
+            "spent": self.spent,
+        }
+        state.save(self.work, progress, self.method.trained(self.backbone), self.parameters, self.optimizer)
+        self._clock = time.monotonic()
+        self._saving = self._clock - now
+
+    def _sources(self) -> dict[str, str]:
+        """What an unfinished run must have in common with the one that goes on from it."""
+        return {
+            "cell_id": self.run.cell_id,
+            "model_fingerprint": self.backbone.fingerprint,
+            "data_fingerprint": self.data.fingerprint,
+        }
+
+    def _peak_memory(self) -> int | None:
+        """The allocator's peak on a GPU over all starts of the run; None on a CPU."""
+        if self.accelerator.device.type != "cuda":
+            return None
+        return max(self.spent["peak_memory_bytes"] or 0, torch.cuda.max_memory_allocated())
 
     def _resume(self) -> None:
         found = state.load(self.work, self.parameters, self.optimizer)
         if found is None:
             return
         progress, trained = found
-        if progress["cell_id"] != self.run.cell_id:
-            raise TrainingError(f"{self.work} holds the state of another run; delete it")
+        for key, value in self._sources().items():
+            if progress.get(key) != value:
+                raise TrainingError(f"{self.work} holds the state of another run (its {key} differs); delete it to start again")
         self.method.restore(self.backbone, trained)
         self.step, self.history, self.spent = progress["step"], progress["history"], progress["spent"]
         self.spent["restarts"] += 1
@@ -199,11 +217,10 @@ class Loop:
     def cost(self) -> dict[str, Any]:
         """The record's cost."""
         gpu = self.accelerator.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
             **self.spent,
             "steps": self.step,
-            "peak_memory_bytes": peak,
+            "peak_memory_bytes": self._peak_memory(),
             "device": torch.cuda.get_device_name() if gpu else "cpu",
             "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             "threads": torch.get_num_threads(),
