@@ -6,6 +6,7 @@ Tables are compared byte for byte; of a figure only the PDF is (a PNG's compress
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,7 +18,12 @@ def main() -> int:
         if made.returncode:
             return made.returncode
         problems = []
-        for kind, suffixes in (("tables", {".md", ".tex"}), ("figures", {".pdf"})):
+        kinds = [("tables", {".md", ".tex"})]
+        if f"matplotlib=={version('matplotlib')};" in (ROOT / "constraints.txt").read_text():
+            kinds.append(("figures", {".pdf"}))
+        else:
+            print("figures are not compared: another matplotlib than the tested one draws other bytes")
+        for kind, suffixes in kinds:
             new = {path.name: path for path in (Path(folder) / kind).glob("*") if path.suffix in suffixes}
             old = {path.name: path for path in (ROOT / "results" / kind).glob("*") if path.suffix in suffixes}
             for name in sorted(new.keys() | old.keys()):

@@ -30,7 +30,9 @@ def compose(cache, tmp_path):
 
     def make(*overrides: str, scale: bool = True):
         base = REHEARSAL if scale else ["device=cpu", "progress=false"]
-        return vera_compose([*base, f"cache_dir={cache}", f"results_dir={tmp_path / 'results'}", *overrides])
+        return vera_compose(
+            [*base, f"cache_dir={cache}", f"results_dir={tmp_path / 'results'}", f"work_dir={tmp_path / 'work'}", *overrides]
+        )
 
     return make
 

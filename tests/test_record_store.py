@@ -19,7 +19,14 @@ def finished(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("record")
     run = compose(
-        ["scale=rehearsal", "device=cpu", "progress=false", f"cache_dir={folder}", f"results_dir={folder / 'results'}"]
+        [
+            "scale=rehearsal",
+            "device=cpu",
+            "progress=false",
+            f"cache_dir={folder}",
+            f"results_dir={folder / 'results'}",
+            f"work_dir={folder / 'work'}",
+        ]
     )
     return execute(run), Store(run.results_dir), run
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,10 +140,10 @@ def test_best_epoch_is_the_first_highest_and_ignores_undefined():
 def test_best_and_last_adapters_are_kept(compose):
     run = compose("train.save=true", "train.epochs=3", "train.max_steps=null", "train.batch_size=10")
     record = execute(run)
-    folder = Store(run.results_dir).adapters(record.name)
-    assert sorted(path.name for path in folder.iterdir()) == ["best", "last"]
+    folder = Path(run.work_dir) / record.name
+    assert {path.name for path in folder.iterdir()} - {"lock"} == {"best", "last"}
     assert (folder / "best" / "adapter_model.safetensors").is_file()
-    assert not Store(run.results_dir).work(record.name).exists()
+    assert [path.suffix for path in Path(run.results_dir).rglob("*") if path.is_file()] == [".json"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_record(compose):
@@ -169,9 +170,9 @@ def test_a_run_that_another_process_computes_is_refused(compose):
     from filelock import FileLock
 
     run = compose()
-    store = Store(run.results_dir)
-    store.check_writable()
-    with FileLock(store.root / "work" / f"{run.run_name}.lock"), pytest.raises(TrainingError, match="another process"):
+    work = Path(run.work_dir) / run.run_name
+    work.mkdir(parents=True)
+    with FileLock(work / "lock"), pytest.raises(TrainingError, match="another process"):
         execute(run)
     assert execute(run).status == "done"
 
@@ -251,11 +252,14 @@ def test_the_state_of_another_run_is_refused(compose, tmp_path):
 def test_sigkill_in_the_middle_then_the_same_command_completes(cache, tmp_path):
     """The real thing: a process killed from outside, started again by the same command."""
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *REHEARSAL, f"cache_dir={cache}"]
-    command += [*TEXT, "train.epochs=40", "train.max_steps=null", "train.checkpoint_seconds=0.5", "seed=3"]
+    command += [*TEXT, "train.epochs=40", "train.max_steps=null", "train.checkpoint_seconds=0.5", "seed=3"]  # 240 steps
 
     def start(results):
         return subprocess.Popen(
-            [*command, f"results_dir={results}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
+            [*command, f"results_dir={results}", f"work_dir={results}/work"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(os.environ),
         )
 
     killed = start(tmp_path / "a")

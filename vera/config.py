@@ -96,6 +96,7 @@ class RunConfig(Strict):
     tracker: dict[str, Any]
     seed: int = Field(ge=0, lt=2**31)
     results_dir: str
+    work_dir: str
     cache_dir: str
     device: str = Field(pattern=r"^(auto|cpu|cuda)$")
     progress: bool | Literal["auto"]

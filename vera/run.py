@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
-import shutil
 import subprocess
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -18,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vera import record as records
 from vera.config import CONF_DIR, RunConfig, build, component
 from vera.errors import ConfigError, TrainingError, VeraError
-from vera.files import move_folder
 from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
 from vera.record import Failure, Record
@@ -26,6 +24,7 @@ from vera.seeds import seed_everything
 from vera.store import Store
 from vera.tasks.base import Data, Task
 from vera.train.loop import Loop, best_epoch
+from vera.train.state import FILE as STATE_FILE
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +41,17 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
     if found is not None:
         return found
     store.check_writable()
-    lock = FileLock(store.root / "work" / f"{run.run_name}.lock")
+    work = Path(run.work_dir) / run.run_name
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise TrainingError(f"another process is computing {run.run_name}") from None
     try:
-        record = _train(run, store, show_progress)
+        record = _train(run, work, show_progress)
         store.write(record)
+        (work / STATE_FILE).unlink(missing_ok=True)
     except Exception as error:
         log.debug("run %s failed", run.run_name, exc_info=True)
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -61,7 +63,6 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
         raise TrainingError(f"{type(error).__name__}: {reason[:500]}") from error
     finally:
         lock.release()
-    shutil.rmtree(store.work(run.run_name), ignore_errors=True)
     return record
 
 
@@ -79,20 +80,19 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
     return backbone, method, task, task.load(backbone, run.seed)
 
 
-def _train(run: RunConfig, store: Store, show_progress: bool) -> Record:
+def _train(run: RunConfig, work: Path, show_progress: bool) -> Record:
     started, code = _now(), _code()
     backbone, method, task, data = prepare(run)
     parameters = count(method.parameter_groups(backbone), backbone.model)
     tracker = build(run.tracker, "tracker")
     tracker.start(run.run_name, _identity(run))
-    work = store.work(run.run_name)
     try:
         with _bar(run.run_name, show_progress) as on_progress:
             loop = Loop(run, backbone, method, task, data, work, on_progress, tracker.log)
             loop.fit()
     finally:
         tracker.finish()
-    record = Record(
+    return Record(
         schema=records.SCHEMA,
         status="done",
         run=_identity(run),
@@ -114,10 +114,6 @@ def _train(run: RunConfig, store: Store, show_progress: bool) -> Record:
             "notes": data.notes,
         },
     )
-    for name in ("best", "last"):
-        if (work / name).is_dir():
-            move_folder(work / name, store.adapters(run.run_name) / name)
-    return record
 
 
 def _identity(run: RunConfig) -> dict[str, Any]:

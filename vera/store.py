@@ -2,8 +2,6 @@
 
 results_dir/runs/<model>--<task>--<method>--<cell8>--s<seed>.json    finished runs
 results_dir/failed/...                                               runs that ended with an error
-results_dir/adapters/<run>/{best,last}                               what was trained
-results_dir/work/<run>/                                              the state of a run that is not finished
 """
 
 from __future__ import annotations
@@ -26,12 +24,6 @@ class Store:
 
     def path(self, name: str) -> Path:
         return self.runs / f"{name}.json"
-
-    def work(self, name: str) -> Path:
-        return self.root / "work" / name
-
-    def adapters(self, name: str) -> Path:
-        return self.root / "adapters" / name
 
     def find(self, name: str) -> Record | None:
         """The record of a run, or None when it has not finished. Raises RecordError for a file that is not a valid record."""
