@@ -6,7 +6,7 @@ PY := .venv/bin/python
 METHOD ?= vera
 ARGS ?=
 
-.PHONY: help setup demo test test-slow lint format check tables figures digits glue-base glue-large glue-minilm rehearse
+.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm rehearse
 
 help: ## this list
 	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
@@ -27,9 +27,6 @@ demo: setup ## head, full, LoRA and VeRA x 5 seeds on UCI digits: table, picture
 
 test: setup ## the tests
 	$(PY) -m pytest $(ARGS)
-
-test-slow: setup ## the longer proofs as well
-	$(PY) -m pytest -m 'slow or not slow' $(ARGS)
 
 lint: setup ## ruff
 	$(PY) -m ruff check .
