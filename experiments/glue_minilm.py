@@ -44,5 +44,6 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list
         "MiniLM-L6 (BERT, d=384) on GLUE's official files. Median over seeds ± standard deviation, x 100. A short budget on "
         "two CPU cores shows that the way from text to table works; it is not a comparison at full training length.",
         "All metrics of a run are taken at the best epoch of the task's first metric.",
+        "Seconds are those of a machine with other work on it.",
     ]
     return [Table("glue_minilm", "MiniLM on four GLUE tasks, small budget", columns, rows, notes, rules)]
