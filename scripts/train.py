@@ -39,7 +39,7 @@ class RunFailed(Exception):
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="run")
 def one(cfg: DictConfig) -> None:
     set_up_logging()
-    began = time.monotonic()
+    began, run = time.monotonic(), None
     try:
         run = from_hydra(cfg)
         record = Store(run.results_dir).find(run.run_name)
@@ -49,7 +49,7 @@ def one(cfg: DictConfig) -> None:
 
             record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
     except VeraError as error:
-        log.error("error: %s", error)
+        log.error("error: %s%s", f"{run.run_name}: " if run else "", error)
         if os.environ.get(MAIN_PROCESS) != str(os.getpid()):
             raise RunFailed(str(error)) from None
         failures.append(str(error))
