@@ -45,7 +45,7 @@ check: setup ## fail when regenerating the tracked tables and figures gives some
 	$(PY) scripts/check.py
 
 digits: setup ## the demo's runs as records of this repository (results/runs)
-	$(PY) scripts/train.py sweep=digits $(ARGS)
+	$(PY) scripts/train.py sweep=demo results_dir=results $(ARGS)
 
 glue-base: setup ## Table 2, RoBERTa-base: six tasks x METHOD x 5 seeds with Table 8's values
 	$(PY) scripts/train.py sweep=glue_base method=$(METHOD) $(ARGS)

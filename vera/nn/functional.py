@@ -23,7 +23,12 @@ def cheaper_order(rows: int, d_in: int, d_out: int, rank: int, training: bool) -
 
 def delta_weight(A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
     """diag(b) B diag(d) A, [m, n], in the dtype of A."""
-    return (b.to(B.dtype).unsqueeze(1) * B * d.to(B.dtype)) @ A
+    return _scaled(B, b, d) @ A
+
+
+def _scaled(B: Tensor, b: Tensor, d: Tensor) -> Tensor:
+    """diag(b) B diag(d), [m, r], in the dtype of B."""
+    return b.to(B.dtype).unsqueeze(1) * B * d.to(B.dtype)
 
 
 class ActivationOrder(torch.autograd.Function):
@@ -63,7 +68,7 @@ class WeightOrder(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, W0, bias, A, B, b, d):
-        left = b.to(B.dtype).unsqueeze(1) * B * d.to(B.dtype)
+        left = _scaled(B, b, d)
         W = (torch.addmm(W0, left, A) if W0.dtype == A.dtype else W0 + left @ A).to(x.dtype)
         ctx.save_for_backward(x, W if ctx.needs_input_grad[0] else None, A, B, b, d)
         return torch.nn.functional.linear(x, W, bias)

@@ -117,22 +117,6 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
     return model
 
 
-def detach(model: nn.Module, name: str) -> None:
-    """Take one adapter off again. Layers that lose their last adapter become the plain layers they were."""
-    config = configs(model)
-    del config[name]
-    setattr(model, _CONFIGS, config)
-    for path, layer in list(vera_layers(model)):
-        if name in layer.vectors:
-            if layer.active == name:
-                layer.unmerge()
-                layer.active = None
-            layer.remove(name)
-        if not layer.vectors:
-            parent, _, attribute = path.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, layer.base_layer)
-
-
 def set_adapter(model: nn.Module, name: str | None) -> None:
     """Choose the active adapter, the only one that is trainable; None runs (and freezes) the bare backbone.
 

@@ -79,9 +79,6 @@ class VeraLinear(nn.Module):
         self.vectors[name] = Vectors(config, self.out_features, self.base_layer.weight.device)
         self.projections[name] = projection
 
-    def remove(self, name: str) -> None:
-        del self.vectors[name], self.projections[name]
-
     def matrices(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A [r, d_in], B [d_out, r], b [d_out], d [r] of one adapter."""
         A, B = self.projections[name].sliced(self.in_features, self.out_features)

@@ -44,6 +44,9 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     return accelerator
 
 
+MicroBatch = tuple[float, dict[str, torch.Tensor]]  # its weight in the batch's mean loss, and the model's arguments
+
+
 class Loop:
     """One run from a prepared model to its history. `work` holds the state of an unfinished run, and the best epoch."""
 
@@ -95,7 +98,7 @@ class Loop:
             self._checkpoint_when_due()
         self.spent["seconds"] += time.monotonic() - self._clock
 
-    def _rest_of_epoch(self) -> Iterator[list[dict[str, torch.Tensor]]]:
+    def _rest_of_epoch(self) -> Iterator[list[MicroBatch]]:
         """The epoch's remaining steps, each a list of micro-batches. The order depends on seed and epoch alone."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
         order = torch.randperm(len(self.data.train), generator=generator(self.run.seed, "order", epoch)).tolist()
@@ -106,14 +109,14 @@ class Loop:
         own = torch.Generator()
         return iter(DataLoader(self.data.train, batch_sampler=steps, collate_fn=self._micro_batches, generator=own))
 
-    def _micro_batches(self, examples: list[Any]) -> list[tuple[float, dict[str, torch.Tensor]]]:
+    def _micro_batches(self, examples: list[Any]) -> list[MicroBatch]:
         """A batch in pieces that fit the memory, each with its weight in the batch's mean loss."""
         size = self.config.micro_batch_size or len(examples)
         batches = [self.data.collate(examples[start : start + size]) for start in range(0, len(examples), size)]
         weights = [self.task.weight(batch) for batch in batches]
         return [(weight / sum(weights), batch) for weight, batch in zip(weights, batches, strict=True)]
 
-    def _step(self, batches: list[tuple[float, dict[str, torch.Tensor]]]) -> None:
+    def _step(self, batches: list[MicroBatch]) -> None:
         set_lr(self.optimizer, lr_factor(self.step, self.total, self.config))
         self.method.on_step(self.backbone, self.step)
         loss_sum = torch.zeros_like(self.loss_sum)
