@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from vera import hub
 from vera.config import Component
 from vera.errors import ConfigError, ModelError
-from vera.models.tiny import tiny_checkpoint
+from vera.models.tiny import architecture, tiny_checkpoint
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Model(Component):
     size        full, or tiny for a random model of the family (`tiny` holds its architecture).
     targets     logical names (query, value ...) to module names, a list where transformers' releases differ.
     head        names of the modules that a task replaces or initialises, trained with head_lr.
+    tiny, full  architectures (family and its transformers keys): of the stand-in, and of the checkpoint itself for counting.
     """
 
     modality: ClassVar[str]
@@ -58,6 +60,7 @@ class Model(Component):
     targets: dict[str, str | list[str]]
     head: list[str]
     tiny: dict[str, Any]
+    full: dict[str, Any] = {}
 
     def load(self, outputs: int, cache_dir: Path) -> Backbone:
         """The backbone with a new head of `outputs` values (1: regression), float32, in training mode, on the CPU.
@@ -101,6 +104,14 @@ class Model(Component):
                 return str(Path(spec.origin).parent / folder)
         return self.checkpoint
 
+    def blueprint(self, outputs: int) -> Backbone:
+        """The full-size model on the meta device: shapes without weights, for counting. Raises ConfigError without `full`."""
+        if not self.full:
+            raise ConfigError(f"model {self.name} has no `full` architecture to count on")
+        with torch.device("meta"):
+            model = self._from_config(architecture(self.full), outputs)
+        return Backbone(model, preprocess=None, head=tuple(self.head), source=self.checkpoint, commit=None, fingerprint="")
+
     def resolve_targets(self, model: nn.Module, names: list[str]) -> tuple[str, ...]:
         """Module names, as `vera.nn` and PEFT match them, of logical target names. Raises ConfigError for an unknown one."""
         modules = [name for name, _ in model.named_modules()]
@@ -118,6 +129,10 @@ class Model(Component):
 
     def _load(self, source: str, outputs: int, where: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any], dict[str, Any]]:
         """Model, preprocessing and transformers' loading info; `where` goes to every from_pretrained."""
+        raise NotImplementedError
+
+    def _from_config(self, config: PretrainedConfig, outputs: int) -> nn.Module:
+        """A model of this architecture with a head of `outputs` values."""
         raise NotImplementedError
 
     def _check_weights(self, source: str, model: nn.Module, info: dict[str, Any]) -> None:

@@ -29,6 +29,10 @@ class ImageClassifier(Model):
         )
         return model, to_pixels(processor, model.config.num_channels), info
 
+    def _from_config(self, config, outputs):
+        config.num_labels = outputs
+        return AutoModelForImageClassification.from_config(config)
+
 
 def to_pixels(processor, channels: int) -> Callable[[list[Image.Image]], torch.Tensor]:
     """A function from PIL images of any mode to pixel values [N, channels, H, W]."""

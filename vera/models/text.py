@@ -27,3 +27,7 @@ class TextClassifier(Model):
             output_loading_info=True,
         )
         return model, tokenizer, info
+
+    def _from_config(self, config, outputs):
+        config.num_labels = outputs
+        return AutoModelForSequenceClassification.from_config(config)
