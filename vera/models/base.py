@@ -38,6 +38,31 @@ class Backbone:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where a family keeps its transformer blocks and, as names inside one block, the places that a method may adapt.
+
+    blocks       end of the dotted name of the list of blocks.
+    attention    module whose output joins the residual stream after self-attention.
+    feedforward  the same after the feed-forward sublayer.
+    output       module whose output is the block's: the last LayerNorm in a post-norm model, the block itself ("") in a pre-norm
+                 one.
+    contraction  the feed-forward sublayer's last linear map.
+    """
+
+    blocks: str
+    attention: str
+    feedforward: str
+    output: str
+    contraction: str
+
+    def places(self, block: str) -> dict[str, str]:
+        """Dotted module names of the places of one block, and of the block itself."""
+        inside = {"attention": self.attention, "feedforward": self.feedforward, "output": self.output}
+        inside |= {"contraction": self.contraction, "block": ""}
+        return {place: f"{block}.{name}".rstrip(".") for place, name in inside.items()}
+
+
 class Model(Component):
     """Common keys of conf/model. A subclass says how its modality is loaded.
 
@@ -51,6 +76,7 @@ class Model(Component):
     """
 
     modality: ClassVar[str]
+    layouts: ClassVar[tuple[Layout, ...]] = ()  # more than one where transformers' releases differ
 
     checkpoint: str | None = None
     revision: str = "main"
@@ -126,6 +152,24 @@ class Model(Component):
                 raise ModelError(f"{self.name}: no module called {' or '.join(candidates)} for target {name!r}")
             resolved.append(fitting[0])
         return tuple(resolved)
+
+    def blocks(self, model: nn.Module) -> list[dict[str, str]]:
+        """The transformer blocks from the first to the last: for each the module names of Layout's places, and of the "block".
+
+        Raises ModelError when the model is laid out in another way.
+        """
+        modules = dict(model.named_modules())
+        for layout in self.layouts:
+            for name, module in modules.items():
+                if (
+                    isinstance(module, nn.ModuleList)
+                    and len(module)
+                    and (name == layout.blocks or name.endswith("." + layout.blocks))
+                ):
+                    found = [layout.places(f"{name}.{index}") for index in range(len(module))]
+                    if all(place in modules for places in found for place in places.values()):
+                        return found
+        raise ModelError(f"{self.name}: no transformer blocks where {type(self).__name__} looks for them")
 
     def _load(self, source: str, outputs: int, where: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any], dict[str, Any]]:
         """Model, preprocessing and transformers' loading info; `where` goes to every from_pretrained."""
