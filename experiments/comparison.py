@@ -23,8 +23,8 @@ STATS = {
 def compare(name: str, cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
     """results/paper/<name>.yaml against the records: the table, its cells one a line, and VeRA against LoRA seed by seed.
 
-    `overrides` apply to every run. stat: default the paper's own for this table. The second and third table appear with the first
-    record. Raises ConfigError for a row that no config can produce and RecordError for a record without the metric.
+    `overrides` apply to every run. stat: default the paper's own for this table. The second and third table appear with the
+    first record. Raises ConfigError for a row that no config can produce and RecordError for a record without the metric.
     """
     published = load(name)
     stat = stat or published.stat
@@ -71,7 +71,7 @@ DETAILS = [
     "Selection",
     "Paper",
 ]
-SELECTION = "Selection: median best minus median last epoch, the part of a score that comes from choosing the epoch on the evaluation set."
+SELECTION = "Selection: median best minus median last epoch, what choosing the epoch on the evaluation set adds to a score."
 TESTS = ["Model", "Column", "n", "Mean difference", "p"]
 TEST_NOTE = (
     "Paired permutation test of the mean difference VeRA - LoRA over common seeds, two-sided. Five pairs cannot give less than "

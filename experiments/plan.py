@@ -73,7 +73,7 @@ def read_sweep(name: str) -> Sweep:
 
 
 def sweeps(artefact: str | None = None) -> dict[str, Sweep]:
-    """The sweeps of the paper by name; or those of one artefact (or whose own name is given). Raises ConfigError for no such."""
+    """The sweeps of the paper by name; or those of one artefact (or one sweep). Raises ConfigError for no such."""
     every = {name: read_sweep(name) for name in choices("sweep")}
     if artefact is None:
         return {name: sweep for name, sweep in every.items() if sweep.artefacts}
@@ -149,9 +149,9 @@ class Plan:
 def estimate(run: RunConfig) -> float | None:
     """Floating-point operations of a run's matrix products: training and one evaluation an epoch; None for unknown sizes.
 
-    A token costs 2 operations a weight in a forward pass and 4 T d a layer for attention over T tokens. Backward costs as much again
-    for the activations, and once more for the weights where the whole backbone is trained; nothing where the head alone is.
-    Padding, the adapter itself and the decoding of text are not counted.
+    A token costs 2 operations a weight in a forward pass and 4 T d a layer for attention over T tokens. Backward costs as much
+    again for the activations, and once more for the weights where the whole backbone is trained; nothing where the head alone
+    is. Padding, the adapter itself and the decoding of text are not counted, so this is a lower bound.
     """
     facts, shape = run.task.get("facts") or {}, run.model.get("full") or run.model.get("architecture") or {}
     if not {"train_rows", "eval_rows", "tokens"} <= facts.keys() or not shape:

@@ -83,9 +83,8 @@ def load(name: str, folder: Path = FOLDER) -> Published:
         raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
     for index, row in enumerate(published.rows):
         if row.cells.keys() != published.columns.keys():
-            raise ConfigError(
-                f"{where}.rows.{index}.cells ({row.label}): has {', '.join(row.cells)}; columns are {', '.join(published.columns)}"
-            )
+            columns = ", ".join(published.columns)
+            raise ConfigError(f"{where}.rows.{index}.cells ({row.label}): has {', '.join(row.cells)}; columns are {columns}")
         if row.model not in published.models:
             raise ConfigError(f"{where}.rows.{index}.model ({row.label}): {row.model!r} is not among `models`")
     return published

@@ -28,8 +28,9 @@ class Table:
 
 
 def number(summary: Summary | None, scale: float = 1.0, digits: int = 1, stat: Statistic = "median") -> str:
-    """Median (or what `stat` says), standard deviation, a mark for unlike seeds and, where it is not the paper's five, n; a dash
-    for nothing."""
+    """Median (or what `stat` says), standard deviation, a mark for unlike seeds and, where it is not the paper's five, n.
+
+    A dash for nothing."""
     if summary is None:
         return DASH
     text = f"{scale * summary.centre(stat):.{digits}f}"

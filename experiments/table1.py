@@ -66,7 +66,7 @@ def run(model: str, method: str, rank: int) -> RunConfig:
 
 
 def units(value: float, like: str) -> str:
-    """`value` in the unit and with the decimals of a printed figure, and one decimal more where that would hide a difference."""
+    """`value` with one decimal in the unit of a printed figure."""
     unit = like.lstrip("0123456789.")
     return f"{value / UNITS[unit]:,.1f}{unit}"
 
@@ -98,9 +98,9 @@ def build(cells: Any = None, overrides: Sequence[str] = (), stat: Statistic | No
     for label in METHODS.values():
         columns += [f"{label} parameters, paper", "ours", f"{label} bytes, paper", "ours"]
     notes = [
-        "ours: counted on the adapted model (two matrices a block), four bytes a value; K and M are thousands and millions, KB, MB and "
-        "GB powers of 1024. The paper mostly cuts decimals off.",
-        "The table's caption in the paper names query and key, everything else query and value; the counts are the same.",
+        "ours: counted on the adapted model (two matrices a block), four bytes a value; K and M are thousands and millions, KB, "
+        "MB and GB powers of 1024. The paper mostly cuts decimals off.",
+        "The table's caption in the paper names query and key, all else query and value; the counts are the same.",
         *remarks,
     ]
     return [Table("table1", f"Table 1: {published().title}", columns, rows, notes, rules)]

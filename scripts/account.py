@@ -1,4 +1,4 @@
-"""Count what every row of the paper trains, on the adapted full-size models themselves (no weights, no hub), and check the prints.
+"""Count what every row of the paper trains, on the adapted full-size models themselves (no weights, no hub).
 
 python scripts/account.py             writes results/accounting.json and prints matched / not matched
 python scripts/account.py table1      prints Table 1 beside ours
@@ -19,7 +19,7 @@ from vera.files import write_atomic
 
 
 def count_rows() -> dict[str, dict[str, int]]:
-    """{adapter, head, total, adapter_bytes, backbone} of every row in results/paper that names a run, and of Table 1's models."""
+    """{adapter, head, total, adapter_bytes, backbone} of every row in results/paper that names a run, and of Table 1."""
     from vera.accounting import account  # brings torch
 
     counted = {}

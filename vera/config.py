@@ -19,15 +19,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from vera.errors import ConfigError
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("model", "task", "method", "train")
 
-# Keys that change where and how fast a run goes, and keys that describe what the rest decides (the architecture of a checkpoint,
-# the size of a data set: for counts and estimates). They stay out of a run's identity.
+# Keys that change where and how fast a run goes, and keys that describe what others decide (a checkpoint's architecture and the
+# size of a data set, for counts and estimates). They stay out of a run's identity.
 OPERATIONAL = frozenset(
     {
         "model.full",
@@ -81,13 +82,26 @@ class TrainConfig(Strict):
     betas: tuple[Beta, Beta]
     eps: float = Field(gt=0)
     schedule: Literal["linear", "cosine", "constant"]
-    warmup_ratio: float = Field(ge=0, le=1)
+    warmup_ratio: float | None = Field(ge=0, le=1)
+    warmup_steps: int | None = Field(ge=0)
     clip: float = Field(ge=0)
     precision: Literal["auto", "fp32", "bf16"]
     micro_batch_size: int | None = Field(ge=1)
     eval_batch_size: int = Field(ge=1)
     checkpoint_seconds: float = Field(ge=0)
     save: bool
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _one_warmup(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        ratio = info.data.get("warmup_ratio")
+        if steps is not None and ratio is not None:
+            raise PydanticCustomError(
+                "two_warmups",
+                "a warm-up is given by ratio or by steps; set train.warmup_ratio={ratio} to null",
+                {"ratio": ratio},
+            )
+        return steps
 
 
 class RunConfig(Strict):

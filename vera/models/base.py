@@ -25,7 +25,7 @@ class Backbone:
 
     model        a transformers model; called with a batch's tensors it returns an output with `.logits`.
     preprocess   tokenizer (text) or callable from a list of PIL images to a tensor [N, C, H, W] (images).
-    head         names of the head's modules.
+    head         names of the head's modules; none for a language model, which keeps its own.
     source       checkpoint id or folder; commit: its hub commit, or None.
     fingerprint  SHA-256 (16 digits) over the backbone's weights, head excluded.
     """
@@ -45,8 +45,7 @@ class Layout:
     blocks       end of the dotted name of the list of blocks.
     attention    module whose output joins the residual stream after self-attention.
     feedforward  the same after the feed-forward sublayer.
-    output       module whose output is the block's: the last LayerNorm in a post-norm model, the block itself ("") in a pre-norm
-                 one.
+    output       module whose output is the block's: the last LayerNorm (post-norm) or the block itself, "" (pre-norm).
     contraction  the feed-forward sublayer's last linear map.
     """
 
@@ -89,7 +88,8 @@ class Model(Component):
     full: dict[str, Any] = {}
 
     def load(self, outputs: int, cache_dir: Path) -> Backbone:
-        """The backbone with a new head of `outputs` values (1: regression), float32, in training mode, on the CPU.
+        """The backbone with a new head of `outputs` values (1: regression; a language model keeps its own and takes 0),
+        float32, in training mode, on the CPU.
 
         The head is drawn from torch's global generator. Raises ModelError when the source cannot be reached or read.
         """
@@ -128,6 +128,8 @@ class Model(Component):
             spec = importlib.util.find_spec(package)
             if spec is not None and spec.origin is not None:
                 return str(Path(spec.origin).parent / folder)
+        if self.checkpoint is None:
+            raise ModelError(f"model {self.name} has no weights to load; give a local folder with model.path=")
         return self.checkpoint
 
     def blueprint(self, outputs: int) -> Backbone:
