@@ -6,7 +6,7 @@ PY := .venv/bin/python
 METHOD ?= vera
 ARGS ?=
 
-.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm rehearse
+.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm images rehearse
 
 help: ## this list
 	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
@@ -56,5 +56,8 @@ glue-large: setup ## Table 2, RoBERTa-large
 glue-minilm: setup ## MiniLM on four GLUE tasks with LoRA and VeRA, small budget (ARGS='task.data_dir=/path/to/glue')
 	$(PY) scripts/train.py sweep=glue_minilm $(ARGS)
 
+images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds
+	$(PY) scripts/train.py sweep=images $(ARGS)
+
 rehearse: setup ## the sweeps with tiny random models and synthetic data, records in results/scratch
-	set -e; for sweep in glue_base glue_large glue_minilm demo; do $(PY) scripts/train.py sweep=$$sweep scale=rehearsal results_dir=results/scratch $(ARGS); done
+	set -e; for sweep in glue_base glue_large glue_minilm demo images; do $(PY) scripts/train.py sweep=$$sweep scale=rehearsal results_dir=results/scratch $(ARGS); done

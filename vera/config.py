@@ -29,7 +29,9 @@ GROUPS = ("model", "task", "method", "train")
 OPERATIONAL = frozenset(
     {
         "model.path",
+        "task.cache_dir",
         "task.data_dir",
+        "task.workers",
         "train.checkpoint_seconds",
         "train.eval_batch_size",
         "train.micro_batch_size",
