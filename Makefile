@@ -6,7 +6,7 @@ PY := .venv/bin/python
 METHOD ?= vera
 ARGS ?=
 
-.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm table1 plan rehearse
+.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm images table1 plan rehearse
 
 help: ## this list
 	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
@@ -55,6 +55,9 @@ glue-large: setup ## Table 2, RoBERTa-large
 
 glue-minilm: setup ## MiniLM on four GLUE tasks with LoRA and VeRA, small budget (ARGS='task.data_dir=/path/to/glue')
 	$(PY) scripts/train.py sweep=glue_minilm $(ARGS)
+
+images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds
+	$(PY) scripts/train.py sweep=images $(ARGS)
 
 table1: setup ## Table 1 and every other printed count, counted on the full-size models without weights
 	$(PY) scripts/account.py

@@ -7,13 +7,20 @@ import torch
 from vera.config import build, choices, compose
 from vera.errors import ConfigError, DataError
 from vera.models.base import Model
-from vera.tasks.digits import few_shot
 from vera.tasks.glue import SUBSETS, fingerprint, synthetic_rows
+from vera.tasks.images import few_shot
 from vera.tasks.metrics import METRICS
 from vera.tasks.metrics import compute as metric
 from vera.tasks.tsv import read_tsv
 
 GLUE = sorted(SUBSETS)
+IMAGE_MODELS = {
+    "digits": "digits_vit",
+    "cifar100": "vit_base",
+    "food101": "vit_base",
+    "flowers102": "vit_large",
+    "resisc45": "vit_large",
+}
 ROWS = {
     "sst2": (b"sentence\tlabel\n", b'a "fine" film\t1\nbad\t0\n'),
     "mrpc": (
@@ -149,7 +156,7 @@ def test_a_correlation_with_a_constant_is_undefined_not_a_number():
 
 @pytest.mark.parametrize("name", choices("task"))
 def test_synthetic_data_loads_collates_and_scores(name, compose):
-    model = "digits_vit" if name == "digits" else "roberta_base"
+    model = IMAGE_MODELS.get(name, "roberta_base")
     run = compose(f"model={model}", f"task={name}", "method=head")
     task, loader = build(run.task, "task"), build(run.model, "model")
     backbone = loader.load(task.outputs, run.cache_dir)

@@ -33,8 +33,10 @@ OPERATIONAL = frozenset(
     {
         "model.full",
         "model.path",
+        "task.cache_dir",
         "task.data_dir",
         "task.facts",
+        "task.workers",
         "train.checkpoint_seconds",
         "train.eval_batch_size",
         "train.micro_batch_size",

@@ -122,7 +122,11 @@ def _train(run: RunConfig, work: Path, show_progress: bool) -> tuple[Record, dic
 
 def _identity(run: RunConfig) -> dict[str, Any]:
     config = run.scientific
-    for group, key in (("model", "path"), ("task", "data_dir")):  # a record shows no path of the machine it was made on
+    for group, key in (
+        ("model", "path"),
+        ("task", "data_dir"),
+        ("task", "cache_dir"),
+    ):  # a record shows no path of the machine it was made on
         if config[group].get(key) is not None:
             config[group] = {**config[group], key: "local"}
     return {
