@@ -2,8 +2,8 @@
 
 python scripts/score_e2e.py OUTPUTS REFERENCES
 
-OUTPUTS: one text a line. REFERENCES: a line each, an empty line between instances. Both may be .csv or .tsv as well, such as the
-challenge's testset_w_refs.csv. Outputs of a model trained on other references (LoRA's are tokenised) want those as REFERENCES.
+OUTPUTS: one text a line. REFERENCES: a line each, an empty line between instances. Both may be .csv or .tsv as well, such as
+the challenge's testset_w_refs.csv. Outputs of a model that was trained on other references (LoRA's are tokenised) want those.
 """
 
 import argparse

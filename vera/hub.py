@@ -76,7 +76,7 @@ def offline(when: bool) -> Iterator[None]:
 def load_dataset(
     repository: str, subset: str | None, instead: str, revision: str = "main"
 ) -> tuple[datasets.DatasetDict, str | None]:
-    """All splits of a data set at the commit that a revision stands for now, or from the local cache without a network, and that commit.
+    """All splits of a data set at a revision's present commit, or from the local cache without a network, and that commit.
 
     Raises DataError with the reason and `instead`, what a user can give in place of the hub.
     """

@@ -62,7 +62,7 @@ class E2E(LanguageTask):
         for split in ("train", "validation"):
             prompts = encode_prompts(tokenizer, [mr for mr, _ in rows[split]])
             texts = [" " + " ".join(ref.split()) for _, ref in rows[split]]
-            targets = [ids + [tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+            targets = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
             made = [self.example(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
             examples[split] = [example for example, _ in made]
             truncated[split] = sum(cut for _, cut in made)
@@ -141,7 +141,7 @@ def parse(mr: str) -> list[tuple[str, str]]:
 
 
 def context(mr: str) -> str:
-    """The text that the model reads for a meaning representation, as in LoRA's data: "name : Blue Spice | price : £ 20 - 25"."""
+    """The text that the model reads for a meaning representation, as in LoRA's data: "name : Zizzi | price : £ 20 - 25"."""
     parts = []
     for slot, value in parse(mr):
         tokens = re.sub(r"(£|(?<=\d)-(?=\d))", r" \1 ", value).split()
@@ -152,7 +152,7 @@ def context(mr: str) -> str:
 def encode_prompts(tokenizer, mrs: list[str]) -> list[list[int]]:
     """Token ids of the contexts, each with the end token that closes it."""
     ids = tokenizer([context(mr) for mr in mrs], add_special_tokens=False)["input_ids"]
-    return [prompt + [tokenizer.eos_token_id] for prompt in ids]
+    return [[*prompt, tokenizer.eos_token_id] for prompt in ids]
 
 
 def by_meaning(rows: list[Row]) -> dict[str, list[str]]:
