@@ -31,6 +31,7 @@ GROUPS = ("model", "task", "method", "train")
 # size of a data set, for counts and estimates). They stay out of a run's identity.
 OPERATIONAL = frozenset(
     {
+        "model.data_dir",
         "model.full",
         "model.path",
         "task.cache_dir",

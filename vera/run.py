@@ -28,7 +28,19 @@ from vera.train.state import FILE as STATE_FILE
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "evaluate", "tokenizers", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "evaluate",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "sacrebleu",
+    "pycocoevalcap",
+)
 
 
 def execute(run: RunConfig, show_progress: bool = False) -> Record:
@@ -124,6 +136,7 @@ def _identity(run: RunConfig) -> dict[str, Any]:
     config = run.scientific
     for group, key in (
         ("model", "path"),
+        ("model", "data_dir"),
         ("task", "data_dir"),
         ("task", "cache_dir"),
     ):  # a record shows no path of the machine it was made on
