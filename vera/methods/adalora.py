@@ -61,6 +61,8 @@ class AdaLora(PeftMethod):
     def attach(self, backbone, model_config):
         backbone.model.requires_grad_(False)
         self._tuner = AdaLoraModel(backbone.model, self.peft_config(backbone, model_config), ADAPTER)
+        for layer in self.layers(backbone).values():
+            layer.ranknum[ADAPTER].requires_grad_(False)  # a constant of the scaling; trainable on the meta device otherwise
         self._train_head(backbone)
 
     def after_step(self, backbone, step, total):
