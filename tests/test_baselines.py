@@ -18,6 +18,7 @@ from transformers import (
 
 from vera.config import build, choices
 from vera.errors import ConfigError
+from vera.methods.adalora import AdaLora
 from vera.methods.base import count
 from vera.methods.bottleneck import Bottleneck
 from vera.models.base import Backbone
@@ -283,15 +284,25 @@ def test_adalora_penalty_is_pefts(prepared):
     torch.testing.assert_close(method.penalty(backbone), regularised - bare, rtol=1e-4, atol=1e-5)
 
 
-def test_the_loop_adds_the_penalty_once_a_step(fitted):
-    small = ("method=adalora", "train.max_steps=1", "train.lr=0", "train.head_lr=0", "train.batch_size=10")
-    losses = {
-        gamma: fitted(*small, f"method.orthogonal={gamma}", *more).history[0]["train_loss"]
-        for gamma, more in ((0, ()), (1, ("train.micro_batch_size=3",)))
-    }
-    penalty = losses[1] - losses[0]
-    loop = fitted(*small, "method.orthogonal=1", "seed=0")
-    assert penalty == pytest.approx(loop.method.penalty(loop.backbone).item(), rel=1e-4)
+def test_the_loop_adds_the_penalty_once_a_step(fitted, monkeypatch):
+    """Not once a micro-batch; and the loss that it reports is the task's."""
+    gradients, losses = {}, {}
+
+    def after_step(method, backbone, step, total):
+        named = method.parameter_groups(backbone)["adapter"]
+        gradients[method.orthogonal] = {name: parameter.grad.clone() for name, parameter in named}
+
+    monkeypatch.setattr(AdaLora, "after_step", after_step)
+    still = ("method=adalora", "train.max_steps=1", "train.lr=0", "train.head_lr=0", "train.batch_size=10", "train.clip=0")
+    losses[0] = fitted(*still, "method.orthogonal=0").history[0]["train_loss"]
+    loop = fitted(*still, "method.orthogonal=1", "train.micro_batch_size=3")
+    losses[1] = loop.history[0]["train_loss"]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    loop.method.penalty(loop.backbone).backward()
+    for name, parameter in loop.method.parameter_groups(loop.backbone)["adapter"]:
+        alone = 0 if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(gradients[1][name], gradients[0][name] + alone, rtol=1e-4, atol=1e-5)
+        assert ".lora_E." in name or alone.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
