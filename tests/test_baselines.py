@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+import textwrap
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from transformers import (
     ViTConfig,
 )
 
+from tests.conftest import ROOT
 from vera.config import build, choices
 from vera.errors import ConfigError
 from vera.methods.adalora import AdaLora
@@ -308,8 +311,8 @@ def test_the_loop_adds_the_penalty_once_a_step(fitted, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("method.initial_rank=2", "initial_rank must be larger than rank=2"),
-        ("method.final=0.95", "warmup and final leave no part of the run"),
+        ("method.initial_rank=2", r"^method.initial_rank: must be larger than rank=2, got 2$"),
+        ("method.final=0.95", r"^method.final: with warmup=0.1 no part of the run is left for the pruning, got 0.95$"),
     ],
 )
 def test_a_schedule_without_pruning_is_refused(override, message, compose):
@@ -355,6 +358,16 @@ def test_every_method_adapts_a_language_model(method, compose, cache):
     with built.merged(backbone):
         torch.testing.assert_close(logits(backbone, {"input_ids": ids}), apart, rtol=1e-4, atol=1e-5)
     assert torch.equal(logits(backbone, {"input_ids": ids}), apart)
+
+
+def test_the_guide_shows_the_module_and_the_yaml_as_they_are():
+    guide = (ROOT / "README.md").read_text().partition("\n## Add a method\n")[2].partition("\n## ")[0]
+    blocks = [textwrap.dedent(block.partition("\n")[2]).strip() for block in guide.split("```")[1::2]]
+    shown_class, shown_yaml = blocks
+    module = (ROOT / "vera" / "methods" / "ia3.py").read_text()
+    without_docstring = re.sub(r'    """.*?"""\n\n', "", module, flags=re.DOTALL)
+    assert shown_class in without_docstring
+    assert shown_yaml == (ROOT / "conf" / "method" / "ia3.yaml").read_text().strip()
 
 
 class Killed(BaseException):
