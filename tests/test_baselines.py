@@ -360,6 +360,14 @@ def test_every_method_adapts_a_language_model(method, compose, cache):
     assert torch.equal(logits(backbone, {"input_ids": ids}), apart)
 
 
+@pytest.mark.parametrize("method", [method for method in choices("method") if method not in ("head", "vera", "full", "bitfit")])
+def test_adapters_train_and_merge_under_bf16_autocast(method, fitted):
+    """What a GPU run computes in unless it is told otherwise; the adapter's own tensors stay float32."""
+    loop = fitted(*TEXT, f"method={method}", "train.precision=bf16", "train.max_steps=2", "train.warmup_ratio=0")
+    trained = loop.method.trained(loop.backbone)
+    assert len(loop.history) == 1 and all(tensor.dtype == torch.float32 for tensor in trained.values())
+
+
 def test_the_guide_shows_the_module_and_the_yaml_as_they_are():
     guide = (ROOT / "README.md").read_text().partition("\n## Add a method\n")[2].partition("\n## ")[0]
     blocks = [textwrap.dedent(block.partition("\n")[2]).strip() for block in guide.split("```")[1::2]]
