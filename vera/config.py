@@ -29,6 +29,7 @@ GROUPS = ("model", "task", "method", "train")
 # Keys that change where and how fast a run goes, not what it computes. They stay out of its identity.
 OPERATIONAL = frozenset(
     {
+        "model.data_dir",
         "model.path",
         "task.data_dir",
         "train.checkpoint_seconds",

@@ -28,7 +28,19 @@ from vera.train.state import FILE as STATE_FILE
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "evaluate", "tokenizers", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "evaluate",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "sacrebleu",
+    "pycocoevalcap",
+)
 
 
 def execute(run: RunConfig, show_progress: bool = False) -> Record:
@@ -122,7 +134,11 @@ def _train(run: RunConfig, work: Path, show_progress: bool) -> tuple[Record, dic
 
 def _identity(run: RunConfig) -> dict[str, Any]:
     config = run.scientific
-    for group, key in (("model", "path"), ("task", "data_dir")):  # a record shows no path of the machine it was made on
+    for group, key in (
+        ("model", "path"),
+        ("model", "data_dir"),
+        ("task", "data_dir"),
+    ):  # a record shows no path of the machine it was made on
         if config[group].get(key) is not None:
             config[group] = {**config[group], key: "local"}
     return {
