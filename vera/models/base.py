@@ -45,7 +45,7 @@ class Layout:
     blocks       end of the dotted name of the list of blocks.
     attention    module whose output joins the residual stream after self-attention.
     feedforward  the same after the feed-forward sublayer.
-    output       module whose output is the block's: the last LayerNorm if that comes last (post-norm), else the block itself ("").
+    output       module whose output is the block's: the last LayerNorm (post-norm) or the block itself, "" (pre-norm).
     contraction  the feed-forward sublayer's last linear map.
     """
 
