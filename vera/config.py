@@ -18,7 +18,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from vera.errors import ConfigError
 
@@ -77,13 +78,26 @@ class TrainConfig(Strict):
     betas: tuple[Beta, Beta]
     eps: float = Field(gt=0)
     schedule: Literal["linear", "cosine", "constant"]
-    warmup_ratio: float = Field(ge=0, le=1)
+    warmup_ratio: float | None = Field(ge=0, le=1)
+    warmup_steps: int | None = Field(ge=0)
     clip: float = Field(ge=0)
     precision: Literal["auto", "fp32", "bf16"]
     micro_batch_size: int | None = Field(ge=1)
     eval_batch_size: int = Field(ge=1)
     checkpoint_seconds: float = Field(ge=0)
     save: bool
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _one_warmup(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        ratio = info.data.get("warmup_ratio")
+        if steps is not None and ratio is not None:
+            raise PydanticCustomError(
+                "two_warmups",
+                "a warm-up is given by ratio or by steps; set train.warmup_ratio={ratio} to null",
+                {"ratio": ratio},
+            )
+        return steps
 
 
 class RunConfig(Strict):

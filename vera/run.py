@@ -21,7 +21,7 @@ from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
 from vera.record import Failure, Record
 from vera.seeds import seed_everything
-from vera.store import Store
+from vera.store import Store, output_path
 from vera.tasks.base import Data, Task
 from vera.train.loop import Loop, best_epoch
 from vera.train.state import FILE as STATE_FILE
@@ -49,8 +49,8 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
     except Timeout:
         raise TrainingError(f"another process is computing {run.run_name}") from None
     try:
-        record = _train(run, work, show_progress)
-        store.write(record)
+        record, files = _train(run, work, show_progress)
+        store.write(record, files)
         (work / STATE_FILE).unlink(missing_ok=True)
     except Exception as error:
         log.debug("run %s failed", run.run_name, exc_info=True)
@@ -80,7 +80,8 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
     return backbone, method, task, task.load(backbone, run.seed)
 
 
-def _train(run: RunConfig, work: Path, show_progress: bool) -> Record:
+def _train(run: RunConfig, work: Path, show_progress: bool) -> tuple[Record, dict[str, str]]:
+    """The record, and the texts of the files that it names."""
     started, code = _now(), _code()
     backbone, method, task, data = prepare(run)
     parameters = count(method.parameter_groups(backbone), backbone.model)
@@ -92,7 +93,8 @@ def _train(run: RunConfig, work: Path, show_progress: bool) -> Record:
             loop.fit()
     finally:
         tracker.finish()
-    return Record(
+    files = {output_path(run.run_name, suffix): text for suffix, text in loop.final.files.items()}
+    record = Record(
         schema=records.SCHEMA,
         status="done",
         run=_identity(run),
@@ -111,9 +113,11 @@ def _train(run: RunConfig, work: Path, show_progress: bool) -> Record:
             "data_fingerprint": data.fingerprint,
             "train_rows": len(data.train),
             "eval_rows": len(data.evaluation),
-            "notes": data.notes,
+            "notes": {**data.notes, **loop.final.notes},
         },
+        outputs={path: records.text_hash(text) for path, text in files.items()},
     )
+    return record, files
 
 
 def _identity(run: RunConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ WEIGHTS_FILE = "trained.safetensors"
 class Method(Component):
     """Common keys of conf/method.
 
-    train_head  whether the task head is trained; off only where the backbone brings a head that fits (a language model).
+    train_head  whether the task head is trained. A language model has none: its own output layer belongs to the backbone.
 
     A subclass says what to train in `attach`; the rest has defaults that fit methods without an adapter of their own.
     """

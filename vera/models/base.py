@@ -24,7 +24,7 @@ class Backbone:
 
     model        a transformers model; called with a batch's tensors it returns an output with `.logits`.
     preprocess   tokenizer (text) or callable from a list of PIL images to a tensor [N, C, H, W] (images).
-    head         names of the head's modules.
+    head         names of the head's modules; none for a language model, which keeps its own.
     source       checkpoint id or folder; commit: its hub commit, or None.
     fingerprint  SHA-256 (16 digits) over the backbone's weights, head excluded.
     """
@@ -60,7 +60,8 @@ class Model(Component):
     tiny: dict[str, Any]
 
     def load(self, outputs: int, cache_dir: Path) -> Backbone:
-        """The backbone with a new head of `outputs` values (1: regression), float32, in training mode, on the CPU.
+        """The backbone with a new head of `outputs` values (1: regression; a language model keeps its own and takes 0),
+        float32, in training mode, on the CPU.
 
         The head is drawn from torch's global generator. Raises ModelError when the source cannot be reached or read.
         """

@@ -9,9 +9,11 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
+    GPT2Config,
     PreTrainedTokenizerFast,
     RobertaConfig,
     ViTConfig,
@@ -22,7 +24,8 @@ from vera.cache import make_folder
 from vera.errors import ConfigError
 from vera.seeds import forked
 
-CONFIGS = {"roberta": RobertaConfig, "bert": BertConfig, "vit": ViTConfig}
+CONFIGS = {"roberta": RobertaConfig, "bert": BertConfig, "vit": ViTConfig, "gpt2": GPT2Config}
+CAUSAL = {"gpt2"}
 
 
 def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:
@@ -35,7 +38,12 @@ def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:
 
     def make(folder: Path) -> None:
         with forked(0, "tiny"):
-            _image(settings, folder) if family == "vit" else _text(family, settings, folder)
+            if family == "vit":
+                _image(settings, folder)
+            elif family in CAUSAL:
+                _causal(family, settings, folder)
+            else:
+                _text(family, settings, folder)
 
     return make_folder(Path(cache_dir) / "tiny" / f"{family}-{key}", "config.json", make)
 
@@ -51,6 +59,20 @@ def _text(family: str, settings: dict[str, Any], folder: Path) -> None:
         **settings,
     )
     AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _causal(family: str, settings: dict[str, Any], folder: Path) -> None:
+    tokenizer = causal_byte_tokenizer()
+    config = CONFIGS[family](
+        vocab_size=len(tokenizer),
+        max_position_embeddings=1024,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **settings,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -71,13 +93,7 @@ def image_processor(config: ViTConfig) -> ViTImageProcessor:
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, with RoBERTa's special tokens at RoBERTa's ids: reads any text without training."""
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    vocabulary = {token: index for index, token in enumerate(special)}
-    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocabulary[symbol] = len(vocabulary)
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _bytes(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
@@ -92,3 +108,21 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         mask_token="<mask>",
         model_max_length=512,
     )
+
+
+def causal_byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte and one special token that begins, ends and pads, as GPT-2 has; nothing is added to a text."""
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_bytes([end]), bos_token=end, eos_token=end, pad_token=end, model_max_length=1024
+    )
+
+
+def _bytes(special: list[str]) -> Tokenizer:
+    vocabulary = {token: index for index, token in enumerate(special)}
+    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[symbol] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
