@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.aggregate import Summary, cell_records, summarise, summarise_records
 from experiments.figures import PALETTE, figure, save
+from experiments.published import Statistic
 from experiments.render import DASH, Table, interval, number
 from vera.record import Record
 
@@ -21,7 +22,7 @@ def records(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> di
     }
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list[Table]:
+def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
     """Accuracy on the digits 5-9 after ten images a class."""
     rows = []
     everything = records(cells, overrides)

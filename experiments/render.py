@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments.aggregate import PAPER_SEEDS, Summary
+from experiments.published import Statistic
 
 DASH = "–"
 MIXED = "†"
@@ -26,11 +27,13 @@ class Table:
     rules: list[int] = field(default_factory=list)
 
 
-def number(summary: Summary | None, scale: float = 1.0, digits: int = 1) -> str:
-    """Median, standard deviation, a mark for unlike seeds and, where it is not the paper's five, n; a dash for nothing."""
+def number(summary: Summary | None, scale: float = 1.0, digits: int = 1, stat: Statistic = "median") -> str:
+    """Median (or what `stat` says), standard deviation, a mark for unlike seeds and, where it is not the paper's five, n.
+
+    A dash for nothing."""
     if summary is None:
         return DASH
-    text = f"{scale * summary.median:.{digits}f}"
+    text = f"{scale * summary.centre(stat):.{digits}f}"
     if summary.std is not None:
         text += f"±{scale * summary.std:.{digits}f}"
     if summary.mixed:

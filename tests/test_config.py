@@ -105,7 +105,7 @@ def test_operational_keys_exist():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method=veera"], "method=veera: no such choice; allowed: bitfit, full, head, lora, vera"),
+        (["method=veera"], f"method=veera: no such choice; allowed: {', '.join(choices('method'))}"),
         (["train.epoch=3"], "train.epoch is not a key of the configuration; train has: batch_size"),
         (["sead=3"], "sead is not a key of the configuration; top level has"),
         (["train.lr=fast"], "train.lr: input should be a valid number"),

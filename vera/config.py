@@ -10,6 +10,7 @@ import importlib
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,11 +27,14 @@ from vera.errors import ConfigError
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("model", "task", "method", "train")
 
-# Keys that change where and how fast a run goes, not what it computes. They stay out of its identity.
+# Keys that change where and how fast a run goes, and keys that describe what others decide (a checkpoint's architecture and the
+# size of a data set, for counts and estimates). They stay out of a run's identity.
 OPERATIONAL = frozenset(
     {
+        "model.full",
         "model.path",
         "task.data_dir",
+        "task.facts",
         "train.checkpoint_seconds",
         "train.eval_batch_size",
         "train.micro_batch_size",
@@ -198,7 +202,19 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     raw = OmegaConf.to_container(cfg, resolve=False)
     follows = [f"{group}.{key}" for group in GROUPS for key, value in raw[group].items() if value == SEED_REFERENCE]
     known = {key: resolved[key] for key in RunConfig.model_fields if key in resolved}
-    return checked(RunConfig, {**known, "follows_seed": follows})
+    run = checked(RunConfig, {**known, "follows_seed": follows})
+    _check_recipe(f"{run.method.get('name')}_{run.model.get('name')}")
+    return run
+
+
+@lru_cache(maxsize=256)
+def _check_recipe(name: str) -> None:
+    """A recipe says how long to train in epochs or in steps. (max_steps on the command line is a cap on either.)"""
+    path = CONF_DIR / "recipe" / f"{name}.yaml"
+    if path.is_file():
+        train = OmegaConf.to_container(OmegaConf.load(path), resolve=False).get("train") or {}
+        if train.get("epochs") is not None and train.get("max_steps") is not None:
+            raise ConfigError(f"conf/recipe/{path.name}: train.epochs and train.max_steps are both given; keep one")
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

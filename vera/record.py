@@ -146,8 +146,12 @@ class Record(Strict):
         return run_name(self.run.model, self.run.task, self.run.method, self.run.cell_id, self.run.seed)
 
     def score(self, metric: str | None = None, select: str = "best") -> float:
-        """One metric (default: the primary one) of the best or the last epoch. Raises KeyError for an unknown metric."""
-        return getattr(self.scores, select).metrics[metric or self.scores.primary]
+        """One metric (default: the primary one) of the best or the last epoch. Raises RecordError for one that is not there."""
+        metrics = getattr(self.scores, select).metrics
+        name = metric or self.scores.primary
+        if name not in metrics:
+            raise RecordError(f"{self.name}.json: scores.{select}.metrics has no {name!r}; it has {', '.join(metrics)}")
+        return metrics[name]
 
     def to_json(self) -> str:
         left_out = None if self.outputs else {"outputs"}

@@ -43,8 +43,22 @@ class Method(Component):
             raise ConfigError(f"method {self.name} trains nothing (method.train_head={self.train_head})")
         return groups
 
-    def on_step(self, backbone: Backbone, step: int) -> None:
-        """Called before each optimiser step with its number, from 0; for schedules that belong to the method."""
+    def on_step(self, backbone: Backbone, step: int, total: int) -> None:
+        """Called before each of the run's `total` steps with its number, from 0; for schedules that belong to the method."""
+
+    def after_step(self, backbone: Backbone, step: int, total: int) -> None:
+        """Called after each optimiser step with the same numbers; its gradients (clipped, where they are) are still there."""
+
+    def penalty(self, backbone: Backbone) -> Tensor | None:
+        """A differentiable scalar that the loop adds to the task's loss once a step; None for none."""
+        return None
+
+    def state(self, backbone: Backbone) -> dict[str, Tensor]:
+        """What a killed run needs beside `trained`, on the CPU: a schedule that looks back at earlier steps."""
+        return {}
+
+    def restore_state(self, backbone: Backbone, tensors: dict[str, Tensor]) -> None:
+        """Put `state` tensors back."""
 
     @contextmanager
     def merged(self, backbone: Backbone) -> Iterator[None]:

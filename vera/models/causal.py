@@ -28,6 +28,9 @@ class CausalLM(Model):
         )
         return model, tokenizer, info
 
+    def _from_config(self, config, outputs):
+        return AutoModelForCausalLM.from_config(config)
+
     def _settings(self) -> dict[str, Any]:
         """What from_pretrained takes beside the checkpoint, such as values of its configuration."""
         return {}

@@ -21,6 +21,9 @@ class Gpt2(CausalLM):
         model, tokenizer, info = super()._load(source, outputs, where)
         return split_attention(model), tokenizer, info
 
+    def _from_config(self, config, outputs):
+        return split_attention(super()._from_config(config, outputs))
+
     def _settings(self) -> dict[str, Any]:
         return {"embd_pdrop": self.dropout, "attn_pdrop": self.dropout, "resid_pdrop": self.dropout}
 

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     GPT2Config,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
     ViTConfig,
@@ -32,8 +33,7 @@ def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:
     """A folder with a random model of `settings["family"]` and its tokenizer or image processor, made once and cached."""
     settings = dict(settings)
     family = settings.pop("family", None)
-    if family not in CONFIGS:
-        raise ConfigError(f"model.tiny.family must be one of {', '.join(CONFIGS)}; got {family!r}")
+    _config_class(family, "model.tiny.family")
     key = hashlib.sha256(json.dumps([family, settings], sort_keys=True).encode()).hexdigest()[:8]
 
     def make(folder: Path) -> None:
@@ -46,6 +46,18 @@ def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:
                 _text(family, settings, folder)
 
     return make_folder(Path(cache_dir) / "tiny" / f"{family}-{key}", "config.json", make)
+
+
+def architecture(settings: dict[str, Any], key: str = "model.full") -> PretrainedConfig:
+    """The transformers configuration that `settings` (family and its own keys) describe. Raises ConfigError."""
+    settings = dict(settings)
+    return _config_class(settings.pop("family", None), f"{key}.family")(**settings)
+
+
+def _config_class(family: Any, key: str) -> type[PretrainedConfig]:
+    if family not in CONFIGS:
+        raise ConfigError(f"{key} must be one of {', '.join(CONFIGS)}; got {family!r}")
+    return CONFIGS[family]
 
 
 def _text(family: str, settings: dict[str, Any], folder: Path) -> None:

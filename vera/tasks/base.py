@@ -52,12 +52,17 @@ class Final:
 
 
 class Task(Component):
-    """Common keys of conf/task. `primary` is the metric by which the best epoch is chosen; higher is better."""
+    """Common keys of conf/task.
+
+    primary  the metric by which the best epoch is chosen; higher is better.
+    facts    what is known of the full data without reading it, for estimates: train_rows, eval_rows, tokens (mean an example).
+    """
 
     modality: ClassVar[str]
 
     primary: str
     synthetic: bool = False
+    facts: dict[str, float] = {}
 
     @property
     def outputs(self) -> int:

@@ -120,7 +120,7 @@ class Loop:
 
     def _step(self, batches: list[MicroBatch]) -> None:
         set_lr(self.optimizer, lr_factor(self.step, self.total, self.config))
-        self.method.on_step(self.backbone, self.step)
+        self.method.on_step(self.backbone, self.step, self.total)
         loss_sum = torch.zeros_like(self.loss_sum)
         for weight, batch in batches:
             self.spent["examples"] += len(batch["labels"])
@@ -132,9 +132,14 @@ class Loop:
             loss = weight * self.task.loss(logits, batch)
             self.accelerator.backward(loss)
             loss_sum += loss.detach()
+        penalty = self.method.penalty(self.backbone)
+        if penalty is not None:
+            self.accelerator.backward(penalty)
+            loss_sum += penalty.detach()
         if self.config.clip:
             self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.clip)
         self.optimizer.step()
+        self.method.after_step(self.backbone, self.step, self.total)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.loss_sum += loss_sum
@@ -194,7 +199,8 @@ class Loop:
             "final": asdict(self.final),
             "spent": self.spent,
         }
-        state.save(self.work, progress, self.method.trained(self.backbone), self.parameters, self.optimizer)
+        kept = {"trained": self.method.trained(self.backbone), "method": self.method.state(self.backbone)}
+        state.save(self.work, progress, kept, self.parameters, self.optimizer)
         self._clock = time.monotonic()
         self._saving = self._clock - now
 
@@ -216,11 +222,12 @@ class Loop:
         found = state.load(self.work, self.parameters, self.optimizer)
         if found is None:
             return
-        progress, trained = found
+        progress, kept = found
         for key, value in self._sources().items():
             if progress.get(key) != value:
                 raise TrainingError(f"{self.work} holds the state of another run (its {key} differs); delete it to start again")
-        self.method.restore(self.backbone, trained)
+        self.method.restore(self.backbone, kept["trained"])
+        self.method.restore_state(self.backbone, kept["method"])
         self.step, self.history, self.spent = progress["step"], progress["history"], progress["spent"]
         self.final = Final(**progress["final"])
         self.spent["restarts"] += 1
