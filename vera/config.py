@@ -32,6 +32,7 @@ GROUPS = ("model", "task", "method", "train")
 OPERATIONAL = frozenset(
     {
         "model.full",
+        "model.gradient_checkpointing",
         "model.path",
         "task.data_dir",
         "task.facts",
