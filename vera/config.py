@@ -33,6 +33,7 @@ OPERATIONAL = frozenset(
     {
         "model.data_dir",
         "model.full",
+        "model.gradient_checkpointing",
         "model.path",
         "task.cache_dir",
         "task.data_dir",
@@ -182,10 +183,18 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(explain(error)) from None
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def resolve(entry: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Another entry of conf/, composed and resolved to plain values. Raises ConfigError with one line."""
+    try:
+        return OmegaConf.to_container(_compose(overrides, entry), resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(explain(error)) from None
+
+
+def _compose(overrides: Sequence[str], entry: str = "run") -> DictConfig:
     if not GlobalHydra.instance().is_initialized():
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR))
-    return hydra.compose("run", overrides=list(overrides))
+    return hydra.compose(entry, overrides=list(overrides))
 
 
 def from_hydra(cfg: DictConfig) -> RunConfig:

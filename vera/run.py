@@ -68,7 +68,7 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
         log.debug("run %s failed", run.run_name, exc_info=True)
         reason = " ".join(str(error).split()) or type(error).__name__
         store.write_failure(
-            Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=_now())
+            Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=now())
         )
         if isinstance(error, VeraError):
             raise
@@ -94,7 +94,7 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
 
 def _train(run: RunConfig, work: Path, show_progress: bool) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
-    started, code = _now(), _code()
+    started = now()
     backbone, method, task, data = prepare(run)
     parameters = count(method.parameter_groups(backbone), backbone.model)
     tracker = build(run.tracker, "tracker")
@@ -115,8 +115,8 @@ def _train(run: RunConfig, work: Path, show_progress: bool) -> tuple[Record, dic
         cost=loop.cost(),
         provenance={
             "started": started,
-            "finished": _now(),
-            **code,
+            "finished": now(),
+            **code(),
             "model_source": backbone.source,
             "model_commit": backbone.commit,
             "model_fingerprint": backbone.fingerprint,
@@ -174,7 +174,7 @@ def _scores(history: list[dict[str, Any]], primary: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _code() -> dict[str, Any]:
+def code() -> dict[str, Any]:
     """Which code ran: commit, whether tracked code differs from it, and package versions."""
 
     def git(*arguments: str) -> str | None:
@@ -195,7 +195,7 @@ def _code() -> dict[str, Any]:
     return {"git_sha": sha, "git_dirty": None if changed is None else bool(changed), "versions": versions}
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 

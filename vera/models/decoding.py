@@ -44,7 +44,7 @@ def generate(backbone: Backbone, prompts: list[list[int]], decoding: Decoding, b
 
     Raises ConfigError like `generate_ids`.
     """
-    return [_text(backbone, ids, decoding.stop) for ids in generate_ids(backbone, prompts, decoding, batch_size)]
+    return [text_of(backbone, ids, decoding.stop) for ids in generate_ids(backbone, prompts, decoding, batch_size)]
 
 
 @torch.inference_mode()
@@ -90,6 +90,7 @@ def generate_ids(backbone: Backbone, prompts: list[list[int]], decoding: Decodin
     return written
 
 
-def _text(backbone: Backbone, ids: list[int], stop: list[str]) -> str:
+def text_of(backbone: Backbone, ids: list[int], stop: list[str]) -> str:
+    """What `generate_ids` wrote as text, cut before the first of `stop`."""
     text = backbone.preprocess.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text[: min((text.index(mark) for mark in stop if mark in text), default=len(text))]

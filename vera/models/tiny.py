@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     GPT2Config,
+    LlamaConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -25,8 +26,8 @@ from vera.cache import make_folder
 from vera.errors import ConfigError
 from vera.seeds import forked
 
-CONFIGS = {"roberta": RobertaConfig, "bert": BertConfig, "vit": ViTConfig, "gpt2": GPT2Config}
-CAUSAL = {"gpt2"}
+CONFIGS = {"roberta": RobertaConfig, "bert": BertConfig, "vit": ViTConfig, "gpt2": GPT2Config, "llama": LlamaConfig}
+CAUSAL = {"gpt2", "llama"}
 END = "<|endoftext|>"
 
 
