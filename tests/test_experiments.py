@@ -149,7 +149,9 @@ def test_table_2_shows_ours_below_the_published_row():
 
 def test_statistics_are_what_they_are_called():
     overrides = ["model=roberta_large", "task=rte", "method=vera"]
-    cells = by_cell(*(record(overrides, seed, score, last=score - 0.1) for seed, score in enumerate([0.5, 0.6, 0.7, 0.8, 0.95])))
+    cells = by_cell(
+        *(record(overrides, seed, score, last=score - 0.1) for seed, score in enumerate([0.5, 0.6, 0.7, 0.8, 0.95]))
+    )
 
     def shown(stat):
         (row,) = (r for r in compare("table2", cells, stat=stat)[0].rows if r[:3] == ["Large", "VeRA", "ours"])
@@ -178,7 +180,9 @@ def test_a_record_without_the_metric_is_named():
     wrong = record(["model=roberta_large", "task=stsb", "method=vera"], 0, 0.9)
     metrics = {"pearson": 0.9}
     assert wrong.score("pearson") == metrics["pearson"]
-    with pytest.raises(RecordError, match=r"roberta_large--stsb--vera--\w{8}--s0.json: scores.best.metrics has no 'f1'; it has"):
+    with pytest.raises(
+        RecordError, match=r"roberta_large--stsb--vera--\w{8}--s0.json: scores.best.metrics has no 'f1'; it has"
+    ):
         wrong.score("f1")
 
 
@@ -191,16 +195,20 @@ def published_with(tmp_path, **changes):
 
 def test_a_row_that_no_config_can_produce_is_named(tmp_path):
     table = published_with(tmp_path, method="prefix")
-    with pytest.raises(ConfigError, match="results/paper/table2.yaml: row 'Full fine-tuning' of roberta_base: method=prefix: no such"):
+    with pytest.raises(
+        ConfigError, match=r"results/paper/table2\.yaml: row 'Full fine-tuning' of roberta_base: method=prefix: no such"
+    ):
         published.run_of("table2", table.rows[0], "rte")
     table = published_with(tmp_path, variant={"method.rank": 8})
-    with pytest.raises(ConfigError, match="results/paper/table2.yaml: row 'Full fine-tuning' of roberta_base: method.rank is not a"):
+    with pytest.raises(
+        ConfigError, match=r"results/paper/table2\.yaml: row 'Full fine-tuning' of roberta_base: method\.rank is not a"
+    ):
         published.run_of("table2", table.rows[0], "rte")
-    with pytest.raises(ConfigError, match="results/paper/table2.yaml.rows.0.model .*'gpt5' is not among"):
+    with pytest.raises(ConfigError, match=r"results/paper/table2\.yaml.rows\.0\.model .*'gpt5' is not among"):
         published_with(tmp_path, model="gpt5")
-    with pytest.raises(ConfigError, match="results/paper/table2.yaml.rows.0.cells .*has rte; columns are sst2"):
+    with pytest.raises(ConfigError, match=r"results/paper/table2\.yaml.rows\.0\.cells .*has rte; columns are sst2"):
         published_with(tmp_path, cells={"rte": "1.0"})
-    with pytest.raises(ConfigError, match="results/paper/table2.yaml.rows.0.colour is not a key"):
+    with pytest.raises(ConfigError, match=r"results/paper/table2\.yaml.rows\.0\.colour is not a key"):
         published_with(tmp_path, colour="blue")
 
 

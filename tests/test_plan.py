@@ -84,9 +84,11 @@ def test_unknown_names_and_bad_sweeps_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="seeds are whole numbers"):
         cells("glue_large", "seed=one")
     (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "odd.yaml").write_text(yaml.safe_dump({"artefacts": "table2", "hydra": {"sweeper": {"params": {"a": 1}}}}))
+    (tmp_path / "sweep" / "odd.yaml").write_text(
+        yaml.safe_dump({"artefacts": "table2", "hydra": {"sweeper": {"params": {"a": 1}}}})
+    )
     monkeypatch.setattr(plan, "CONF_DIR", tmp_path)
-    with pytest.raises(ConfigError, match="conf/sweep/odd.yaml.artefacts"):
+    with pytest.raises(ConfigError, match=r"conf/sweep/odd\.yaml\.artefacts"):
         plan.read_sweep("odd")
 
 
@@ -112,4 +114,8 @@ def test_the_script_prints_the_plan_and_the_commands(tmp_path):
     assert "glue_large" in run("table2").stdout
     assert "python scripts/train.py sweep=glue_large" in run("--commands").stdout
     wrong = run("nothing")
-    assert wrong.returncode == 1 and wrong.stderr.startswith("error: nothing is called 'nothing'") and wrong.stderr.count("\n") == 1
+    assert (
+        wrong.returncode == 1
+        and wrong.stderr.startswith("error: nothing is called 'nothing'")
+        and wrong.stderr.count("\n") == 1
+    )
