@@ -107,7 +107,10 @@ def test_the_update_of_another_layers_output_is_exact():
     layer = randomise(make(rank=4)).up.double()
     A, B = layer.projections["default"].sliced(12, 20)
     b, d = (v.detach().double().requires_grad_() for v in layer.vectors["default"].parameters())
-    h, z = torch.randn(3, 20, dtype=torch.double, requires_grad=True), torch.randn(3, 12, dtype=torch.double, requires_grad=True)
+    h, z = (
+        torch.randn(3, 20, dtype=torch.double, requires_grad=True),
+        torch.randn(3, 12, dtype=torch.double, requires_grad=True),
+    )
     assert torch.autograd.gradcheck(lambda h, z, b, d: Update.apply(h, z, A, B, b, d), (h, z, b, d))
 
 

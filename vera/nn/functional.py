@@ -60,7 +60,9 @@ def compose(W0: Tensor, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
     return torch.addmm(W0.to(wide), _scaled(B, b, d).to(wide), A.to(wide))
 
 
-def adapted_linear(plan: Plan, x: Tensor, W0: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
+def adapted_linear(
+    plan: Plan, x: Tensor, W0: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, b: Tensor, d: Tensor
+) -> Tensor:
     """x W0^T + bias + diag(b) B diag(d) A x in the dtype of x, which other operands are cast to; no gradients."""
     if plan.order == "weight":
         return F.linear(x, compose(W0, A, B, b, d).to(x.dtype), bias)
