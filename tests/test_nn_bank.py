@@ -120,7 +120,7 @@ def test_beyond_the_memory_limit_adapters_wait_in_a_file(tmp_path):
             wanted = alone(tmp_path, "roberta", name, lambda model, row=row: model(input_ids=x[row : row + 1]).logits)
             torch.testing.assert_close(mixed[row : row + 1], wanted, rtol=1e-4, atol=1e-4)
     before = bank.resident
-    with pytest.raises(AdapterError, match="4 different adapters, but .* hold 3"), bank.use(["a0", "a1", "a2", "a3"]):
+    with pytest.raises(AdapterError, match=r"4 different adapters, but .* hold 3"), bank.use(["a0", "a1", "a2", "a3"]):
         pass
     assert bank.resident == before
     with pytest.raises(AdapterError, match="do not hold one adapter"):

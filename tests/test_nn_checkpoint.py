@@ -148,7 +148,7 @@ def test_bytes_of_a_file_at_roberta_base_and_rank_256(tmp_path):
     for compact in (True, False):
         save_adapter(model, tmp_path, compact=compact)
         sizes[compact] = (tmp_path / "adapter_model.safetensors").stat().st_size / formula
-    assert 1 < sizes[True] <= 1.01 and sizes[False] <= 1.07
+    assert 1 < sizes[True] <= 1.01 and sizes[False] <= 1.075
 
 
 def test_half_precision_copy_of_the_backbone_is_accepted(tmp_path):

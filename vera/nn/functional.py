@@ -61,10 +61,10 @@ def compose(W0: Tensor, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
 
 
 def adapted_linear(
-    plan: Plan, x: Tensor, W0: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, b: Tensor, d: Tensor
+    order: str, x: Tensor, W0: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, b: Tensor, d: Tensor
 ) -> Tensor:
     """x W0^T + bias + diag(b) B diag(d) A x in the dtype of x, which other operands are cast to; no gradients."""
-    if plan.order == "weight":
+    if order == "weight":
         return F.linear(x, compose(W0, A, B, b, d).to(x.dtype), bias)
     h = F.linear(x, W0.to(x.dtype), bias)
     _rows(h).addmm_(_rows(x) @ A.to(x.dtype).T, _scaled(B, b, d).to(x.dtype).T)

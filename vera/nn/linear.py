@@ -100,7 +100,7 @@ class VeraLinear(nn.Module):
         with torch.autocast(device, enabled=False):
             x = x.to(dtype)
             if not torch.is_grad_enabled() or not (x.requires_grad or b.requires_grad or d.requires_grad):
-                return adapted_linear(plan, x, self.weight, bias, A, B, b, d)
+                return adapted_linear(plan.order, x, self.weight, bias, A, B, b, d)
             if plan.order == "weight":
                 return WeightOrder.apply(x, self.weight, bias, A, B, b, d, plan.through_u, plan.keep_weight)
             return ActivationOrder.apply(x, self.weight, bias, A, B, b, d)
