@@ -6,7 +6,7 @@ PY := .venv/bin/python
 METHOD ?= vera
 ARGS ?=
 
-.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm rehearse
+.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm rehearse bench
 
 help: ## this list
 	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
@@ -58,3 +58,6 @@ glue-minilm: setup ## MiniLM on four GLUE tasks with LoRA and VeRA, small budget
 
 rehearse: setup ## the sweeps with tiny random models and synthetic data, records in results/scratch
 	set -e; for sweep in glue_base glue_large glue_minilm demo; do $(PY) scripts/train.py sweep=$$sweep scale=rehearsal results_dir=results/scratch $(ARGS); done
+
+bench: setup ## time, memory and file size against PEFT, to results/bench (ARGS='a b' for some cases; minutes)
+	$(PY) scripts/bench.py $(ARGS)

@@ -100,7 +100,7 @@ def test_micro_batches_of_similar_length_give_the_same_gradient_with_less_paddin
     whole, wanted = gradients()
     parts, found = gradients("train.micro_batch_tokens=150")
     assert len(whole) == 1 < len(parts) and sum(weight for weight, _ in parts) == pytest.approx(1)
-    assert sorted(sum((b["labels"].tolist() for _, b in parts), [])) == sorted(whole[0][1]["labels"].tolist())
+    assert sorted(label for _, b in parts for label in b["labels"].tolist()) == sorted(whole[0][1]["labels"].tolist())
     sizes = [batch["input_ids"].shape for _, batch in parts]
     assert all(rows * length <= 150 or rows == 1 for rows, length in sizes)
     assert sum(rows * length for rows, length in sizes) < whole[0][1]["input_ids"].numel()
