@@ -33,8 +33,8 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list
     columns = ["Method", "Trained", "BLEU", "NIST", "NIST (-p)", "METEOR", "ROUGE-L", "CIDEr", "Steps", "Seconds"]
     notes = [
         "A GPT-2 of 2.2 million parameters, pretrained on the E2E training references as plain text, then adapted from "
-        "meaning representation to text with a small budget of steps; 630 test inputs, beam 10. It shows that the way from data "
-        "to table works; it says little about GPT-2 medium.",
+        "meaning representation to text with a small budget of steps; 630 test inputs, beam 10. It shows that the way from "
+        "data to table works; it says little about GPT-2 medium.",
         "Last epoch, median over seeds ± standard deviation; BLEU, METEOR and ROUGE-L x 100. NIST in both modes of the "
         "official scorer: its Perl script, and its option -p. References are the challenge's own, untokenised.",
         "Every output is in results/outputs; scripts/score_e2e.py gives the same scores again. Seconds are those of a machine "

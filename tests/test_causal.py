@@ -1,6 +1,7 @@
 """Language models: GPT-2's attention in three matrices, its counts, decoding in batches."""
 
 import copy
+import shutil
 import time
 from itertools import pairwise
 
@@ -43,6 +44,17 @@ def test_the_split_attention_computes_what_the_fused_one_did(cache):
     names = [name for name, _ in split.named_parameters()]
     assert sum("c_attn.query.weight" in name for name in names) == 2
     assert sum(p.numel() for p in split.parameters()) == sum(p.numel() for p in plain.parameters())
+
+
+def test_a_checkpoint_as_the_hub_keeps_it(cache, tmp_path):
+    """Without the language model's prefix, and without the output layer that is tied to the embeddings."""
+    tiny = loader()
+    AutoModelForCausalLM.from_pretrained(tiny.source(cache)).transformer.save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(f"{tiny.source(cache)}/{file}", tmp_path)
+    found = loader("model.size=full", f"model.path={tmp_path}").load(0, cache)
+    assert found.fingerprint == tiny.load(0, cache).fingerprint
+    assert found.model.lm_head.weight is found.model.transformer.wte.weight
 
 
 @pytest.mark.parametrize(
