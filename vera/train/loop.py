@@ -120,7 +120,8 @@ class Loop:
             pieces = similar_lengths(examples, self.task.length, self.config.micro_batch_tokens, size)
         batches = [self.data.collate(piece) for piece in pieces]
         weights = [self.task.weight(batch) for batch in batches]
-        return [(weight / sum(weights), batch) for weight, batch in zip(weights, batches, strict=True)]
+        total = sum(weights) or 1
+        return [(weight / total, batch) for weight, batch in zip(weights, batches, strict=True)]
 
     def _step(self, batches: list[MicroBatch]) -> None:
         set_lr(self.optimizer, lr_factor(self.step, self.total, self.config))
