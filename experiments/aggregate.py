@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.stats import bootstrap
+from scipy.stats import t as student
 
 from vera.config import compose
 from vera.record import Record
@@ -73,3 +74,34 @@ def summarise_records(records: Sequence[Record], metric: str | None = None, sele
 @lru_cache(maxsize=4096)
 def _cell_id(overrides: tuple[str, ...]) -> str:
     return compose(overrides).cell_id
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of n paired differences, and its interval (Student's t). interval is None for a single pair."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    n: int
+
+
+def paired(ours: Sequence[float], others: Sequence[float], confidence: float = 0.95) -> Difference:
+    """ours - others, pair by pair; at least one pair."""
+    differences = [a - b for a, b in zip(ours, others, strict=True)]
+    n, mean = len(differences), statistics.fmean(differences)
+    if n == 1:
+        return Difference(mean, None, 1)
+    half = float(student.ppf((1 + confidence) / 2, n - 1)) * statistics.stdev(differences) / n**0.5
+    return Difference(mean, (mean - half, mean + half), n)
+
+
+def paired_records(ours: Sequence[Record], others: Sequence[Record]) -> Difference | None:
+    """The best epoch's primary metric, `ours` minus `others`, over the seeds that both have; None when they share none.
+
+    Runs of one seed share training images, data order and the head's initial weights, which is why pairs say more.
+    """
+    by_seed = {record.run.seed: record for record in others}
+    both = [record for record in ours if record.run.seed in by_seed]
+    if not both:
+        return None
+    return paired([record.score() for record in both], [by_seed[record.run.seed].score() for record in both])

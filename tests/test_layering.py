@@ -22,6 +22,7 @@ LAYERS = [
     ("vera.tasks",),
     ("vera.train",),
     ("vera.run",),
+    ("vera.analysis",),
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -81,7 +82,9 @@ def test_the_loop_names_no_method_model_or_task():
         assert not names & {word for word in words if isinstance(word, str)}, path
 
 
-@pytest.mark.parametrize("module", ["vera.config", "vera.store", "experiments.table2_glue", "experiments.digits"])
+@pytest.mark.parametrize(
+    "module", ["vera.config", "vera.store", *(f"experiments.{path.stem}" for path in modules("experiments"))]
+)
 def test_reporting_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
