@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments import miniature
 from experiments.aggregate import cell_records, summarise, summarise_records
-from experiments.figures import METHOD_STYLE, figure, save, seeds
+from experiments.figures import METHOD_STYLE, figure, legend_below, save, seeds
 from experiments.render import DASH, Table, interval, number
 from vera.record import Record
 
@@ -119,6 +119,6 @@ def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] 
         axes.set_title(
             f"{setting.title}\nmedian over seeds ({count}), 95% bootstrap interval, every seed; numbers are ranks", fontsize=7
         )
-        axes.legend(fontsize=8, loc="lower right")
+        legend_below(axes)
         written += save(canvas, folder / setting.name)
     return written

@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments import analysis, miniature
 from experiments.adapters import FIGURE3
 from experiments.aggregate import paired, summarise
-from experiments.figures import PALETTE, figure, save
+from experiments.figures import PALETTE, figure, legend_below, save
 from experiments.render import DASH, Table, interval, number, signed
 from vera.record import Record
 
@@ -76,6 +76,6 @@ def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] 
         axes.set_title(
             f"{title}\nrank {found['rank']}, median over seeds (n={len(found['seeds'])}), 95% bootstrap interval", fontsize=7
         )
-        axes.legend(fontsize=8)
+        legend_below(axes)
         written += save(canvas, folder / name)
     return written

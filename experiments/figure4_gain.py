@@ -110,38 +110,32 @@ def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] 
         labels = list(dict.fromkeys([*paper, *ours]))
         if not labels:
             continue
-        canvas, axes = figure(width=5.0, height=3.2)
-        width = 0.38
-        sides = [("paper (printed)", paper, -1), (f"ours ({_count(ours)})", ours, 1)] if paper else [("", ours, 0)]
-        for name, values, side in sides:
-            if not values:
-                continue
-            at = [labels.index(label) + side * width / 2 for label in values]
-            heights = [value.median if isinstance(value, Summary) else value for value in values.values()]
-            errors = None
-            if all(isinstance(value, Summary) and value.interval for value in values.values()):
-                errors = [
-                    [value.median - value.interval[0] for value in values.values()],
-                    [value.interval[1] - value.median for value in values.values()],
-                ]
-            style = {"color": "white", "edgecolor": PALETTE[0], "hatch": "///"} if side == -1 else {"color": PALETTE[2]}
-            axes.bar(at, heights, width if side else 2 * width, yerr=errors, capsize=3, label=name or None, **style)
-            for x, height in zip(at, heights, strict=True):
-                axes.annotate(_short(height), (x, height), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=7)
-        axes.set_xticks(range(len(labels)), labels, fontsize=7)
+        canvas, axes = figure(width=5.0, height=3.4)
+        bars = {}
+        if paper:
+            bars["paper, as printed"] = (paper, {"color": "white", "edgecolor": PALETTE[0], "hatch": "///"})
+        if ours:
+            label = f"ours, median over seeds ({seeds([gain.n for gain in ours.values()])}), 95% bootstrap interval"
+            bars[label] = ({method: gain.median for method, gain in ours.items()}, {"color": PALETTE[2]})
+        width = 0.7 / len(bars)
+        for index, (name, (values, style)) in enumerate(bars.items()):
+            at = [labels.index(label) + (index - (len(bars) - 1) / 2) * width for label in values]
+            axes.bar(at, values.values(), width, label=name, **style)
+            for x, (label, height) in zip(at, values.items(), strict=True):
+                top = height
+                if style["color"] != "white" and ours[label].interval is not None:
+                    low, top = ours[label].interval
+                    axes.plot([x, x], [low, top], color=PALETTE[0], linewidth=1.2)
+                axes.annotate(_short(height), (x, top), textcoords="offset points", xytext=(0, 3), ha="center", fontsize=7)
+        axes.set_xticks(range(len(labels)), [label.replace(" (", "\n(") for label in labels], fontsize=7)
         axes.grid(visible=False, axis="x")
         axes.margins(y=0.15)
+        axes.set_xlabel("Method")
         axes.set_ylabel("Gain (% per 1K parameters)")
-        about = "" if paper else f"\nmedian over seeds ({_count(ours)}), 95% bootstrap interval"
-        axes.set_title(setting.title + about, fontsize=7)
-        if len([1 for _, values, _ in sides if values]) > 1:
-            axes.legend(fontsize=8)
+        axes.set_title(setting.title, fontsize=7)
+        axes.legend(fontsize=7, loc="upper left")
         written += save(canvas, folder / setting.name)
     return written
-
-
-def _count(gains: dict[str, Summary]) -> str:
-    return seeds([gain.n for gain in gains.values()]) if gains else ""
 
 
 def _short(value: float) -> str:

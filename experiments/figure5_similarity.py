@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments import analysis, miniature
 from experiments.adapters import FIGURE5
 from experiments.aggregate import paired, summarise
-from experiments.figures import PALETTE, figure, save
+from experiments.figures import PALETTE, figure, legend_below, save
 from experiments.render import DASH, Table, interval, number, signed
 from vera.record import Record
 
@@ -81,6 +81,6 @@ def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] 
         axes.set_ylabel("Cosine similarity")
         count = len(found["seeds"])
         axes.set_title(f"{title}\nrank 64, median over seeds (n={count}), 95% bootstrap interval, every seed", fontsize=7)
-        axes.legend(fontsize=8)
+        legend_below(axes)
         written += save(canvas, folder / name)
     return written

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments import analysis
 from experiments.aggregate import Difference, paired, summarise
-from experiments.figures import METHOD_STYLE, figure, save
+from experiments.figures import METHOD_STYLE, figure, legend_below, save
 from experiments.render import DASH, Table, interval, signed
 from vera.record import Record
 
@@ -127,10 +127,12 @@ def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] 
             at, *zip(*(mean.interval for mean in means), strict=True), color=style["color"], alpha=0.25, linewidth=0
         )
     axes.axvline(20, color="0.5", linewidth=0.8, linestyle=":")
-    axes.annotate("rank-1 LoRA", (20, 1.0), textcoords="offset points", xytext=(4, 0), fontsize=7)
+    axes.annotate(
+        "rank-1 LoRA", (20, 0.97), xycoords=("data", "axes fraction"), xytext=(4, -3), textcoords="offset points", fontsize=7
+    )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("Trained parameters")
-    axes.set_ylabel("Mean squared error (entry's variance = 1)")
+    axes.set_ylabel("Mean squared error (entries' variance)")
     axes.set_title(f"{TITLE}\nmean over n={found['matrices']} matrices, 95% interval of the mean", fontsize=7)
-    axes.legend(fontsize=8)
+    legend_below(axes)
     return save(canvas, folder / "figure6")

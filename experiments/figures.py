@@ -38,6 +38,11 @@ def figure(width: float, height: float) -> tuple[Figure, Axes]:
     return made, axes
 
 
+def legend_below(axes: Axes) -> None:
+    """One line under the axes, where it covers no data."""
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=4, frameon=False)
+
+
 def save(made: Figure, stem: Path) -> list[Path]:
     """stem.pdf and stem.png, without dates or versions in them."""
     stem.parent.mkdir(parents=True, exist_ok=True)
