@@ -85,9 +85,15 @@ def _run(name: str, row: Row, task: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _summary(column: Column, records: Sequence[Record], select: str) -> Summary | None:
+    records = _scored(column, records, select)
     if not records:
         return None
-    return summarise_cost(records, column.cost) if column.cost else summarise_records(records, column.metric, select)
+    return summarise_cost(records, column.cost) if column.cost else summarise_records(records, column.score, select)
+
+
+def _scored(column: Column, records: Sequence[Record], select: str) -> list[Record]:
+    """The records with something in this column: runs are judged later than they are made, if at all."""
+    return [r for r in records if not column.judged or column.score in getattr(r.scores, select).metrics]
 
 
 def _ours(published: Published, row: Row, found: Cells, stat: Statistic, averages: bool) -> list[str]:
@@ -137,10 +143,14 @@ def _tests(name: str, published: Published, cells: Cells, overrides: Sequence[st
         if len(rows) < 2:
             continue
         for column in published.columns.values():
-            if column.metric is None:
+            if column.score is None:
                 continue
-            sides = (cell_records(cells, _run(name, rows[m], column.task, overrides)) for m in ("vera", "lora"))
-            result = paired(*sides, column.metric, epoch_of(stat))
+            select = epoch_of(stat)
+            sides = [
+                _scored(column, cell_records(cells, _run(name, rows[m], column.task, overrides)), select)
+                for m in ("vera", "lora")
+            ]
+            result = paired(*sides, column.score, select)
             if result is not None:
                 p = DASH if result.p is None else f"{result.p:.4f}"
                 lines.append([label, column.label, str(result.n), f"{column.scale * result.difference:+.{column.digits}f}", p])

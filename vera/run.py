@@ -28,7 +28,18 @@ from vera.train.state import FILE as STATE_FILE
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "evaluate", "tokenizers", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "evaluate",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "bitsandbytes",
+)
 
 
 def execute(run: RunConfig, show_progress: bool = False) -> Record:

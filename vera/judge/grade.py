@@ -38,8 +38,8 @@ class AnswerFile:
     def public(self) -> dict[str, Any]:
         run = self.record.run if self.record else None
         identity = {key: getattr(run, key) for key in ("model", "task", "method", "seed", "cell_id")} if run else None
-        model = self.record.model if self.record else None
-        return {"name": self.name, "sha256": self.sha256, "model": model, "run": identity}
+        model, checkpoint = (self.record.model, self.record.checkpoint) if self.record else (None, None)
+        return {"name": self.name, "sha256": self.sha256, "model": model, "checkpoint": checkpoint, "run": identity}
 
 
 def read_answers(path: str | Path, questions: QuestionSet, turns: int) -> AnswerFile:
