@@ -68,7 +68,7 @@ def build(cells: Any = None, overrides: Sequence[str] = (), stat: Statistic | No
                         f"Table {published.table}, {published.models[row.model]}, {row.label} ({printed}): {row.remark}."
                     )
     notes = [
-        "paper: as printed. ours: counted on the adapted full-size model without weights, the head left out; four bytes a value.",
+        "ours: counted on the adapted full-size model without weights, the head left out; four bytes a value.",
         "rounded, cut off: how our count becomes the printed one.",
         *dict.fromkeys(remarks),
     ]

@@ -11,7 +11,16 @@ from experiments.published import Statistic
 from experiments.render import DASH, Table, interval, number
 from vera.record import Record
 
-METHODS = {"head": "Head only", "full": "Full", "lora": "LoRA r=8", "vera": "VeRA r=256"}
+METHODS = {
+    "head": "Head only",
+    "full": "Full",
+    "bitfit": "BitFit",
+    "adapter_p": "AdapterP",
+    "lora": "LoRA r=8",
+    "lora_fa": "LoRA-FA r=8",
+    "vera": "VeRA r=256",
+}
+MARKERS = "osD^vPX"
 AGREE_POINTS = 1.0
 
 
@@ -104,7 +113,7 @@ def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] 
     for index, (method, runs) in enumerate(found.items()):
         scores = summarise([100 * record.score() for record in runs])
         parameters = runs[0].parameters.adapter
-        color, marker = PALETTE[index], "osD^"[index]
+        color, marker = PALETTE[index], MARKERS[index]
         label = f"{METHODS[method]} ({parameters:,})"
         if parameters == 0:
             axes.axhline(scores.median, color=color, linestyle="--", linewidth=1.2, label=label)

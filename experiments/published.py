@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -105,12 +106,9 @@ def load(name: str, folder: Path = FOLDER) -> Published:
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """Every table of scores in results/paper."""
-    return [
-        name
-        for name in sorted(path.stem for path in folder.glob("table*.yaml"))
-        if "columns" in _mapping(folder / f"{name}.yaml")
-    ]
+    """Every table of scores in results/paper, in the paper's order."""
+    found = [path.stem for path in folder.glob("table*.yaml") if "columns" in _mapping(path)]
+    return sorted(found, key=lambda name: (int(re.search(r"\d+", name).group()), name))
 
 
 def run_of(name: str, row: Row, task: str, overrides: Sequence[str] = ()) -> RunConfig:

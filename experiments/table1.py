@@ -100,7 +100,7 @@ def build(cells: Any = None, overrides: Sequence[str] = (), stat: Statistic | No
     notes = [
         "ours: counted on the adapted model (two matrices a block), four bytes a value; K and M are thousands and millions, KB, "
         "MB and GB powers of 1024. The paper mostly cuts decimals off.",
-        "The table's caption in the paper names query and key, all else query and value; the counts are the same.",
+        "The caption in the paper names query and key, all else query and value; the counts are the same.",
         *remarks,
     ]
     return [Table("table1", f"Table 1: {published().title}", columns, rows, notes, rules)]

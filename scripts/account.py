@@ -1,7 +1,7 @@
 """Count what every row of the paper trains, on the adapted full-size models themselves (no weights, no hub).
 
-python scripts/account.py             writes results/accounting.json and prints matched / not matched
-python scripts/account.py table1      prints Table 1 beside ours
+python scripts/account.py                  writes results/accounting.json and prints how every printed count comes out
+python scripts/account.py --show table1    prints Table 1 beside ours, from that file
 """
 
 import argparse
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments import accounting, published, table1
-from experiments.render import markdown, show
+from experiments.render import show
 from vera.errors import VeraError
 from vera.files import write_atomic
 
@@ -35,14 +35,13 @@ def count_rows() -> dict[str, dict[str, int]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["all", "table1"], default="all")
+    parser.add_argument("--show", choices=["table1", "counts"], help="count nothing; print what the last count gave")
     options = parser.parse_args()
     try:
-        text = json.dumps(count_rows(), indent=1, sort_keys=True) + "\n"
-        write_atomic(accounting.COUNTS, text)
-        accounting.counts.cache_clear()
-        for table in (table1 if options.what == "table1" else accounting).build():
-            write_atomic(ROOT / "results" / "tables" / f"{table.name}.md", markdown(table))
+        if options.show is None:
+            write_atomic(accounting.COUNTS, json.dumps(count_rows(), indent=1, sort_keys=True) + "\n")
+            accounting.counts.cache_clear()
+        for table in (table1 if options.show == "table1" else accounting).build():
             show(table)
     except (VeraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

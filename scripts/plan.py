@@ -68,8 +68,8 @@ def main() -> int:
             lead = ["all", ""]
         notes = [
             "A run that several sweeps want is counted in each of them, and once in the last line.",
-            f"From: recorded seconds of the same cell, or operation counts at {options.tflops:g} x 10^12 a second (--tflops): a lower "
-            "bound, without padding and decoding.",
+            f"From: recorded seconds of the same cell, or operations at {options.tflops:g} x 10^12 a second (--tflops): a "
+            "lower bound, without padding and decoding.",
         ]
         show(Table("plan", "The plan", columns, [*rows, [*lead, *figures(whole)]], notes, [len(rows)]))
         for name in sorted(whole.failed):

@@ -15,6 +15,8 @@ from vera.nn.count import lora_parameters, vera_parameters
 DIFFER = {
     ("2", "roberta_base", "full", "125M"),
     ("3", "gpt2_medium", "full", "354.92M"),
+    ("3", "gpt2_medium", "adapter_h", "11.09M"),
+    ("3", "gpt2_medium", "adalora", "0.38M"),
     ("3", "gpt2_medium", "lora", "0.35M"),
     ("3", "gpt2_large", "lora", "0.77M"),
 }

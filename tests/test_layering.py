@@ -22,7 +22,7 @@ LAYERS = [
     ("vera.methods",),
     ("vera.tasks",),
     ("vera.train",),
-    ("vera.run",),
+    ("vera.run", "vera.accounting"),
     ("vera.answers",),
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -84,7 +84,7 @@ def test_the_loop_names_no_method_model_or_task():
 
 
 @pytest.mark.parametrize(
-    "module", ["vera.config", "vera.store", "vera.judge.grade", "experiments.table2_glue", "experiments.digits"]
+    "module", ["vera.config", "vera.store", "vera.judge.grade", "experiments.artefacts", "experiments.digits"]
 )
 def test_reporting_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

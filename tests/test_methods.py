@@ -11,7 +11,7 @@ from vera.methods.base import count
 from vera.run import prepare
 
 METHODS = choices("method")
-MODELS = {"roberta_base": "rte", "minilm": "mrpc", "vit_base": "digits", "digits_vit": "digits"}
+MODELS = {"roberta_base": "rte", "minilm": "mrpc", "vit_base": "cifar100", "digits_vit": "digits"}
 
 
 @pytest.fixture

@@ -31,11 +31,14 @@ GROUPS = ("model", "task", "method", "train")
 # size of a data set, for counts and estimates). They stay out of a run's identity.
 OPERATIONAL = frozenset(
     {
+        "model.data_dir",
         "model.full",
         "model.gradient_checkpointing",
         "model.path",
+        "task.cache_dir",
         "task.data_dir",
         "task.facts",
+        "task.workers",
         "train.checkpoint_seconds",
         "train.eval_batch_size",
         "train.micro_batch_size",

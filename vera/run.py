@@ -39,6 +39,8 @@ PACKAGES = (
     "numpy",
     "scikit-learn",
     "bitsandbytes",
+    "sacrebleu",
+    "pycocoevalcap",
 )
 
 
@@ -133,7 +135,12 @@ def _train(run: RunConfig, work: Path, show_progress: bool) -> tuple[Record, dic
 
 def _identity(run: RunConfig) -> dict[str, Any]:
     config = run.scientific
-    for group, key in (("model", "path"), ("task", "data_dir")):  # a record shows no path of the machine it was made on
+    for group, key in (
+        ("model", "path"),
+        ("model", "data_dir"),
+        ("task", "data_dir"),
+        ("task", "cache_dir"),
+    ):  # a record shows no path of the machine it was made on
         if config[group].get(key) is not None:
             config[group] = {**config[group], key: "local"}
     return {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from peft import AdaLoraConfig
 from peft.tuners.adalora import AdaLoraModel
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from vera.methods.peft import ADAPTER, PeftMethod, stored_name
 
@@ -36,13 +37,20 @@ class AdaLora(PeftMethod):
 
     _tuner: AdaLoraModel | None = PrivateAttr(None)  # PEFT keeps scores and schedule in the object that it wraps a model in
 
-    @model_validator(mode="after")
-    def _check(self):
-        if self.initial_rank <= self.rank:
-            raise ValueError(f"initial_rank must be larger than rank={self.rank}: there is nothing to prune")
-        if self.warmup + self.final >= 1:
-            raise ValueError("warmup and final leave no part of the run for the pruning")
-        return self
+    @field_validator("initial_rank")
+    @classmethod
+    def _something_to_prune(cls, initial_rank: int, info: ValidationInfo) -> int:
+        if initial_rank <= info.data.get("rank", 0):
+            raise PydanticCustomError("nothing_to_prune", "must be larger than rank={rank}", {"rank": info.data["rank"]})
+        return initial_rank
+
+    @field_validator("final")
+    @classmethod
+    def _time_to_prune(cls, final: float, info: ValidationInfo) -> float:
+        if final + info.data.get("warmup", 0) >= 1:
+            message = "with warmup={warmup} no part of the run is left for the pruning"
+            raise PydanticCustomError("no_time_to_prune", message, {"warmup": info.data["warmup"]})
+        return final
 
     def peft_config(self, backbone, model_config):
         return AdaLoraConfig(
@@ -61,6 +69,8 @@ class AdaLora(PeftMethod):
     def attach(self, backbone, model_config):
         backbone.model.requires_grad_(False)
         self._tuner = AdaLoraModel(backbone.model, self.peft_config(backbone, model_config), ADAPTER)
+        for layer in self.layers(backbone).values():
+            layer.ranknum[ADAPTER].requires_grad_(False)  # a constant of the scaling; trainable on the meta device otherwise
         self._train_head(backbone)
 
     def after_step(self, backbone, step, total):

@@ -52,7 +52,7 @@ class Method(Component):
         """Called after each optimiser step with the same numbers; its gradients (clipped, where they are) are still there."""
 
     def penalty(self, backbone: Backbone) -> Tensor | None:
-        """A differentiable scalar that the loop adds to the task's loss once a step; None for none."""
+        """A scalar whose gradient the loop adds once a step, if there is one; the reported loss is the task's alone."""
         return None
 
     def state(self, backbone: Backbone) -> dict[str, Tensor]:

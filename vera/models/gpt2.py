@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
+from vera.models.base import Layout
 from vera.models.causal import CausalLM
 
 
 class Gpt2(CausalLM):
     """dropout  of embeddings, attention and residuals alike. LoRA's E2E set-up, which the paper follows, has none."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("transformer.h", "attn.resid_dropout", "mlp.dropout", output="", contraction="mlp.c_proj"),
+    )
 
     dropout: float = Field(ge=0, lt=1)
 

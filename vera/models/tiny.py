@@ -28,6 +28,7 @@ from vera.seeds import forked
 
 CONFIGS = {"roberta": RobertaConfig, "bert": BertConfig, "vit": ViTConfig, "gpt2": GPT2Config, "llama": LlamaConfig}
 CAUSAL = {"gpt2", "llama"}
+END = "<|endoftext|>"
 
 
 def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:
@@ -76,7 +77,7 @@ def _text(family: str, settings: dict[str, Any], folder: Path) -> None:
 
 
 def _causal(family: str, settings: dict[str, Any], folder: Path) -> None:
-    tokenizer = causal_byte_tokenizer()
+    tokenizer = causal_tokenizer(bytes_of([END]))
     config = CONFIGS[family](
         vocab_size=len(tokenizer),
         max_position_embeddings=1024,
@@ -106,7 +107,7 @@ def image_processor(config: ViTConfig) -> ViTImageProcessor:
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, with RoBERTa's special tokens at RoBERTa's ids: reads any text without training."""
-    tokenizer = _bytes(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    tokenizer = bytes_of(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
@@ -123,15 +124,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def causal_byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte and one special token that begins, ends and pads, as GPT-2 has; nothing is added to a text."""
-    end = "<|endoftext|>"
+def causal_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """With one special token that begins, ends and pads, as GPT-2 has; nothing is added to a text."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=_bytes([end]), bos_token=end, eos_token=end, pad_token=end, model_max_length=1024
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=1024
     )
 
 
-def _bytes(special: list[str]) -> Tokenizer:
+def bytes_of(special: list[str]) -> Tokenizer:
+    """One token a byte, after the special tokens."""
     vocabulary = {token: index for index, token in enumerate(special)}
     for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[symbol] = len(vocabulary)

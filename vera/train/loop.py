@@ -135,7 +135,6 @@ class Loop:
         penalty = self.method.penalty(self.backbone)
         if penalty is not None:
             self.accelerator.backward(penalty)
-            loss_sum += penalty.detach()
         if self.config.clip:
             self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.clip)
         self.optimizer.step()
