@@ -6,11 +6,11 @@ PY := .venv/bin/python
 METHOD ?= vera
 ARGS ?=
 
-.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm images e2e e2e-mini instruct vicuna table12 table1 plan rehearse
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## this list
 	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## make .venv and install the tested set of packages
 
@@ -97,3 +97,6 @@ plan: setup ## what the paper's tables and figures need, what is there, what the
 
 rehearse: setup .venv/e2e .venv/instruct ## every sweep with tiny random models and synthetic data, records and tables in results/scratch (minutes)
 	@$(PY) scripts/rehearse.py $(ARGS)
+
+bench: setup ## time, memory and file size against PEFT, to results/bench (ARGS='a b' for some cases; minutes)
+	$(PY) scripts/bench.py $(ARGS)

@@ -17,7 +17,7 @@ LAYERS = [
     ("vera.record",),
     ("vera.store",),
     ("vera.judge",),
-    ("vera.seeds", "vera.hub", "vera.cache"),
+    ("vera.seeds", "vera.hub", "vera.cache", "vera.rows"),
     ("vera.models",),
     ("vera.methods",),
     ("vera.tasks",),

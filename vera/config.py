@@ -42,6 +42,7 @@ OPERATIONAL = frozenset(
         "train.checkpoint_seconds",
         "train.eval_batch_size",
         "train.micro_batch_size",
+        "train.micro_batch_tokens",
         "train.save",
     }
 )
@@ -91,6 +92,7 @@ class TrainConfig(Strict):
     clip: float = Field(ge=0)
     precision: Literal["auto", "fp32", "bf16"]
     micro_batch_size: int | None = Field(ge=1)
+    micro_batch_tokens: int | None = Field(ge=1)
     eval_batch_size: int = Field(ge=1)
     checkpoint_seconds: float = Field(ge=0)
     save: bool

@@ -68,7 +68,7 @@ class BottleneckAdapters(Method):
             raise ConfigError(f"method.drop={self.drop} leaves {model_config.name} no adapter")
         device = next(model.parameters()).device
         for places in blocks:
-            for place in self.places:
+            for place in dict.fromkeys(self.places):
                 adapter = Bottleneck(model.config.hidden_size, self.size, self.activation, self.layer_norm, device)
                 model.get_submodule(places["block"]).add_module(f"adapter_{place}", adapter)
                 model.get_submodule(places[place]).register_forward_hook(adapter.after)

@@ -97,6 +97,10 @@ class Task(Component):
         """Over how many terms `loss` is the mean; micro-batches are weighted by it."""
         return len(batch["labels"])
 
+    def length(self, example: Any) -> int:
+        """Tokens of one training example, by which a batch is split into similar ones; 1 where all are equal."""
+        return len(example["input_ids"]) if isinstance(example, dict) and "input_ids" in example else 1
+
     def tokens(self, batch: dict[str, Tensor]) -> int:
         """Tokens that a batch makes the model process, padding included; 0 for images."""
         return batch["input_ids"].numel() if "input_ids" in batch else 0

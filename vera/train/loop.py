@@ -114,9 +114,14 @@ class Loop:
     def _micro_batches(self, examples: list[Any]) -> list[MicroBatch]:
         """A batch in pieces that fit the memory, each with its weight in the batch's mean loss."""
         size = self.config.micro_batch_size or len(examples)
-        batches = [self.data.collate(examples[start : start + size]) for start in range(0, len(examples), size)]
+        if self.config.micro_batch_tokens is None:
+            pieces = [examples[start : start + size] for start in range(0, len(examples), size)]
+        else:
+            pieces = similar_lengths(examples, self.task.length, self.config.micro_batch_tokens, size)
+        batches = [self.data.collate(piece) for piece in pieces]
         weights = [self.task.weight(batch) for batch in batches]
-        return [(weight / sum(weights), batch) for weight, batch in zip(weights, batches, strict=True)]
+        total = sum(weights) or 1
+        return [(weight / total, batch) for weight, batch in zip(weights, batches, strict=True)]
 
     def _step(self, batches: list[MicroBatch]) -> None:
         set_lr(self.optimizer, lr_factor(self.step, self.total, self.config))
@@ -244,6 +249,21 @@ class Loop:
             "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             "threads": torch.get_num_threads(),
         }
+
+
+def similar_lengths(examples: list[Any], length: Callable[[Any], int], tokens: int, size: int) -> list[list[Any]]:
+    """The examples in pieces of similar length, longest first: at most `tokens` after padding, at most `size` examples.
+
+    An example longer than `tokens` is a piece of its own.
+    """
+    pieces: list[list[Any]] = []
+    for example in sorted(examples, key=length, reverse=True):
+        fits = pieces and len(pieces[-1]) < size and (len(pieces[-1]) + 1) * length(pieces[-1][0]) <= tokens
+        if fits:
+            pieces[-1].append(example)
+        else:
+            pieces.append([example])
+    return pieces
 
 
 def best_epoch(history: list[dict[str, Any]], metric: str) -> int | None:
