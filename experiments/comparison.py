@@ -83,8 +83,8 @@ DETAILS = [
 SELECTION = "Selection: median best minus median last epoch, what choosing the epoch on the evaluation set adds to a score."
 TESTS = ["Model", "Column", "n", "Mean difference [95%]", "p"]
 TEST_NOTE = (
-    "VeRA - LoRA over common seeds, with Student's interval, and a paired permutation test, two-sided. Five pairs cannot give less than "
-    "p = 0.0625."
+    "VeRA - LoRA over common seeds, with Student's interval, and a paired permutation test, two-sided. Five pairs cannot give "
+    "less than p = 0.0625."
 )
 
 
@@ -94,9 +94,15 @@ def _run(name: str, row: Row, task: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _summary(column: Column, records: Sequence[Record], select: str) -> Summary | None:
+    records = _scored(column, records, select)
     if not records:
         return None
-    return summarise_cost(records, column.cost) if column.cost else summarise_records(records, column.metric, select)
+    return summarise_cost(records, column.cost) if column.cost else summarise_records(records, column.score, select)
+
+
+def _scored(column: Column, records: Sequence[Record], select: str) -> list[Record]:
+    """The records with something in this column: runs are judged later than they are made, if at all."""
+    return [r for r in records if not column.judged or column.score in getattr(r.scores, select).metrics]
 
 
 def _ours(published: Published, row: Row, found: Cells, stat: Statistic, averages: bool) -> list[str]:
@@ -146,10 +152,13 @@ def _tests(name: str, published: Published, cells: Cells, overrides: Sequence[st
         if len(rows) < 2:
             continue
         for column in published.columns.values():
-            if column.metric is None:
+            if column.score is None:
                 continue
-            ours, others = (cell_records(cells, _run(name, rows[m], column.task, overrides)) for m in ("vera", "lora"))
-            sides = common(ours, others, column.metric, epoch_of(stat))
+            ours, others = (
+                _scored(column, cell_records(cells, _run(name, rows[m], column.task, overrides)), epoch_of(stat))
+                for m in ("vera", "lora")
+            )
+            sides = common(ours, others, column.score, epoch_of(stat))
             if sides[0]:
                 p = permutation_p(*sides)
                 difference = signed(paired(*sides), column.scale, column.digits)

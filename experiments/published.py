@@ -20,20 +20,34 @@ Statistic = Literal["median", "mean", "last", "best"]
 
 
 class Column(Strict):
-    """One measured quantity: a metric of a task's runs, or a field of their cost. Printed as scale x value with `digits`."""
+    """One measured quantity: a metric of a task's runs, a field of their cost, or a judge's mean score on a question set.
+
+    Printed as scale x value with `digits`.
+    """
 
     label: str
     task: str
     metric: str | None = None
     cost: str | None = None
+    judged: str | None = None
     scale: float = 1.0
     digits: int = 1
 
     @model_validator(mode="after")
     def _one_source(self):
-        if (self.metric is None) == (self.cost is None):
-            raise ValueError("give either metric or cost")
+        if sum(source is not None for source in (self.metric, self.cost, self.judged)) != 1:
+            raise ValueError("give one of metric, cost and judged")
         return self
+
+    @property
+    def score(self) -> str | None:
+        """The name under which a record's metrics hold this quantity; None for a cost."""
+        return self.metric or (judged_metric(self.judged) if self.judged else None)
+
+
+def judged_metric(questions: str) -> str:
+    """How the judge's mean score on a question set is called among a record's metrics."""
+    return f"judged:{questions}"
 
 
 class Row(Strict):

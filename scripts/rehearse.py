@@ -1,4 +1,5 @@
-"""Every sweep at scale=rehearsal: tiny random models, synthetic data, two steps; then every table from those records.
+"""Every sweep at scale=rehearsal: tiny random models, synthetic data, two steps, and the answers of
+those that answer questions; then every table from those records.
 
 python scripts/rehearse.py                     all sweeps, two at a time
 python scripts/rehearse.py glue_base demo      some of them
@@ -12,25 +13,31 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vera.config import choices
+from vera.config import CONF_DIR, choices
 
 
 def rehearse(sweep: str, results: str, overrides: list[str]) -> tuple[str, int, float, str]:
     """(sweep, exit status, seconds, what it wrote to stderr); one thread, since two sweeps run at a time."""
     began = time.monotonic()
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "train.py"),
-        f"sweep={sweep}",
-        "scale=rehearsal",
-        f"results_dir={results}",
-    ]
+    keys = [f"sweep={sweep}", "scale=rehearsal", f"results_dir={results}", "device=cpu", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "device=cpu", *overrides], capture_output=True, text=True, env=environment)
+    for script in ("train.py", "answer.py") if answers(sweep) else ("train.py",):
+        command = [sys.executable, str(ROOT / "scripts" / script), *keys]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            break
     return sweep, done.returncode, time.monotonic() - began, done.stderr
+
+
+def answers(sweep: str) -> bool:
+    """Whether the runs of a sweep answer questions when they are trained."""
+    loaded = yaml.safe_load((CONF_DIR / "sweep" / f"{sweep}.yaml").read_text(encoding="utf-8"))
+    return any("override /answers" in entry for entry in loaded.get("defaults", []) if isinstance(entry, dict))
 
 
 def main() -> int:

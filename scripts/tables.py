@@ -15,6 +15,8 @@ sys.path.insert(0, str(ROOT))
 
 from experiments.artefacts import artefacts
 from experiments.comparison import STATS
+from experiments.judged import PAPER_JUDGE, join
+from experiments.judged import table as judged_table
 from experiments.render import latex, markdown, show
 from vera.errors import VeraError
 from vera.files import write_atomic
@@ -31,19 +33,22 @@ def main() -> int:
         "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
     )
     parser.add_argument("--stat", choices=list(STATS), help="; ".join(f"{name}: {what}" for name, what in STATS.items()))
+    parser.add_argument("--judge", default=PAPER_JUDGE, help=f"whose scores Tables 4 and 13 take (default: {PAPER_JUDGE})")
     parser.add_argument("--show", action="store_true", help="print the tables as well")
     options = parser.parse_args()
     chosen = {n: a for n, a in everything.items() if not options.names or any(n.startswith(name) for name in options.names)}
     unknown = [name for name in options.names if not any(n.startswith(name) for n in everything)]
     if unknown:
         parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(everything)}")
-    usual = not options.overrides and options.stat is None
+    usual = not options.overrides and options.stat is None and options.judge == PAPER_JUDGE
     writes = usual or options.out is not None
     out = Path(options.out or options.results)
     try:
-        cells = Store(options.results).by_cell()
-        for artefact in chosen.values():
-            for table in artefact.build(cells, options.overrides, options.stat):
+        cells = join(Store(options.results).by_cell(), Path(options.results), options.judge)
+        judged = judged_table(Path(options.results))
+        for name, artefact in chosen.items():
+            tables = artefact.build(cells, options.overrides, options.stat)
+            for table in [*tables, *([judged] if judged and name == "table4" else [])]:
                 if writes:
                     write_atomic(out / "tables" / f"{table.name}.md", markdown(table))
                     write_atomic(out / "tables" / f"{table.name}.tex", latex(table))

@@ -60,8 +60,8 @@ def answer_file(folder, questions, name="model", text="five"):
 def ask(tmp_path):
     """Grade the synthetic questions; returns (record, path)."""
 
-    def run(server, name="mt_bench", **changes):
-        chosen = source(name, synthetic=True)
+    def run(server, name="mt_bench", grading=None, **changes):
+        chosen = source(name, synthetic=True, **({"grading": grading} if grading else {}))
         questions = load_questions(chosen, tmp_path)
         files = [answer_file(tmp_path / "answers", questions)]
         if chosen.grading == "pairwise":
@@ -401,7 +401,7 @@ def test_the_official_files_and_prompts(shared_judge, tmp_path):
     chosen = source(data_dir=shared_judge / "mt_bench")
     questions = load_questions(chosen, tmp_path)
     assert len(questions.questions) == 80 and questions.official and len(questions.references) == 30
-    prompts = read_prompts(in_folder(chosen.files.prompts, shared_judge / "mt_bench"), "single")
+    prompts = read_prompts(in_folder(chosen.files.prompts["single"], shared_judge / "mt_bench"), "single")
     assert prompts.source == "official"
     answers = [read_answers(answer_file(tmp_path, questions), questions, 2)]
     wanted = items(questions, chosen, "both")
@@ -418,19 +418,43 @@ def test_the_official_files_and_prompts(shared_judge, tmp_path):
     assert len(vicuna.questions) == 80 and vicuna.official
 
 
+def test_vicuna_eval_one_answer_at_a_time(server, ask):
+    there = server()
+    record, _ = ask(there, "vicuna_bench", grading="single")
+    assert len(there.requests) == 3 and record.scores[0]["by_turn"] == {"1": 7}
+
+
+def test_without_the_official_wording_ours_is_used_and_recorded(tmp_path, server):
+    (tmp_path / "question.jsonl").write_text(json.dumps({**GOOD, "turns": ["a"]}) + "\n")
+    chosen = source("vicuna_bench", data_dir=tmp_path)
+    questions = load_questions(chosen, tmp_path)
+    files = [answer_file(tmp_path, questions, name, name) for name in ("one", "two")]
+    notes = []
+    there = server(lambda n, body: "Scores: [[3, 4]]")
+
+    def grade(**changes):
+        return judge(files, chosen, settings(there, **changes), KEY, tmp_path, tmp_path / "cache", on_note=notes.append)[0]
+
+    record = grade(prompts="auto")
+    assert record.judge["prompts"] == "own" and not record.questions.official
+    assert len(notes) == 1 and notes[0].startswith("our own judge wording is used: ") and "HF_HUB_OFFLINE" in notes[0]
+    with pytest.raises(DataError, match="is not fetched"):
+        grade(prompts="official")
+
+
 def test_a_file_of_prompts_that_is_not_the_official_one(server, tmp_path, ask):
     chosen = source("vicuna_bench", data_dir=tmp_path)
     row = {"system_prompt": "", "prompt_template": "{question}|{answer_1}|{answer_2}|{how}", "defaults": {"how": "grade {x}"}}
     rows = [{**row, "category": category} for category in ("general", "coding", "math")]
     (tmp_path / "prompt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prompts = read_prompts(in_folder(chosen.files.prompts, tmp_path), "pairwise")
+    prompts = read_prompts(in_folder(chosen.files.prompts["pairwise"], tmp_path), "pairwise")
     assert prompts.source == "other"
     asked = prompts.choose("pairwise", "roleplay", 1, False).messages({"question": "q", "answer_1": "{a}", "answer_2": "b"})
     assert asked == [{"role": "user", "content": "q|{a}|b|grade {x}"}]
     (tmp_path / "prompt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
     with pytest.raises(DataError, match="no judge prompt for math"):
-        read_prompts(in_folder(chosen.files.prompts, tmp_path), "pairwise")
+        read_prompts(in_folder(chosen.files.prompts["pairwise"], tmp_path), "pairwise")
     rows[2]["prompt_template"] = "{question} {nonsense}"
     (tmp_path / "prompt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="judge prompt math has a field that is not known"):
-        read_prompts(in_folder(chosen.files.prompts, tmp_path), "pairwise")
+        read_prompts(in_folder(chosen.files.prompts["pairwise"], tmp_path), "pairwise")

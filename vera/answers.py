@@ -203,7 +203,10 @@ def _write(run, settings, backbone, method, questions, missing, path, on_progres
         for start in range(0, len(missing), settings.batch_size):
             batch = missing[start : start + settings.batch_size]
             for line in answer_batch(backbone, settings, batch):
-                append_line(path, json.dumps(line, ensure_ascii=False))
+                try:
+                    append_line(path, json.dumps(line, ensure_ascii=False))
+                except OSError as error:
+                    raise RecordError(f"{path} cannot be written: {error.strerror or error}") from None
             done += len(batch)
             on_progress(done, len(questions.questions))
     gpu = accelerator.device.type == "cuda"

@@ -38,6 +38,7 @@ PACKAGES = (
     "tokenizers",
     "numpy",
     "scikit-learn",
+    "bitsandbytes",
     "sacrebleu",
     "pycocoevalcap",
 )

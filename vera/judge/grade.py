@@ -38,8 +38,8 @@ class AnswerFile:
     def public(self) -> dict[str, Any]:
         run = self.record.run if self.record else None
         identity = {key: getattr(run, key) for key in ("model", "task", "method", "seed", "cell_id")} if run else None
-        model = self.record.model if self.record else None
-        return {"name": self.name, "sha256": self.sha256, "model": model, "run": identity}
+        model, checkpoint = (self.record.model, self.record.checkpoint) if self.record else (None, None)
+        return {"name": self.name, "sha256": self.sha256, "model": model, "checkpoint": checkpoint, "run": identity}
 
 
 def read_answers(path: str | Path, questions: QuestionSet, turns: int) -> AnswerFile:
@@ -105,10 +105,15 @@ def find_prompts(source: QuestionSource, choice: str, cache_dir: str | Path) -> 
     """The wording to use, and why it is not the official one where "auto" falls back to ours. Raises DataError."""
     if choice == "own" or (source.synthetic and choice == "auto"):
         return own_prompts(), None
-    found = in_folder(source.files.prompts, source.data_dir) if source.data_dir is not None else None
+    file = source.files.prompts.get(source.grading)
+    if file is None:
+        raise ConfigError(
+            f"questions={source.name} has no official wording for {source.grading} grading; set judge.prompts=own"
+        )
+    found = in_folder(file, source.data_dir) if source.data_dir is not None else None
     if found is None:
         try:
-            found = fetch(source.files.prompts, cache_dir)
+            found = fetch(file, cache_dir)
         except DataError as error:
             if choice == "official":
                 raise
@@ -214,7 +219,7 @@ def _ask_all(
                         other.cancel()
                     continue
                 scores = parse(reply.text)
-                append_line(verdicts, json.dumps(_line(item, attempt, reply, scores), ensure_ascii=False))
+                _keep(verdicts, json.dumps(_line(item, attempt, reply, scores), ensure_ascii=False))
                 if scores is None and attempt < settings.attempts and failure is None:
                     waiting[pool.submit(ask, item)] = (item, attempt + 1)
                 else:
@@ -222,6 +227,13 @@ def _ask_all(
                     on_progress(done)
     if failure is not None:
         raise JudgeError(f"{failure}; {done} new verdicts are kept, the same command asks for the rest")
+
+
+def _keep(path: Path, line: str) -> None:
+    try:
+        append_line(path, line)
+    except OSError as error:
+        raise RecordError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def _line(item: Item, attempt: int, reply: Reply, scores: tuple[float, ...] | None) -> dict[str, Any]:

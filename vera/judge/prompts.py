@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vera.errors import DataError
+from vera.judge.questions import Grading
 from vera.judge.sources import Found, json_lines
 
-Grading = Literal["single", "pairwise"]
 FIELDS = {
     "single": ("question", "answer", "ref_answer_1"),
     "multi": ("question_1", "question_2", "answer_1", "answer_2", "ref_answer_1", "ref_answer_2"),

@@ -15,10 +15,15 @@ from vera.judge.sources import Found, PinnedFile, fetch, in_folder, json_lines
 Id = int | str
 
 
+Grading = Literal["single", "pairwise"]
+
+
 class QuestionFiles(Strict):
+    """The official files; prompts: the judge's wording by way of grading, where there is one."""
+
     questions: PinnedFile
     references: PinnedFile | None
-    prompts: PinnedFile
+    prompts: dict[Grading, PinnedFile]
 
 
 class QuestionSource(Strict):
@@ -34,7 +39,7 @@ class QuestionSource(Strict):
     name: str
     version: int = Field(ge=1)
     turns: int = Field(ge=1, le=2)
-    grading: Literal["single", "pairwise"]
+    grading: Grading
     reference_categories: list[str]
     files: QuestionFiles
     data_dir: str | None = None

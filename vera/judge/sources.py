@@ -43,7 +43,10 @@ def in_folder(file: PinnedFile, folder: str | Path) -> Found | None:
     for name in file.names:
         path = Path(folder) / name
         if path.is_file():
-            data = path.read_bytes()
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
             digest = hashlib.sha256(data).hexdigest()
             return Found(data, str(path), digest, digest == file.sha256)
     return None

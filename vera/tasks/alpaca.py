@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ FILES = ("alpaca_data_cleaned.json", "alpaca_data.json", "alpaca.json")
 FIELDS = ("instruction", "input", "output")
 
 Row = tuple[str, str, str]
+_PLACEHOLDER = re.compile(r"\{(instruction|input)\}")
 
 
 class Alpaca(LanguageTask):
@@ -70,9 +72,9 @@ class Alpaca(LanguageTask):
 
     def text(self, row: Row) -> str:
         """The prompt of a row."""
-        instruction, given, _ = row
-        template = self.prompt_input if given.strip() else self.prompt
-        return template.replace("{instruction}", instruction).replace("{input}", given)
+        fields = dict(zip(FIELDS, row, strict=True))
+        template = self.prompt_input if fields["input"].strip() else self.prompt
+        return _PLACEHOLDER.sub(lambda found: fields[found[1]], template)  # one pass: a row may hold "{input}" itself
 
     def _split(self, rows: list[Row]) -> tuple[list[int], list[int]]:
         """Row numbers for training and for evaluation, each in the order of the file. Of synthetic rows 8 are held out."""
