@@ -244,6 +244,16 @@ def test_micro_batches_of_unlike_lengths_give_the_same_gradient(compose, tmp_pat
         torch.testing.assert_close(value, parts[1][1][name], rtol=1e-3, atol=1e-5)
 
 
+def test_examples_whose_target_is_cut_off_teach_nothing(compose, tmp_path):
+    run = compose(*GPT2, "task.max_length=60", "train.warmup_steps=0")
+    loop = Loop(run, *prepare(run), tmp_path)
+    assert loop.data.notes["truncated"]["train"] == len(loop.data.train)
+    batch = loop.data.collate(loop.data.train[:2])
+    loss = loop.task.loss(torch.randn(*batch["input_ids"].shape, 257, requires_grad=True), batch)
+    loss.backward()
+    assert loop.task.weight(batch) == 0 and loss.item() == 0
+
+
 def test_a_run_writes_at_the_last_epoch_and_keeps_every_output(compose):
     run = compose(*GPT2, "method=lora", "train.epochs=2", "train.max_steps=null", "train.batch_size=12")
     record = execute(run)

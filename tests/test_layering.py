@@ -16,7 +16,7 @@ LAYERS = [
     ("vera.config",),
     ("vera.record",),
     ("vera.store",),
-    ("vera.seeds", "vera.hub", "vera.cache"),
+    ("vera.seeds", "vera.hub", "vera.cache", "vera.rows"),
     ("vera.models",),
     ("vera.methods",),
     ("vera.tasks",),

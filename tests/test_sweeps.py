@@ -1,5 +1,7 @@
 """Every committed sweep composes into runs and rehearses, so that it cannot rot."""
 
+from itertools import product
+
 import pytest
 import yaml
 
@@ -8,15 +10,19 @@ from vera.config import CONF_DIR, choices, compose
 SWEEPS = choices("sweep")
 
 
+def runs(params):
+    """Every (model, task, method) of a sweep."""
+    return list(product(*(str(params[group]).split(",") for group in ("model", "task", "method"))))
+
+
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_a_sweep_has_a_card_and_five_or_more_seeds_or_says_so(sweep):
     text = (CONF_DIR / "sweep" / f"{sweep}.yaml").read_text()
     assert text.startswith("# @package _global_\n# ") and "#   needs" in text
     params = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
     assert {"model", "task", "method", "seed"} <= set(params)
-    for task in str(params["task"]).split(","):
-        for method in str(params["method"]).split(","):
-            compose([f"model={params['model']}", f"task={task}", f"method={method}"])
+    for model, task, method in runs(params):
+        compose([f"model={model}", f"task={task}", f"method={method}"])
 
 
 @pytest.mark.parametrize("method", choices("method"))
@@ -40,5 +46,4 @@ def test_rehearsal_of_every_sweep(sweep, train, tmp_path):
     done = train(f"sweep={sweep}", "seed=0", timeout=300)
     assert done.returncode == 0, done.stderr
     params = yaml.safe_load((CONF_DIR / "sweep" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    expected = len(str(params["task"]).split(",")) * len(str(params["method"]).split(","))
-    assert len(list((tmp_path / "results" / "runs").glob("*.json"))) == expected
+    assert len(list((tmp_path / "results" / "runs").glob("*.json"))) == len(runs(params))

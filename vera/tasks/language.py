@@ -38,7 +38,9 @@ class LanguageTask(Task):
     def loss(self, logits, batch):
         labels = batch["labels"][:, 1:]
         targets = labels != IGNORED
-        return F.cross_entropy(logits[:, :-1][targets].float(), labels[targets], label_smoothing=self.label_smoothing)
+        found, wanted = logits[:, :-1][targets].float(), labels[targets]
+        total = F.cross_entropy(found, wanted, label_smoothing=self.label_smoothing, reduction="sum")
+        return total / max(1, len(wanted))  # nothing to learn where a long prompt has pushed every target token out
 
     def weight(self, batch):
         return int((batch["labels"][:, 1:] != IGNORED).sum())

@@ -116,7 +116,8 @@ class Loop:
         size = self.config.micro_batch_size or len(examples)
         batches = [self.data.collate(examples[start : start + size]) for start in range(0, len(examples), size)]
         weights = [self.task.weight(batch) for batch in batches]
-        return [(weight / sum(weights), batch) for weight, batch in zip(weights, batches, strict=True)]
+        total = sum(weights) or 1
+        return [(weight / total, batch) for weight, batch in zip(weights, batches, strict=True)]
 
     def _step(self, batches: list[MicroBatch]) -> None:
         set_lr(self.optimizer, lr_factor(self.step, self.total, self.config))
