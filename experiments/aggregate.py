@@ -113,6 +113,16 @@ def paired(ours: Sequence[float], others: Sequence[float], confidence: float = 0
     return Difference(mean, (mean - half, mean + half), n)
 
 
+def exceeds_p(differences: Sequence[float], bound: float = 0.0) -> float | None:
+    """One-sided p of Student's test that the mean is above `bound`; None for fewer than two. Equal values leave no doubt."""
+    if len(differences) < 2:
+        return None
+    above, spread = statistics.fmean(differences) - bound, statistics.stdev(differences)
+    if spread == 0:
+        return 0.0 if above > 0 else 1.0
+    return float(student.sf(above / spread * len(differences) ** 0.5, len(differences) - 1))
+
+
 def permutation_p(ours: Sequence[float], others: Sequence[float]) -> float | None:
     """Two-sided p of the mean paired difference over all changes of sign (n = 5: 0.0625 at the least); None for one pair."""
     if len(ours) < 2:

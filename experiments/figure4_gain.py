@@ -52,15 +52,19 @@ MINIATURE = Setting(
 )
 
 
-def _gain(records: Sequence[Record], baseline: Sequence[Record]) -> Summary | None:
+def by_seed(records: Sequence[Record], baseline: Sequence[Record]) -> dict[int, float]:
     """The formula for each seed that both have."""
     heads = {record.run.seed: record.score() for record in baseline}
-    gains = [
-        100 * (record.score() / heads[record.run.seed]) / (record.parameters.adapter / 1000)
+    return {
+        record.run.seed: 100 * (record.score() / heads[record.run.seed]) / (record.parameters.adapter / 1000)
         for record in records
         if record.run.seed in heads
-    ]
-    return summarise(gains) if gains else None
+    }
+
+
+def _gain(records: Sequence[Record], baseline: Sequence[Record]) -> Summary | None:
+    gains = by_seed(records, baseline)
+    return summarise(list(gains.values())) if gains else None
 
 
 def _gains(setting: Setting, cells: dict[str, list[Record]], overrides: Sequence[str]):
@@ -71,7 +75,7 @@ def _gains(setting: Setting, cells: dict[str, list[Record]], overrides: Sequence
         yield label, records, baseline, _gain(records, baseline)
 
 
-def _published() -> list[dict]:
+def published() -> list[dict]:
     return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["bars"]
 
 
@@ -79,7 +83,7 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
     """The paper's bars with ours beside them, and the same formula in miniature."""
     tables = []
     for setting in (FULL, MINIATURE):
-        printed = {bar["label"]: f"{bar['value']:.2f}" for bar in _published()} if setting is FULL else {}
+        printed = {bar["label"]: f"{bar['value']:.2f}" for bar in published()} if setting is FULL else {}
         rows = []
         for label, records, baseline, gain in _gains(setting, cells, overrides):
             row = [label, *[DASH] * 6, printed.pop(label, DASH)]
@@ -106,7 +110,7 @@ def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] 
     written = []
     for setting in (FULL, MINIATURE):
         ours = {label: gain for label, _, _, gain in _gains(setting, cells, overrides) if gain is not None}
-        paper = {bar["label"]: bar["value"] for bar in _published()} if setting is FULL else {}
+        paper = {bar["label"]: bar["value"] for bar in published()} if setting is FULL else {}
         labels = list(dict.fromkeys([*paper, *ours]))
         if not labels:
             continue

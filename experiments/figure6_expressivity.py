@@ -48,28 +48,33 @@ def reading(difference: Difference) -> str:
     return "undecided"
 
 
-def verdict(found: dict) -> str:
-    """The paper's two statements against the measurement, in one or two sentences."""
-    found_differences = differences(found)
-    readings = {count: reading(difference) for count, difference in found_differences.items()}
-    worst = max(difference.interval[1] for difference in found_differences.values())
+def outcome(found: dict) -> tuple[str, str]:
+    """Whether the fits are equally good: supported, not supported or undecided, and why."""
+    readings = {count: reading(difference) for count, difference in differences(found).items()}
+    worst = max(difference.interval[1] for difference in differences(found).values())
     counts = f"{len(readings)} equal parameter counts"
     if set(readings.values()) == {"equal"}:
-        first = f"Supported: equal within {MARGIN} of the entries' variance at all {counts}."
-    elif worst <= MARGIN:
+        return "supported", f"equal within {MARGIN} of the entries' variance at all {counts}"
+    if worst <= MARGIN:
         unequal = ", ".join(f"{count} ({text})" for count, text in readings.items() if text != "equal")
-        first = (
-            f"Supported: VeRA is worse than LoRA by more than {MARGIN} of the entries' variance at none of {counts}; not equal "
-            f"at {unequal}."
+        return "supported", (
+            f"VeRA is worse than LoRA by more than {MARGIN} of the entries' variance at none of {counts}; not equal at {unequal}"
         )
-    elif any(text.startswith("LoRA better by more") for text in readings.values()):
+    if any(text.startswith("LoRA better by more") for text in readings.values()):
         worse = ", ".join(str(count) for count, text in readings.items() if text.startswith("LoRA better by more"))
-        first = f"Not supported: LoRA is better by more than {MARGIN} of the entries' variance at {worse} parameters."
-    else:
-        first = f"Undecided: an interval reaches beyond {MARGIN} of the entries' variance."
+        return "not supported", f"LoRA is better by more than {MARGIN} of the entries' variance at {worse} parameters"
+    return "undecided", f"an interval reaches beyond {MARGIN} of the entries' variance"
+
+
+def verdict(found: dict) -> str:
+    """The paper's two statements against the measurement, in one or two sentences."""
+    word, reason = outcome(found)
     smallest_lora = min(fit["parameters"] for fit in found["lora"])
     below = [fit["parameters"] for fit in found["vera"] if fit["parameters"] < smallest_lora]
-    return f"{first} VeRA also has sizes below rank-1 LoRA's {smallest_lora} parameters: {', '.join(map(str, below))}."
+    return (
+        f"{word.capitalize()}: {reason}. VeRA also has sizes below rank-1 LoRA's {smallest_lora} parameters: "
+        f"{', '.join(map(str, below))}."
+    )
 
 
 def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
