@@ -52,7 +52,16 @@ tables: setup ## records to results/tables and results/figures
 
 figures: tables ## the same: tables and figures are made together
 
-check: setup ## fail when regenerating the tracked tables and figures gives something else
+claims: setup ## the paper's claims with verdicts, tests and evidence
+	@$(PY) scripts/tables.py claims --show
+
+report: setup ## results/report/index.html: claims, tables, figures, the state of every run, provenance of each number
+	$(PY) scripts/paper.py --report
+
+paper: setup ## tables, figures, claims and report from the records, without torch
+	$(PY) scripts/paper.py
+
+check: setup ## fail when regenerating the tracked tables, figures and report gives something else
 	$(PY) scripts/check.py
 
 digits: setup ## the demo's runs as records of this repository (results/runs)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
-from scipy.stats import bootstrap, permutation_test
+from scipy.stats import bootstrap, permutation_test, ttest_ind_from_stats
 from scipy.stats import t as student
 
 from experiments.compositions import composed
@@ -22,7 +23,7 @@ class Summary:
     """n seeds of one cell: median, mean, sample standard deviation and bootstrap 95% interval of the median.
 
     std and interval are None for a single seed. `mixed` names what the seeds should have in common and do not: backbone,
-    data or precision.
+    data or precision. cell: the cell_id of the records, "" where the values come from no records.
     """
 
     values: tuple[float, ...]
@@ -31,6 +32,7 @@ class Summary:
     std: float | None
     interval: tuple[float, float] | None
     mixed: tuple[str, ...] = ()
+    cell: str = ""
 
     @property
     def n(self) -> int:
@@ -42,21 +44,23 @@ class Summary:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Statistics of at least one value. The bootstrap (percentile, 9,999 resamples) has a fixed seed: tables do not vary."""
+    """Statistics of at least one value."""
     values = tuple(float(value) for value in values)
-    interval = None
-    if len(values) > 1:
-        low, high = bootstrap(
-            (np.array(values),), np.median, confidence_level=0.95, method="percentile", rng=np.random.default_rng(0)
-        ).confidence_interval
-        interval = (float(low), float(high))
     return Summary(
         values=values,
         median=statistics.median(values),
         mean=statistics.fmean(values),
         std=statistics.stdev(values) if len(values) > 1 else None,
-        interval=interval,
+        interval=_bootstrap(values) if len(values) > 1 else None,
     )
+
+
+@lru_cache(maxsize=1 << 14)
+def _bootstrap(values: tuple[float, ...]) -> tuple[float, float]:
+    """95% interval of the median (percentile, 9,999 resamples). The seed is fixed: tables do not vary."""
+    rng = np.random.default_rng(0)
+    found = bootstrap((np.array(values),), np.median, confidence_level=0.95, method="percentile", rng=rng)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def epoch_of(stat: Statistic) -> str:
@@ -74,7 +78,7 @@ def summarise_records(records: Sequence[Record], metric: str | None = None, sele
 
     Raises RecordError when a record lacks the metric.
     """
-    return replace(summarise([record.score(metric, select) for record in records]), mixed=_mixed(records))
+    return _of_records(summarise([record.score(metric, select) for record in records]), records)
 
 
 def summarise_cost(records: Sequence[Record], field: str) -> Summary | None:
@@ -82,7 +86,11 @@ def summarise_cost(records: Sequence[Record], field: str) -> Summary | None:
     values = [getattr(record.cost, field) for record in records]
     if not values or None in values:
         return None
-    return replace(summarise(values), mixed=_mixed(records))
+    return _of_records(summarise(values), records)
+
+
+def _of_records(summary: Summary, records: Sequence[Record]) -> Summary:
+    return replace(summary, mixed=_mixed(records), cell=records[0].run.cell_id)
 
 
 def _mixed(records: Sequence[Record]) -> tuple[str, ...]:
@@ -121,6 +129,21 @@ def exceeds_p(differences: Sequence[float], bound: float = 0.0) -> float | None:
     if spread == 0:
         return 0.0 if above > 0 else 1.0
     return float(student.sf(above / spread * len(differences) ** 0.5, len(differences) - 1))
+
+
+def deviation_p(values: Sequence[float], printed: float, spread: float | None, seeds: int = PAPER_SEEDS) -> float | None:
+    """Two-sided p that the values and a published figure have one mean; None for a single value.
+
+    Welch's test where the figure comes with a standard deviation (over `seeds` runs), else Student's against a constant.
+    """
+    if len(values) < 2:
+        return None
+    mean, std = statistics.fmean(values), statistics.stdev(values)
+    if std == 0 and not spread:
+        return 1.0 if mean == printed else 0.0
+    if spread is None:
+        return float(2 * student.sf(abs(mean - printed) / std * len(values) ** 0.5, len(values) - 1))
+    return float(ttest_ind_from_stats(mean, std, len(values), printed, spread, seeds, equal_var=False).pvalue)
 
 
 def permutation_p(ours: Sequence[float], others: Sequence[float]) -> float | None:

@@ -1,8 +1,6 @@
-"""The paper's claims as checks over counts, records and measurements: results/paper/claims.yaml states them, here they are decided.
+"""The paper's claims as checks over counts, records and measurements.
 
-A verdict on seeds rests on Student's paired, one-sided test at 5%: a claim about several cells holds when it holds in each (the
-largest p counts), and is refuted when one cell refutes it (the smallest p, times the number of cells). Fewer than five pairs
-decide nothing. Sign-flip p values stand beside: five pairs cannot give less than 0.0625 there, so they alone decide nothing either.
+results/paper/claims.yaml states them; experiments/verdicts.py has the rules by which they are decided.
 """
 
 from __future__ import annotations
@@ -11,27 +9,22 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import yaml
 
 from experiments import accounting, analysis, bench, e2e_mini, figure4_gain, figure6_expressivity, miniature, table1
-from experiments.aggregate import PAPER_SEEDS, Difference, cell_records, exceeds_p, paired, permutation_p
+from experiments.aggregate import PAPER_SEEDS, cell_records
 from experiments.minilm_methods import SWEEP
 from experiments.plan import read_sweep
 from experiments.published import FOLDER, Row, Statistic, load
-from experiments.render import DASH, Table, signed
+from experiments.render import DASH, Table
+from experiments.verdicts import LEVEL, Line, Part, decide, verdict
 from vera.config import Strict, checked
 from vera.errors import ConfigError
 from vera.record import Record
 
 Cells = dict[str, list[Record]]
-Reading = Literal["supported", "not supported", "undecided", "not run"]
-Kind = Literal["better", "not worse", "equal"]
-LEVEL = 0.05
-IN_MINIATURE = "supported in miniature only"
 
 
 class Claim(Strict):
@@ -50,29 +43,6 @@ class Claims(Strict):
     claims: list[Claim]
 
 
-@dataclass(frozen=True)
-class Line:
-    """One piece of evidence. source: what it was taken on. miniature: not the paper's experiment. result: p, interval or count."""
-
-    source: str
-    paper: str
-    ours: str
-    test: str
-    result: str
-    reading: Reading
-    miniature: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """One cell of a claim: differences pair by pair ([] for a cell that nobody has run), and how they are printed."""
-
-    label: str
-    differences: Sequence[float]
-    scale: float = 100
-    digits: int = 1
-
-
 @lru_cache(maxsize=1)
 def stated() -> tuple[Claim, ...]:
     """results/paper/claims.yaml. Raises ConfigError naming the key."""
@@ -83,61 +53,7 @@ def stated() -> tuple[Claim, ...]:
         raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
 
 
-# Rules of decision.
-
-
-def decide(source: str, paper: str, parts: Sequence[Part], kind: Kind, margin: float = 0.0, **more) -> Line:
-    """A claim about every part: better (than zero), not worse (than -margin), or equal (within margin).
-
-    `margin` is in the printed unit. more: `pairs`, how many a part must have to decide anything (default five), and `miniature`.
-    """
-    enough, small = more.get("pairs", PAPER_SEEDS), more.get("miniature", False)
-    run = [part for part in parts if part.differences]
-    if not run:
-        return Line(source, paper, DASH, DASH, DASH, "not run", small)
-    counted = [part for part in run if len(part.differences) >= enough]
-    bounds = {id(part): margin / part.scale for part in counted}
-    against = [_refuting(part.differences, kind, bounds[id(part)]) for part in counted]
-    holding = [_supporting(part.differences, kind, bounds[id(part)]) for part in counted]
-    refuted = min(1.0, min(against) * len(parts)) if against else None
-    if refuted is not None and refuted < LEVEL:
-        reading, p = "not supported", f"p = {_p(refuted)} that it fails"
-    elif len(run) < len(parts):
-        reading, p = "not run", f"{len(run)} of {len(parts)} cells have been run"
-    elif len(counted) < len(run):
-        least = min(len(part.differences) for part in run)
-        reading, p = "undecided", f"{least} of the {enough} pairs that it takes"
-    else:
-        reading, p = ("supported" if max(holding) < LEVEL else "undecided"), f"p = {_p(max(holding))}"
-        if len(parts) > 1:
-            p += f" (largest of {len(parts)})"
-    flips = [permutation_p(part.differences, [0.0] * len(part.differences)) for part in run]
-    known = [value for value in flips if value is not None]
-    if known and kind == "better":
-        p += f"; sign flips, two-sided: {_p(max(known))}"
-    counts = sorted({len(part.differences) for part in run})
-    test = {
-        "better": "paired t, one-sided",
-        "not worse": f"paired t, one-sided, margin {margin:g}",
-        "equal": f"two one-sided paired t, margin {margin:g}",
-    }[kind]
-    ours = "; ".join(f"{part.label} {signed(_estimate(part.differences), part.scale, part.digits)}".strip() for part in run)
-    return Line(source, paper, ours, f"{test}, n={'/'.join(map(str, counts))}", p, reading, small)
-
-
-def _estimate(differences: Sequence[float]) -> Difference:
-    """The mean with the interval that fits one-sided tests at LEVEL: 90% for 5%."""
-    return paired(differences, [0.0] * len(differences), 1 - 2 * LEVEL)
-
-
-def _supporting(differences: Sequence[float], kind: Kind, margin: float) -> float:
-    above = exceeds_p(differences, -margin if kind != "better" else 0.0)
-    return max(above, exceeds_p([-d for d in differences], -margin)) if kind == "equal" else above
-
-
-def _refuting(differences: Sequence[float], kind: Kind, margin: float) -> float:
-    below = exceeds_p([-d for d in differences], margin if kind != "better" else 0.0)
-    return min(1.0, 2 * min(below, exceeds_p(differences, margin))) if kind == "equal" else below
+# Lines that need no differences.
 
 
 def fewer(factors: Mapping[str, float], table: str) -> Line:
@@ -182,19 +98,6 @@ def ratios(name: str, fits: Callable[[dict], bool], limit: float, paper: str, fu
     return lines or [Line(name, paper, DASH, DASH, DASH, "not run")]
 
 
-def verdict(lines: Sequence[Line]) -> tuple[str, Line]:
-    """The claim's verdict and the line that it rests on: the paper's own experiment where there is one, else a miniature."""
-    full = [line for line in lines if not line.miniature and line.reading != "not run"]
-    if full:
-        order = ("not supported", "undecided", "supported")
-        line = min(full, key=lambda line: order.index(line.reading))
-        return line.reading, line
-    small = [line for line in lines if line.miniature and line.reading != "not run"]
-    if small and all(line.reading == "supported" for line in small):
-        return IN_MINIATURE, small[0]
-    return "not run", next((line for line in small if line.reading != "supported"), lines[0])
-
-
 # Where differences come from.
 
 
@@ -230,10 +133,6 @@ def _printed(text: str) -> float:
 
 def _mean(cell: str) -> float:
     return float(cell.partition("±")[0])
-
-
-def _p(value: float) -> str:
-    return f"{value:.4f}" if value >= 1e-4 else "below 0.0001"
 
 
 def _mini(*choice: str) -> list[str]:
@@ -378,7 +277,7 @@ def _memory(claim: Claim, cells: Cells) -> list[Line]:
     )
 
 
-def _variants(cells: Cells, table: str, kind: Kind, margin: float, pairs: Sequence[tuple[int, int]]) -> list[Line]:
+def _variants(cells: Cells, table: str, kind: str, margin: float, pairs: Sequence[tuple[int, int]]) -> list[Line]:
     """Rows of an ablation against each other, by their place in the table, at the paper's size and in miniature."""
     published = load(table)
     full, small, paper = [], [], []
@@ -549,7 +448,7 @@ def _similar(claim: Claim, cells: Cells) -> list[Line]:
 
 
 def evidence(cells: Cells) -> dict[str, list[Line]]:
-    """Every claim's lines by id, in the yaml's order. Raises ConfigError for a claim without a check and the other way round."""
+    """Every claim's lines by id, in the yaml's order. Raises ConfigError for a claim without a check, or the reverse."""
     ids = [claim.id for claim in stated()]
     if sorted(ids) != sorted(CHECKS):
         odd = ", ".join(sorted(set(ids) ^ set(CHECKS)) or sorted(ids))
@@ -585,11 +484,12 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = 
         "Verdicts: supported, not supported, undecided, not run, supported in miniature only. The line shown is the one that "
         "the verdict rests on; claims_evidence has all of them.",
         "Differences are the first minus the second, mean over pairs of one seed with Student's 90% interval, which fits "
-        f"one-sided tests at {LEVEL:.0%}; a claim about several cells needs all of them (largest p) and falls with one (smallest p times their "
-        f"number). It takes {PAPER_SEEDS} pairs to decide. Five pairs cannot give less than p = 0.0625 under sign flips, which "
-        "assume nothing about the distribution; Student's test assumes normal differences.",
-        "Verdicts are not corrected for the number of claims: of twenty true nulls one would pass. Margins of what counts as the "
-        "same are ours (results/paper/claims.yaml); the paper names none.",
+        f"one-sided tests at {LEVEL:.0%}. A claim about several cells needs all of them (largest p) and falls with one "
+        f"(smallest p times their number). It takes {PAPER_SEEDS} pairs to decide.",
+        "Five pairs cannot give less than p = 0.0625 under sign flips, which assume nothing about the distribution; Student's "
+        "test assumes normal differences.",
+        "Verdicts are not corrected for the number of claims: of twenty that are false one would pass. The margins of what "
+        "counts as the same are ours (results/paper/claims.yaml); the paper names none.",
         "Counts need no test. A factor is met when our ratio, rounded to one digit, is at least the claimed one.",
         miniature.NOTE,
     ]

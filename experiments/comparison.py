@@ -10,6 +10,7 @@ from experiments.aggregate import (
     Summary,
     cell_records,
     common,
+    deviation_p,
     epoch_of,
     paired,
     permutation_p,
@@ -17,7 +18,7 @@ from experiments.aggregate import (
     summarise_records,
 )
 from experiments.published import Column, Published, Row, Statistic, load, run_of
-from experiments.render import DASH, Table, interval, number, signed
+from experiments.render import DASH, Sourced, Table, interval, number, signed
 from vera.record import Record
 
 Cells = dict[str, list[Record]]
@@ -107,7 +108,10 @@ def _scored(column: Column, records: Sequence[Record], select: str) -> list[Reco
 
 def _ours(published: Published, row: Row, found: Cells, stat: Statistic, averages: bool) -> list[str]:
     summaries = {k: _summary(c, found[c.task], epoch_of(stat)) for k, c in published.columns.items()}
-    values = [number(summaries[k], c.scale, c.digits, stat) for k, c in published.columns.items()]
+    values = [
+        _beside(number(summaries[k], c.scale, c.digits, stat), summaries[k], row.cells[k], c, stat)
+        for k, c in published.columns.items()
+    ]
     counts = {record.parameters.adapter for records in found.values() for record in records} or trained(row)
     line = [published.models[row.model], row.label, "ours", " / ".join(f"{n:,}" for n in sorted(counts)) or DASH, *values]
     if averages:
@@ -115,6 +119,16 @@ def _ours(published: Published, row: Row, found: Cells, stat: Statistic, average
         centres = [c.scale * summaries[k].centre(stat) for k, c in published.columns.items()] if whole else []
         line.append(f"{statistics.fmean(centres):.1f}" if whole else DASH)
     return line
+
+
+def _beside(text: str, summary: Summary | None, printed: str, column: Column, stat: Statistic) -> str:
+    """Our figure with its deviation from the printed one."""
+    if summary is None:
+        return text
+    value, _, spread = printed.partition("±")
+    centre, spread = float(value) / column.scale, float(spread) / column.scale if spread else None
+    deviation = column.scale * summary.centre(stat) - float(value)
+    return Sourced(text, summary.cell, deviation, deviation_p(summary.values, centre, spread))
 
 
 def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:

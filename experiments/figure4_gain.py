@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from experiments import miniature
-from experiments.aggregate import Summary, cell_records, summarise
+from experiments.aggregate import Summary, cell_records, summarise, summarise_records
 from experiments.figures import PALETTE, figure, save, seeds
 from experiments.render import DASH, Table, interval, number
 from vera.record import Record
@@ -89,9 +89,9 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
             row = [label, *[DASH] * 6, printed.pop(label, DASH)]
             if records:
                 row[1] = f"{records[0].parameters.adapter:,}"
-                row[5] = number(summarise([record.score() for record in records]), 100)
+                row[5] = number(summarise_records(records), 100)
             if baseline:
-                row[6] = number(summarise([record.score() for record in baseline]), 100)
+                row[6] = number(summarise_records(baseline), 100)
             if gain is not None:
                 row[2:5] = [str(gain.n), number(gain, digits=2 if gain.median >= 0.1 else 4), interval(gain, digits=4)]
             rows.append(row)

@@ -57,9 +57,8 @@ def outcome(found: dict) -> tuple[str, str]:
         return "supported", f"equal within {MARGIN} of the entries' variance at all {counts}"
     if worst <= MARGIN:
         unequal = ", ".join(f"{count} ({text})" for count, text in readings.items() if text != "equal")
-        return "supported", (
-            f"VeRA is worse than LoRA by more than {MARGIN} of the entries' variance at none of {counts}; not equal at {unequal}"
-        )
+        worse = f"VeRA is worse than LoRA by more than {MARGIN} of the entries' variance at none of {counts}"
+        return "supported", f"{worse}; not equal at {unequal}"
     if any(text.startswith("LoRA better by more") for text in readings.values()):
         worse = ", ".join(str(count) for count, text in readings.items() if text.startswith("LoRA better by more"))
         return "not supported", f"LoRA is better by more than {MARGIN} of the entries' variance at {worse} parameters"

@@ -29,7 +29,15 @@ def seeds(counts: Sequence[int]) -> str:
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of width x height inches with one set of axes."""
     matplotlib.rcParams.update(
-        {"font.size": 9, "pdf.fonttype": 42, "pdf.compression": 0, "axes.spines.top": False, "axes.spines.right": False}
+        {
+            "font.size": 9,
+            "pdf.fonttype": 42,
+            "pdf.compression": 0,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "vera",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
     )
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
@@ -44,8 +52,9 @@ def legend_below(axes: Axes) -> None:
 
 
 def save(made: Figure, stem: Path) -> list[Path]:
-    """stem.pdf and stem.png, without dates or versions in them."""
+    """stem.pdf for print, stem.svg for the report and stem.png, without dates or versions in them."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
+    made.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
     made.savefig(stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
-    return [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
+    return [stem.with_suffix(suffix) for suffix in (".pdf", ".svg", ".png")]

@@ -17,18 +17,25 @@ from pydantic import Field
 
 from experiments.accounting import counts
 from experiments.compositions import composed
+from experiments.render import DASH
 from vera.config import CONF_DIR, RunConfig, Strict, checked, choices, explain, run_name
 from vera.errors import ConfigError
 from vera.record import parse
 
 REHEARSAL = ("scale=rehearsal",)
+TFLOPS = 50.0
+COLUMNS = ["Runs", "Done", "Failed", "Missing", "Rehearsed", "GPU-hours left", "From"]
+INERT = {"hydra", "artefacts", "results_dir"}  # what in a sweep's yaml says nothing about its runs
 
 
 class Sweep(Strict):
-    """What the plan reads of a yaml in conf/sweep. artefacts: the tables and figures that its runs fill; [] for our own."""
+    """What the plan reads of a yaml in conf/sweep. artefacts: the tables and figures that its runs fill; [] for our own.
+
+    plain: its runs follow from `params` alone, so that they compose (and are remembered) like those of a table's row."""
 
     artefacts: list[str]
     params: dict[str, Any] = Field(min_length=1)
+    plain: bool = False
 
 
 @dataclass
@@ -69,7 +76,8 @@ def read_sweep(name: str) -> Sweep:
         params = loaded["hydra"]["sweeper"]["params"]
     except (KeyError, TypeError):
         raise ConfigError(f"conf/sweep/{name}.yaml: no hydra.sweeper.params") from None
-    return checked(Sweep, {"artefacts": loaded.get("artefacts", []), "params": params}, f"conf/sweep/{name}.yaml")
+    values = {"artefacts": loaded.get("artefacts", []), "params": params, "plain": loaded.keys() <= INERT}
+    return checked(Sweep, values, f"conf/sweep/{name}.yaml")
 
 
 def sweeps(artefact: str | None = None) -> dict[str, Sweep]:
@@ -101,17 +109,17 @@ def cells(name: str, sweep: Sweep, overrides: Sequence[str] = ()) -> list[Cell]:
     found = []
     for values in product(*axes.values()):
         chosen = (f"sweep={name}", *(f"{key}={value}" for key, value in zip(axes, values, strict=True)))
-        found.append(Cell(name, chosen, composed(chosen), tuple(map(int, seeds))))
+        found.append(Cell(name, chosen, composed(chosen[1:] if sweep.plain else chosen), tuple(map(int, seeds))))
     return found
 
 
 class Plan:
     """The state of cells against a results folder and a folder of rehearsals."""
 
-    def __init__(self, results: Path, scratch: Path, tflops: float):
+    def __init__(self, results: Path, scratch: Path | None = None, tflops: float = TFLOPS):
         self.results, self.tflops = results, tflops
         self.done, self.failed = _stems(results / "runs"), _stems(results / "failed")
-        self.rehearsed = _stems(scratch / "runs")
+        self.rehearsed = _stems(scratch / "runs") if scratch else set()
 
     def status(self, wanted: Sequence[Cell]) -> Status:
         """Of these cells together."""
@@ -123,8 +131,9 @@ class Plan:
             status.wanted |= names
             status.done |= names & self.done
             status.failed |= (names & self.failed) - self.done
-            trial = composed([*cell.overrides, *REHEARSAL])
-            rehearsals |= {name for name, of in zip(cell.names(), cell.names(trial), strict=True) if of in self.rehearsed}
+            if self.rehearsed:
+                trial = composed([*cell.overrides, *REHEARSAL])
+                rehearsals |= {name for name, of in zip(cell.names(), cell.names(trial), strict=True) if of in self.rehearsed}
             left = len(new - self.done)
             if left and status.hours is not None:
                 hours, basis = self.hours(cell)
@@ -144,6 +153,13 @@ class Plan:
     def _seconds(self, name: str) -> float:
         path = self.results / "runs" / f"{name}.json"
         return parse(path.read_bytes(), str(path)).cost.seconds
+
+
+def figures(status: Status) -> list[str]:
+    """A status as printed under COLUMNS."""
+    hours = DASH if status.hours is None else f"{status.hours:.1f}" if status.hours < 100 else f"{status.hours:,.0f}"
+    counted = [len(status.wanted), len(status.done), len(status.failed), status.missing, status.rehearsed]
+    return [*map(str, counted), hours, ", ".join(sorted(status.bases)) or DASH]
 
 
 def estimate(run: RunConfig) -> float | None:

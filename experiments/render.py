@@ -15,6 +15,22 @@ MIXED = "†"
 MIXED_NOTE = f"{MIXED} seeds that were run on different backbones, data or precision."
 
 
+class Sourced(str):
+    """Printed text that knows where it comes from: the cell_id of its records, and how it differs from the published figure.
+
+    deviation: ours minus the paper's in the printed unit; p: of aggregate.deviation_p. None where there is nothing to compare.
+    """
+
+    cell: str
+    deviation: float | None
+    p: float | None
+
+    def __new__(cls, text: str, cell: str, deviation: float | None = None, p: float | None = None):
+        made = super().__new__(cls, text)
+        made.cell, made.deviation, made.p = cell, deviation, p
+        return made
+
+
 @dataclass
 class Table:
     """name: file stem. rows: strings, one for each column. rules: row numbers after which a line is drawn."""
@@ -30,7 +46,7 @@ class Table:
 def number(summary: Summary | None, scale: float = 1.0, digits: int = 1, stat: Statistic = "median") -> str:
     """Median (or what `stat` says), standard deviation, a mark for unlike seeds and, where it is not the paper's five, n.
 
-    A dash for nothing."""
+    A dash for nothing. What comes from records remembers their cell (Sourced)."""
     if summary is None:
         return DASH
     text = f"{scale * summary.centre(stat):.{digits}f}"
@@ -38,7 +54,7 @@ def number(summary: Summary | None, scale: float = 1.0, digits: int = 1, stat: S
         text += f"±{scale * summary.std:.{digits}f}"
     if summary.mixed:
         text += MIXED
-    return text if summary.n == PAPER_SEEDS else f"{text} (n={summary.n})"
+    return Sourced(text if summary.n == PAPER_SEEDS else f"{text} (n={summary.n})", summary.cell)
 
 
 def interval(summary: Summary | Difference | None, scale: float = 1.0, digits: int = 1) -> str:

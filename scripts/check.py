@@ -1,6 +1,7 @@
-"""Fail when the tracked tables and figures are not what the tracked records give.
+"""Fail when the tracked tables, figures and report are not what the tracked records give.
 
-Tables are compared byte for byte; of a figure only the PDF is (a PNG's compression may differ between machines).
+Tables are compared byte for byte, and so are a figure's PDF and SVG (a PNG's compression may differ between machines) and the
+page, which holds the figures. With another matplotlib than the tested one, only tables are compared.
 """
 
 import subprocess
@@ -12,25 +13,32 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def differences(made: Path, tracked: Path, kinds: dict[str, set[str]]) -> list[str]:
+    """Files of these kinds (folder: suffixes) that are not the same in both folders, or in one alone."""
+    found = []
+    for kind, suffixes in kinds.items():
+        new, old = (
+            {path.name: path for path in (folder / kind).glob("*") if path.suffix in suffixes} for folder in (made, tracked)
+        )
+        for name in sorted(new.keys() | old.keys()):
+            if name not in old or name not in new or old[name].read_bytes() != new[name].read_bytes():
+                found.append(f"results/{kind}/{name}")
+    return found
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
-        made = subprocess.run([sys.executable, str(ROOT / "scripts" / "tables.py"), "--out", folder], cwd=ROOT)
+        made = subprocess.run([sys.executable, str(ROOT / "scripts" / "paper.py"), "--out", folder], cwd=ROOT)
         if made.returncode:
             return made.returncode
-        problems = []
-        kinds = [("tables", {".md", ".tex"})]
+        kinds = {"tables": {".md", ".tex"}}
         if f"matplotlib=={version('matplotlib')};" in (ROOT / "constraints.txt").read_text():
-            kinds.append(("figures", {".pdf"}))
+            kinds |= {"figures": {".pdf", ".svg"}, "report": {".html"}}
         else:
-            print("figures are not compared: another matplotlib than the tested one draws other bytes")
-        for kind, suffixes in kinds:
-            new = {path.name: path for path in (Path(folder) / kind).glob("*") if path.suffix in suffixes}
-            old = {path.name: path for path in (ROOT / "results" / kind).glob("*") if path.suffix in suffixes}
-            for name in sorted(new.keys() | old.keys()):
-                if name not in old or name not in new or old[name].read_bytes() != new[name].read_bytes():
-                    problems.append(f"results/{kind}/{name}")
+            print("figures and report are not compared: another matplotlib than the tested one draws other bytes")
+        problems = differences(Path(folder), ROOT / "results", kinds)
     for problem in problems:
-        print(f"error: {problem} is not what the records give; run `make tables`", file=sys.stderr)
+        print(f"error: {problem} is not what the records give; run `make paper`", file=sys.stderr)
     return 1 if problems else 0
 
 

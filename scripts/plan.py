@@ -12,18 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.plan import Plan, Status, cells, failure, sweeps
-from experiments.render import DASH, Table, show
+from experiments.plan import COLUMNS, TFLOPS, Plan, cells, failure, figures, sweeps
+from experiments.render import Table, show
 from vera.errors import VeraError
-
-TFLOPS = 50.0
-COLUMNS = ["Runs", "Done", "Failed", "Missing", "Rehearsed", "GPU-hours left", "From"]
-
-
-def figures(status: Status) -> list[str]:
-    hours = DASH if status.hours is None else f"{status.hours:.1f}" if status.hours < 100 else f"{status.hours:,.0f}"
-    counted = [len(status.wanted), len(status.done), len(status.failed), status.missing, status.rehearsed]
-    return [*map(str, counted), hours, ", ".join(sorted(status.bases)) or DASH]
 
 
 def main() -> int:

@@ -15,12 +15,10 @@ sys.path.insert(0, str(ROOT))
 
 from experiments.artefacts import artefacts
 from experiments.comparison import STATS
-from experiments.judged import PAPER_JUDGE, join
-from experiments.judged import table as judged_table
-from experiments.render import latex, markdown, show
+from experiments.judged import PAPER_JUDGE
+from experiments.paper import draw, read, tables, write
+from experiments.render import show
 from vera.errors import VeraError
-from vera.files import write_atomic
-from vera.store import Store
 
 
 def main() -> int:
@@ -36,7 +34,7 @@ def main() -> int:
     parser.add_argument("--judge", default=PAPER_JUDGE, help=f"whose scores Tables 4 and 13 take (default: {PAPER_JUDGE})")
     parser.add_argument("--show", action="store_true", help="print the tables as well")
     options = parser.parse_args()
-    chosen = {n: a for n, a in everything.items() if not options.names or any(n.startswith(name) for name in options.names)}
+    chosen = [n for n in everything if not options.names or any(n.startswith(name) for name in options.names)]
     unknown = [name for name in options.names if not any(n.startswith(name) for n in everything)]
     if unknown:
         parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(everything)}")
@@ -44,18 +42,15 @@ def main() -> int:
     writes = usual or options.out is not None
     out = Path(options.out or options.results)
     try:
-        cells = join(Store(options.results).by_cell(), Path(options.results), options.judge)
-        judged = judged_table(Path(options.results))
-        for name, artefact in chosen.items():
-            tables = artefact.build(cells, options.overrides, options.stat)
-            for table in [*tables, *([judged] if judged and name == "table4" else [])]:
-                if writes:
-                    write_atomic(out / "tables" / f"{table.name}.md", markdown(table))
-                    write_atomic(out / "tables" / f"{table.name}.tex", latex(table))
-                if options.show or not writes:
-                    show(table)
-            if artefact.draw and writes:
-                artefact.draw(cells, out / "figures", options.overrides)
+        results = Path(options.results)
+        cells = read(results, options.judge)
+        made = tables(cells, results, chosen, options.overrides, options.stat)
+        if writes:
+            write(made, out / "tables")
+            draw(cells, out / "figures", chosen, options.overrides)
+        if options.show or not writes:
+            for table in (table for found in made.values() for table in found):
+                show(table)
     except (VeraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

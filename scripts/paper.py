@@ -1,0 +1,35 @@
+"""Tables, figures, claims and the report from records, in one process and without torch.
+
+python scripts/paper.py                  results/tables, results/figures and results/report/index.html
+python scripts/paper.py --report         the report alone
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from experiments.paper import paper, report
+from vera.errors import VeraError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", default="results", help="folder with runs/ (default: results)")
+    parser.add_argument("--out", default=None, help="folder for tables/, figures/ and report/ (default: the results folder)")
+    parser.add_argument("--report", action="store_true", help="write report/index.html and nothing else")
+    options = parser.parse_args()
+    results = Path(options.results)
+    try:
+        cells, page = (report if options.report else paper)(results, Path(options.out or results))
+    except (VeraError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{sum(map(len, cells.values()))} records in {results}/runs; the report is {page} ({page.stat().st_size:,} bytes)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Verdicts on hand-made differences, against scipy; every stated claim has a check; nothing is decided that nobody has run."""
+
+import json
+
+import pytest
+from scipy.stats import ttest_1samp
+
+from experiments import accounting, analysis, bench, claims, published
+from experiments.aggregate import deviation_p, exceeds_p
+from experiments.render import DASH
+from experiments.verdicts import IN_MINIATURE, Line, Part, decide, verdict
+from tests.test_experiments import by_cell, record
+from vera.errors import ConfigError
+
+CLEAR = [0.030, 0.034, 0.028, 0.031, 0.033]
+NOISE = [0.030, -0.034, 0.028, -0.031, 0.010]
+LARGE = ["model=roberta_large"]
+
+
+def test_one_sided_p_is_the_textbook_one():
+    for bound in (0.0, 0.02, -0.1):
+        expected = ttest_1samp(NOISE, bound, alternative="greater").pvalue
+        assert exceeds_p(NOISE, bound) == pytest.approx(expected)
+    assert exceeds_p([0.1]) is None
+    assert exceeds_p([0.1, 0.1, 0.1]) == 0.0 and exceeds_p([0.0, 0.0]) == 1.0 and exceeds_p([-0.1, -0.1]) == 1.0
+
+
+def test_a_deviation_is_tested_with_the_published_spread_where_there_is_one():
+    values = [0.85, 0.86, 0.84, 0.87, 0.85]
+    assert deviation_p(values, 0.80, None) == pytest.approx(ttest_1samp(values, 0.80).pvalue)
+    assert deviation_p(values, 0.80, 0.05) > deviation_p(values, 0.80, None)  # a spread makes the same gap less certain
+    assert deviation_p([0.8], 0.8, 0.1) is None and deviation_p([0.8, 0.8], 0.8, None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("differences", "kind", "margin", "reading"),
+    [
+        (CLEAR, "better", 0, "supported"),
+        ([-d for d in CLEAR], "better", 0, "not supported"),
+        (NOISE, "better", 0, "undecided"),
+        (CLEAR, "not worse", 1.0, "supported"),
+        ([-0.005, -0.004, -0.006, -0.005, -0.005], "not worse", 1.0, "supported"),
+        ([-d for d in CLEAR], "not worse", 1.0, "not supported"),
+        (NOISE, "not worse", 1.0, "undecided"),
+        ([-0.001, 0.002, 0.001, -0.002, 0.000], "equal", 1.0, "supported"),
+        (CLEAR, "equal", 1.0, "not supported"),
+        ([-d for d in CLEAR], "equal", 1.0, "not supported"),
+        (NOISE, "equal", 1.0, "undecided"),
+        ([0.001, 0.002], "equal", 1.0, "undecided"),  # two pairs decide nothing, however alike
+        (CLEAR[:4], "better", 0, "undecided"),
+        ([], "better", 0, "not run"),
+    ],
+)
+def test_readings(differences, kind, margin, reading):
+    line = decide("x", "paper", [Part("", differences)], kind, margin)
+    assert line.reading == reading
+    if not differences:
+        assert (line.ours, line.test, line.result) == (DASH, DASH, DASH)
+
+
+def test_a_claim_about_cells_needs_all_and_falls_with_one():
+    both = decide("x", "", [Part("a", CLEAR), Part("b", CLEAR)], "better")
+    assert both.reading == "supported" and "largest of 2" in both.result and both.ours.startswith("a +3.1 [+2.9, +3.3]; b")
+    assert decide("x", "", [Part("a", CLEAR), Part("b", NOISE)], "better").reading == "undecided"
+    assert decide("x", "", [Part("a", CLEAR), Part("b", [-d for d in CLEAR])], "better").reading == "not supported"
+    assert decide("x", "", [Part("a", CLEAR), Part("b", [])], "better").reading == "not run"
+    assert decide("x", "", [Part("a", [-d for d in CLEAR]), Part("b", [])], "better").reading == "not supported"
+    weak = [-0.03, -0.001, -0.02, -0.03, 0.001]
+    alone, among = (decide("x", "", [Part("a", weak)] + [Part("b", NOISE)] * more, "better") for more in (0, 9))
+    assert alone.reading == "not supported" and among.reading == "undecided"  # one bad cell of ten happens by chance
+
+
+def test_sign_flips_stand_beside_and_five_pairs_cannot_go_below_a_sixteenth():
+    assert decide("x", "", [Part("", CLEAR)], "better").result.endswith("sign flips, two-sided: 0.0625")
+
+
+def line(reading, miniature=False):
+    return Line("s", "p", "o", "t", "r", reading, miniature)
+
+
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        ([line("supported"), line("not supported", True)], "supported"),
+        ([line("undecided"), line("supported", True)], "undecided"),
+        ([line("supported"), line("not supported")], "not supported"),
+        ([line("not run"), line("supported", True)], IN_MINIATURE),
+        ([line("not run"), line("supported", True), line("undecided", True)], "not run"),
+        ([line("not run"), line("not supported", True)], "not run"),
+        ([line("not run"), line("not run", True)], "not run"),
+    ],
+)
+def test_a_miniature_never_overrules_and_never_decides(lines, word):
+    assert verdict(lines)[0] == word
+
+
+def test_what_nobody_has_run_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis, "FOLDER", tmp_path)
+    monkeypatch.setattr(bench, "MEASURED", tmp_path)
+    monkeypatch.setattr(accounting, "counts", dict)
+    assert {reading.reading for lines in claims.evidence({}).values() for reading in lines} == {"not run"}
+    assert {row[4] for row in claims.build({})[0].rows} == {"not run"}
+
+
+def verdicts(cells) -> dict[str, list[str]]:
+    return {claim.id: row for claim, row in zip(claims.stated(), claims.build(cells)[0].rows, strict=True)}
+
+
+def test_counts_decide_without_a_single_run():
+    found = verdicts({})
+    assert found["fewer_glue_large"][3:5] == ["12.8 (786,432 / 61,440)", "supported"]
+    assert found["fewer_glue_base"][2:5] == ["7.0 (0.3M / 0.043M)", "6.9 (294,912 / 43,008)", "not supported"]
+    assert found["fewer_instruct"][4] == found["fewer_e2e"][4] == found["fewer_images"][4] == "supported"
+    assert found["storage"][4] == "supported" and found["table1_gpt3"][4] == "not supported"
+
+
+def test_the_average_over_tasks_is_paired_by_seed():
+    tasks = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
+
+    def runs(method, shift, skip=()):
+        return [
+            record([*LARGE, f"task={task}", f"method={method}"], seed, 0.8 + seed / 100 + shift)
+            for task in tasks
+            for seed in range(5)
+            if (task, seed) not in skip
+        ]
+
+    same = verdicts(by_cell(*runs("vera", 0.001), *runs("lora", 0.0)))["same_glue_large"]
+    assert same[3:5] == ["+0.1 [+0.1, +0.1]", "supported"]
+    worse = verdicts(by_cell(*runs("vera", -0.02), *runs("lora", 0.0)))["same_glue_large"]
+    assert worse[4] == "not supported"
+    four = verdicts(by_cell(*runs("vera", 0.001, {("rte", 3)}), *runs("lora", 0.0)))["same_glue_large"]
+    assert four[4] == "undecided" and "4 of the 5 pairs" in four[6]
+
+
+def test_an_ablation_in_miniature_is_called_one():
+    mini = ["model=digits_vit", "task=digits", "method=vera"]
+    scores = {"": 0.80, "method.train=only_d": 0.75, "method.train=only_b": 0.6}
+    noise = [0.001, -0.002, 0.0, 0.002, -0.001]
+    cells = by_cell(
+        *(
+            record([*mini, *filter(None, [choice])], seed, score + (noise[seed] if choice else 0))
+            for choice, score in scores.items()
+            for seed in range(5)
+        )
+    )
+    found = verdicts(cells)
+    assert found["both_vectors"][4] == IN_MINIATURE
+    large = [
+        record([*LARGE, f"task={task}", "method=vera", *filter(None, [choice])], seed, score + noise[seed])
+        for task in ("mrpc", "rte")
+        for choice, score in scores.items()
+        for seed in range(5)
+    ]
+    reversed_large = [
+        record([*LARGE, f"task={task}", "method=vera", *filter(None, [choice])], seed, 1 - score + noise[-seed])
+        for task in ("mrpc", "rte")
+        for choice, score in scores.items()
+        for seed in range(5)
+    ]
+    assert verdicts(cells | by_cell(*large))["both_vectors"][4] == "supported"
+    assert verdicts(cells | by_cell(*reversed_large))["both_vectors"][4] == "not supported"
+
+
+def test_measured_ratios_are_judged_by_every_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "MEASURED", tmp_path)
+
+    def measured(low, high, case="table12_time", **machine):
+        row = {"case": case, "what": "training step / LoRA r=64", "shapes": "Llama, r=64, all linear"}
+        row["ratio"] = {"min": low, "median": (low + high) / 2, "max": high}
+        (tmp_path / f"{case}.json").write_text(json.dumps({"machine": {"device": "D", **machine}, "cases": [row]}))
+        return verdicts({})["time"][4]
+
+    assert measured(0.98, 1.02) == "supported"
+    assert measured(1.06, 1.10) == "not supported"
+    assert measured(1.00, 1.10) == "undecided"
+    (tmp_path / "table12_time.json").unlink()
+    assert measured(0.98, 1.02, case="c") == IN_MINIATURE
+    assert measured(1.10, 1.20, case="c") == "not run (not supported in miniature)"
+
+
+def test_every_claim_has_a_check_and_every_check_a_claim(monkeypatch):
+    assert {claim.id for claim in claims.stated()} == set(claims.CHECKS)
+    monkeypatch.setattr(claims, "stated", lambda: claims.Claims(claims=[{"id": "odd", "claim": "c", "where": "w"}]).claims)
+    with pytest.raises(ConfigError, match=r"results/paper/claims\.yaml.*odd"):
+        claims.evidence({})
+
+
+def test_the_paper_s_numbers_are_the_tables_own():
+    found = verdicts({})
+    (vera,) = (row for row in published.load("table2").rows if (row.model, row.method) == ("roberta_large", "vera"))
+    assert f"VeRA {vera.average}" in found["same_glue_large"][2]
+    assert found["time"][2] == "1.018 (578 / 568 minutes)" and found["memory"][2] == "0.926 (21.69 / 23.42 GB)"
+    assert found["better_e2e"][2] == "higher in 8 of 10 printed cells"
