@@ -159,7 +159,7 @@ def test_intervals_over_several_counts_hold_together():
 
 def test_figure_6_is_drawn_from_the_committed_fits_and_missing_ones_are_a_dash(tmp_path, monkeypatch):
     first, second = (figure6_expressivity.draw({}, tmp_path / folder) for folder in "ab")
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second] and len(first) == 2
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second] and len(first) == 3
     (table,) = figure6_expressivity.build({})
     assert table.notes[-1].startswith(("Supported", "Not supported", "Undecided"))
     monkeypatch.setattr(analysis, "FOLDER", tmp_path)
