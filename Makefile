@@ -5,12 +5,15 @@ PYTHON ?= python3
 PY := .venv/bin/python
 METHOD ?= vera
 ARGS ?=
+SWEEPS := $(basename $(notdir $(wildcard conf/sweep/*.yaml)))
+ABLATIONS := $(filter table6% table7% figure%,$(SWEEPS))
+MINIATURES := $(filter mini_%,$(SWEEPS))
 
-.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm images rehearse
+.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm images ablations ablations-mini figure6 rehearse
 
 help: ## this list
 	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## make .venv and install the tested set of packages
 
@@ -59,5 +62,18 @@ glue-minilm: setup ## MiniLM on four GLUE tasks with LoRA and VeRA, small budget
 images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds
 	$(PY) scripts/train.py sweep=images $(ARGS)
 
+ablations: setup ## Tables 6 and 7, Figures 2 to 5 with RoBERTa-large
+	set -e; for sweep in $(ABLATIONS); do $(PY) scripts/train.py sweep=$$sweep $(ARGS); done
+	$(PY) scripts/train.py sweep=glue_large task=rte method=lora $(ARGS)
+	$(PY) scripts/analyse.py
+
+ablations-mini: setup ## the same in miniature on the digits ViT, as records of this repository (minutes, needs nothing else)
+	set -e; for sweep in $(MINIATURES); do $(PY) scripts/train.py sweep=$$sweep $(ARGS); done
+	$(PY) scripts/train.py sweep=demo results_dir=results $(ARGS)
+	$(PY) scripts/analyse.py
+
+figure6: setup ## Figure 6 in full: fit random matrices again (a minute or two)
+	$(PY) scripts/expressivity.py
+
 rehearse: setup ## the sweeps with tiny random models and synthetic data, records in results/scratch
-	set -e; for sweep in glue_base glue_large glue_minilm demo images; do $(PY) scripts/train.py sweep=$$sweep scale=rehearsal results_dir=results/scratch $(ARGS); done
+	set -e; for sweep in $(filter-out mini_%,$(SWEEPS)); do $(PY) scripts/train.py sweep=$$sweep scale=rehearsal results_dir=results/scratch $(ARGS); done

@@ -74,8 +74,9 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_rehearsal_of_every_sweep(sweep, folder, cache):
     where = [f"cache_dir={cache}", f"results_dir={folder / 'results'}", f"work_dir={folder / 'work'}"]
-    for overrides in cells(sweep):
-        rehearsal = ["scale=rehearsal", "device=cpu", "progress=false", *where, *overrides, "train.epochs=1"]
+    every = cells(sweep)
+    for overrides in every if len(every) <= 16 else every[::5]:  # a step that meets every value of every axis
+        rehearsal = ["scale=rehearsal", "device=cpu", "progress=false", *where, *overrides]
         run = compose(rehearsal)
         assert execute(run).provenance.model_source == "tiny random"
 
