@@ -60,7 +60,7 @@ def _found(setting: Setting, cells: dict[str, list[Record]], overrides: Sequence
     }
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list[Table]:
+def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """One line for each method and rank, at the paper's size and in miniature."""
     tables = []
     for setting in SETTINGS:

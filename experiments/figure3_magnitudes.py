@@ -21,7 +21,7 @@ STYLE = {
 }
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list[Table]:
+def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """One line a layer: norms of query's and value's d, and query minus value, seed by seed."""
     tables = []
     for name, (title, _) in FIGURE3.items():

@@ -75,7 +75,7 @@ def _published() -> list[dict]:
     return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["bars"]
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list[Table]:
+def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """The paper's bars with ours beside them, and the same formula in miniature."""
     tables = []
     for setting in (FULL, MINIATURE):

@@ -21,7 +21,7 @@ STYLE = {
 }
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list[Table]:
+def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """One line a layer, and the mean over layers that the paper's text gives."""
     tables = []
     for name, (title, *_) in FIGURE5.items():

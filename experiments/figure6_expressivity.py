@@ -72,7 +72,7 @@ def verdict(found: dict) -> str:
     return f"{first} VeRA also has sizes below rank-1 LoRA's {smallest_lora} parameters: {', '.join(map(str, below))}."
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list[Table]:
+def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """One line a parameter count; where both parametrisations have it, their difference."""
     found = analysis.read("figure6")
     if found is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments.aggregate import PAPER_SEEDS, Difference, Summary
+from experiments.published import Statistic
 
 DASH = "–"
 MIXED = "†"
@@ -27,12 +27,13 @@ class Table:
     rules: list[int] = field(default_factory=list)
 
 
-def number(summary: Summary | None, scale: float = 1.0, digits: int = 1, centre: Literal["median", "mean"] = "median") -> str:
-    """Median (or mean), standard deviation, a mark for unlike seeds and, where it is not the paper's five, n; a dash for
-    nothing."""
+def number(summary: Summary | None, scale: float = 1.0, digits: int = 1, stat: Statistic = "median") -> str:
+    """Median (or what `stat` says), standard deviation, a mark for unlike seeds and, where it is not the paper's five, n.
+
+    A dash for nothing."""
     if summary is None:
         return DASH
-    text = f"{scale * getattr(summary, centre):.{digits}f}"
+    text = f"{scale * summary.centre(stat):.{digits}f}"
     if summary.std is not None:
         text += f"±{scale * summary.std:.{digits}f}"
     if summary.mixed:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from experiments import analysis, figure2_ranks, figure4_gain, figure6_expressivity, table6_ablations, table7_sharing
+from experiments import analysis, figure2_ranks, figure4_gain, figure6_expressivity, variants
 from experiments.aggregate import paired, paired_records
+from experiments.comparison import compare
 from experiments.render import DASH, markdown, signed
 from scripts import expressivity
 from tests.test_experiments import by_cell, record
@@ -38,16 +39,14 @@ def test_table_6_shows_means_beside_the_printed_ones():
     scores = [0.80, 0.82, 0.84, 0.86, 0.93]
     cells = by_cell(
         *(record([*LARGE, "task=rte"], seed, score, parameters=61440) for seed, score in enumerate(scores)),
-        *(record([*LARGE, "task=rte", "method.train=only_b"], seed, 0.6) for seed in range(5)),
+        *(record([*LARGE, "task=rte", "method.train=only_b"], seed, 0.6, parameters=49152) for seed in range(5)),
     )
-    table, _ = table6_ablations.build(cells)
-    rows = {tuple(row[:3]): row[3:] for row in table.rows}
-    assert rows["Scaling vectors", "both", "paper"] == [DASH, "90.5±0.7", "85.8±0.7"]
-    assert rows["Scaling vectors", "both", "ours"] == ["61,440", DASH, "85.0±5.0"]  # the median would be 84.0
-    assert rows["Scaling vectors", "only b", "ours"][2] == "60.0±0.0"
-    assert rows["Initialisation of A and B", "Kaiming uniform", "ours"][2] == "85.0±5.0"
-    assert rows["Initial value of d", "1.0", "ours"] == [DASH] * 3
-    assert len(table.rows) == 18
+    rows = {tuple(row[1:3]): row[3:] for part in "abc" for row in compare(f"table6{part}", cells)[0].rows}
+    assert rows["VeRA (both)", "paper"] == [DASH, "90.5±0.7", "85.8±0.7"]
+    assert rows["VeRA (both)", "ours"] == ["61,440", DASH, "85.0±5.0"]  # the median would be 84.0
+    assert rows["only b", "ours"] == ["49,152", DASH, "60.0±0.0"]
+    assert rows["Kaiming uniform", "ours"][2] == "85.0±5.0"
+    assert rows["1.0", "ours"][1:] == [DASH, DASH]
 
 
 def test_miniatures_say_so_and_compare_seed_by_seed():
@@ -55,8 +54,7 @@ def test_miniatures_say_so_and_compare_seed_by_seed():
         *(record(["method=vera"], seed, 0.80 + seed / 100) for seed in range(5)),
         *(record(["method=vera", "method.sharing=unique"], seed, 0.83 + seed / 100) for seed in range(5)),
     )
-    full, mini = table7_sharing.build(cells)
-    assert all(cell == DASH for row in full.rows if row[2] == "ours" for cell in row[3:])
+    _, mini = variants.build(cells)
     assert "miniature" in mini.title and "A miniature, not the paper's experiment" in markdown(mini)
     assert mini.rows[0][-1] == DASH and mini.rows[1][-1] == "+3.0 [+3.0, +3.0]" and mini.rows[1][4] == "85.0±1.6"
 

@@ -105,7 +105,7 @@ def test_operational_keys_exist():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method=veera"], "method=veera: no such choice; allowed: bitfit, full, head, lora, vera"),
+        (["method=veera"], f"method=veera: no such choice; allowed: {', '.join(choices('method'))}"),
         (["train.epoch=3"], "train.epoch is not a key of the configuration; train has: batch_size"),
         (["sead=3"], "sead is not a key of the configuration; top level has"),
         (["train.lr=fast"], "train.lr: input should be a valid number"),
@@ -137,3 +137,9 @@ def test_components_check_their_own_keys(overrides, group, message):
     with pytest.raises(ConfigError) as error:
         build(getattr(compose(overrides), group), group)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_warm_up_is_given_once():
+    with pytest.raises(ConfigError, match=r"train.warmup_steps: .* set train.warmup_ratio=0.06 to null, got 500"):
+        compose(["train.warmup_steps=500"])
+    assert compose(["train.warmup_steps=500", "train.warmup_ratio=null"]).train.warmup_steps == 500

@@ -114,6 +114,43 @@ def test_file_holds_vectors_and_head_alone_and_no_projection(tmp_path):
     assert {key.rpartition(".")[2] for key in tensors} == {"vera_lambda_b", "vera_lambda_d", "weight", "bias"}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compact_file_gives_the_same_adapter_and_peft_refuses_it(family, tmp_path):
+    from peft import PeftModel
+
+    model = adapted(family)
+    save_adapter(model, tmp_path, compact=True)
+    make = FAMILIES[family][0]
+    assert torch.equal(logits(load_adapter(make(), tmp_path).eval()), logits(model))
+    with pytest.raises(Exception, match="VERA_VARIANT"):
+        PeftModel.from_pretrained(make(), tmp_path)
+    edit_tensors(tmp_path, lambda t: t.update({"base_model.model.vera_lambda": torch.ones(7)}))
+    with pytest.raises(AdapterError, match=r"vera_lambda has shape \[7\]"):
+        load_adapter(make(), tmp_path)
+
+
+def test_bytes_of_a_file_at_roberta_base_and_rank_256(tmp_path):
+    """The formula's 4 (sum of d_out + r) bytes; names and metadata are the rest."""
+    from torch import nn
+
+    model = nn.Module()
+    model.roberta = nn.Module()
+    model.roberta.encoder = nn.Module()
+    model.roberta.encoder.layer = nn.ModuleList()
+    for _ in range(12):
+        layer = nn.Module()
+        layer.attention = nn.Module()
+        layer.attention.self = nn.ModuleDict({name: nn.Linear(768, 768) for name in ("query", "value")})
+        model.roberta.encoder.layer.append(layer)
+    attach(model, VeraConfig(rank=256, targets=("query", "value")))
+    formula = 4 * vera_parameters([(768, 768)] * 24, 256)
+    sizes = {}
+    for compact in (True, False):
+        save_adapter(model, tmp_path, compact=compact)
+        sizes[compact] = (tmp_path / "adapter_model.safetensors").stat().st_size / formula
+    assert 1 < sizes[True] <= 1.01 and sizes[False] <= 1.075
+
+
 def test_half_precision_copy_of_the_backbone_is_accepted(tmp_path):
     model = adapted()
     save_adapter(model, tmp_path)

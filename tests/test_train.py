@@ -17,7 +17,7 @@ from vera.config import TrainConfig
 from vera.errors import ConfigError, TrainingError
 from vera.run import execute, prepare
 from vera.store import Store
-from vera.train.loop import Loop, best_epoch, make_accelerator
+from vera.train.loop import Loop, best_epoch, make_accelerator, similar_lengths
 from vera.train.optim import lr_factor, optimizer
 
 TEXT = ("model=roberta_base", "task=rte")
@@ -83,6 +83,38 @@ def test_accumulated_micro_batches_give_the_same_gradient(fit):
     assert parts.spent["examples"] == whole.spent["examples"] == 30
 
 
+def test_micro_batches_of_similar_length_give_the_same_gradient_with_less_padding(compose, tmp_path):
+    """Without dropout: the weights are those of the whole batch's mean, whatever the sizes of the pieces."""
+
+    def gradients(*overrides):
+        config = compose(*TEXT, "train.batch_size=16", *overrides)
+        backbone, method, task, data = prepare(config)
+        loop = Loop(config, backbone, method, task, data, tmp_path)
+        backbone.model.eval()
+        batches = next(loop._rest_of_epoch())
+        for weight, batch in batches:
+            inputs = {key: value for key, value in batch.items() if key != "labels"}
+            (weight * task.loss(backbone.model(**inputs).logits, batch)).backward()
+        return batches, {name: p.grad for name, p in loop.parameters.items()}
+
+    whole, wanted = gradients()
+    parts, found = gradients("train.micro_batch_tokens=150")
+    assert len(whole) == 1 < len(parts) and sum(weight for weight, _ in parts) == pytest.approx(1)
+    assert sorted(label for _, b in parts for label in b["labels"].tolist()) == sorted(whole[0][1]["labels"].tolist())
+    sizes = [batch["input_ids"].shape for _, batch in parts]
+    assert all(rows * length <= 150 or rows == 1 for rows, length in sizes)
+    assert sum(rows * length for rows, length in sizes) < whole[0][1]["input_ids"].numel()
+    for name, value in wanted.items():
+        assert (found[name] - value).norm() <= 1e-4 * value.norm() + 1e-8, name
+
+
+def test_pieces_of_similar_length():
+    lengths = [3, 9, 2, 9, 40, 3]
+    assert similar_lengths(lengths, int, 20, 6) == [[40], [9, 9], [3, 3, 2]]
+    assert similar_lengths(lengths, int, 20, 2) == [[40], [9, 9], [3, 3], [2]]
+    assert similar_lengths([1] * 4, int, 1000, 4) == [[1] * 4]
+
+
 def test_head_and_adapter_have_their_own_learning_rates(compose, tmp_path):
     for frozen, key in (("head", "train.head_lr=0"), ("adapter", "train.lr=0")):
         config = compose(key, "train.max_steps=3", "train.warmup_ratio=0")
@@ -112,6 +144,13 @@ def test_schedule(schedule, wanted, compose):
     assert [round(lr_factor(step, 6, config), 6) for step in range(6)] == wanted
     cosine = compose("train.schedule=cosine", "train.warmup_ratio=0").train
     assert lr_factor(0, 8, cosine) == 1 and lr_factor(4, 8, cosine) == pytest.approx(0.5) and lr_factor(8, 8, cosine) < 1e-9
+
+
+def test_warm_up_in_steps(compose):
+    config = compose("train.warmup_ratio=null", "train.warmup_steps=4").train
+    assert [lr_factor(step, 8, config) for step in range(8)] == [0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25]
+    none = compose("train.warmup_ratio=null").train
+    assert lr_factor(0, 8, none) == 1
 
 
 def test_linear_schedule_equals_transformers(compose):

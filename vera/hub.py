@@ -73,18 +73,20 @@ def offline(when: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def load_dataset(repository: str, subset: str | None, instead: str) -> tuple[datasets.DatasetDict, str | None]:
-    """All splits of a data set at the hub's present commit, or from the local cache without a network, and that commit.
+def load_dataset(
+    repository: str, subset: str | None, instead: str, revision: str = "main"
+) -> tuple[datasets.DatasetDict, str | None]:
+    """All splits of a data set at a revision's present commit, or from the local cache without a network, and that commit.
 
     Raises DataError with the reason and `instead`, what a user can give in place of the hub.
     """
     import datasets
 
-    sha, online = commit(repository, "main", "dataset")
+    sha, online = commit(repository, revision, "dataset")
     datasets.disable_progress_bars()
     try:
         with offline(not online):
-            loaded = datasets.load_dataset(repository, subset, revision=sha)
+            loaded = datasets.load_dataset(repository, subset, revision=sha or revision)
     except Exception as error:  # network, cache and format errors of several libraries
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         name = f"{repository} ({subset})" if subset else repository

@@ -11,13 +11,16 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from vera.models.base import Model
+from vera.models.base import Layout, Model
 
 
 class ImageClassifier(Model):
     """A model of transformers' image-classification family with its PIL image processor."""
 
     modality: ClassVar[str] = "image"
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("layers", attention="attention.o_proj", feedforward="mlp.fc2", output="", contraction="mlp.fc2"),
+    )
 
     def _load(self, source, outputs, where):
         processor = AutoImageProcessor.from_pretrained(source, **where, backend="pil")
@@ -30,6 +33,10 @@ class ImageClassifier(Model):
             output_loading_info=True,
         )
         return model, Pixels(processor, model.config.num_channels), info
+
+    def _from_config(self, config, outputs):
+        config.num_labels = outputs
+        return AutoModelForImageClassification.from_config(config)
 
 
 class Pixels:

@@ -1,8 +1,9 @@
 """The method of the paper by itself: needs torch and safetensors, nothing else of this project.
 
-from vera.nn import VeraConfig, attach, merge, unmerge, save_adapter, load_adapter
+from vera.nn import VeraConfig, attach, merge, unmerge, save_adapter, load_adapter, AdapterBank
 """
 
+from vera.nn.bank import AdapterBank
 from vera.nn.checkpoint import load_adapter, save_adapter
 from vera.nn.config import VeraConfig
 from vera.nn.inject import attach, merge, set_adapter, unmerge, vera_layers
@@ -10,6 +11,7 @@ from vera.nn.linear import VeraLinear
 from vera.nn.projection import Projection
 
 __all__ = [
+    "AdapterBank",
     "Projection",
     "VeraConfig",
     "VeraLinear",

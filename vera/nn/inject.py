@@ -70,6 +70,12 @@ def projection_keys(config: VeraConfig, shapes: dict[str, tuple[int, int]]) -> d
     return dict.fromkeys(shapes, (config.rank, d_in, d_out, config.projection_seed, config.init))
 
 
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of the one with this dotted name."""
+    parent, _, attribute = path.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
+
+
 def vera_layers(model: nn.Module) -> Iterator[tuple[str, VeraLinear]]:
     """Name and module of every adapted layer."""
     for name, module in model.named_modules():
@@ -104,8 +110,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
         module = targets[path]
         if not isinstance(module, VeraLinear):
             module = VeraLinear(module)
-            parent, _, attribute = path.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, module)
+            replace_module(model, path, module)
             module.train(module.base_layer.training)
         if key not in projections:
             weight = module.weight

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vera.errors import AdapterError
 from vera.nn.config import VeraConfig
-from vera.nn.functional import ActivationOrder, WeightOrder, cheaper_order, delta_weight
+from vera.nn.functional import ActivationOrder, Plan, Update, WeightOrder, adapted_linear, compose, plan
 from vera.nn.projection import Projection
 
 
@@ -58,7 +58,7 @@ class VeraLinear(nn.Module):
         self.projections = nn.ModuleDict()
         self.active: str | None = None
         self.merged: str | None = None
-        self.order = "auto"
+        self.plan: Plan | None = None  # None: chosen from the shapes of each call
         self._base_weight: Tensor | None = None
 
     @property
@@ -90,24 +90,39 @@ class VeraLinear(nn.Module):
         A, B, b, d = self.matrices(self.active)
         dropout = self.vectors[self.active].dropout if self.training else 0.0
         device = x.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        if self._order(x, b, d, dropout) == "weight":
-            bias = self.bias if self.bias is None else self.bias.to(dtype)
-            with torch.autocast(device, enabled=False):
-                return WeightOrder.apply(x.to(dtype), self.weight, bias, A, B, b, d)
-        h = self.base_layer(x)
-        with torch.autocast(device, enabled=False):
-            z = F.dropout(x, dropout).to(dtype) if dropout else x.to(dtype)
-            return h + ActivationOrder.apply(z, A.to(dtype), B.to(dtype), b, d).to(h.dtype)
-
-    def _order(self, x: Tensor, b: Tensor, d: Tensor, dropout: float) -> str:
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         if dropout or not self.composable:
-            return "activation"
-        if self.order != "auto":
-            return self.order
-        training = torch.is_grad_enabled() and (b.requires_grad or d.requires_grad or x.requires_grad)
-        return cheaper_order(x.numel() // self.in_features, self.in_features, self.out_features, d.numel(), training)
+            h = self.base_layer(x)
+            with torch.autocast(device, enabled=False):
+                return Update.apply(h, F.dropout(x, dropout).to(dtype), A, B, b, d)
+        bias = self.bias if self.bias is None else self.bias.to(dtype)
+        plan = self._plan(x, b, d)
+        with torch.autocast(device, enabled=False):
+            x = x.to(dtype)
+            if not torch.is_grad_enabled() or not (x.requires_grad or b.requires_grad or d.requires_grad):
+                return adapted_linear(plan.order, x, self.weight, bias, A, B, b, d)
+            if plan.order == "weight":
+                return WeightOrder.apply(x, self.weight, bias, A, B, b, d, plan.through_u, plan.keep_weight)
+            return ActivationOrder.apply(x, self.weight, bias, A, B, b, d)
+
+    def _plan(self, x: Tensor, b: Tensor, d: Tensor) -> Plan:
+        """The layer's own `plan` if it has one, else the cheapest for these shapes.
+
+        A half-precision W0 + dW would be rounded to W0's digits, in which a small dW is lost; there it is never formed.
+        """
+        if self.plan is not None:
+            return self.plan
+        if torch.finfo(self.weight.dtype).bits < 32:
+            return Plan("activation")
+        graph = torch.is_grad_enabled()
+        return plan(
+            x.numel() // self.in_features,
+            self.in_features,
+            self.out_features,
+            d.numel(),
+            training=graph and (b.requires_grad or d.requires_grad),
+            input_gradient=graph and x.requires_grad,
+        )
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -121,9 +136,7 @@ class VeraLinear(nn.Module):
         if not self.composable:
             raise AdapterError(f"cannot merge into a quantised layer ({type(self.base_layer).__name__})")
         W0 = self.base_layer.weight.data
-        wide = torch.promote_types(W0.dtype, torch.float32)
-        A, B, b, d = self.matrices(self.active)
-        W = (W0.to(wide) + delta_weight(A.to(wide), B.to(wide), b, d)).to(W0.dtype)
+        W = compose(W0, *self.matrices(self.active)).to(W0.dtype)
         if not torch.isfinite(W).all():
             raise AdapterError(f"merging adapter {self.active!r} gives weights that are not finite")
         self._base_weight = W0

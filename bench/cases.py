@@ -1,0 +1,420 @@
+"""What is measured: (a) to (f), each on sizes for two CPU cores or for a GPU."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaForSequenceClassification, RobertaModel
+
+from bench.measure import alternate, multiply_adds, peak_bytes, ratio
+from vera.errors import VeraError
+from vera.nn import AdapterBank, VeraConfig, attach, save_adapter
+from vera.nn.count import stored_bytes, vera_parameters
+
+LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+QUERY_VALUE = ("query", "value")
+Row = dict[str, Any]
+
+
+class NeedsMore(Exception):
+    """A case that this machine cannot run; the message says what it needs."""
+
+
+class Sizes:
+    """Layers, rounds and shapes. A GPU gets the paper's; a CPU fewer layers, and a Llama of a quarter of the width."""
+
+    def __init__(self, device: str):
+        gpu = device == "cuda"
+        self.device = device
+        self.layers = {"base": 12, "large": 24, "llama": 4} if gpu else {"base": 3, "large": 2, "llama": 2}
+        self.rounds = 20 if gpu else 5
+        self.llama = (4096, 11008, 32) if gpu else (1024, 2752, 8)  # width, feed-forward, heads
+        self.llama_ranks = (64, 1024) if gpu else (64, 256)
+        self.llama_batch = (4, 512) if gpu else (2, 512)
+        self.steps = 39 if gpu else 1  # of case f: an epoch of RTE, or a part
+
+
+def roberta(d: int, layers: int, labels: int | None = None) -> nn.Module:
+    """RoBERTa's layers with random weights, few embeddings and no dropout."""
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        hidden_size=d,
+        num_hidden_layers=layers,
+        num_attention_heads=d // 64,
+        intermediate_size=4 * d,
+        vocab_size=1000,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=labels or 2,
+    )
+    return RobertaForSequenceClassification(config) if labels else RobertaModel(config, add_pooling_layer=False)
+
+
+def llama(d: int, ff: int, heads: int, layers: int) -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=d, intermediate_size=ff, num_attention_heads=heads, num_hidden_layers=layers, vocab_size=1000
+    )
+    return LlamaModel(config)
+
+
+def methods(base: Callable[[], nn.Module], targets: tuple[str, ...], rank: int, lora: int) -> dict[str, nn.Module]:
+    """The same backbone with our VeRA, PEFT's VeRA and PEFT's LoRA."""
+    return {
+        "ours": attach(base(), VeraConfig(rank=rank, targets=targets)),
+        "PEFT VeRA": peft.get_peft_model(base(), peft.VeraConfig(r=rank, target_modules=list(targets))),
+        f"LoRA r={lora}": peft.get_peft_model(base(), peft.LoraConfig(r=lora, target_modules=list(targets))),
+    }
+
+
+def training(
+    models: dict[str, nn.Module], inputs: torch.Tensor, case: str, shapes: str, goals: dict, sizes: Sizes
+) -> list[Row]:
+    """Step time, peak memory and operations of one training step, ours against each other."""
+    device, steps, owned = sizes.device, {}, {}
+    inputs = inputs.to(device)
+
+    def stepper(model: nn.Module):
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                hidden = model(input_ids=inputs).last_hidden_state
+            hidden.float().pow(2).mean().backward()
+            optimizer.step()
+
+        return step
+
+    for name, model in models.items():
+        steps[name] = stepper(model.to(device))
+        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        tensors = [*model.parameters(), *model.buffers()]
+        # weights, A and B, and AdamW's two moments; gradients are made within the step
+        owned[name] = sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values()) + 2 * trained
+    seconds = alternate(steps, sizes.rounds, device)
+    memory = {name: owned[name] + peak_bytes(step, device) for name, step in steps.items()}
+    products = {name: multiply_adds(step) for name, step in steps.items()}
+    rows = []
+    for other in [name for name in models if name != "ours"]:
+        rows.append(timed(case, f"training step / {other}", seconds, "ours", other, shapes, goals.get(("time", other))))
+        rows.append(
+            single(case, f"peak memory of a step / {other}", "MiB", memory, other, 2**20, shapes, goals.get(("memory", other)))
+        )
+        rows.append(single(case, f"multiply-adds of a step / {other}", "10^9", products, other, 1e9, shapes, None))
+    return rows
+
+
+def timed(case: str, what: str, seconds: dict[str, list[float]], ours: str, other: str, shapes: str, goal: float | None) -> Row:
+    return {
+        "case": case,
+        "what": what,
+        "unit": "s",
+        "ours": statistics.median(seconds[ours]),
+        "other": statistics.median(seconds[other]),
+        "ratio": ratio(seconds[ours], seconds[other]),
+        "rounds": len(seconds[ours]),
+        "goal": goal,
+        "shapes": shapes,
+    }
+
+
+def single(case: str, what: str, unit: str, values: dict, other: str, scale: float, shapes: str, goal: float | None) -> Row:
+    """A figure that does not vary: bytes, operations."""
+    quotient = values["ours"] / values[other]
+    return {
+        "case": case,
+        "what": what,
+        "unit": unit,
+        "ours": values["ours"] / scale,
+        "other": values[other] / scale,
+        "ratio": {"median": quotient, "min": quotient, "max": quotient},
+        "rounds": 1,
+        "goal": goal,
+        "shapes": shapes,
+    }
+
+
+def case_a(sizes: Sizes) -> list[Row]:
+    """A training step of RoBERTa-base's layers at Table 8's rank."""
+    layers = sizes.layers["base"]
+    models = methods(lambda: roberta(768, layers), QUERY_VALUE, 1024, 8)
+    goals = {("time", "PEFT VeRA"): 0.75, ("time", "LoRA r=8"): 1.06, ("memory", "PEFT VeRA"): 0.80}
+    shapes = f"{layers} layers, d=768, r=1024, query and value, 64 x 128 tokens"
+    return training(models, torch.randint(5, 999, (64, 128)), "a", shapes, goals, sizes)
+
+
+def case_b(sizes: Sizes) -> list[Row]:
+    """A training step of RoBERTa-large's layers at Table 8's rank."""
+    layers = sizes.layers["large"]
+    models = methods(lambda: roberta(1024, layers), QUERY_VALUE, 256, 8)
+    equal = peft.LoraConfig(r=256, target_modules=list(QUERY_VALUE))
+    models["LoRA r=256"] = peft.get_peft_model(roberta(1024, layers), equal)
+    goals = {("time", "PEFT VeRA"): 0.96, ("memory", "PEFT VeRA"): 0.92}
+    shapes = f"{layers} layers, d=1024, r=256, query and value, 32 x 128 tokens"
+    return training(models, torch.randint(5, 999, (32, 128)), "b", shapes, goals, sizes)
+
+
+def case_c(sizes: Sizes) -> list[Row]:
+    """Table 12's setting: all linear layers of Llama, VeRA against LoRA r=64."""
+    (d, ff, heads), layers, rows = sizes.llama, sizes.layers["llama"], []
+    for rank in sizes.llama_ranks:
+        models = methods(lambda: llama(d, ff, heads, layers), LLAMA, rank, 64)
+        goals = {("time", "LoRA r=64"): 1.00, ("memory", "LoRA r=64"): 0.92} if rank == 64 else {}
+        batch, length = sizes.llama_batch
+        shapes = f"{layers} Llama blocks, d={d}, ff={ff}, r={rank}, all linear, {batch} x {length} tokens"
+        rows += training(models, torch.randint(5, 999, (batch, length)), "c", shapes, goals, sizes)
+    return rows
+
+
+def case_d(sizes: Sizes) -> list[Row]:
+    """A batch whose every row uses another adapter."""
+    layers, device, rows = sizes.layers["base"], sizes.device, []
+    for count in (64, 128):
+        length = 128
+        ids = torch.randint(5, 999, (count, length)).to(device)
+        bare = roberta(768, layers).eval().to(device)
+        ours = roberta(768, layers).eval().to(device)
+        with tempfile.TemporaryDirectory() as folder:
+            names = _random_adapters(roberta(768, layers), VeraConfig(rank=256, targets=QUERY_VALUE), Path(folder), count)
+            bank = AdapterBank(ours)
+            bank.load(folder)
+        lora = peft.get_peft_model(
+            roberta(768, layers), peft.LoraConfig(r=8, target_modules=list(QUERY_VALUE)), adapter_name=names[0]
+        )
+        for name in names[1:]:
+            lora.add_adapter(name, peft.LoraConfig(r=8, target_modules=list(QUERY_VALUE)))
+        lora = lora.eval().to(device)
+
+        def mixed(ours=ours, bank=bank, names=names, ids=ids) -> None:
+            with bank.use(names):
+                ours(input_ids=ids)
+
+        calls = {
+            "bare": torch.no_grad()(lambda bare=bare, ids=ids: bare(input_ids=ids)),
+            "ours": mixed,
+            "LoRA": torch.no_grad()(lambda lora=lora, ids=ids, names=names: lora(input_ids=ids, adapter_names=names)),
+        }
+        seconds = alternate(calls, sizes.rounds if count == 64 else max(3, sizes.rounds // 2), device)
+        shapes = f"{layers} layers, d=768, r=256, query and value, {count} x {length} tokens, {count} adapters"
+        goal = 1.15 if count == 64 else None
+        rows.append(timed("d", "mixed batch / bare backbone", seconds, "ours", "bare", shapes, goal))
+        rows.append(timed("d", "mixed batch / PEFT's LoRA r=8 with adapter_names", seconds, "ours", "LoRA", shapes, None))
+    rows.append(_with_heads(sizes))
+    return rows
+
+
+def _with_heads(sizes: Sizes) -> Row:
+    """The same with a classification head for each adapter."""
+    layers, device, count, length = sizes.layers["base"], sizes.device, 64, 128
+    ids = torch.randint(5, 999, (count, length)).to(device)
+    bare = roberta(768, layers, labels=2).eval().to(device)
+    model = roberta(768, layers, labels=2).eval()
+    config = VeraConfig(rank=256, targets=QUERY_VALUE, modules_to_save=("classifier",))
+    with tempfile.TemporaryDirectory() as folder:
+        names = _random_adapters(roberta(768, layers, labels=2), config, Path(folder), count)
+        model = model.to(device)
+        bank = AdapterBank(model)
+        bank.load(folder)
+
+    def mixed() -> None:
+        with bank.use(names):
+            model(input_ids=ids)
+
+    calls = {"bare": torch.no_grad()(lambda: bare(input_ids=ids)), "ours": mixed}
+    shapes = f"{layers} layers, d=768, r=256, query and value, {count} x {length} tokens, {count} adapters and heads"
+    return timed("d", "mixed batch with heads / bare", alternate(calls, sizes.rounds, device), "ours", "bare", shapes, None)
+
+
+def _random_adapters(model: nn.Module, config: VeraConfig, folder: Path, count: int) -> list[str]:
+    attach(model, config)
+    names = [f"adapter{index}" for index in range(count)]
+    for name in names:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(0, 0.1)
+        save_adapter(model, folder / name)
+    return names
+
+
+def case_e(sizes: Sizes) -> list[Row]:
+    """Bytes of RoBERTa-base's adapter at rank 256 (12 layers, query and value), whatever the device."""
+    formula = stored_bytes(vera_parameters([(768, 768)] * 24, 256))
+    model = attach(roberta(768, 12, labels=2), VeraConfig(rank=256, targets=QUERY_VALUE))
+    lora = peft.LoraConfig(r=8, target_modules=list(QUERY_VALUE))
+    with tempfile.TemporaryDirectory() as folder:
+        files = {
+            "ours, compact": save_adapter(model, f"{folder}/compact", compact=True),
+            "ours, read by PEFT": save_adapter(model, f"{folder}/ours"),
+            "PEFT's default": _peft_file(peft.VeraConfig(r=256, target_modules=list(QUERY_VALUE)), f"{folder}/peft"),
+            "PEFT's LoRA r=8": _peft_file(lora, f"{folder}/lora"),
+        }
+        sizes_of = {name: (path / "adapter_model.safetensors").stat().st_size for name, path in files.items()}
+    shapes = "12 layers, d=768, r=256, query and value"
+    rows = []
+    for name in ("ours, compact", "ours, read by PEFT", "PEFT's default"):
+        values = {"ours": sizes_of[name], "formula": formula}
+        goal = 1.05 if name == "ours, compact" else None
+        rows.append(single("e", f"file ({name}) / formula", "bytes", values, "formula", 1, shapes, goal))
+    for other in ("PEFT's default", "PEFT's LoRA r=8"):
+        per_gib = {"ours": 2**30 // sizes_of["ours, compact"], other: 2**30 // sizes_of[other]}
+        rows.append(single("e", f"adapters in a GiB of files / {other}", "files", per_gib, other, 1, shapes, None))
+    return rows
+
+
+def _peft_file(config: peft.PeftConfig, folder: str) -> Path:
+    peft.get_peft_model(roberta(768, 12, labels=2), config).save_pretrained(folder)
+    return Path(folder)
+
+
+def case_f(sizes: Sizes, data_dir: Path) -> list[Row]:
+    """Part of an epoch through our loop, against transformers' Trainer and PEFT's VeRA with everything padded to 512."""
+    if not data_dir.is_dir():
+        raise NeedsMore(f"GLUE's official files in {data_dir} (--data)")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = _roberta_with_tokenizer(sizes.layers["base"], Path(folder) / "model")
+        for task, goal, tokens in (("rte", 0.30, 4096), ("cola", 0.10, 4096)):
+            loop, batches = _our_loop(task, backbone, data_dir, folder, tokens, sizes.device)
+            calls = {"ours": lambda loop=loop, b=batches: _our_steps(loop, b, sizes.steps)}
+            calls["Trainer"] = _trainer(loop, backbone, folder, sizes)
+            seconds = alternate(calls, min(3, sizes.rounds), sizes.device)
+            shapes = (
+                f"{sizes.layers['base']} layers, d=768, r=1024, {sizes.steps} step(s) of 64 examples, ours in micro-batches of "
+                f"similar length of at most {tokens} tokens, theirs padded to 512"
+            )
+            rows.append(timed("f", f"{task.upper()} / Trainer + PEFT VeRA", seconds, "ours", "Trainer", shapes, goal))
+    return rows
+
+
+def _roberta_with_tokenizer(layers: int, folder: Path) -> Path:
+    """RoBERTa-base's shapes with random weights and MiniLM's tokenizer, which comes from the package registry."""
+    from transformers import AutoTokenizer
+
+    from vera.config import build, compose
+
+    minilm = compose(["model=minilm", "task=rte"]).model
+    try:
+        source = build(minilm, "model").source(folder.parent / "cache")
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except OSError:
+        raise NeedsMore("a tokenizer: install the extra `minilm`") from None
+    tokenizer.model_max_length = 512
+    tokenizer.save_pretrained(folder)
+    config = RobertaConfig(
+        num_hidden_layers=layers,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=514,
+        pad_token_id=tokenizer.pad_token_id,
+        type_vocab_size=2,
+        architectures=["RobertaForSequenceClassification"],
+    )
+    torch.manual_seed(0)
+    RobertaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def _our_loop(task: str, backbone: Path, data_dir: Path, folder: str, tokens: int, device: str):
+    from vera.config import compose
+    from vera.run import prepare
+    from vera.train.loop import Loop
+
+    run = compose(
+        [
+            "model=roberta_base",
+            "method=vera",
+            f"task={task}",
+            f"model.path={backbone}",
+            f"task.data_dir={data_dir}",
+            f"train.micro_batch_tokens={tokens}",
+            "train.save=false",
+            f"device={device}",
+            f"cache_dir={folder}/cache",
+        ]
+    )
+    loop = Loop(run, *prepare(run), Path(folder) / "work")
+
+    def batches() -> Iterator:
+        while True:
+            loop.step = 0
+            yield from loop._rest_of_epoch()
+
+    return loop, batches()
+
+
+def _our_steps(loop, batches: Iterator, steps: int) -> None:
+    for _ in range(steps):
+        loop._step(next(batches))
+
+
+def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], None]:
+    """Some steps of transformers' Trainer over the same examples, padded as the prior work's scripts pad them."""
+    from transformers import Trainer, TrainingArguments
+
+    model = RobertaForSequenceClassification.from_pretrained(backbone)
+    config = peft.VeraConfig(r=1024, target_modules=list(QUERY_VALUE), modules_to_save=["classifier"])
+    model = peft.get_peft_model(model, config)
+    tokenizer = loop.backbone.preprocess
+
+    def collate(examples: list[dict]) -> dict:
+        inputs = [{key: value for key, value in example.items() if key != "labels"} for example in examples]
+        batch = dict(tokenizer.pad(inputs, padding="max_length", max_length=512, return_tensors="pt", verbose=False))
+        return {**batch, "labels": torch.tensor([example["labels"] for example in examples])}
+
+    arguments = TrainingArguments(
+        output_dir=f"{folder}/trainer",
+        per_device_train_batch_size=64,
+        max_steps=sizes.steps,
+        learning_rate=4e-3,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=sizes.device == "cpu",
+        bf16=sizes.device == "cuda",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=loop.data.train, data_collator=collate)
+    return trainer.train
+
+
+def run(names: list[str], device: str, data_dir: Path, say: Callable[[str], None]) -> tuple[list[Row], list[dict[str, str]]]:
+    """The chosen cases' rows, and what was left out with the reason."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    sizes, rows, left_out = Sizes(device), [], []
+    cases: dict[str, Callable[[], list[Row]]] = {
+        "a": lambda: case_a(sizes),
+        "b": lambda: case_b(sizes),
+        "c": lambda: case_c(sizes),
+        "d": lambda: case_d(sizes),
+        "e": lambda: case_e(sizes),
+        "f": lambda: case_f(sizes, data_dir),
+    }
+    for name in names:
+        try:
+            found = cases[name]()
+        except (NeedsMore, VeraError) as error:
+            left_out.append({"case": name, "why": str(error)})
+            say(f"({name}) not measured, needs {error}")
+            continue
+        for row in found:
+            goal = "" if row["goal"] is None else f"   goal {row['goal']:.2f}"
+            low, high = row["ratio"]["min"], row["ratio"]["max"]
+            say(f"({name}) {row['what']}: {row['ratio']['median']:.3f} [{low:.3f}, {high:.3f}]{goal}   {row['shapes']}")
+        rows += found
+    if device == "cpu":
+        full = "a GPU for all layers, and for Llama blocks of d=4096, ff=11008 at r=64 and r=1024"
+        left_out.append({"case": "a, b, c, d, f at full size", "why": full})
+    return rows, left_out

@@ -1,0 +1,97 @@
+"""Times, memory and operations of calls that are to be compared."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+Calls = dict[str, Callable[[], object]]
+
+
+def alternate(calls: Calls, rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each call, `rounds` times in turn after an untimed round: other work on the machine hits all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for index in range(rounds + 1):
+        for name, call in calls.items():
+            _wait(device)
+            began = time.perf_counter()
+            call()
+            _wait(device)
+            if index:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(ours: list[float], other: list[float]) -> dict[str, float]:
+    """Median, smallest and largest of ours / other over the rounds."""
+    ratios = [a / b for a, b in zip(ours, other, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int:
+    """The most that is allocated at once during a call, beyond what was allocated before it."""
+    call()  # optimiser states and caches
+    if device == "cuda":
+        _wait(device)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        _wait(device)
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    now = most = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+def multiply_adds(call: Callable[[], object]) -> int:
+    """Multiply-adds of all matrix products of a call, backward included."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() // 2
+
+
+def machine(device: str) -> dict:
+    """What the figures depend on."""
+    gpu = device == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if gpu else _processor(),
+        "kind": "gpu" if gpu else "cpu",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+
+
+def load_average() -> float:
+    """Processes that wanted a core in the last minute; above the number of cores, others were working too."""
+    return round(os.getloadavg()[0], 2)
+
+
+def _processor() -> str:
+    """The processor with its vector width, since a virtual machine's model name says little."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    found = {key.strip(): value.strip() for key, value in found.items()}
+    name = found.get("model name", platform.processor() or platform.machine())
+    return f"{name}, AVX-512" if "avx512f" in found.get("flags", "") else name
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

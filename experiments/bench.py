@@ -1,0 +1,52 @@
+"""Measured ratios against PEFT (results/bench), one table for all machines. Table 12 is the paper's own measurement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.render import DASH, Table
+from vera.record import Record
+
+MEASURED = Path(__file__).resolve().parent.parent / "results" / "bench"
+
+
+def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+    """One line a figure. Nothing here comes from the records of runs."""
+    rows, rules, notes = [], [], []
+    for path in sorted(MEASURED.glob("*.json")):
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        machine = measured["machine"]
+        for row in measured["cases"]:
+            ratio, goal = row["ratio"], row["goal"]
+            spread = DASH if row["rounds"] == 1 else f"[{ratio['min']:.2f}, {ratio['max']:.2f}]"
+            rows.append(
+                [
+                    row["case"],
+                    row["what"],
+                    row["shapes"],
+                    f"{ratio['median']:.3f}",
+                    spread,
+                    DASH if goal is None else f"{goal:.2f}{'' if ratio['median'] <= goal else ' missed'}",
+                    f"{row['ours']:,.4g} {row['unit']}",
+                    f"{row['other']:,.4g} {row['unit']}",
+                ]
+            )
+        rules.append(len(rows))
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        notes.append(
+            f"{machine['device']}, {machine['threads']} threads of {machine['cores']} cores, {machine['memory_gib']} GiB; "
+            f"{machine['system']}; {versions}; load average {machine['load_average_before']} before and "
+            f"{machine['load_average_after']} after."
+        )
+        notes += [f"Case {entry['case']} not measured there, needs {entry['why']}." for entry in measured["left_out"]]
+    columns = ["Case", "What", "Shapes", "Ratio", "Spread", "Goal", "Ours", "Other"]
+    notes = [
+        "Ours divided by the other: below 1 is faster or smaller. Times are medians of alternating runs in one process, spread "
+        "is the smallest and the largest ratio of a round. Memory is weights, optimiser states and the most that a step "
+        "allocates. Multiply-adds are those of all matrix products of a step: the ratio that a machine would show on which "
+        "nothing else took time.",
+        *notes,
+    ]
+    return [Table("bench", "Speed, memory and size against PEFT", columns, rows, notes, rules)] if rows else []
