@@ -70,6 +70,9 @@ glue-large: setup ## Table 2, RoBERTa-large
 glue-minilm: setup ## MiniLM on four GLUE tasks with LoRA and VeRA, small budget (ARGS='task.data_dir=/path/to/glue')
 	$(PY) scripts/train.py sweep=glue_minilm $(ARGS)
 
+minilm-methods: setup ## MiniLM on STS-B with every method x 5 seeds, small budget (ARGS='task.data_dir=/path/to/glue')
+	$(PY) scripts/train.py sweep=minilm_methods $(ARGS)
+
 images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds
 	$(PY) scripts/train.py sweep=images $(ARGS)
 
