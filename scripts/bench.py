@@ -16,12 +16,6 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch
-
-from bench.cases import run
-from bench.measure import load_average, machine
-from vera.files import write_atomic
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,6 +27,12 @@ def main() -> int:
     unknown = set(options.cases) - set("abcdef")
     if unknown:
         parser.error(f"no such case: {', '.join(sorted(unknown))}; there are a, b, c, d, e, f")
+    import torch  # not before the arguments are known to be right: these take seconds
+
+    from bench.cases import run
+    from bench.measure import load_average, machine
+    from vera.files import write_atomic
+
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: --device cuda: this machine has no CUDA GPU that torch can use", file=sys.stderr)
         return 1
