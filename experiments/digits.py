@@ -6,11 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.aggregate import Summary, cell_records, summarise, summarise_records
-from experiments.figures import PALETTE, figure, save
+from experiments.figures import PALETTE, figure, save, seeds
+from experiments.published import Statistic
 from experiments.render import DASH, Table, interval, number
 from vera.record import Record
 
-METHODS = {"head": "Head only", "full": "Full", "lora": "LoRA r=8", "vera": "VeRA r=256"}
+METHODS = {
+    "head": "Head only",
+    "full": "Full",
+    "bitfit": "BitFit",
+    "adapter_p": "AdapterP",
+    "lora": "LoRA r=8",
+    "lora_fa": "LoRA-FA r=8",
+    "vera": "VeRA r=256",
+}
+MARKERS = "osD^vPX"
 AGREE_POINTS = 1.0
 
 
@@ -21,7 +31,7 @@ def records(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> di
     }
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list[Table]:
+def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
     """Accuracy on the digits 5-9 after ten images a class."""
     rows = []
     everything = records(cells, overrides)
@@ -103,7 +113,7 @@ def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] 
     for index, (method, runs) in enumerate(found.items()):
         scores = summarise([100 * record.score() for record in runs])
         parameters = runs[0].parameters.adapter
-        color, marker = PALETTE[index], "osD^"[index]
+        color, marker = PALETTE[index], MARKERS[index]
         label = f"{METHODS[method]} ({parameters:,})"
         if parameters == 0:
             axes.axhline(scores.median, color=color, linestyle="--", linewidth=1.2, label=label)
@@ -118,9 +128,8 @@ def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] 
     axes.set_xscale("log")
     axes.set_xlabel("Trained parameters (without the head)")
     axes.set_ylabel("Accuracy on digits 5-9 (%)")
-    counts = sorted({len(runs) for runs in found.values()})
-    seeds = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]} to {counts[-1]}"
-    axes.set_title(f"Median over seeds ({seeds}), 95% bootstrap interval, every seed", fontsize=8)
+    count = seeds([len(runs) for runs in found.values()])
+    axes.set_title(f"Median over seeds ({count}), 95% bootstrap interval, every seed", fontsize=8)
     axes.legend(
         title="method (trained parameters)", fontsize=7, title_fontsize=7, loc="center right", bbox_to_anchor=(1.0, 0.38)
     )

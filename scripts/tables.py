@@ -2,17 +2,21 @@
 
 python scripts/tables.py                                  all of them, from results/runs to results/tables and results/figures
 python scripts/tables.py table2 --show                    one of them, also printed
-python scripts/tables.py table2 --with train.batch_size=32    the cells that these overrides make
+python scripts/tables.py table2 --stat last               another statistic than the paper's: printed, written only with --out
+python scripts/tables.py table2 --with train.batch_size=32    the cells that these overrides make, likewise
 """
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiments.artefacts import artefacts
+from experiments.comparison import STATS
+from experiments.judged import PAPER_JUDGE, join
+from experiments.judged import table as judged_table
 from experiments.render import latex, markdown, show
 from vera.errors import VeraError
 from vera.files import write_atomic
@@ -20,35 +24,43 @@ from vera.store import Store
 
 
 def main() -> int:
-    modules = [importlib.import_module(f"experiments.{path.stem}") for path in sorted((ROOT / "experiments").glob("*.py"))]
-    artefacts = {module.__name__.rpartition(".")[2]: module for module in modules if hasattr(module, "build")}
+    everything = artefacts()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(artefacts)} (or how they begin)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(everything)} (or how they begin)")
     parser.add_argument("--results", default="results", help="folder with runs/ (default: results)")
     parser.add_argument("--out", default=None, help="folder for tables/ and figures/ (default: the results folder)")
     parser.add_argument(
         "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
     )
+    parser.add_argument("--stat", choices=list(STATS), help="; ".join(f"{name}: {what}" for name, what in STATS.items()))
+    parser.add_argument("--judge", default=PAPER_JUDGE, help=f"whose scores Tables 4 and 13 take (default: {PAPER_JUDGE})")
     parser.add_argument("--show", action="store_true", help="print the tables as well")
     options = parser.parse_args()
-    chosen = {n: m for n, m in artefacts.items() if not options.names or any(n.startswith(name) for name in options.names)}
-    if not chosen:
-        parser.error(f"no such table: {', '.join(options.names)}; there are {', '.join(artefacts)}")
+    chosen = {n: a for n, a in everything.items() if not options.names or any(n.startswith(name) for name in options.names)}
+    unknown = [name for name in options.names if not any(n.startswith(name) for n in everything)]
+    if unknown:
+        parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(everything)}")
+    usual = not options.overrides and options.stat is None and options.judge == PAPER_JUDGE
+    writes = usual or options.out is not None
     out = Path(options.out or options.results)
     try:
-        cells = Store(options.results).by_cell()
-        for module in chosen.values():
-            for table in module.build(cells, options.overrides):
-                write_atomic(out / "tables" / f"{table.name}.md", markdown(table))
-                write_atomic(out / "tables" / f"{table.name}.tex", latex(table))
-                if options.show:
+        cells = join(Store(options.results).by_cell(), Path(options.results), options.judge)
+        judged = judged_table(Path(options.results))
+        for name, artefact in chosen.items():
+            tables = artefact.build(cells, options.overrides, options.stat)
+            for table in [*tables, *([judged] if judged and name == "table4" else [])]:
+                if writes:
+                    write_atomic(out / "tables" / f"{table.name}.md", markdown(table))
+                    write_atomic(out / "tables" / f"{table.name}.tex", latex(table))
+                if options.show or not writes:
                     show(table)
-            if hasattr(module, "draw"):
-                module.draw(cells, out / "figures", options.overrides)
+            if artefact.draw and writes:
+                artefact.draw(cells, out / "figures", options.overrides)
     except (VeraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{sum(map(len, cells.values()))} records in {options.results}/runs; tables in {out / 'tables'}")
+    written = f"; tables in {out / 'tables'}" if writes else ""
+    print(f"{sum(map(len, cells.values()))} records in {options.results}/runs{written}")
     return 0
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vera.config import CONF_DIR, explain, from_hydra
+from vera.config import CONF_DIR, RunConfig, explain, from_hydra
 from vera.errors import VeraError
 from vera.store import Store
 
@@ -36,28 +37,40 @@ class RunFailed(Exception):
     """How a launcher's worker process tells this one that a run failed, after its line has been printed."""
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="run")
-def one(cfg: DictConfig) -> None:
-    set_up_logging()
-    began, run = time.monotonic(), None
-    try:
-        run = from_hydra(cfg)
-        record = Store(run.results_dir).find(run.run_name)
-        computed = record is None
-        if computed:
-            from vera.run import execute  # brings torch, which a finished run does not need
+def train(cfg: DictConfig, run: RunConfig) -> str:
+    """The run's record, computed when it is not there, as a line."""
+    began = time.monotonic()
+    record = Store(run.results_dir).find(run.run_name)
+    computed = record is None
+    if computed:
+        from vera.run import execute  # brings torch, which a finished run does not need
 
-            record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
-    except VeraError as error:
-        log.error("error: %s%s", f"{run.run_name}: " if run else "", error)
-        if os.environ.get(MAIN_PROCESS) != str(os.getpid()):
-            raise RunFailed(str(error)) from None
-        failures.append(str(error))
-        return
+        record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
     best, last = record.scores.best, record.scores.last
     primary = record.scores.primary
     outcome = f"{primary} {best.metrics[primary]:.4f} (best, epoch {best.epoch}) {last.metrics[primary]:.4f} (last)"
-    log.info("%s  %s  %s", record.name, outcome, f"{time.monotonic() - began:.1f} s" if computed else "already done")
+    return f"{record.name}  {outcome}  {f'{time.monotonic() - began:.1f} s' if computed else 'already done'}"
+
+
+def each(work: Callable[[DictConfig, RunConfig], str]) -> Callable[[], None]:
+    """Hydra's entry point that does `work` for each composed run and logs its line, or the one line of its error."""
+
+    @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="run")
+    def one(cfg: DictConfig) -> None:
+        set_up_logging()
+        run = None
+        try:
+            run = from_hydra(cfg)
+            line = work(cfg, run)
+        except VeraError as error:
+            log.error("error: %s%s", f"{run.run_name}: " if run else "", error)
+            if os.environ.get(MAIN_PROCESS) != str(os.getpid()):
+                raise RunFailed(str(error)) from None
+            failures.append(str(error))
+            return
+        log.info("%s", line)
+
+    return one
 
 
 def set_up_logging() -> None:
@@ -84,7 +97,7 @@ def for_each_run(arguments: list[str]) -> list[str]:
         if (
             equals
             and not key.startswith("-")
-            and key.lstrip("+").partition(".")[0] in ("model", "task", "method")
+            and key.lstrip("+").partition(".")[0] in ("model", "task", "method", "answers")
             and "." in key
         ):
             override = OverridesParser.create().parse_override(argument)
@@ -94,12 +107,12 @@ def for_each_run(arguments: list[str]) -> list[str]:
     return rewritten
 
 
-def main() -> int:
+def main(work: Callable[[DictConfig, RunConfig], str] = train) -> int:
     set_up_logging()
     os.environ[MAIN_PROCESS] = str(os.getpid())
     try:
         sys.argv[1:] = for_each_run(sys.argv[1:])
-        one()
+        each(work)()
     except RunFailed:
         return 1
     except KeyboardInterrupt:

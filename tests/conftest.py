@@ -60,6 +60,15 @@ def train(cache, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def shared_e2e() -> Path:
+    """The E2E challenge's files and its reference outputs beside the project; tests that read them are skipped elsewhere."""
+    folder = ROOT.parent / "shared" / "data" / "e2e"
+    if not folder.is_dir():
+        pytest.skip("no E2E files beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared_glue() -> Path:
     """GLUE's official files beside the project; tests that read them are skipped elsewhere."""
     folder = ROOT.parent / "shared" / "data" / "glue"

@@ -4,11 +4,15 @@ import json
 import statistics
 
 import pytest
+import yaml
 
-from experiments import digits, glue_minilm, table2_glue
-from experiments.aggregate import cell_records, summarise, summarise_records
+from experiments import digits, published
+from experiments.aggregate import cell_records, common, permutation_p, summarise, summarise_records
+from experiments.artefacts import artefacts
+from experiments.comparison import compare
 from experiments.render import DASH, Table, interval, latex, markdown, number
 from vera.config import compose
+from vera.errors import ConfigError, RecordError
 from vera.record import Record
 
 
@@ -109,9 +113,9 @@ def test_seeds_on_different_backbones_are_marked():
     unlike = by_cell(record(overrides, 0, 0.8), record(overrides, 1, 0.8, model_fingerprint="other"))
     assert summarise_records(cell_records(alike, overrides)).mixed == ()
     assert summarise_records(cell_records(unlike, overrides)).mixed == ("backbone",)
-    assert "†" not in markdown(table2_glue.build(alike)[0])
-    assert "80.0±0.0† (n=2)" in markdown(table2_glue.build(unlike)[0])
-    assert "- † seeds that were run on different" in markdown(table2_glue.build(unlike)[0])
+    assert "†" not in markdown(compare("table2", alike)[0])
+    assert "80.0±0.0† (n=2)" in markdown(compare("table2", unlike)[0])
+    assert "- † seeds that were run on different" in markdown(compare("table2", unlike)[0])
 
 
 def test_table_2_shows_ours_below_the_published_row():
@@ -123,7 +127,7 @@ def test_table_2_shows_ours_below_the_published_row():
         ),
         record(["model=roberta_base", "task=rte", "method=lora"], 0, 0.8512, parameters=294912),
     )
-    table, details = table2_glue.build(cells)
+    table, details, tests = compare("table2", cells)
     rows = {(row[0], row[1], row[2]): row for row in table.rows}
     assert rows["Large", "VeRA", "paper"][3:] == [
         "0.061M",
@@ -137,27 +141,97 @@ def test_table_2_shows_ours_below_the_published_row():
     ]
     assert rows["Large", "VeRA", "ours"][3:] == ["61,440", *["92.0±1.6"] * 6, "92.0"]
     assert rows["Base", "LoRA", "ours"][3:] == ["294,912", DASH, DASH, DASH, DASH, "85.1 (n=1)", DASH, DASH]
-    assert rows["Base", "Full fine-tuning", "ours"][3:] == [DASH] * 8
-    assert ("Large", "LoRA-FA", "ours") not in rows
+    assert rows["Base", "Full fine-tuning", "ours"][3:] == ["124,055,040", *[DASH] * 7]  # counted, not run
     best_last = next(row for row in details.rows if row[:3] == ["Large", "VeRA", "RTE"])
-    assert best_last[3:] == ["5", "92.0", "[90.0, 94.0]", "92.0", "1.6", "50.0", "85.9±0.7"]
+    assert best_last[3:] == ["5", "92.0", "[90.0, 94.0]", "92.0", "1.6", "50.0", "42.0", "85.9±0.7"]
+    assert tests.rows == []
+
+
+def test_statistics_are_what_they_are_called():
+    overrides = ["model=roberta_large", "task=rte", "method=vera"]
+    cells = by_cell(
+        *(record(overrides, seed, score, last=score - 0.1) for seed, score in enumerate([0.5, 0.6, 0.7, 0.8, 0.95]))
+    )
+
+    def shown(stat):
+        (row,) = (r for r in compare("table2", cells, stat=stat)[0].rows if r[:3] == ["Large", "VeRA", "ours"])
+        return row[8]
+
+    assert [shown(stat).partition("±")[0] for stat in ("median", "mean", "last", "best")] == ["70.0", "71.0", "60.0", "95.0"]
+    assert shown(None) == shown("median")
+
+
+def test_vera_against_lora_is_paired_by_seed():
+    def runs(method, scores):
+        return [record(["model=roberta_large", "task=rte", f"method={method}"], seed, s) for seed, s in scores.items()]
+
+    vera = runs("vera", {0: 0.80, 1: 0.82, 2: 0.84, 3: 0.86, 4: 0.88})
+    lora = runs("lora", {0: 0.79, 1: 0.80, 2: 0.81, 3: 0.82, 4: 0.83, 7: 0.1})
+    sides = common(vera, lora)
+    assert [len(side) for side in sides] == [5, 5]  # lora's seed 7 has no partner
+    assert permutation_p(*sides) == pytest.approx(2 / 32)  # one sign everywhere: two of the 32 sign patterns are as extreme
+    assert permutation_p(sides[0], sides[0]) == 1.0 and permutation_p([0.1], [0.2]) is None
+    tests = compare("table2", by_cell(*vera, *lora))[2]
+    assert tests.rows == [["Large", "RTE", "5", "+3.0 [+1.0, +5.0]", "0.0625"]]
+
+
+def test_a_record_without_the_metric_is_named():
+    wrong = record(["model=roberta_large", "task=stsb", "method=vera"], 0, 0.9)
+    metrics = {"pearson": 0.9}
+    assert wrong.score("pearson") == metrics["pearson"]
+    with pytest.raises(
+        RecordError, match=r"roberta_large--stsb--vera--\w{8}--s0.json: scores.best.metrics has no 'f1'; it has"
+    ):
+        wrong.score("f1")
+
+
+def published_with(tmp_path, **changes):
+    loaded = yaml.safe_load((published.FOLDER / "table2.yaml").read_text())
+    loaded["rows"] = [{**loaded["rows"][0], **changes}]
+    (tmp_path / "table2.yaml").write_text(yaml.safe_dump(loaded))
+    return published.load("table2", tmp_path)
+
+
+def test_a_row_that_no_config_can_produce_is_named(tmp_path):
+    table = published_with(tmp_path, method="prefix")
+    with pytest.raises(
+        ConfigError, match=r"results/paper/table2\.yaml: row 'Full fine-tuning' of roberta_base: method=prefix: no such"
+    ):
+        published.run_of("table2", table.rows[0], "rte")
+    table = published_with(tmp_path, variant={"method.rank": 8})
+    with pytest.raises(
+        ConfigError, match=r"results/paper/table2\.yaml: row 'Full fine-tuning' of roberta_base: method\.rank is not a"
+    ):
+        published.run_of("table2", table.rows[0], "rte")
+    with pytest.raises(ConfigError, match=r"results/paper/table2\.yaml.rows\.0\.model .*'gpt5' is not among"):
+        published_with(tmp_path, model="gpt5")
+    with pytest.raises(ConfigError, match=r"results/paper/table2\.yaml.rows\.0\.cells .*has rte; columns are sst2"):
+        published_with(tmp_path, cells={"rte": "1.0"})
+    with pytest.raises(ConfigError, match=r"results/paper/table2\.yaml.rows\.0\.colour is not a key"):
+        published_with(tmp_path, colour="blue")
+
+
+@pytest.mark.parametrize("name", published.names())
+def test_every_published_row_names_runs_that_a_config_makes(name):
+    table = published.load(name)
+    for row in table.rows:
+        for task in table.tasks() if row.method is not None else ():
+            run = published.run_of(name, row, task)
+            assert (run.model["name"], run.task["name"], run.method["name"]) == (row.model, task, row.method)
 
 
 def test_every_table_builds_from_nothing():
-    for module in (table2_glue, digits, glue_minilm):
-        for table in module.build({}):
-            assert table.rows and all(len(row) == len(table.columns) for row in table.rows)
-            assert DASH in markdown(table)
+    tables = [(name, table) for name, artefact in artefacts().items() for table in artefact.build({}, (), None)]
+    assert len({table.name for _, table in tables}) == len(tables) > 15
+    for name, table in tables:
+        assert table.rows and all(len(row) == len(table.columns) for row in table.rows), name
 
 
 def test_published_averages_are_the_means_of_their_rows():
     """Every printed average of Table 2 follows from its cells, so the transcription holds together."""
-    import yaml
-
-    published = yaml.safe_load(table2_glue.PUBLISHED.read_text())
-    for row in published["rows"]:
-        values = [float(cell.partition("±")[0]) for cell in row["cells"].values()]
-        assert abs(statistics.fmean(values) - float(row["average"])) <= 0.0501, row["label"]
+    for row in published.load("table2").rows:
+        values = [float(cell.partition("±")[0]) for cell in row.cells.values()]
+        assert abs(statistics.fmean(values) - float(row.average)) <= 0.0501, row.label
 
 
 GOLDEN_MARKDOWN = """\

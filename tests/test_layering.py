@@ -16,12 +16,14 @@ LAYERS = [
     ("vera.config",),
     ("vera.record",),
     ("vera.store",),
-    ("vera.seeds", "vera.hub", "vera.cache"),
+    ("vera.judge",),
+    ("vera.seeds", "vera.hub", "vera.cache", "vera.rows"),
     ("vera.models",),
     ("vera.methods",),
     ("vera.tasks",),
     ("vera.train",),
-    ("vera.run",),
+    ("vera.run", "vera.accounting"),
+    ("vera.answers", "vera.analysis"),
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -60,7 +62,7 @@ def test_imports_point_left(path):
 
 @pytest.mark.parametrize("path", modules("experiments"), ids=lambda path: path.name)
 def test_experiments_read_records_only(path):
-    allowed = ("vera.record", "vera.store", "vera.config", "vera.errors", "vera.files", "vera.nn.count")
+    allowed = ("vera.record", "vera.store", "vera.config", "vera.errors", "vera.files", "vera.nn.count", "vera.judge.record")
     for imported in imports(path):
         assert not imported.startswith("torch"), imported
         assert not imported.startswith("vera.") or imported.startswith(allowed), imported
@@ -81,7 +83,10 @@ def test_the_loop_names_no_method_model_or_task():
         assert not names & {word for word in words if isinstance(word, str)}, path
 
 
-@pytest.mark.parametrize("module", ["vera.config", "vera.store", "experiments.table2_glue", "experiments.digits"])
+@pytest.mark.parametrize(
+    "module",
+    ["vera.config", "vera.store", "vera.judge.grade", *(f"experiments.{path.stem}" for path in modules("experiments"))],
+)
 def test_reporting_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -7,9 +7,9 @@ import stat
 import pytest
 
 from vera.errors import RecordError
-from vera.record import Record, parse
+from vera.record import Record, parse, text_hash
 from vera.run import execute
-from vera.store import Store
+from vera.store import Store, output_path
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +136,19 @@ def test_undefined_metrics_may_stand_in_the_history_only(finished):
     raw["scores"]["best"]["metrics"]["accuracy"] = None
     with pytest.raises(ValueError, match="best"):
         Record.model_validate(raw)
+
+
+def test_outputs_are_kept_with_their_record_and_checked(finished, tmp_path):
+    record, _, _ = finished
+    store = Store(tmp_path)
+    path = output_path(record.name, "txt")
+    record = record.model_copy(update={"outputs": {path: text_hash("one\ntwo\n")}})
+    store.write(record, {path: "one\ntwo\n"})
+    kept = store.find(record.name)
+    assert kept == record and store.read_output(kept, "txt") == "one\ntwo\n"
+    (tmp_path / path).write_text("one\nthree\n")
+    with pytest.raises(RecordError, match="its SHA-256 differs"):
+        store.read_output(kept, "txt")
+    (tmp_path / path).unlink()
+    with pytest.raises(RecordError, match="cannot be read"):
+        store.read_output(kept, "txt")

@@ -7,13 +7,20 @@ import torch
 from vera.config import build, choices, compose
 from vera.errors import ConfigError, DataError
 from vera.models.base import Model
-from vera.tasks.digits import few_shot
 from vera.tasks.glue import SUBSETS, fingerprint, synthetic_rows
+from vera.tasks.images import few_shot
 from vera.tasks.metrics import METRICS
 from vera.tasks.metrics import compute as metric
 from vera.tasks.tsv import read_tsv
 
 GLUE = sorted(SUBSETS)
+IMAGE_MODELS = {
+    "digits": "digits_vit",
+    "cifar100": "vit_base",
+    "food101": "vit_base",
+    "flowers102": "vit_large",
+    "resisc45": "vit_large",
+}
 ROWS = {
     "sst2": (b"sentence\tlabel\n", b'a "fine" film\t1\nbad\t0\n'),
     "mrpc": (
@@ -149,20 +156,25 @@ def test_a_correlation_with_a_constant_is_undefined_not_a_number():
 
 @pytest.mark.parametrize("name", choices("task"))
 def test_synthetic_data_loads_collates_and_scores(name, compose):
-    model = "digits_vit" if name == "digits" else "roberta_base"
+    task = build(compose(f"task={name}").task, "task")
+    model = IMAGE_MODELS.get(name) or {"text": "roberta_base", "generation": "gpt2_medium"}[task.modality]
     run = compose(f"model={model}", f"task={name}", "method=head")
-    task, loader = build(run.task, "task"), build(run.model, "model")
+    loader = build(run.model, "model")
     backbone = loader.load(task.outputs, run.cache_dir)
     assert isinstance(loader, Model)
     data = task.load(backbone, seed=0)
     batch = data.collate(list(data.evaluation))
-    labels = batch.pop("labels")
     with torch.no_grad():
-        logits = backbone.model(**batch).logits
-    scores = task.score(logits, labels)
-    assert task.primary in scores and logits.shape == (len(data.evaluation), task.outputs)
-    assert set(scores) == set(METRICS[getattr(task, "subset", "accuracy")])
-    assert torch.isfinite(task.loss(logits, {"labels": labels}))
+        logits = backbone.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+    kept, labels = task.kept(logits, batch)
+    assert len(kept) == len(labels) == len(data.evaluation)
+    scores = task.score(kept, labels)
+    if task.modality == "generation":  # its other metrics come from what is written after the last epoch
+        assert set(scores) == {"log_likelihood"} and data.prompts and len(data.prompts) == len(data.references)
+    else:
+        assert task.primary in scores and logits.shape == (len(data.evaluation), task.outputs)
+        assert set(scores) == set(METRICS[getattr(task, "subset", "accuracy")])
+    assert torch.isfinite(task.loss(logits, batch)) and task.weight(batch) > 0
 
 
 def test_padding_goes_to_the_longest_of_the_batch_not_to_the_maximum(compose):

@@ -146,6 +146,13 @@ def test_schedule(schedule, wanted, compose):
     assert lr_factor(0, 8, cosine) == 1 and lr_factor(4, 8, cosine) == pytest.approx(0.5) and lr_factor(8, 8, cosine) < 1e-9
 
 
+def test_warm_up_in_steps(compose):
+    config = compose("train.warmup_ratio=null", "train.warmup_steps=4").train
+    assert [lr_factor(step, 8, config) for step in range(8)] == [0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25]
+    none = compose("train.warmup_ratio=null").train
+    assert lr_factor(0, 8, none) == 1
+
+
 def test_linear_schedule_equals_transformers(compose):
     from transformers import get_linear_schedule_with_warmup
 

@@ -10,6 +10,7 @@ import importlib
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,18 +19,26 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from vera.errors import ConfigError
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("model", "task", "method", "train")
 
-# Keys that change where and how fast a run goes, not what it computes. They stay out of its identity.
+# Keys that change where and how fast a run goes, and keys that describe what others decide (a checkpoint's architecture and the
+# size of a data set, for counts and estimates). They stay out of a run's identity.
 OPERATIONAL = frozenset(
     {
+        "model.data_dir",
+        "model.full",
+        "model.gradient_checkpointing",
         "model.path",
+        "task.cache_dir",
         "task.data_dir",
+        "task.facts",
+        "task.workers",
         "train.checkpoint_seconds",
         "train.eval_batch_size",
         "train.micro_batch_size",
@@ -78,7 +87,8 @@ class TrainConfig(Strict):
     betas: tuple[Beta, Beta]
     eps: float = Field(gt=0)
     schedule: Literal["linear", "cosine", "constant"]
-    warmup_ratio: float = Field(ge=0, le=1)
+    warmup_ratio: float | None = Field(ge=0, le=1)
+    warmup_steps: int | None = Field(ge=0)
     clip: float = Field(ge=0)
     precision: Literal["auto", "fp32", "bf16"]
     micro_batch_size: int | None = Field(ge=1)
@@ -86,6 +96,18 @@ class TrainConfig(Strict):
     eval_batch_size: int = Field(ge=1)
     checkpoint_seconds: float = Field(ge=0)
     save: bool
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _one_warmup(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        ratio = info.data.get("warmup_ratio")
+        if steps is not None and ratio is not None:
+            raise PydanticCustomError(
+                "two_warmups",
+                "a warm-up is given by ratio or by steps; set train.warmup_ratio={ratio} to null",
+                {"ratio": ratio},
+            )
+        return steps
 
 
 class RunConfig(Strict):
@@ -163,10 +185,18 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(explain(error)) from None
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def resolve(entry: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Another entry of conf/, composed and resolved to plain values. Raises ConfigError with one line."""
+    try:
+        return OmegaConf.to_container(_compose(overrides, entry), resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(explain(error)) from None
+
+
+def _compose(overrides: Sequence[str], entry: str = "run") -> DictConfig:
     if not GlobalHydra.instance().is_initialized():
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR))
-    return hydra.compose("run", overrides=list(overrides))
+    return hydra.compose(entry, overrides=list(overrides))
 
 
 def from_hydra(cfg: DictConfig) -> RunConfig:
@@ -178,7 +208,19 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     raw = OmegaConf.to_container(cfg, resolve=False)
     follows = [f"{group}.{key}" for group in GROUPS for key, value in raw[group].items() if value == SEED_REFERENCE]
     known = {key: resolved[key] for key in RunConfig.model_fields if key in resolved}
-    return checked(RunConfig, {**known, "follows_seed": follows})
+    run = checked(RunConfig, {**known, "follows_seed": follows})
+    _check_recipe(f"{run.method.get('name')}_{run.model.get('name')}")
+    return run
+
+
+@lru_cache(maxsize=256)
+def _check_recipe(name: str) -> None:
+    """A recipe says how long to train in epochs or in steps. (max_steps on the command line is a cap on either.)"""
+    path = CONF_DIR / "recipe" / f"{name}.yaml"
+    if path.is_file():
+        train = OmegaConf.to_container(OmegaConf.load(path), resolve=False).get("train") or {}
+        if train.get("epochs") is not None and train.get("max_steps") is not None:
+            raise ConfigError(f"conf/recipe/{path.name}: train.epochs and train.max_steps are both given; keep one")
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -27,3 +27,7 @@ class RecordError(VeraError):
 
 class TrainingError(VeraError):
     """A run that cannot go on, such as one whose loss is no longer finite."""
+
+
+class JudgeError(VeraError):
+    """A judge that cannot be asked or whose verdicts cannot be read; what it has said so far is kept."""

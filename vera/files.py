@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> Path:
@@ -28,6 +29,48 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> Path:
         raise
     _sync_folder(path.parent)
     return path
+
+
+def append_line(path: str | os.PathLike, line: str) -> None:
+    """Append one line and sync. What a crash left of a last line without its end is cut off first.
+
+    Raises OSError when the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        size = _whole(file)
+        file.truncate(size)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+        if size == 0:
+            _sync_folder(path.parent)
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """The whole lines of a file that `append_line` writes; [] when there is none."""
+    try:
+        with open(path, "rb") as file:
+            size = _whole(file)
+            file.seek(0)
+            return file.read(size).decode().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _whole(file: BinaryIO) -> int:
+    """Bytes up to the end of the last whole line."""
+    end = file.seek(0, os.SEEK_END)
+    block = 1 << 16
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def move_folder(source: Path, target: Path) -> None:

@@ -6,10 +6,15 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
+
+from vera.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
@@ -66,3 +71,25 @@ def offline(when: bool) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def load_dataset(
+    repository: str, subset: str | None, instead: str, revision: str = "main"
+) -> tuple[datasets.DatasetDict, str | None]:
+    """All splits of a data set at a revision's present commit, or from the local cache without a network, and that commit.
+
+    Raises DataError with the reason and `instead`, what a user can give in place of the hub.
+    """
+    import datasets
+
+    sha, online = commit(repository, revision, "dataset")
+    datasets.disable_progress_bars()
+    try:
+        with offline(not online):
+            loaded = datasets.load_dataset(repository, subset, revision=sha or revision)
+    except Exception as error:  # network, cache and format errors of several libraries
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        name = f"{repository} ({subset})" if subset else repository
+        raise DataError(f"data set {name} cannot be loaded from the hub ({reason}); {instead}") from None
+    files = next(iter(loaded.values())).info.download_checksums or {}
+    return loaded, sha or commit_in(" ".join(files))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -10,6 +11,11 @@ from vera.config import Strict, cell_id, run_name
 from vera.errors import RecordError
 
 SCHEMA = 1
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text in UTF-8, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _finite(value: float) -> float:
@@ -116,7 +122,8 @@ class Provenance(Strict):
 
 
 class Record(Strict):
-    """A finished run."""
+    """A finished run. outputs: the texts that its scores were computed from, as paths in the results folder with the SHA-256
+    of their content."""
 
     schema_: Literal[1] = Field(alias="schema")
     status: Literal["done"]
@@ -125,6 +132,7 @@ class Record(Strict):
     scores: Scores
     cost: Cost
     provenance: Provenance
+    outputs: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _identity_holds(self):
@@ -138,11 +146,16 @@ class Record(Strict):
         return run_name(self.run.model, self.run.task, self.run.method, self.run.cell_id, self.run.seed)
 
     def score(self, metric: str | None = None, select: str = "best") -> float:
-        """One metric (default: the primary one) of the best or the last epoch. Raises KeyError for an unknown metric."""
-        return getattr(self.scores, select).metrics[metric or self.scores.primary]
+        """One metric (default: the primary one) of the best or the last epoch. Raises RecordError for one that is not there."""
+        metrics = getattr(self.scores, select).metrics
+        name = metric or self.scores.primary
+        if name not in metrics:
+            raise RecordError(f"{self.name}.json: scores.{select}.metrics has no {name!r}; it has {', '.join(metrics)}")
+        return metrics[name]
 
     def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+        left_out = None if self.outputs else {"outputs"}
+        return self.model_dump_json(by_alias=True, indent=1, exclude=left_out) + "\n"
 
 
 class Failure(Strict):

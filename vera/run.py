@@ -21,14 +21,27 @@ from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
 from vera.record import Failure, Record
 from vera.seeds import seed_everything
-from vera.store import Store
+from vera.store import Store, output_path
 from vera.tasks.base import Data, Task
 from vera.train.loop import Loop, best_epoch
 from vera.train.state import FILE as STATE_FILE
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "evaluate", "tokenizers", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "evaluate",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "bitsandbytes",
+    "sacrebleu",
+    "pycocoevalcap",
+)
 
 
 def execute(run: RunConfig, show_progress: bool = False) -> Record:
@@ -49,14 +62,14 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
     except Timeout:
         raise TrainingError(f"another process is computing {run.run_name}") from None
     try:
-        record = _train(run, work, show_progress)
-        store.write(record)
+        record, files = _train(run, work, show_progress)
+        store.write(record, files)
         (work / STATE_FILE).unlink(missing_ok=True)
     except Exception as error:
         log.debug("run %s failed", run.run_name, exc_info=True)
         reason = " ".join(str(error).split()) or type(error).__name__
         store.write_failure(
-            Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=_now())
+            Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=now())
         )
         if isinstance(error, VeraError):
             raise
@@ -80,8 +93,9 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
     return backbone, method, task, task.load(backbone, run.seed)
 
 
-def _train(run: RunConfig, work: Path, show_progress: bool) -> Record:
-    started, code = _now(), _code()
+def _train(run: RunConfig, work: Path, show_progress: bool) -> tuple[Record, dict[str, str]]:
+    """The record, and the texts of the files that it names."""
+    started = now()
     backbone, method, task, data = prepare(run)
     parameters = count(method.parameter_groups(backbone), backbone.model)
     tracker = build(run.tracker, "tracker")
@@ -92,7 +106,8 @@ def _train(run: RunConfig, work: Path, show_progress: bool) -> Record:
             loop.fit()
     finally:
         tracker.finish()
-    return Record(
+    files = {output_path(run.run_name, suffix): text for suffix, text in loop.final.files.items()}
+    record = Record(
         schema=records.SCHEMA,
         status="done",
         run=_identity(run),
@@ -101,8 +116,8 @@ def _train(run: RunConfig, work: Path, show_progress: bool) -> Record:
         cost=loop.cost(),
         provenance={
             "started": started,
-            "finished": _now(),
-            **code,
+            "finished": now(),
+            **code(),
             "model_source": backbone.source,
             "model_commit": backbone.commit,
             "model_fingerprint": backbone.fingerprint,
@@ -111,14 +126,21 @@ def _train(run: RunConfig, work: Path, show_progress: bool) -> Record:
             "data_fingerprint": data.fingerprint,
             "train_rows": len(data.train),
             "eval_rows": len(data.evaluation),
-            "notes": data.notes,
+            "notes": {**data.notes, **loop.final.notes},
         },
+        outputs={path: records.text_hash(text) for path, text in files.items()},
     )
+    return record, files
 
 
 def _identity(run: RunConfig) -> dict[str, Any]:
     config = run.scientific
-    for group, key in (("model", "path"), ("task", "data_dir")):  # a record shows no path of the machine it was made on
+    for group, key in (
+        ("model", "path"),
+        ("model", "data_dir"),
+        ("task", "data_dir"),
+        ("task", "cache_dir"),
+    ):  # a record shows no path of the machine it was made on
         if config[group].get(key) is not None:
             config[group] = {**config[group], key: "local"}
     return {
@@ -153,7 +175,7 @@ def _scores(history: list[dict[str, Any]], primary: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _code() -> dict[str, Any]:
+def code() -> dict[str, Any]:
     """Which code ran: commit, whether tracked code differs from it, and package versions."""
 
     def git(*arguments: str) -> str | None:
@@ -174,7 +196,7 @@ def _code() -> dict[str, Any]:
     return {"git_sha": sha, "git_dirty": None if changed is None else bool(changed), "versions": versions}
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 

@@ -1,6 +1,7 @@
 """A folder of records: one file a run, written whole or not at all, read with validation.
 
 results_dir/runs/<model>--<task>--<method>--<cell8>--s<seed>.json    finished runs
+results_dir/outputs/<the same>.<suffix>                              texts that a run's scores were computed from
 results_dir/failed/...                                               runs that ended with an error
 """
 
@@ -11,7 +12,12 @@ from pathlib import Path
 
 from vera.errors import RecordError
 from vera.files import write_atomic
-from vera.record import Failure, Record, parse
+from vera.record import Failure, Record, parse, text_hash
+
+
+def output_path(name: str, suffix: str) -> str:
+    """Where a run's output file is, as its record says it: relative to the results folder."""
+    return f"outputs/{name}.{suffix}"
 
 
 class Store:
@@ -30,12 +36,29 @@ class Store:
         path = self.path(name)
         return self._read(path) if path.exists() else None
 
-    def write(self, record: Record) -> Path:
-        """Write a record and forget the run's earlier failure. Raises RecordError when the folder cannot be written."""
+    def write(self, record: Record, outputs: dict[str, str] | None = None) -> Path:
+        """Write a record after the outputs that it names (path to text), and forget the run's earlier failure.
+
+        Raises RecordError when the folder cannot be written.
+        """
         parse(record.to_json(), record.name)
+        for path, text in (outputs or {}).items():
+            self._write(self.root / path, text)
         path = self._write(self.path(record.name), record.to_json())
         (self.failed / f"{record.name}.json").unlink(missing_ok=True)
         return path
+
+    def read_output(self, record: Record, suffix: str) -> str:
+        """The text of one of a record's outputs. Raises RecordError when it is missing or not what the record was made from."""
+        name = output_path(record.name, suffix)
+        path = self.root / name
+        try:
+            text = path.read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecordError(f"{path} cannot be read: {error}") from None
+        if text_hash(text) != record.outputs.get(name):
+            raise RecordError(f"{path} is not the file that the record {record.name} was made with: its SHA-256 differs")
+        return text
 
     def write_failure(self, failure: Failure) -> Path:
         return self._write(self.failed / f"{failure.name}.json", failure.to_json())

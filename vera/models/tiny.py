@@ -9,9 +9,13 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
     ViTConfig,
@@ -22,22 +26,40 @@ from vera.cache import make_folder
 from vera.errors import ConfigError
 from vera.seeds import forked
 
-CONFIGS = {"roberta": RobertaConfig, "bert": BertConfig, "vit": ViTConfig}
+CONFIGS = {"roberta": RobertaConfig, "bert": BertConfig, "vit": ViTConfig, "gpt2": GPT2Config, "llama": LlamaConfig}
+CAUSAL = {"gpt2", "llama"}
+END = "<|endoftext|>"
 
 
 def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:
     """A folder with a random model of `settings["family"]` and its tokenizer or image processor, made once and cached."""
     settings = dict(settings)
     family = settings.pop("family", None)
-    if family not in CONFIGS:
-        raise ConfigError(f"model.tiny.family must be one of {', '.join(CONFIGS)}; got {family!r}")
+    _config_class(family, "model.tiny.family")
     key = hashlib.sha256(json.dumps([family, settings], sort_keys=True).encode()).hexdigest()[:8]
 
     def make(folder: Path) -> None:
         with forked(0, "tiny"):
-            _image(settings, folder) if family == "vit" else _text(family, settings, folder)
+            if family == "vit":
+                _image(settings, folder)
+            elif family in CAUSAL:
+                _causal(family, settings, folder)
+            else:
+                _text(family, settings, folder)
 
     return make_folder(Path(cache_dir) / "tiny" / f"{family}-{key}", "config.json", make)
+
+
+def architecture(settings: dict[str, Any], key: str = "model.full") -> PretrainedConfig:
+    """The transformers configuration that `settings` (family and its own keys) describe. Raises ConfigError."""
+    settings = dict(settings)
+    return _config_class(settings.pop("family", None), f"{key}.family")(**settings)
+
+
+def _config_class(family: Any, key: str) -> type[PretrainedConfig]:
+    if family not in CONFIGS:
+        raise ConfigError(f"{key} must be one of {', '.join(CONFIGS)}; got {family!r}")
+    return CONFIGS[family]
 
 
 def _text(family: str, settings: dict[str, Any], folder: Path) -> None:
@@ -51,6 +73,20 @@ def _text(family: str, settings: dict[str, Any], folder: Path) -> None:
         **settings,
     )
     AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _causal(family: str, settings: dict[str, Any], folder: Path) -> None:
+    tokenizer = causal_tokenizer(bytes_of([END]))
+    config = CONFIGS[family](
+        vocab_size=len(tokenizer),
+        max_position_embeddings=1024,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **settings,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -71,13 +107,7 @@ def image_processor(config: ViTConfig) -> ViTImageProcessor:
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, with RoBERTa's special tokens at RoBERTa's ids: reads any text without training."""
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    vocabulary = {token: index for index, token in enumerate(special)}
-    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocabulary[symbol] = len(vocabulary)
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = bytes_of(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
@@ -92,3 +122,21 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         mask_token="<mask>",
         model_max_length=512,
     )
+
+
+def causal_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """With one special token that begins, ends and pads, as GPT-2 has; nothing is added to a text."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=1024
+    )
+
+
+def bytes_of(special: list[str]) -> Tokenizer:
+    """One token a byte, after the special tokens."""
+    vocabulary = {token: index for index, token in enumerate(special)}
+    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[symbol] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

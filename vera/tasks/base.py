@@ -19,6 +19,8 @@ class Data:
 
     train, evaluation  sequences of examples; `collate` turns a list of them into the model's keyword arguments, padded to the
                        longest, with `labels`.
+    prompts, references  what a task that generates starts from after the last epoch (token ids), and the texts it is measured
+                       against; empty for others.
     lengths            relative size of each evaluation example, so that similar ones are batched; None if all are equal.
     source, commit     where the rows come from; fingerprint: SHA-256 (16 digits) of their content.
     notes              what a record should say about them (few-shot rows, truncated examples).
@@ -32,28 +34,57 @@ class Data:
     fingerprint: str
     lengths: list[int] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    prompts: Sequence[list[int]] = ()
+    references: Sequence[list[str]] = ()
+
+
+@dataclass
+class Final:
+    """What a task adds once, after the last epoch.
+
+    metrics  join those of the last epoch; files: texts that they were computed from, by file suffix, kept beside the record;
+    notes    what the record should say about them.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Task(Component):
-    """Common keys of conf/task. `primary` is the metric by which the best epoch is chosen; higher is better."""
+    """Common keys of conf/task.
+
+    primary  the metric by which the best epoch is chosen; higher is better.
+    facts    what is known of the full data without reading it, for estimates: train_rows, eval_rows, tokens (mean an example).
+    """
 
     modality: ClassVar[str]
 
     primary: str
     synthetic: bool = False
+    facts: dict[str, float] = {}
 
     @property
     def outputs(self) -> int:
-        """Size of the head: the number of classes, or 1 for regression."""
+        """Size of the head: the number of classes, 1 for regression, 0 where the language model's own head serves."""
         raise NotImplementedError
 
     def load(self, backbone: Backbone, seed: int) -> Data:
         """Read, check and prepare the data. Raises DataError naming file and row."""
         raise NotImplementedError
 
+    def kept(self, logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What `score` needs of an evaluated batch, one row an example: by default the logits [N, outputs] and labels [N]."""
+        return logits.float(), batch["labels"]
+
     def score(self, logits: Tensor, labels: Tensor) -> dict[str, float | None]:
-        """Metrics over the evaluation set: logits [N, outputs] float32, labels [N]. None where a metric is undefined."""
+        """Metrics over the evaluation set from all that was `kept`, in the order of the examples. None where undefined."""
         raise NotImplementedError
+
+    def finish(self, backbone: Backbone, data: Data, batch_size: int) -> Final:
+        """Called once, after the last epoch was scored, with the adapter merged and the model in evaluation mode on its
+        device: the place for what is too slow for every epoch, such as generating text."""
+        return Final()
 
     def loss(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Mean loss of a batch: cross-entropy, or squared error when there is one output (STS-B)."""

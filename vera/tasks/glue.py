@@ -124,20 +124,10 @@ class Glue(Task):
         return splits
 
     def _from_hub(self) -> tuple[dict[str, list[Row]], str, str | None]:
-        import datasets
-
         subset = SUBSETS[self.subset]
-        commit, online = hub.commit(REPOSITORY, "main", "dataset")
-        datasets.disable_progress_bars()
-        try:
-            with hub.offline(not online):
-                loaded = datasets.load_dataset(REPOSITORY, self.subset, revision=commit)
-        except Exception as error:  # network, cache and format errors of several libraries
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise DataError(
-                f"data set {REPOSITORY} ({self.subset}) cannot be loaded from the hub ({reason}); give a folder with GLUE's "
-                f"official files with task.data_dir=/path/to/glue"
-            ) from None
+        loaded, commit = hub.load_dataset(
+            REPOSITORY, self.subset, "give a folder with GLUE's official files with task.data_dir=/path/to/glue"
+        )
         splits: dict[str, list[Row]] = {}
         for split in ("train", "validation"):
             columns = set(loaded[split].column_names)
@@ -149,8 +139,7 @@ class Glue(Task):
                 (pair, _checked_label(f"{REPOSITORY} ({self.subset}, {split}) row {index}", label, subset.labels))
                 for index, (pair, label) in enumerate(zip(texts, loaded[split]["label"], strict=True))
             ]
-        files = loaded["train"].info.download_checksums or {}
-        return splits, f"{REPOSITORY} {self.subset}", commit or hub.commit_in(" ".join(files))
+        return splits, f"{REPOSITORY} {self.subset}", commit
 
     def _tokenise(self, tokenizer, rows: list[Row], split: str, notes: dict[str, Any]) -> list[dict[str, Any]]:
         columns = [list(column) for column in zip(*(texts for texts, _ in rows), strict=True)]

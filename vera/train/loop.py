@@ -7,6 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from torch.utils.data import DataLoader
 
 from vera.config import RunConfig
 from vera.errors import ConfigError, TrainingError
-from vera.files import move_folder
+from vera.files import move_folder, write_atomic
 from vera.methods.base import Method
 from vera.models.base import Backbone
 from vera.seeds import generator, seed_everything
-from vera.tasks.base import Data, Task
+from vera.tasks.base import Data, Final, Task
 from vera.train import state
-from vera.train.evaluate import predict
+from vera.train.evaluate import finish, predict
 from vera.train.optim import lr_factor, optimizer, set_lr
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Loop:
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         self.history: list[dict[str, Any]] = []
+        self.final = Final()
         self.spent: dict[str, Any] = {"seconds": 0.0, "examples": 0, "tokens": 0, "restarts": 0, "peak_memory_bytes": None}
         self._saving = 0.0
 
@@ -118,11 +120,12 @@ class Loop:
             pieces = similar_lengths(examples, self.task.length, self.config.micro_batch_tokens, size)
         batches = [self.data.collate(piece) for piece in pieces]
         weights = [self.task.weight(batch) for batch in batches]
-        return [(weight / sum(weights), batch) for weight, batch in zip(weights, batches, strict=True)]
+        total = sum(weights) or 1
+        return [(weight / total, batch) for weight, batch in zip(weights, batches, strict=True)]
 
     def _step(self, batches: list[MicroBatch]) -> None:
         set_lr(self.optimizer, lr_factor(self.step, self.total, self.config))
-        self.method.on_step(self.backbone, self.step)
+        self.method.on_step(self.backbone, self.step, self.total)
         loss_sum = torch.zeros_like(self.loss_sum)
         for weight, batch in batches:
             self.spent["examples"] += len(batch["labels"])
@@ -134,9 +137,13 @@ class Loop:
             loss = weight * self.task.loss(logits, batch)
             self.accelerator.backward(loss)
             loss_sum += loss.detach()
+        penalty = self.method.penalty(self.backbone)
+        if penalty is not None:
+            self.accelerator.backward(penalty)
         if self.config.clip:
             self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.clip)
         self.optimizer.step()
+        self.method.after_step(self.backbone, self.step, self.total)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.loss_sum += loss_sum
@@ -154,10 +161,16 @@ class Loop:
         for name, parameter in self.parameters.items():
             if not torch.isfinite(parameter).all():
                 raise TrainingError(f"{name} is not finite after epoch {epoch}; lower train.lr or train.head_lr")
-        logits, labels = predict(self.accelerator, self.backbone, self.method, self.data, self.config.eval_batch_size)
-        if not torch.isfinite(logits).all():
+        parts = (self.accelerator, self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
+        kept, labels = predict(*parts)
+        if not torch.isfinite(kept).all():
             raise TrainingError(f"predictions are not finite after epoch {epoch}; lower train.lr or train.head_lr")
-        metrics = self.task.score(logits, labels)
+        metrics = self.task.score(kept, labels)
+        if self.step == self.total:
+            self.final = finish(*parts)
+            metrics = {**metrics, **self.final.metrics}
+            for suffix, text in self.final.files.items():
+                write_atomic(self.work / f"outputs.{suffix}", text)
         train_loss = self.loss_sum.item() / steps
         self.loss_sum.zero_()
         self.history.append({"epoch": epoch, "step": self.step, "train_loss": train_loss, "metrics": metrics})
@@ -187,9 +200,11 @@ class Loop:
             "step": self.step,
             "loss_sum": self.loss_sum.item(),
             "history": self.history,
+            "final": asdict(self.final),
             "spent": self.spent,
         }
-        state.save(self.work, progress, self.method.trained(self.backbone), self.parameters, self.optimizer)
+        kept = {"trained": self.method.trained(self.backbone), "method": self.method.state(self.backbone)}
+        state.save(self.work, progress, kept, self.parameters, self.optimizer)
         self._clock = time.monotonic()
         self._saving = self._clock - now
 
@@ -211,12 +226,14 @@ class Loop:
         found = state.load(self.work, self.parameters, self.optimizer)
         if found is None:
             return
-        progress, trained = found
+        progress, kept = found
         for key, value in self._sources().items():
             if progress.get(key) != value:
                 raise TrainingError(f"{self.work} holds the state of another run (its {key} differs); delete it to start again")
-        self.method.restore(self.backbone, trained)
+        self.method.restore(self.backbone, kept["trained"])
+        self.method.restore_state(self.backbone, kept["method"])
         self.step, self.history, self.spent = progress["step"], progress["history"], progress["spent"]
+        self.final = Final(**progress["final"])
         self.spent["restarts"] += 1
         self.loss_sum.fill_(progress["loss_sum"])
         log.info("resuming at step %d of %d", self.step, self.total)
@@ -250,6 +267,6 @@ def similar_lengths(examples: list[Any], length: Callable[[Any], int], tokens: i
 
 
 def best_epoch(history: list[dict[str, Any]], metric: str) -> int | None:
-    """The first epoch with the highest value of a metric; None while it is undefined everywhere."""
-    scored = [(entry["metrics"][metric], -entry["epoch"]) for entry in history if entry["metrics"][metric] is not None]
+    """The first epoch with the highest value of a metric; None while none has one: undefined, or computed at the end only."""
+    scored = [(entry["metrics"][metric], -entry["epoch"]) for entry in history if entry["metrics"].get(metric) is not None]
     return -max(scored)[1] if scored else None

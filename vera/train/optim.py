@@ -32,9 +32,9 @@ def _exempt(name: str) -> bool:
 def lr_factor(step: int, total: int, config: TrainConfig) -> float:
     """The learning rate of step 0 .. total-1 as a fraction of its base: linear warm-up, then the schedule down to zero.
 
-    Warm-up takes warmup_ratio of the steps, rounded up, as in the common trainers.
+    Warm-up takes warmup_steps, or warmup_ratio of the steps, rounded up, as in the common trainers.
     """
-    warmup = math.ceil(config.warmup_ratio * total)
+    warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil((config.warmup_ratio or 0.0) * total)
     if step < warmup:
         return step / warmup
     progress = (step - warmup) / max(1, total - warmup)

@@ -17,17 +17,18 @@ from vera.errors import TrainingError
 from vera.files import write_atomic
 
 FILE = "state.safetensors"
+KEPT = ("trained", "method")  # tensors of the method, in groups that come back as they were given
 
 
 def save(
     folder: Path,
     progress: dict[str, Any],
-    trained: dict[str, Tensor],
+    kept: dict[str, dict[str, Tensor]],
     parameters: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write progress (JSON values), trained tensors, optimiser moments and every random generator's state, atomically."""
-    tensors = {f"trained/{name}": tensor for name, tensor in trained.items()}
+    """Write progress (JSON values), the groups of KEPT, optimiser moments and every random generator's state, atomically."""
+    tensors = {f"{group}/{name}": tensor for group in KEPT for name, tensor in kept[group].items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).detach().to("cpu").contiguous()
@@ -42,8 +43,8 @@ def save(
 
 def load(
     folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Restore the optimiser and the generators; return progress and trained tensors, or None when there is no state.
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
+    """Restore the optimiser and the generators; return progress and the groups of KEPT, or None when there is no state.
 
     Raises TrainingError for a file that is not such a state.
     """
@@ -69,4 +70,5 @@ def load(
     np.random.set_state((kind, tensors["rng/numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = header["python"]
     random.setstate((version, tuple(internal), gauss_next))
-    return header["progress"], {key.removeprefix("trained/"): t for key, t in tensors.items() if key.startswith("trained/")}
+    named = [(*key.split("/", 1), tensor) for key, tensor in tensors.items()]
+    return header["progress"], {kept: {name: tensor for group, name, tensor in named if group == kept} for kept in KEPT}

@@ -1,0 +1,83 @@
+"""Composing thousands of configs is slow in Hydra (some 60 ms each) and always gives the same: remember it on disk.
+
+The memory lies in .cache/compositions/<hash>.json; the hash is over everything in conf/ and the versions that compose it, so a
+changed yaml is never answered from an old one. Deleting the folder is safe.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vera.config import CONF_DIR, RunConfig, compose
+from vera.files import write_atomic
+
+FOLDER = Path(".cache") / "compositions"
+COMPOSER = Path(compose.__code__.co_filename)
+
+
+class Compositions:
+    """Overrides to RunConfig, read from and written to one file a state of conf/."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / f"{_state()}.json"
+        self.known: dict[str, Any] = self._read()
+        self.built: dict[str, RunConfig] = {}
+        self.changed = False
+
+    def get(self, overrides: Sequence[str]) -> RunConfig:
+        """As vera.config.compose. Raises ConfigError."""
+        key = " ".join(overrides)
+        if key not in self.built:
+            if key in self.known:
+                self.built[key] = RunConfig(**self.known[key])
+            else:
+                self.built[key] = compose(overrides)
+                self.known[key] = self.built[key].model_dump(mode="json")
+                self.changed = True
+        return self.built[key]
+
+    def save(self) -> None:
+        """Write what is new; a folder that cannot be written costs time, nothing else."""
+        if self.changed:
+            try:
+                write_atomic(self.path, json.dumps({**self._read(), **self.known}, separators=(",", ":")))
+            except OSError:
+                return
+            self.changed = False
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self.path.read_bytes())
+            for value in known.values():
+                RunConfig(**value)
+            return known
+        except (OSError, ValueError, TypeError, AttributeError, ValidationError):
+            return {}
+
+
+def composed(overrides: Sequence[str]) -> RunConfig:
+    """The run that `python scripts/train.py OVERRIDES` would make, remembered. Raises ConfigError with one line."""
+    return _compositions().get(overrides)
+
+
+@lru_cache(maxsize=1)
+def _compositions() -> Compositions:
+    made = Compositions(FOLDER)
+    atexit.register(made.save)
+    return made
+
+
+def _state() -> str:
+    digest = hashlib.sha256("".join(version(package) for package in ("hydra-core", "omegaconf")).encode())
+    for path in [COMPOSER, *sorted(CONF_DIR.rglob("*.yaml"))]:
+        digest.update(str(path.relative_to(CONF_DIR.parent)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]

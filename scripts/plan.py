@@ -1,0 +1,84 @@
+"""What the paper's tables and figures need, what is there, and what the rest would cost.
+
+python scripts/plan.py                    every sweep of the paper, a line each
+python scripts/plan.py table2             the sweeps of one table, cell by cell
+python scripts/plan.py --commands         how to run what is missing
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from experiments.plan import Plan, Status, cells, failure, sweeps
+from experiments.render import DASH, Table, show
+from vera.errors import VeraError
+
+TFLOPS = 50.0
+COLUMNS = ["Runs", "Done", "Failed", "Missing", "Rehearsed", "GPU-hours left", "From"]
+
+
+def figures(status: Status) -> list[str]:
+    hours = DASH if status.hours is None else f"{status.hours:.1f}" if status.hours < 100 else f"{status.hours:,.0f}"
+    counted = [len(status.wanted), len(status.done), len(status.failed), status.missing, status.rehearsed]
+    return [*map(str, counted), hours, ", ".join(sorted(status.bases)) or DASH]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "artefact", nargs="?", help="a table, a figure (or how they begin) or a sweep; default: the whole paper"
+    )
+    parser.add_argument("--results", default="results", help="folder with runs/ (default: results)")
+    parser.add_argument("--scratch", default="results/scratch", help="folder of rehearsals (default: results/scratch)")
+    parser.add_argument(
+        "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
+    )
+    parser.add_argument(
+        "--tflops", type=float, default=TFLOPS, help=f"a GPU's sustained 10^12 operations a second ({TFLOPS:g})"
+    )
+    parser.add_argument("--commands", action="store_true", help="print one command for each sweep that is not done")
+    options = parser.parse_args()
+    if not options.tflops > 0:
+        parser.error("--tflops must be positive")
+    try:
+        plan = Plan(Path(options.results), Path(options.scratch), options.tflops)
+        wanted = {name: (sweep, cells(name, sweep, options.overrides)) for name, sweep in sweeps(options.artefact).items()}
+        each = {name: plan.status(found) for name, (_, found) in wanted.items()}
+        whole = plan.status([cell for _, found in wanted.values() for cell in found])
+        if options.commands:
+            for name, status in each.items():
+                if status.missing or status.failed:
+                    print(" ".join(["python scripts/train.py", f"sweep={name}", *options.overrides]))
+            return 0
+        if options.artefact is None:
+            rows = [[", ".join(sweep.artefacts), name, *figures(each[name])] for name, (sweep, _) in wanted.items()]
+            rows.sort()
+            columns = ["Fills", "Sweep", *COLUMNS]
+            lead = ["all", ""]
+        else:
+            rows = []
+            for name, (_, found) in wanted.items():
+                for cell in found:
+                    what = " ".join(part for part in cell.overrides[1:] if part not in options.overrides)
+                    rows.append([name, what, *figures(plan.status([cell]))])
+            columns = ["Sweep", "Cell", *COLUMNS]
+            lead = ["all", ""]
+        notes = [
+            "A run that several sweeps want is counted in each of them, and once in the last line.",
+            f"From: recorded seconds of the same cell, or operations at {options.tflops:g} x 10^12 a second (--tflops): a "
+            "lower bound, without padding and decoding.",
+        ]
+        show(Table("plan", "The plan", columns, [*rows, [*lead, *figures(whole)]], notes, [len(rows)]))
+        for name in sorted(whole.failed):
+            print(f"failed: {name}: {failure(plan.results, name)}")
+    except (VeraError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Every sweep at scale=rehearsal: tiny random models, synthetic data, two steps, and the answers of
+those that answer questions; then every table from those records.
+
+python scripts/rehearse.py                     all sweeps, two at a time
+python scripts/rehearse.py glue_base demo      some of them
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from vera.config import CONF_DIR, choices
+
+
+def rehearse(sweep: str, results: str, overrides: list[str]) -> tuple[str, int, float, str]:
+    """(sweep, exit status, seconds, what it wrote to stderr); one thread, since two sweeps run at a time."""
+    began = time.monotonic()
+    keys = [f"sweep={sweep}", "scale=rehearsal", f"results_dir={results}", "device=cpu", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for script in ("train.py", "answer.py") if answers(sweep) else ("train.py",):
+        command = [sys.executable, str(ROOT / "scripts" / script), *keys]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            break
+    return sweep, done.returncode, time.monotonic() - began, done.stderr
+
+
+def answers(sweep: str) -> bool:
+    """Whether the runs of a sweep answer questions when they are trained."""
+    loaded = yaml.safe_load((CONF_DIR / "sweep" / f"{sweep}.yaml").read_text(encoding="utf-8"))
+    return any("override /answers" in entry for entry in loaded.get("defaults", []) if isinstance(entry, dict))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweeps", nargs="*", help=f"which of {', '.join(choices('sweep'))}")
+    parser.add_argument("--results", default="results/scratch", help="folder for the records (default: results/scratch)")
+    parser.add_argument("--jobs", type=int, default=2, help="sweeps at a time (default: 2)")
+    parser.add_argument(
+        "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
+    )
+    options = parser.parse_args()
+    unknown = set(options.sweeps) - set(choices("sweep"))
+    if unknown:
+        parser.error(f"no such sweep: {', '.join(sorted(unknown))}; there are {', '.join(choices('sweep'))}")
+    began = time.monotonic()
+    failed = []
+    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
+        jobs = [pool.submit(rehearse, s, options.results, options.overrides) for s in options.sweeps or choices("sweep")]
+        for job in jobs:
+            sweep, status, seconds, _ = job.result()
+            print(f"{'done' if status == 0 else 'again later':12}{sweep:28}{seconds:6.0f} s", flush=True)
+            if status:
+                failed.append(sweep)
+    errors = 0
+    for sweep in failed:  # a run that the other sweep was computing at that moment, or a real error
+        sweep, status, seconds, stderr = rehearse(sweep, options.results, options.overrides)
+        print(f"{'done' if status == 0 else 'FAILED':12}{sweep:28}{seconds:6.0f} s", flush=True)
+        if status:
+            errors += 1
+            print("\n".join(line for line in stderr.splitlines() if line.startswith("error")), file=sys.stderr)
+    tables = [
+        str(ROOT / "scripts" / "tables.py"),
+        "--results",
+        options.results,
+        "--out",
+        options.results,
+        "--with",
+        "scale=rehearsal",
+    ]
+    made = subprocess.run([sys.executable, *tables, *(part for o in options.overrides for part in ("--with", o))])
+    print(f"{time.monotonic() - began:.0f} s; records in {options.results}/runs, tables in {options.results}/tables")
+    return 1 if errors or made.returncode else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

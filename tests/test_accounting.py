@@ -1,0 +1,93 @@
+"""Every printed count of the paper against the count on the adapted model, and the few that differ, by name."""
+
+import json
+
+import pytest
+
+from experiments import accounting, published, table1
+from experiments.accounting import prints
+from vera.accounting import account
+from vera.config import compose
+from vera.errors import ConfigError
+from vera.nn.count import lora_parameters, vera_parameters
+
+# Printed counts that the method's formula does not give. Everything else must match; a new entry needs a reason in its yaml.
+DIFFER = {
+    ("2", "roberta_base", "full", "125M"),
+    ("3", "gpt2_medium", "full", "354.92M"),
+    ("3", "gpt2_medium", "adapter_h", "11.09M"),
+    ("3", "gpt2_medium", "adalora", "0.38M"),
+    ("3", "gpt2_medium", "lora", "0.35M"),
+    ("3", "gpt2_large", "lora", "0.77M"),
+}
+
+
+def rows():
+    for name in published.names():
+        table = published.load(name)
+        for row in table.rows:
+            if row.method is not None and (row.params or row.bytes):
+                yield name, table, row
+
+
+def test_every_printed_count_matches_or_is_known_to_differ():
+    differ = set()
+    for _, table, row in rows():
+        counted = accounting.counts()[accounting.key(row)]
+        for printed, kind in ((row.params, "adapter"), (row.bytes, "adapter_bytes")):
+            if printed not in (None, "-") and prints(printed, counted[kind]) is None:
+                assert row.remark, f"table {table.table}: {row.label} {printed} differs without a remark"
+                differ.add((table.table, row.model, row.method, printed))
+    assert differ == DIFFER
+
+
+def test_the_committed_counts_are_those_of_the_models():
+    """One row a model and method is counted again; scripts/account.py counts them all."""
+    seen = set()
+    for name, table, row in rows():
+        if (row.model.partition("_")[0], row.method) in seen or "13b" in row.model:
+            continue
+        seen.add((row.model.partition("_")[0], row.method))
+        assert account(published.run_of(name, row, table.tasks()[0])) == accounting.counts()[accounting.key(row)], row.label
+
+
+def test_table_1_agrees_cell_by_cell_but_for_the_marked_ones():
+    (table,) = table1.build()
+    text = " ".join(" ".join(row) for row in table.rows)
+    marked = {(line.model, line.rank, cell) for line in table1.published().rows for cell in line.differs}
+    assert text.count(table1.MARK) == len(marked) == 7
+    for line in table1.published().rows:
+        for method in ("lora", "vera"):
+            counted = accounting.counts()[table1.key(line.model, method, line.rank)]
+            for kind, field in (("params", "adapter"), ("bytes", "adapter_bytes")):
+                matched = prints(getattr(getattr(line, method), kind), counted[field]) is not None
+                assert matched != ((line.model, line.rank, f"{method} {kind}") in marked), (line, method, kind)
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "width"), [("roberta_base", 12, 768), ("roberta_large", 24, 1024), ("gpt3", 96, 12288)]
+)
+@pytest.mark.parametrize("rank", [1, 16, 256])
+def test_the_models_agree_with_the_closed_form(model, layers, width, rank):
+    shapes = [(width, width)] * (2 * layers)
+    counted = accounting.counts()
+    assert counted[table1.key(model, "vera", rank)]["adapter"] == vera_parameters(shapes, rank)
+    assert counted[table1.key(model, "lora", rank)]["adapter"] == lora_parameters(shapes, rank)
+
+
+def test_prints_rounds_and_cuts_and_tells_them_apart():
+    assert prints("36.8K", 36_864) == "cut off" and prints("36.9K", 36_864) == "rounded"
+    assert prints("75.5M", 75_497_472) == "rounded" and prints("144KB", 36_864 * 4) == "rounded"
+    assert prints("2MB", 589_824 * 4) == "rounded" and prints("49.5K", 49_920) is None
+    assert prints("0.043M", 43_008) == "rounded" and prints("0.35M", 393_216) is None
+    assert prints("about 3M", 3_000_000) is None
+
+
+def test_a_model_without_an_architecture_cannot_be_counted():
+    with pytest.raises(ConfigError, match="digits_vit has no `full` architecture"):
+        account(compose(["model=digits_vit", "task=digits", "method=vera"]))
+
+
+def test_the_committed_file_is_sorted_and_whole():
+    text = accounting.COUNTS.read_text()
+    assert text == json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"

@@ -1,0 +1,141 @@
+"""Language models: GPT-2's attention in three matrices, its counts, decoding in batches."""
+
+import copy
+import shutil
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from vera.config import build, compose
+from vera.errors import ConfigError
+from vera.models.decoding import Decoding, generate, generate_ids
+from vera.models.gpt2 import split_attention
+from vera.nn import VeraConfig, attach
+
+SHAPES = {
+    "gpt2_medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "gpt2_large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+}
+
+
+def loader(*overrides):
+    return build(compose(["model=gpt2_medium", "model.size=tiny", *overrides]).model, "model")
+
+
+@pytest.fixture
+def backbone(cache):
+    loaded = loader().load(0, cache)
+    loaded.model.eval()
+    with torch.no_grad():  # far from a uniform model, so that outputs do not hang on rounding
+        for parameter in loaded.model.parameters():
+            parameter.mul_(8 if parameter.dim() > 1 else 1)
+    return loaded
+
+
+def test_the_split_attention_computes_what_the_fused_one_did(cache):
+    plain = AutoModelForCausalLM.from_pretrained(loader().source(cache)).eval()
+    split = loader().load(0, cache).model.eval()
+    ids = torch.randint(0, 257, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(split(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-6)
+    names = [name for name, _ in split.named_parameters()]
+    assert sum("c_attn.query.weight" in name for name in names) == 2
+    assert sum(p.numel() for p in split.parameters()) == sum(p.numel() for p in plain.parameters())
+
+
+def test_a_checkpoint_as_the_hub_keeps_it(cache, tmp_path):
+    """Without the language model's prefix, and without the output layer that is tied to the embeddings."""
+    tiny = loader()
+    AutoModelForCausalLM.from_pretrained(tiny.source(cache)).transformer.save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(f"{tiny.source(cache)}/{file}", tmp_path)
+    found = loader("model.size=full", f"model.path={tmp_path}").load(0, cache)
+    assert found.fingerprint == tiny.load(0, cache).fingerprint
+    assert found.model.lm_head.weight is found.model.transformer.wte.weight
+
+
+@pytest.mark.parametrize(
+    ("name", "vera", "total"), [("gpt2_medium", 98_304, 354_823_168), ("gpt2_large", 165_888, 774_030_080)]
+)
+def test_counts_of_table_3_come_out_of_the_adapted_model(name, vera, total):
+    with torch.device("meta"):
+        model = split_attention(GPT2LMHeadModel(GPT2Config(**SHAPES[name])))
+    assert sum(p.numel() for p in model.parameters()) == total
+    attach(model, VeraConfig(rank=1024, targets=("query", "value")))
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == vera
+
+
+def test_a_language_model_has_no_head_and_no_dropout_of_its_own(cache):
+    backbone = loader().load(0, cache)
+    assert backbone.head == () and backbone.preprocess.padding_side == "left"
+    assert {m.p for m in backbone.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+    assert loader("model.dropout=0.1").load(0, cache).model.transformer.drop.p == 0.1
+
+
+def prompts(count):
+    draws = torch.Generator().manual_seed(1)
+    lengths = torch.randint(3, 24, (count,), generator=draws).tolist()
+    return [torch.randint(1, 257, (length,), generator=draws).tolist() for length in lengths]
+
+
+def test_batched_beam_search_equals_one_prompt_at_a_time(backbone):
+    """Left padding, the cache and the order of a batch change nothing: transformers' own call, prompt by prompt."""
+    decoding = Decoding(beams=10, length_penalty=0.8, no_repeat_ngram=0, max_new_tokens=12)
+    given = prompts(200)
+    began = time.perf_counter()
+    tokenizer = backbone.preprocess
+    expected = []
+    for prompt in given:
+        ids = torch.tensor([prompt])
+        found = backbone.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            num_beams=10,
+            length_penalty=0.8,
+            max_new_tokens=12,
+            do_sample=False,
+            early_stopping=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        ids = found[0, len(prompt) :].tolist()
+        expected.append(ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids)
+    one_by_one, began = time.perf_counter() - began, time.perf_counter()
+    assert generate_ids(backbone, given, decoding, 32) == expected
+    assert len(set(map(tuple, expected))) > 50
+    assert time.perf_counter() - began < one_by_one
+
+
+def test_ngram_blocking_spares_the_prompt(backbone):
+    """A name of the prompt may be copied; what was written may not be written again."""
+    greedy = {"beams": 1, "length_penalty": 1.0, "max_new_tokens": 24}
+    free = generate_ids(backbone, prompts(8), Decoding(no_repeat_ngram=0, **greedy), 8)
+    looping = [prompt + ids for prompt, ids in zip(prompts(8), free, strict=True)]
+    copied = 0
+    for prompt, ids in zip(looping, generate_ids(backbone, looping, Decoding(no_repeat_ngram=2, **greedy), 8), strict=True):
+        pairs = list(pairwise(ids))
+        assert len(pairs) == len(set(pairs))
+        copied += bool(set(pairs) & set(pairwise(prompt)))
+    assert copied
+
+
+def test_an_output_ends_at_a_stop_text(backbone):
+    decoding = {"beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0, "max_new_tokens": 16}
+    (whole,) = generate(backbone, prompts(1), Decoding(**decoding), 1)
+    mark = whole[3:5]
+    (cut,) = generate(backbone, prompts(1), Decoding(stop=[mark], **decoding), 1)
+    assert cut == whole[: whole.index(mark)] and cut != whole
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(backbone):
+    decoding = Decoding(beams=1, length_penalty=1.0, no_repeat_ngram=0, max_new_tokens=64)
+    with pytest.raises(ConfigError, match="are 1064 tokens; this model reads 1024"):
+        generate(backbone, [[5] * 1000], decoding, 1)
+
+
+def test_decoding_leaves_the_model_as_it_was(backbone):
+    before = copy.deepcopy(backbone.model.state_dict())
+    generate(backbone, prompts(2), Decoding(beams=2, length_penalty=1.0, no_repeat_ngram=4, max_new_tokens=4), 2)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.model.state_dict().items())

@@ -1,0 +1,470 @@
+"""Instruction tuning: Alpaca's rows, Llama on 4-bit weights, answers question by question, from training to a judged table."""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from experiments.comparison import compare
+from experiments.judged import join
+from experiments.judged import table as judged_table
+from tests.conftest import ROOT
+from tests.judge_server import Judge
+from vera.accounting import account
+from vera.answers import AnswerSettings, Chat, answer
+from vera.config import build, checked, choices, compose, resolve
+from vera.errors import ConfigError, DataError, ModelError, RecordError
+from vera.judge.endpoint import JudgeSettings
+from vera.judge.grade import judge
+from vera.judge.questions import QuestionSource, load_questions
+from vera.judge.record import Judged
+from vera.methods.base import count
+from vera.models.decoding import generate_ids
+from vera.run import execute, prepare
+from vera.store import Store
+from vera.tasks.alpaca import read_rows
+
+BASE = ["model=llama_7b", "task=alpaca"]
+SMALL = ["model.size=tiny", "model.tiny.hidden_size=16", "task.synthetic=true"]
+
+
+def alpaca(*overrides):
+    return build(compose([*BASE, "method=vera", *overrides]).task, "task")
+
+
+@pytest.fixture
+def backbone(cache):
+    return build(compose([*BASE, *SMALL, "model.quantisation=none"]).model, "model").load(0, cache)
+
+
+# --- counts -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "task", "adapter"),
+    [
+        ("llama_7b", "vera", "alpaca", 1_589_248),  # 1.6M
+        ("llama_7b", "lora", "alpaca", 159_907_840),  # 159.9M
+        ("llama2_13b", "vera", "alpaca", 2_416_640),  # 2.4M
+        ("llama2_13b", "lora", "alpaca", 250_347_520),  # 250.3M
+        ("llama_7b", "vera", "alpaca_10k", 1_417_216),  # 1.4M and 5.4MB, Table 13
+    ],
+)
+def test_counts_come_out_of_the_adapted_models(model, method, task, adapter):
+    run = compose([f"model={model}", f"task={task}", f"method={method}"])
+    counted = account(run)
+    assert counted["adapter"] == adapter
+    if task == "alpaca_10k":
+        assert f"{counted['adapter_bytes'] / 2**20:.1f}" == "5.4"
+
+
+def test_recipes_hold_the_values_of_table_9():
+    for model in ("llama_7b", "llama_13b", "llama2_7b", "llama2_13b"):
+        for method, rank, lr in (("lora", 64, 4e-4), ("vera", 1024, 4e-3)):
+            run = compose([f"model={model}", "task=alpaca", f"method={method}"])
+            assert (run.method["rank"], run.train.lr) == (rank, lr) and len(run.method["targets"]) == 7
+            assert (run.train.batch_size, run.train.micro_batch_size, run.train.epochs) == (16, 4, 1)
+            assert (run.train.schedule, run.train.warmup_ratio) == ("cosine", 0.1)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_prompt_with_and_without_input():
+    task = alpaca()
+    plain, given = task.text(("Do {input} it.", " ", "x")), task.text(("Do it.", "with this", "x"))
+    assert plain.endswith("appropriately completes the request.\n\n### Instruction:\nDo {input} it.\n\n### Response:")
+    assert "paired with an input" in given and given.endswith("\n\n### Input:\nwith this\n\n### Response:")
+    assert "paired" not in plain
+
+
+def test_only_the_response_and_the_end_token_are_learnt(backbone):
+    task = alpaca("task.synthetic=true")
+    data = task.load(backbone, 0)
+    assert len(data.train) == 24 and len(data.evaluation) == 8
+    batch = data.collate([data.train[0], data.train[1]])
+    tokenizer = backbone.preprocess
+    learnt = [ids[labels != -100].tolist() for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)]
+    for ids, example in zip(learnt, data.train, strict=False):
+        text = tokenizer.decode(ids[:-1])
+        assert text.isdigit() and ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(example["input_ids"]).startswith(tokenizer.bos_token + "Below is an instruction")
+    logits = torch.randn(2, batch["input_ids"].shape[1], 257, generator=torch.Generator().manual_seed(0))
+    loss = task.loss(logits, batch)
+    logits[:, :20] += 5.0 * torch.arange(257)  # far inside the prompt
+    assert torch.equal(task.loss(logits, batch), loss)
+
+
+def write_rows(path, rows):
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def numbered(count):
+    return [{"instruction": f"Say {i}.", "input": "", "output": str(i)} for i in range(count)]
+
+
+def test_long_examples_are_cut_and_counted_and_hopeless_ones_left_out(backbone, tmp_path):
+    rows = numbered(20)
+    rows[3]["output"] = "x" * 400
+    rows[4]["instruction"] = "y" * 400
+    rows[5]["output"] = ""
+    path = write_rows(tmp_path / "rows.json", rows)
+    task = alpaca(f"task.data_dir={path}", "task.max_length=220", "task.held_out=2")
+    data = task.load(backbone, 0)
+    assert sum(data.notes["truncated"].values()) == 1 and sum(data.notes["dropped"].values()) == 2
+    assert len(data.train) + len(data.evaluation) == 18
+    lengths = [len(example["input_ids"]) for example in [*data.train, *data.evaluation]]
+    assert max(lengths) == 220
+
+
+def test_the_rows_of_a_subset_are_the_same_for_every_seed_and_never_held_out(backbone, tmp_path):
+    path = write_rows(tmp_path / "rows.json", numbered(50))
+    some = alpaca(f"task.data_dir={path}", "task.held_out=10", "task.rows=20")
+    every = alpaca(f"task.data_dir={path}", "task.held_out=10")
+    first, second, whole = some.load(backbone, 0), some.load(backbone, 1), every.load(backbone, 0)
+
+    def texts(examples):
+        return {tuple(example["input_ids"]) for example in examples}
+
+    assert first.train == second.train and first.fingerprint == second.fingerprint != whole.fingerprint
+    assert len(texts(first.train)) == 20 and len(texts(whole.train)) == 40
+    assert texts(first.train) < texts(whole.train) and not texts(whole.train) & texts(whole.evaluation)
+    assert texts(first.evaluation) == texts(whole.evaluation)
+    with pytest.raises(DataError, match=r"50 rows are fewer than task.rows=45 and task.held_out=10 need"):
+        alpaca(f"task.data_dir={path}", "task.held_out=10", "task.rows=45").load(backbone, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"instruction": "a", "input": ""}]', "row 0: no 'output'"),
+        ('[{"instruction": "a", "output": "b"}, {"output": "b"}]', "row 1: no 'instruction'"),
+        ('[{"instruction": "a", "output": 3}]', "row 0: 'output' is not a text"),
+        ('[{"instruction": " ", "output": "b"}]', "row 0: empty 'instruction'"),
+        ('["a"]', "row 0: not an object"),
+        ('{"instruction": "a"}', "is not a list of rows"),
+        ("[{", "is not a JSON file"),
+    ],
+)
+def test_bad_rows_are_named(content, words, tmp_path):
+    (tmp_path / "alpaca.json").write_text(content)
+    with pytest.raises(DataError) as caught:
+        read_rows(tmp_path)
+    assert words in str(caught.value) and "alpaca.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_without_rows_and_no_hub(tmp_path, backbone):
+    with pytest.raises(DataError, match="holds none of alpaca_data_cleaned"):
+        read_rows(tmp_path)
+    with pytest.raises(DataError, match=r"yahma/alpaca-cleaned cannot be loaded from the hub .* task.data_dir="):
+        alpaca().load(backbone, 0)
+
+
+def test_real_rows():
+    path = ROOT.parent / "shared" / "data" / "alpaca"
+    if not path.is_dir():
+        pytest.skip("no Alpaca rows beside the project")
+    rows = read_rows(path)
+    assert len(rows) == 5000 and sum(bool(given) for _, given, _ in rows) == 1943 and sum(not out for *_, out in rows) == 2
+
+
+# --- 4-bit weights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["vera", "lora"])
+def test_a_4_bit_llama_trains_its_adapter_in_float32_and_keeps_its_weights(method, compose):
+    run = compose(*BASE, f"method={method}", "method.rank=8", "model.tiny.hidden_size=64", "model.tiny.intermediate_size=96")
+    backbone, built, task, data = prepare(run)
+    model = backbone.model
+    packed = {n: p for n, p in model.named_parameters() if p.dtype == torch.uint8}
+    assert len(packed) == 14 and all("lm_head" not in name for name in packed)
+    groups = built.parameter_groups(backbone)
+    trained = dict(groups["adapter"])
+    assert trained and all(p.dtype == torch.float32 for p in trained.values()) and not groups["head"]
+    plain = sum(p.numel() for n, p in model.named_parameters() if n not in packed)
+    entries = 2 * 4 * 64 * 64 + 2 * 3 * 64 * 96
+    assert count(groups, model)["total"] == plain + entries
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if name not in trained}
+    batch = data.collate(data.train[:4])
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    adam = torch.optim.AdamW(trained.values(), lr=0.02)
+    losses = []
+    for _ in range(12):
+        loss = task.loss(model(**inputs).logits, batch)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+        model.eval()
+        with built.merged(backbone), torch.inference_mode():  # an evaluation between steps changes nothing either
+            model(**inputs)
+        model.train()
+    assert losses[-1] < losses[0] - 0.1
+    for name, value in before.items():
+        assert torch.equal(dict(model.named_parameters())[name], value), name
+
+
+def test_without_quantisation_the_weights_are_bf16_and_the_fingerprint_differs(cache, backbone):
+    assert {p.dtype for p in backbone.model.parameters()} == {torch.bfloat16}
+    packed = build(compose([*BASE, *SMALL]).model, "model").load(0, cache)
+    assert packed.fingerprint != backbone.fingerprint
+
+
+def test_gradient_checkpointing_changes_no_number(compose):
+    losses = []
+    for on in ("false", "true"):
+        run = compose(*BASE, "method=vera", "model.quantisation=none", f"model.gradient_checkpointing={on}")
+        backbone, built, task, data = prepare(run)
+        batch = data.collate(data.train[:2])
+        backbone.model.train()
+        loss = task.loss(backbone.model(**{k: v for k, v in batch.items() if k != "labels"}).logits, batch)
+        loss.backward()
+        grads = [p.grad.sum().item() for _, p in built.parameter_groups(backbone)["adapter"]]
+        losses.append((run.cell_id, loss.item(), grads))
+    assert losses[0] == losses[1]
+
+
+def test_a_gated_model_and_missing_bitsandbytes_are_one_line(cache, monkeypatch):
+    import vera.models.causal as causal
+    import vera.models.llama as llama
+
+    def refuse(*_, **__):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at https://x\n401 ...")
+
+    monkeypatch.setattr(causal.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(ModelError) as caught:
+        build(compose(["model=llama2_7b", "task=alpaca"]).model, "model").load(0, cache)
+    text = str(caught.value)
+    assert "gated repo" in text and "https://huggingface.co/meta-llama/Llama-2-7b-hf" in text and "hf auth login" in text
+    assert "model.path=/path/to/Llama-2-7b-hf" in text and "\n" not in text
+    monkeypatch.setattr(llama.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs bitsandbytes \(pip install .*quantise.*\); model.quantisation=none"):
+        build(compose(BASE).model, "model").load(0, cache)
+
+
+# --- what was trained comes back --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [name for name in choices("method") if name != "adalora"])
+def test_what_a_method_saves_it_loads(method, compose, tmp_path):
+    run = compose("model=roberta_base", "task=rte", f"method={method}")
+    backbone, built, task, data = prepare(run)
+    with torch.no_grad():
+        for index, tensor in enumerate(built.trained(backbone)):
+            dict(backbone.model.named_parameters())[tensor].add_(0.01 * (index % 5 + 1))
+    batch = data.collate(data.train[:4])
+    batch.pop("labels")
+    backbone.model.eval()
+    built.save(backbone, tmp_path)
+    fresh = build(run.model, "model").load(task.outputs, Path(run.cache_dir))
+    again = build(run.method, "method")
+    again.load(fresh, build(run.model, "model"), tmp_path)
+    fresh.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fresh.model(**batch).logits, backbone.model(**batch).logits)
+
+
+def test_weights_of_another_rank_or_none_are_refused(compose, tmp_path):
+    run = compose(*BASE, "method=lora", "method.rank=4")
+    backbone, built, _, _ = prepare(run)
+    built.save(backbone, tmp_path)
+    other = compose(*BASE, "method=lora", "method.rank=8")
+    fresh = build(other.model, "model").load(0, Path(other.cache_dir))
+    with pytest.raises(ModelError, match=r"does not fit the model: .*lora_A"):
+        build(other.method, "method").load(fresh, build(other.model, "model"), tmp_path)
+    with pytest.raises(ModelError, match="cannot be read"):
+        build(other.method, "method").load(prepare(run)[0], build(other.model, "model"), tmp_path / "none")
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------------
+
+
+def settings(name="mt_bench", *overrides) -> AnswerSettings:
+    values = resolve("run", [*BASE, f"answers={name}", "scale=rehearsal", *overrides])["answers"]
+    return checked(AnswerSettings, values, "answers")
+
+
+@pytest.fixture
+def trained(compose):
+    run = compose(*BASE, "method=vera", "method.rank=16", "model.quantisation=none", "train.save=true")
+    execute(run)
+    return run
+
+
+def test_the_chat_template_and_the_end_token(backbone):
+    tokenizer = backbone.preprocess
+    chat = Chat(first="<{message}>", next="[{message}]", close=True, stop=[])
+    end = tokenizer.eos_token
+    assert tokenizer.decode(chat.prompt(tokenizer, ("a", "b"), [])) == f"{tokenizer.bos_token}<a>"
+    assert tokenizer.decode(chat.prompt(tokenizer, ("a", "b"), ["x"])) == f"{tokenizer.bos_token}<a>x{end}[b]"
+    open_ = chat.model_copy(update={"close": False})
+    assert tokenizer.decode(open_.prompt(tokenizer, ("a", "b"), ["x"])) == f"{tokenizer.bos_token}<a>x[b]"
+    for name in choices("chat"):
+        checked(Chat, resolve("run", [f"chat@answers.chat={name}", *BASE, "answers=mt_bench"])["answers"]["chat"])
+    with pytest.raises(ConfigError, match=r"must hold \{message\} once"):
+        checked(Chat, {"first": "x", "next": "{message}", "close": True, "stop": []}, "answers.chat")
+
+
+def test_answers_are_kept_question_by_question_and_go_on_after_a_crash(trained, monkeypatch):
+    import vera.answers as module
+
+    real, calls = module.answer_batch, []
+
+    def crash(backbone, given, batch):
+        calls.append([question.id for question in batch])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(backbone, given, batch)
+
+    one = settings("mt_bench", "answers.batch_size=1")
+    monkeypatch.setattr(module, "answer_batch", crash)
+    with pytest.raises(KeyboardInterrupt):
+        answer(trained, one)
+    (path,) = (Path(trained.results_dir) / "answers").glob("*.jsonl")
+    assert len(path.read_text().splitlines()) == 1 and not path.with_suffix(".json").exists()
+    with path.open("a") as file:
+        file.write('{"question_id": 2, "choi')
+    record, same, computed = answer(trained, one)
+    assert same == path and computed and calls[2:] == [[2], [3]]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["question_id"] for row in rows] == [1, 2, 3] and all(len(row["choices"][0]["turns"]) == 2 for row in rows)
+    assert record.run.cell_id == trained.cell_id and record.settings["decoding"]["stop"] == one.chat.stop
+    assert record.settings["chat"]["close"] is True and record.cost["tokens"] == sum(sum(row["tokens"]) for row in rows)
+    count = len(calls)
+    again = answer(trained, one)
+    assert again[2] is False and again[0] == record and len(calls) == count
+
+
+def test_another_setting_or_the_bare_backbone_makes_other_answers(trained):
+    first = answer(trained, settings())
+    longer = answer(trained, settings("mt_bench", "answers.decoding.max_new_tokens=9"))
+    bare = answer(trained, settings("mt_bench", "answers.checkpoint=none"))
+    assert len({first[1], longer[1], bare[1]}) == 3 and "--bare--" in bare[1].name and bare[0].run is None
+    faster = answer(trained, settings("mt_bench", "answers.batch_size=2"))
+    assert faster[1] == first[1] and faster[2] is False
+
+
+def test_a_prompt_longer_than_the_model_loses_its_left_but_the_begin_token(backbone, monkeypatch):
+    import vera.answers as module
+
+    seen = []
+
+    def spy(backbone, prompts, *rest):
+        seen.extend(prompts)
+        return generate_ids(backbone, prompts, *rest)
+
+    monkeypatch.setattr(module, "generate_ids", spy)
+    backbone.model.config.max_position_embeddings = 200  # the first prompts have about 160 tokens
+    short = settings("mt_bench", "answers.decoding.max_new_tokens=20")
+    lines = module.answer_batch(backbone, short, load_questions(short.questions, "").questions)
+    tokenizer = backbone.preprocess
+    assert all(line["shortened"][0] == 0 and line["shortened"][1] > 0 for line in lines)
+    assert len(seen) == 6 and all(len(prompt) == 180 and prompt[0] == tokenizer.bos_token_id for prompt in seen[3:])
+    assert all(tokenizer.decode(prompt).endswith("### Response:") for prompt in seen)
+    with pytest.raises(ConfigError, match=r"max_new_tokens=200 leaves no prompt; this model reads 200"):
+        long = settings("mt_bench", "answers.decoding.max_new_tokens=200")
+        module.answer_batch(backbone, long, load_questions(long.questions, "").questions)
+
+
+def test_a_run_that_was_not_trained_or_not_kept_cannot_answer(compose, trained):
+    with pytest.raises(RecordError, match=r"has no record of llama_7b--alpaca--vera.*train it first"):
+        answer(compose(*BASE, "method=vera", "seed=5"), settings())
+    with pytest.raises(ConfigError, match="model=digits_vit does not write text"):
+        answer(compose("model=digits_vit", "task=digits", "method=head"), settings())
+    unkept = compose(*BASE, "method=lora", "method.rank=2", "model.quantisation=none", "train.save=false")
+    execute(unkept)
+    with pytest.raises(ModelError, match=r"holds no trained weights; was the run made with train\.save=true"):
+        answer(unkept, settings())
+
+
+def test_from_training_to_a_judged_table(compose, tmp_path):
+    """The chain of `make vicuna`: two runs, their answers, the judge, Table 13."""
+    paths = []
+    for method in ("lora", "vera"):
+        run = compose("model=llama_7b", "task=alpaca_10k", f"method={method}", "train.save=true")
+        execute(run)
+        paths.append(answer(run, settings("vicuna_bench"))[1])
+    results = Path(run.results_dir)
+    values = resolve("judge", ["questions=vicuna_bench", "questions.synthetic=true"])
+    source = checked(QuestionSource, values["questions"])
+    server = Judge(lambda n, body: "Scores: [[6, 8]]")
+    try:
+        asked = checked(JudgeSettings, {**values["judge"], "base_url": server.url, "orders": "first"})
+        record, path = judge(paths, source, asked, "any", results, tmp_path)
+    finally:
+        server.close()
+    assert record.answers[1]["run"]["method"] == "vera" and record.answers[1]["checkpoint"] == "last"
+    cells = Store(results).by_cell()
+    assert join(cells, results) is cells  # neither questions nor wording are the official ones
+    raw = json.loads(path.read_text())
+    raw["questions"]["official"], raw["judge"]["prompts"] = True, "official"
+    Judged.model_validate(raw)
+    path.write_text(json.dumps(raw))
+    joined = join(cells, results)
+    tables = {table.name: table for table in compare("table13", joined, ["scale=rehearsal"])}
+    ours = [row[-1] for row in tables["table13"].rows if row[2] == "ours"]
+    assert ours == ["6.00 (n=1)", "8.00 (n=1)"]
+    assert [row[-1] for row in compare("table13", cells, ["scale=rehearsal"])[0].rows if row[2] == "ours"] == ["–", "–"]
+    assert join(cells, results, judge="another") is cells
+    assert [row[6] for row in judged_table(results).rows] == ["6.00", "8.00"]
+    (results / "judged" / "copy.json").write_text(path.read_text())
+    with pytest.raises(RecordError, match="both grade"):
+        join(cells, results)
+
+
+# --- scripts ----------------------------------------------------------------------------------------------------------------
+
+
+def script(name):
+    """A module of scripts/, imported."""
+    spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_line_answers_a_sweep(train, cache, tmp_path, compose):
+    sweep = ["sweep=vicuna", "method=vera", "model.quantisation=none"]
+    done = train(*sweep)
+    assert done.returncode == 0, done.stderr
+    common = ["scale=rehearsal", "device=cpu", "progress=false", f"cache_dir={cache}", f"results_dir={tmp_path / 'results'}"]
+    command = [sys.executable, str(ROOT / "scripts" / "answer.py"), *sweep, *common]
+    answered = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert answered.returncode == 0 and "3 questions" in answered.stderr, answered.stderr
+    (path,) = (tmp_path / "results" / "answers").glob("*.json")
+    assert str(tmp_path) not in path.read_text()
+    with pytest.raises(ConfigError, match="which questions\\? Give answers= one of mt_bench, vicuna_bench"):
+        script("answer").answer(OmegaConf.create({"answers": {"questions": {"synthetic": True}}}), compose(*BASE))
+
+
+def test_table_12_has_dashes_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["table12.py"])
+    assert script("table12").main() == 0
+    shown = capsys.readouterr().out
+    assert "python scripts/table12.py" in shown and shown.count("–") == 6 and "568" in shown
+
+
+def test_table_12_measures_what_it_says(monkeypatch):
+    table12 = script("table12")
+    options = argparse.Namespace(tiny=True, steps=2, warmup=0, length=16, rounds=1)
+    vera = table12.in_a_process("vera", options)  # as on a GPU
+    assert len(vera["seconds"]) == 2 and vera["peak_memory_bytes"] is None
+    assert vera["parameters"] == 2 * (5 * 16 + 2 * 32 + 7 * 64)
+    lora = table12.measure("lora", 1, 0, 16, True)
+    assert lora["parameters"] == 2 * 64 * (4 * 32 + 3 * 48) and torch.get_default_dtype() == torch.float32
+    lora, vera = {**lora, "seconds": [2.0], "peak_memory_bytes": 10e9}, {**vera, "seconds": [3.0], "peak_memory_bytes": 8e9}
+    monkeypatch.setattr(table12, "in_a_process", lambda method, _: {"lora": lora, "vera": vera}[method])
+    bench = table12.compare(options)
+    assert [case["ratio"]["median"] for case in bench["cases"]] == [1.5, 0.8]
+    assert table12.table(bench).rows[-1] == ["ours", "VeRA / LoRA", "1.500", "0.800"]
+    broken = argparse.Namespace(**{**vars(options), "length": 0})
+    with pytest.raises(ConfigError):
+        script("table12").in_a_process("vera", broken)

@@ -1,0 +1,460 @@
+"""The judge against a server on this machine that misbehaves, and the official files where they are there."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.judge_server import Judge, completion, error
+from vera.config import checked, resolve
+from vera.errors import ConfigError, DataError, JudgeError, RecordError
+from vera.judge.endpoint import JudgeSettings, read_key
+from vera.judge.grade import items, judge, messages, read_answers
+from vera.judge.prompts import parse_pair, parse_rating, read_prompts
+from vera.judge.questions import QuestionSource, load_questions
+from vera.judge.sources import fetch, in_folder
+
+KEY = "sk-secret-0123456789"
+
+
+@pytest.fixture
+def server():
+    servers = []
+
+    def start(script=lambda n, body: "Fine. Rating: [[7]]"):
+        servers.append(Judge(script))
+        return servers[-1]
+
+    yield start
+    for each in servers:
+        each.close()
+
+
+def source(name="mt_bench", **changes) -> QuestionSource:
+    overrides = [f"questions={name}", *(f"questions.{key}={value}" for key, value in changes.items())]
+    return checked(QuestionSource, resolve("judge", overrides)["questions"])
+
+
+def settings(server, **changes) -> JudgeSettings:
+    base = {"base_url": server if isinstance(server, str) else server.url, "timeout_seconds": 10, "prompts": "own"}
+    return checked(JudgeSettings, {**resolve("judge", [])["judge"], **base, **changes}, "judge")
+
+
+def answer_file(folder, questions, name="model", text="five"):
+    """FastChat's format, without a record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.jsonl"
+    rows = [
+        {"question_id": q.id, "choices": [{"index": 0, "turns": [f"{text} {turn}" for turn in q.turns]}]}
+        for q in questions.questions
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Grade the synthetic questions; returns (record, path)."""
+
+    def run(server, name="mt_bench", grading=None, **changes):
+        chosen = source(name, synthetic=True, **({"grading": grading} if grading else {}))
+        questions = load_questions(chosen, tmp_path)
+        files = [answer_file(tmp_path / "answers", questions)]
+        if chosen.grading == "pairwise":
+            files.append(answer_file(tmp_path / "answers", questions, "other", "six"))
+        return judge(files, chosen, settings(server, **changes), KEY, tmp_path / "results", tmp_path / "cache")
+
+    return run
+
+
+def verdict_lines(tmp_path):
+    return [
+        json.loads(line) for path in (tmp_path / "results/judged").glob("*.jsonl") for line in path.read_text().splitlines()
+    ]
+
+
+def user_text(body):
+    return body["messages"][-1]["content"]
+
+
+def test_every_turn_is_graded_and_kept_verbatim(server, ask, tmp_path):
+    verdict = "Größe, “quotes”\nand lines.\nRating: [[7.5]]"
+    there = server(lambda n, body: verdict if "2 + 3" in user_text(body) else "Rating: [[4]]")
+    record, path = ask(there)
+    assert record.verdicts == 6 and record.unreadable == [] and len(there.requests) == 6
+    (score,) = record.scores
+    assert score["n"] == 6 and score["mean"] == pytest.approx((2 * 7.5 + 4 * 4) / 6)
+    assert score["by_turn"] == {"1": pytest.approx(15.5 / 3), "2": pytest.approx(15.5 / 3)}
+    assert score["by_category"]["math"] == 7.5
+    lines = verdict_lines(tmp_path)
+    assert {line["item"] for line in lines} == {f"{q}/{turn}/a" for q in (1, 2, 3) for turn in (1, 2)}
+    assert sum(line["verdict"] == verdict for line in lines) == 2
+    assert record.judge["model"] == "gpt-4" and record.judge["prompts"] == "own"
+    assert record.provenance["served_models"] == ["judge-0001"] and record.cost["prompt_tokens"] == 60
+    body = there.requests[0]["body"]
+    assert body["temperature"] == 0 and body["max_tokens"] == 2048 and there.requests[0]["path"] == "/v1/chat/completions"
+    assert path.is_file() and path.with_suffix(".jsonl").is_file()
+
+
+def test_the_second_turn_shows_both_and_mathematics_its_reference(server, ask):
+    there = server()
+    ask(there)
+    texts = [user_text(request["body"]) for request in there.requests]
+    assert sum("Double it." in text and "What is 2 + 3?" in text and "<reference>\n10\n" in text for text in texts) == 1
+    assert sum("Double it." not in text and "What is 2 + 3?" in text and "<reference>\n5\n" in text for text in texts) == 1
+    assert sum("reference" in text for text in texts) == 2
+
+
+def test_retries_with_growing_pauses_and_the_servers_own(server, ask):
+    failures = {0: error(429, "slow down"), 1: error(500, "oops"), 2: error(503, "busy")}
+    there = server(lambda n, body: failures.get(n, "[[5]]"))
+    record, _ = ask(there, concurrency=1)
+    assert record.scores[0]["n"] == 6 and len(there.requests) == 9
+
+    plain = server(lambda n, body: (429, {"error": {"message": "slow"}}, {}) if n < 2 else "[[5]]")
+    ask(plain, concurrency=1, model="another")
+    times = [request["at"] for request in plain.requests[:3]]
+    assert times[1] - times[0] > 0.3 and times[2] - times[1] > times[1] - times[0]
+
+
+def test_a_timeout_is_tried_again(server, ask):
+    def script(n, body):
+        time.sleep(1.0 if n == 0 else 0)
+        return "[[5]]"
+
+    there = server(script)
+    record, _ = ask(there, timeout_seconds=0.3, concurrency=1)
+    assert record.scores[0]["n"] == 6 and len(there.requests) == 7
+
+
+def test_no_more_requests_at_once_than_allowed(server, ask):
+    def script(n, body):
+        time.sleep(0.05)
+        return "[[5]]"
+
+    there = server(script)
+    ask(there, concurrency=2)
+    assert there.most_at_once == 2
+
+
+def test_an_unreadable_verdict_is_asked_again_then_reported_and_in_no_mean(server, ask, tmp_path):
+    there = server(lambda n, body: "I would say eight." if "three colours" in user_text(body) else "[[4]]")
+    record, path = ask(there, attempts=3)
+    assert record.unreadable == ["1/1/a", "1/2/a"] and record.scores[0]["n"] == 4 and record.scores[0]["mean"] == 4
+    assert len(there.requests) == 4 + 2 * 3
+    kept = [line for line in verdict_lines(tmp_path) if line["question_id"] == 1]
+    assert [line["verdict"] for line in kept] == ["I would say eight."] * 6 and all(line["scores"] is None for line in kept)
+    assert json.loads(path.read_text())["unreadable"]
+
+    there.script = lambda n, body: "[[10]]"  # the same judge, later: only the two are asked for
+    again, same = ask(there, attempts=3)
+    assert same == path and len(there.requests) == 12
+    assert again.unreadable == [] and again.scores[0]["mean"] == pytest.approx((4 * 4 + 2 * 10) / 6)
+
+
+def test_an_empty_verdict_is_unreadable_and_none_at_all_is_an_error(server, ask, tmp_path):
+    there = server(lambda n, body: (200, completion(None), {}))
+    with pytest.raises(JudgeError, match="not one of 6 verdicts holds a rating"):
+        ask(there, attempts=1)
+    assert not list((tmp_path / "results/judged").glob("*.json")) and len(verdict_lines(tmp_path)) == 6
+
+
+def test_a_rerun_asks_only_what_is_missing(server, ask, tmp_path):
+    there = server(lambda n, body: "[[6]]" if n < 3 else error(400, "the context is too long"))
+    with pytest.raises(JudgeError, match=r"HTTP 400: the context is too long; 3 new verdicts are kept"):
+        ask(there, concurrency=1)
+    assert not list((tmp_path / "results/judged").glob("*.json"))
+    (verdicts,) = (tmp_path / "results/judged").glob("*.jsonl")
+    with verdicts.open("a") as file:
+        file.write('{"item": "2/2/a", "sco')  # the machine went down here
+    before = len(there.requests)
+    there.script = lambda n, body: "[[6]]"
+    record, path = ask(there, concurrency=1)
+    assert len(there.requests) - before == 3 and record.scores[0]["n"] == 6
+    text, count = path.read_text(), len(there.requests)
+    ask(there)
+    assert path.read_text() == text and len(there.requests) == count
+
+
+def test_another_judge_makes_another_record(server, ask, tmp_path):
+    there = server(lambda n, body: {"gpt-4": "[[6]]", "org/judge:2": "[[9]]"}[body["model"]])
+    first, path = ask(there)
+    text = path.read_text()
+    second, other = ask(there, model="org/judge:2")
+    assert other != path and path.read_text() == text and "org-judge-2" in other.name
+    assert (first.scores[0]["mean"], second.scores[0]["mean"]) == (6, 9)
+    assert ask(there, temperature=1.0)[1] not in (path, other)
+
+
+def test_pairs_are_asked_in_both_orders_and_scored_by_file(server, ask):
+    def script(n, body):
+        five_first = user_text(body).index("five") < user_text(body).index("six")
+        return "Scores: [[8, 3]]" if five_first else "Scores: [[5, 6]]"  # the first place earns something here
+
+    there = server(script)
+    record, path = ask(there, "vicuna_bench")
+    assert len(there.requests) == 6 and [score["mean"] for score in record.scores] == [7, 4]
+    assert [answer["name"] for answer in record.answers] == ["model", "other"] and "--vs--" in path.name
+    one, _ = ask(there, "vicuna_bench", orders="first")
+    assert [score["mean"] for score in one.scores] == [8, 3] and len(there.requests) == 9
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (lambda n, body: error(401, f"Incorrect API key provided: {KEY}"), "refuses the key in OPENAI_API_KEY (HTTP 401)"),
+        (lambda n, body: error(403, "no"), "refuses the key in OPENAI_API_KEY (HTTP 403)"),
+        (lambda n, body: error(404, f"no model gpt-4 for {KEY}"), "HTTP 404: no model gpt-4 for [key]"),
+        (lambda n, body: error(500, f"{KEY} crashed"), "HTTP 500: [key] crashed"),
+        (lambda n, body: (200, b"<html>login</html>", {"content-type": "text/html"}), "no chat completion"),
+        (lambda n, body: (200, b"{nonsense", {}), "no chat completion"),
+        (lambda n, body: (200, {"choices": []}, {}), "no chat completion"),
+    ],
+    ids=["401", "403", "404", "500", "html", "nonsense", "no choices"],
+)
+def test_an_endpoint_that_fails_is_one_line_without_the_key(script, words, server, ask, tmp_path):
+    with pytest.raises(JudgeError) as caught:
+        ask(server(script), retries=1)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert KEY not in str(caught.value) and KEY[-4:] not in str(caught.value)
+    assert not list((tmp_path / "results/judged").glob("*.json"))
+
+
+def test_an_endpoint_that_is_down_or_too_slow(server, ask):
+    there = server()
+    address = there.url
+    there.close()
+    with pytest.raises(JudgeError, match=r"at http://127.0.0.1:\d+/v1 cannot be reached"):
+        ask(address, retries=0)
+
+    def slow(n, body):
+        time.sleep(0.5)
+        return "[[5]]"
+
+    with pytest.raises(JudgeError, match=r"did not answer within 0.1 s, asked 1 times"):
+        ask(server(slow), timeout_seconds=0.1, retries=0, concurrency=1)
+
+
+def test_the_key_is_sent_and_written_nowhere(server, ask, tmp_path):
+    there = server(lambda n, body: f"Your key is {KEY}. [[5]]")
+    ask(there)
+    assert all(request["headers"]["authorization"] == f"Bearer {KEY}" for request in there.requests)
+    files = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".jsonl" for path in files)
+    for path in files:
+        assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_the_command_line(server, tmp_path):
+    def run(*arguments, **environment):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "scripts/judge.py"), *arguments, f"results_dir={tmp_path / 'results'}"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OPENAI_LOG": "debug", **environment},
+        )
+
+    chosen = source("mt_bench", synthetic=True)
+    path = answer_file(tmp_path, load_questions(chosen, tmp_path))
+    there = server(lambda n, body: "[[8]]" if n != 2 else error(500, f"broken {KEY}"))
+    base = [str(path), "questions.synthetic=true", f"judge.base_url={there.url}"]
+    without = run(*base)
+    assert without.returncode == 1 and without.stderr == (
+        "error: set OPENAI_API_KEY to the endpoint's key (any word where the endpoint asks for none)\n"
+    )
+    odd = run(*base, OPENAI_API_KEY=f"{KEY}\x7f")
+    assert odd.returncode == 1 and KEY not in odd.stderr and len(odd.stderr.splitlines()) == 1
+    done = run(*base, OPENAI_API_KEY=f"{KEY}\n")
+    assert done.returncode == 0, done.stderr
+    assert "8.00 of 10  (n=6; turn 1 8.00, turn 2 8.00)" in done.stdout
+    assert KEY not in done.stdout + done.stderr
+    secret = run(*base[:2], "judge.base_url=http://me:hunter2@host/v1", OPENAI_API_KEY=KEY)
+    assert secret.returncode == 1 and "hunter2" not in secret.stderr and len(secret.stderr.splitlines()) == 1
+    unknown = run(*base, "judge.modl=x", OPENAI_API_KEY=KEY)
+    assert unknown.returncode == 1 and "judge.modl" in unknown.stderr and len(unknown.stderr.splitlines()) == 1
+
+
+def test_keys_that_cannot_be_sent(monkeypatch):
+    for value in ("a b", "schlüssel"):
+        monkeypatch.setenv("OPENAI_API_KEY", value)
+        with pytest.raises(ConfigError) as caught:
+            read_key(settings("http://x/v1"))
+        assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [
+        ("Rating: [[7]]", (7.0,)),
+        ("[[ 7.5 ]] and again [[7.50]]", (7.5,)),
+        ("[[3]] or rather [[4]]", None),
+        ("[[0]]", None),
+        ("[[11]]", None),
+        ("Rating: 7", None),
+        ("[7]", None),
+        ("", None),
+    ],
+)
+def test_ratings_are_read_and_never_guessed(verdict, expected):
+    assert parse_rating(verdict) == expected
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [
+        ("8 6\nBoth are fine.", (8.0, 6.0)),
+        ("\n 8.5, 6 \nx", (8.5, 6.0)),
+        ("(8, 6)", (8.0, 6.0)),
+        ("Both are fine.\nScores: [[8, 6]]", (8.0, 6.0)),
+        ("So the tuple is (9, 2).", (9.0, 2.0)),
+        ("(9, 2) or (2, 9)", None),
+        ("8", None),
+        ("86", None),
+        ("8 12", None),
+        ("A gets 8 and B gets 6", None),
+    ],
+)
+def test_pairs_are_read_and_never_guessed(verdict, expected):
+    assert parse_pair(verdict) == expected
+
+
+GOOD = {"question_id": 1, "category": "writing", "turns": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([GOOD, GOOD], "line 2: question_id 1 occurs twice"),
+        ([{**GOOD, "turns": ["a"]}], "line 1: question 1 has 1 turns, not 2"),
+        ([{**GOOD, "turns": ["a", " "]}], "line 1: question 1 has an empty turn"),
+        ([{**GOOD, "turns": "ab"}], "line 1: turns of question 1 must be a list"),
+        ([{**GOOD, "category": None}], "line 1: question 1 has no category"),
+        ([{"turns": ["a", "b"]}], "line 1: question_id must be a number or a word"),
+        (["{"], "line 1: not JSON"),
+        (["[1]"], "line 1: not a JSON object"),
+        ([], "no questions"),
+    ],
+)
+def test_question_files_are_checked_by_line(lines, words, tmp_path):
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (tmp_path / "question.jsonl").write_text(text)
+    with pytest.raises(DataError) as caught:
+        load_questions(source(data_dir=tmp_path), tmp_path)
+    assert words in str(caught.value) and "question.jsonl" in str(caught.value)
+
+
+def test_answers_that_do_not_fit_the_questions(tmp_path, server):
+    chosen = source(synthetic=True)
+    questions = load_questions(chosen, tmp_path)
+    path = answer_file(tmp_path, questions)
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join(rows[:1]) + "\n")
+    with pytest.raises(DataError, match="has no answer to question 2 and 1 more"):
+        read_answers(path, questions, 2)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_answers(tmp_path / "none.jsonl", questions, 2)
+    pair = source("vicuna_bench", synthetic=True)
+    with pytest.raises(ConfigError, match="graded pairwise: give 2 answer files"):
+        judge([path], pair, settings("http://x/v1"), KEY, tmp_path, tmp_path)
+
+
+def test_files_without_a_folder_are_fetched_once_and_checked(tmp_path):
+    origin = tmp_path / "origin.jsonl"
+    origin.write_text(json.dumps(GOOD) + "\n")
+    pinned = source().files.questions.model_copy(update={"url": origin.as_uri()})
+    with pytest.raises(DataError, match="is not the expected file: SHA-256"):
+        fetch(pinned, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    pinned = pinned.model_copy(update={"sha256": hashlib.sha256(origin.read_bytes()).hexdigest()})
+    assert fetch(pinned, tmp_path / "cache").official
+    origin.unlink()
+    assert fetch(pinned, tmp_path / "cache").data == (json.dumps(GOOD) + "\n").encode()
+    with pytest.raises(DataError, match=r"question\.jsonl with questions.data_dir"):
+        load_questions(source(), tmp_path)
+    with pytest.raises(DataError, match=r"holds no question\.jsonl"):
+        load_questions(source(data_dir=tmp_path), tmp_path)
+
+
+def test_verdicts_that_somebody_edited_are_refused(server, ask, tmp_path):
+    there = server()
+    ask(there)
+    (path,) = (tmp_path / "results/judged").glob("*.jsonl")
+    path.write_text("garbage\n" + path.read_text())
+    with pytest.raises(RecordError, match="line 1: not a verdict"):
+        ask(there)
+
+
+@pytest.fixture(scope="session")
+def shared_judge():
+    folder = ROOT.parent / "shared" / "data"
+    if not (folder / "mt_bench").is_dir():
+        pytest.skip("no MT-Bench files beside the project")
+    return folder
+
+
+def test_the_official_files_and_prompts(shared_judge, tmp_path):
+    chosen = source(data_dir=shared_judge / "mt_bench")
+    questions = load_questions(chosen, tmp_path)
+    assert len(questions.questions) == 80 and questions.official and len(questions.references) == 30
+    prompts = read_prompts(in_folder(chosen.files.prompts["single"], shared_judge / "mt_bench"), "single")
+    assert prompts.source == "official"
+    answers = [read_answers(answer_file(tmp_path, questions), questions, 2)]
+    wanted = items(questions, chosen, "both")
+    assert len(wanted) == 160
+    for item in wanted:
+        asked = messages(item, prompts, chosen, questions, answers)
+        assert (
+            item.question.turns[item.turn - 1] in asked[-1]["content"]
+            and "[[rating]]" in asked[0]["content"] + asked[-1]["content"]
+        )
+        reference = "Reference Answer|>" in asked[-1]["content"] or "Reference Answer]" in asked[-1]["content"]
+        assert reference == (item.question.id in questions.references)
+    vicuna = load_questions(source("vicuna_bench", data_dir=shared_judge / "vicuna_bench"), tmp_path)
+    assert len(vicuna.questions) == 80 and vicuna.official
+
+
+def test_vicuna_eval_one_answer_at_a_time(server, ask):
+    there = server()
+    record, _ = ask(there, "vicuna_bench", grading="single")
+    assert len(there.requests) == 3 and record.scores[0]["by_turn"] == {"1": 7}
+
+
+def test_without_the_official_wording_ours_is_used_and_recorded(tmp_path, server):
+    (tmp_path / "question.jsonl").write_text(json.dumps({**GOOD, "turns": ["a"]}) + "\n")
+    chosen = source("vicuna_bench", data_dir=tmp_path)
+    questions = load_questions(chosen, tmp_path)
+    files = [answer_file(tmp_path, questions, name, name) for name in ("one", "two")]
+    notes = []
+    there = server(lambda n, body: "Scores: [[3, 4]]")
+
+    def grade(**changes):
+        return judge(files, chosen, settings(there, **changes), KEY, tmp_path, tmp_path / "cache", on_note=notes.append)[0]
+
+    record = grade(prompts="auto")
+    assert record.judge["prompts"] == "own" and not record.questions.official
+    assert len(notes) == 1 and notes[0].startswith("our own judge wording is used: ") and "HF_HUB_OFFLINE" in notes[0]
+    with pytest.raises(DataError, match="is not fetched"):
+        grade(prompts="official")
+
+
+def test_a_file_of_prompts_that_is_not_the_official_one(server, tmp_path, ask):
+    chosen = source("vicuna_bench", data_dir=tmp_path)
+    row = {"system_prompt": "", "prompt_template": "{question}|{answer_1}|{answer_2}|{how}", "defaults": {"how": "grade {x}"}}
+    rows = [{**row, "category": category} for category in ("general", "coding", "math")]
+    (tmp_path / "prompt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = read_prompts(in_folder(chosen.files.prompts["pairwise"], tmp_path), "pairwise")
+    assert prompts.source == "other"
+    asked = prompts.choose("pairwise", "roleplay", 1, False).messages({"question": "q", "answer_1": "{a}", "answer_2": "b"})
+    assert asked == [{"role": "user", "content": "q|{a}|b|grade {x}"}]
+    (tmp_path / "prompt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    with pytest.raises(DataError, match="no judge prompt for math"):
+        read_prompts(in_folder(chosen.files.prompts["pairwise"], tmp_path), "pairwise")
+    rows[2]["prompt_template"] = "{question} {nonsense}"
+    (tmp_path / "prompt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="judge prompt math has a field that is not known"):
+        read_prompts(in_folder(chosen.files.prompts["pairwise"], tmp_path), "pairwise")

@@ -1,0 +1,121 @@
+"""The plan names the runs that the sweeps would make, knows what is there, and never counts a run twice."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from experiments import plan, published
+from experiments.compositions import Compositions
+from tests.conftest import ROOT
+from tests.test_experiments import record
+from vera.config import choices, compose
+from vera.errors import ConfigError
+from vera.store import Store
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return plan.Plan(tmp_path / "results", tmp_path / "scratch", tflops=50.0)
+
+
+def cells(name, *overrides):
+    return plan.cells(name, plan.read_sweep(name), overrides)
+
+
+def test_a_sweep_expands_to_the_cells_and_seeds_of_its_axes():
+    found = cells("glue_large", "task=rte,cola", "seed=0,1")
+    assert [cell.run.task["name"] for cell in found] == ["rte", "cola"] and {cell.seeds for cell in found} == {(0, 1)}
+    run = compose(["model=roberta_large", "task=rte", "method=vera"])
+    assert found[0].run.cell_id == run.cell_id
+    assert found[0].names() == [f"roberta_large--rte--vera--{run.cell_id[:8]}--s{seed}" for seed in (0, 1)]
+
+
+def test_every_row_of_every_published_table_is_in_some_sweep():
+    planned = {cell.run.cell_id for name in choices("sweep") for cell in cells(name)}
+    for name in published.names():
+        table = published.load(name)
+        for row in table.rows:
+            for task in table.tasks() if row.method is not None else ():
+                assert published.run_of(name, row, task).cell_id in planned, f"{name}: {row.label} of {row.model} on {task}"
+
+
+def test_every_artefact_that_a_sweep_names_exists():
+    from experiments.artefacts import artefacts
+
+    known = set(artefacts())
+    for name, sweep in plan.sweeps().items():
+        for artefact in sweep.artefacts:
+            assert any(of.startswith(artefact) for of in known), f"{name} fills {artefact}, which nothing renders"
+
+
+def test_done_failed_missing_and_rehearsed_are_told_apart(tmp_path, folders):
+    overrides = ["model=roberta_large", "task=rte", "method=vera"]
+    store = Store(tmp_path / "results")
+    store.write(record(overrides, 0, 0.8))
+    store.write(record(overrides, 1, 0.8))
+    names = cells("glue_large", "task=rte")[0].names()
+    (tmp_path / "results" / "failed").mkdir()
+    (tmp_path / "results" / "failed" / f"{names[2]}.json").write_text(json.dumps({"error": "no room left"}))
+    Store(tmp_path / "scratch").write(record([*overrides, "scale=rehearsal"], 4, 0.5))
+    folders = plan.Plan(tmp_path / "results", tmp_path / "scratch", tflops=50.0)
+    status = folders.status(cells("glue_large", "task=rte") + cells("glue_large", "task=rte"))  # wanted twice, counted once
+    assert (len(status.wanted), len(status.done), len(status.failed), status.missing, status.rehearsed) == (5, 2, 1, 2, 1)
+    assert status.hours == pytest.approx(3 * 2.0 / 3600) and status.bases == {"recorded"}  # three runs left at 2 s each
+    assert plan.failure(tmp_path / "results", names[2]) == "no room left"
+
+
+def test_hours_without_records_follow_from_operations(folders):
+    (cell,) = cells("glue_large", "task=rte")
+    hours, basis = folders.hours(cell)
+    facts, layers, width, inner = cell.run.task["facts"], 24, 1024, 4096
+    forward = facts["tokens"] * (2 * layers * (4 * width**2 + 2 * width * inner) + 4 * layers * facts["tokens"] * width)
+    expected = forward * (2 * 40 * facts["train_rows"] + 40 * facts["eval_rows"])
+    assert basis == "operations" and hours == pytest.approx(expected / 50e12 / 3600)
+    (capped,) = cells("glue_large", "task=rte", "train.max_steps=1")
+    assert folders.hours(capped)[0] < hours
+
+
+def test_unknown_names_and_bad_sweeps_are_one_line(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="nothing is called 'table99'; there are"):
+        plan.sweeps("table99")
+    with pytest.raises(ConfigError, match="seeds are whole numbers"):
+        cells("glue_large", "seed=one")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "odd.yaml").write_text(
+        yaml.safe_dump({"artefacts": "table2", "hydra": {"sweeper": {"params": {"a": 1}}}})
+    )
+    monkeypatch.setattr(plan, "CONF_DIR", tmp_path)
+    with pytest.raises(ConfigError, match=r"conf/sweep/odd\.yaml\.artefacts"):
+        plan.read_sweep("odd")
+
+
+def test_remembered_compositions_are_the_composed_ones(tmp_path):
+    overrides = ["model=roberta_base", "task=rte", "method=vera", "seed=3"]
+    first = Compositions(tmp_path)
+    made = first.get(overrides)
+    first.save()
+    second = Compositions(tmp_path)
+    assert second.known and second.get(overrides) == made == compose(overrides)
+    assert second.get(overrides).cell_id == compose(overrides).cell_id
+    second.path.write_text("{ broken")
+    assert Compositions(tmp_path).get(overrides) == made
+    second.path.write_text(json.dumps({" ".join(overrides): {"model": 1}}))
+    assert Compositions(tmp_path).get(overrides) == made
+
+
+def test_the_script_prints_the_plan_and_the_commands(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, str(ROOT / "scripts" / "plan.py"), "--results", str(tmp_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    assert "glue_large" in run("table2").stdout
+    assert "python scripts/train.py sweep=glue_large" in run("--commands").stdout
+    wrong = run("nothing")
+    assert (
+        wrong.returncode == 1
+        and wrong.stderr.startswith("error: nothing is called 'nothing'")
+        and wrong.stderr.count("\n") == 1
+    )

@@ -1,0 +1,273 @@
+"""A trained model's answers to a set of questions, turn by turn, kept question by question."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock, Timeout
+from pydantic import Field, field_validator
+
+from vera.config import RunConfig, Strict, build, component
+from vera.errors import ConfigError, ModelError, RecordError, TrainingError
+from vera.files import append_line, read_lines
+from vera.judge.questions import Question, QuestionSet, QuestionSource, load_questions
+from vera.judge.record import SCHEMA, Answers, Questions, answers_name, digest, find, write
+from vera.methods.base import Method
+from vera.models.base import Backbone, Model
+from vera.models.decoding import Decoding, generate_ids, text_of
+from vera.record import Record, Run
+from vera.run import code, now
+from vera.store import Store
+from vera.train.loop import make_accelerator
+
+
+class Chat(Strict):
+    """conf/chat: how a conversation becomes a prompt.
+
+    first, next  the text around the first and each later message, up to where the answer begins; {message} is the message.
+    close        whether the model's end token follows each finished answer.
+    stop         texts that end an answer, beside the end token: the model starts to speak for the user.
+    """
+
+    first: str
+    next: str
+    close: bool
+    stop: list[str]
+
+    @field_validator("first", "next")
+    @classmethod
+    def _has_message(cls, value: str) -> str:
+        if value.count("{message}") != 1:
+            raise ValueError("must hold {message} once")
+        return value
+
+    def prompt(self, tokenizer, turns: tuple[str, ...], answers: list[str]) -> list[int]:
+        """Token ids of the conversation up to where the next answer begins. `turns` has one more than `answers` at least."""
+        ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        for index, message in enumerate(turns[: len(answers) + 1]):
+            text = (self.next if index else self.first).replace("{message}", message)
+            ids += tokenizer.encode(text, add_special_tokens=False)
+            if index < len(answers):
+                ids += tokenizer.encode(answers[index], add_special_tokens=False)
+                ids += [tokenizer.eos_token_id] * self.close
+        return ids
+
+
+class AnswerSettings(Strict):
+    """conf/answers. checkpoint: which of a run's kept weights answer; none: the backbone as it is."""
+
+    version: int = Field(ge=1)
+    questions: QuestionSource
+    chat: Chat
+    decoding: Decoding
+    checkpoint: Literal["last", "best", "none"]
+    batch_size: int = Field(ge=1)
+
+    @property
+    def public(self) -> dict[str, Any]:
+        """What decides the answers beside model and questions."""
+        decoding = {**self.decoding.model_dump(), "stop": self.chat.stop}
+        return {"version": self.version, "chat": self.chat.model_dump(exclude={"stop"}), "decoding": decoding}
+
+
+def answer(
+    run: RunConfig, settings: AnswerSettings, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Answers, Path, bool]:
+    """The record of a run's answers, the path of the answers, and whether anything was computed.
+
+    Answers are appended to results_dir/answers/<name>.jsonl batch by batch; an interrupted call goes on from there, and the
+    record is written when all are there. Raises VeraError.
+    """
+    if component(run.model, "model").modality != "generation":
+        raise ConfigError(f"model={run.model['name']} does not write text, so it cannot answer questions")
+    questions = load_questions(settings.questions, run.cache_dir)
+    trained = None if settings.checkpoint == "none" else _trained(run)
+    folder = Path(run.work_dir) / run.run_name / settings.checkpoint if trained else None
+    weights = None if folder is None else _weights_hash(folder)
+    used = _used(settings.questions, questions)
+    about = _bare(run) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
+    identity = digest([about, weights, used.model_dump(), settings.public])
+    stem = f"{answers_name(run.model['name'], trained.run if trained else None)}--{used.name}--{identity[:8]}"
+    path = Path(run.results_dir) / "answers" / f"{stem}.jsonl"
+    with _locked(path):
+        found = find(Answers, path.with_suffix(".json"))
+        if found is not None:
+            return found, path, False
+        started, began = now(), time.monotonic()
+        missing = _missing(path, questions)
+        backbone, where = None, None
+        if missing:
+            backbone, method = _load(run, trained, folder)
+            where = _write(run, settings, backbone, method, questions, missing, path, on_progress)
+        record = _record(
+            run, settings, identity, trained, weights, used, path, where, started, time.monotonic() - began, backbone
+        )
+        write(path.with_suffix(".json"), record)
+    return record, path, True
+
+
+def _trained(run: RunConfig) -> Record:
+    record = Store(run.results_dir).find(run.run_name)
+    if record is None:
+        raise RecordError(f"{run.results_dir} has no record of {run.run_name}; train it first (scripts/train.py, same keys)")
+    return record
+
+
+def _weights_hash(folder: Path) -> str:
+    files = sorted(path for path in folder.glob("*") if path.is_file())
+    if not files:
+        raise ModelError(f"{folder} holds no trained weights; was the run made with train.save=true, on this machine?")
+    total = hashlib.sha256()
+    for path in files:
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _bare(run: RunConfig) -> dict[str, Any]:
+    """The model group without paths, and without the architectures that it does not use."""
+    unused = {"path", "full", "neutral", "gradient_checkpointing"} | ({"tiny"} if run.model.get("size") == "full" else set())
+    return {key: value for key, value in run.model.items() if key not in unused}
+
+
+def _used(source: QuestionSource, questions: QuestionSet) -> Questions:
+    return Questions(
+        name=source.name,
+        version=source.version,
+        sha256=questions.sha256,
+        official=questions.official,
+        count=len(questions.questions),
+        turns=source.turns,
+    )
+
+
+@contextlib.contextmanager
+def _locked(path: Path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.parent / f".{path.stem}.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise TrainingError(f"another process is writing {path}") from None
+    except OSError as error:
+        raise RecordError(f"{path.parent} cannot be written: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _missing(path: Path, questions: QuestionSet) -> list[Question]:
+    done = {line["question_id"] for line in _lines(path)}
+    return [question for question in questions.questions if question.id not in done]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            value = json.loads(line)
+            value["question_id"], value["choices"][0]["turns"], value["cut"], value["shortened"]
+        except (ValueError, LookupError, TypeError):
+            raise RecordError(f"{path}, line {number}: not an answer") from None
+        found.append(value)
+    return found
+
+
+def _load(run: RunConfig, trained: Record | None, folder: Path | None) -> tuple[Backbone, Method | None]:
+    """The backbone, with the run's trained weights on it unless it is to answer as it is."""
+    model_config: Model = build(run.model, "model")
+    backbone = model_config.load(0, Path(run.cache_dir))
+    if trained is None:
+        return backbone, None
+    if backbone.fingerprint != trained.provenance.model_fingerprint:
+        raise ModelError(f"{run.run_name} was trained on other weights of {run.model['name']} than the ones at hand")
+    method: Method = build(run.method, "method")
+    method.load(backbone, model_config, folder)
+    return backbone, method
+
+
+def _write(run, settings, backbone, method, questions, missing, path, on_progress) -> dict[str, str]:
+    """Answer what is missing, a batch at a time, every turn of it; returns device and precision."""
+    accelerator = make_accelerator(run.device, run.train.precision)
+    backbone.model.to(accelerator.device).eval()
+    done = len(questions.questions) - len(missing)
+    merged = contextlib.nullcontext() if method is None else method.merged(backbone)
+    with merged, torch.inference_mode(), accelerator.autocast():
+        for start in range(0, len(missing), settings.batch_size):
+            batch = missing[start : start + settings.batch_size]
+            for line in answer_batch(backbone, settings, batch):
+                try:
+                    append_line(path, json.dumps(line, ensure_ascii=False))
+                except OSError as error:
+                    raise RecordError(f"{path} cannot be written: {error.strerror or error}") from None
+            done += len(batch)
+            on_progress(done, len(questions.questions))
+    gpu = accelerator.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "precision": "bf16" if accelerator.mixed_precision == "bf16" else "fp32",
+    }
+
+
+def answer_batch(backbone: Backbone, settings: AnswerSettings, batch: list[Question]) -> list[dict[str, Any]]:
+    """One line a question in FastChat's format: choices[0].turns; beside it, by turn, `tokens` written, `cut` at
+    max_new_tokens, and `shortened`: prompt tokens dropped from the left, so that prompt and answer fit the model."""
+    tokenizer, chat = backbone.preprocess, settings.chat
+    decoding = settings.decoding.model_copy(update={"stop": chat.stop})
+    limit = getattr(backbone.model.config, "max_position_embeddings", None)
+    room = None if limit is None else limit - decoding.max_new_tokens
+    if room is not None and room < 1:
+        raise ConfigError(
+            f"answers.decoding.max_new_tokens={decoding.max_new_tokens} leaves no prompt; this model reads {limit}"
+        )
+    lines = [{"question_id": q.id, "category": q.category, "tokens": [], "cut": [], "shortened": []} for q in batch]
+    texts: list[list[str]] = [[] for _ in batch]
+    for _ in range(settings.questions.turns):
+        prompts = [chat.prompt(tokenizer, q.turns, given) for q, given in zip(batch, texts, strict=True)]
+        kept = prompts if room is None else [_shortened(prompt, room, tokenizer.bos_token_id) for prompt in prompts]
+        written = generate_ids(backbone, kept, decoding, settings.batch_size)
+        for line, given, prompt, left, ids in zip(lines, texts, prompts, kept, written, strict=True):
+            text = text_of(backbone, ids, chat.stop)
+            given.append(text.strip())
+            line["tokens"].append(len(ids))
+            line["cut"].append(len(ids) >= decoding.max_new_tokens and text == text_of(backbone, ids, []))
+            line["shortened"].append(len(prompt) - len(left))
+    return [{**line, "choices": [{"index": 0, "turns": given}]} for line, given in zip(lines, texts, strict=True)]
+
+
+def _shortened(prompt: list[int], room: int, begin: int | None) -> list[int]:
+    """The last `room` tokens of a prompt, after its begin token."""
+    head = 1 if prompt[0] == begin else 0
+    return prompt if len(prompt) <= room else prompt[:head] + prompt[len(prompt) - room + head :]
+
+
+def _record(run, settings, identity, trained, weights, used, path, where, started, seconds, backbone) -> Answers:
+    lines = _lines(path)
+    identity_of_run = Run(**trained.run.model_dump()) if trained else None
+    return Answers(
+        schema=SCHEMA,
+        status="done",
+        identity=identity,
+        model=run.model["name"],
+        run=identity_of_run,
+        checkpoint=None if trained is None else settings.checkpoint,
+        adapter_sha256=weights,
+        questions=used,
+        settings=settings.public,
+        cut=sum(sum(line["cut"]) for line in lines),
+        shortened=sum(any(line["shortened"]) for line in lines),
+        cost={"seconds": seconds, "tokens": sum(sum(line["tokens"]) for line in lines), **(where or {})},
+        provenance={
+            "started": started,
+            "finished": now(),
+            **code(),
+            "model_fingerprint": trained.provenance.model_fingerprint if trained else backbone and backbone.fingerprint,
+        },
+    )

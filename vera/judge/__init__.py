@@ -1,0 +1,1 @@
+"""Questions, answers and their grading by another language model. No torch here."""

@@ -1,0 +1,145 @@
+"""What answering and judging leave behind, in results_dir/answers and results_dir/judged. Verdicts and answers are JSON lines
+beside their record, in the format of FastChat's model_answer files, so that either side can be exchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from vera.config import Strict
+from vera.errors import RecordError
+from vera.files import write_atomic
+from vera.record import Count, Finite, Run
+
+SCHEMA = 1
+
+
+class Questions(Strict):
+    """Which questions: official says whether the file is the published one, byte for byte."""
+
+    name: str
+    version: int
+    sha256: str
+    official: bool
+    count: Count
+    turns: Count
+
+
+class Answers(Strict):
+    """A finished set of answers.
+
+    identity      SHA-256 of everything that decides them: run, trained weights, questions and settings.
+    run           the training run; null for the backbone as it is.
+    checkpoint    which epoch's weights, best or last; null for the backbone as it is. adapter_sha256: of these weights.
+    settings      chat template, stop strings, lengths and sampling, as configured.
+    cut           answers that ended because max_new_tokens was reached; shortened: questions whose earlier turns were dropped
+                  from the left to fit the model.
+    """
+
+    schema_: Literal[1] = Field(alias="schema")
+    status: Literal["done"]
+    identity: str
+    model: str
+    run: Run | None
+    checkpoint: Literal["best", "last"] | None
+    adapter_sha256: str | None
+    questions: Questions
+    settings: dict[str, Any]
+    cut: Count
+    shortened: Count
+    cost: dict[str, Finite | str | None]
+    provenance: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{answers_name(self.model, self.run)}--{self.questions.name}--{self.identity[:8]}"
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+class Judged(Strict):
+    """Grades of one set of answers, or of two side by side, by one judge.
+
+    identity    SHA-256 of judge, wording, questions and answers: another judge makes another record.
+    answers     what was graded, with the SHA-256 of its file and the training run where it is known.
+    scores      for each of `answers`, from 1 to 10: mean over all readable verdicts, n of them, by turn and by category.
+    unreadable  question/turn/order of verdicts that held no rating however often they were asked for; in no mean.
+    """
+
+    schema_: Literal[1] = Field(alias="schema")
+    status: Literal["done"]
+    identity: str
+    judge: dict[str, Any]
+    questions: Questions
+    answers: list[dict[str, Any]] = Field(min_length=1, max_length=2)
+    scores: list[dict[str, Any]]
+    verdicts: Count
+    unreadable: list[str]
+    cost: dict[str, Finite | None]
+    provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _one_score_each(self):
+        if len(self.scores) != len(self.answers):
+            raise ValueError("one entry in scores for each of answers")
+        return self
+
+    @property
+    def name(self) -> str:
+        return judged_name([answer["name"] for answer in self.answers], self.judge["model"], self.identity)
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+def answers_name(model: str, run: Run | None) -> str:
+    """<model>--<task>--<method>--<cell8>--s<seed>, or <model>--bare for the backbone as it is."""
+    return f"{model}--bare" if run is None else f"{model}--{run.task}--{run.method}--{run.cell_id[:8]}--s{run.seed}"
+
+
+def judged_name(names: list[str], model: str, identity: str) -> str:
+    """<answers>[--vs--<hash of the other answers' name>]--by-<judge>-<id8>."""
+    slug = "".join(c if c.isalnum() or c in "._" else "-" for c in model)[:40]
+    versus = "" if len(names) == 1 else f"--vs--{hashlib.sha256(names[1].encode()).hexdigest()[:8]}"
+    return f"{names[0]}{versus}--by-{slug}-{identity[:8]}"
+
+
+_Record = TypeVar("_Record", Answers, Judged)
+
+
+def find(schema: type[_Record], path: Path) -> _Record | None:
+    """A record, or None when the file is not there. Raises RecordError for an invalid one."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
+        return schema.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecordError(f"{path}: {'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}") from None
+
+
+def find_all(schema: type[_Record], folder: Path) -> list[_Record]:
+    """Every record of a folder, sorted by file name."""
+    return [find(schema, path) for path in sorted(folder.glob("*.json"))]
+
+
+def write(path: Path, record: Answers | Judged) -> None:
+    """Write a record, whole or not at all. Raises RecordError."""
+    try:
+        write_atomic(path, record.to_json())
+    except OSError as error:
+        raise RecordError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def digest(value: Any) -> str:
+    """SHA-256, in hex, of JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()

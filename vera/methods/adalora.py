@@ -1,0 +1,131 @@
+"""AdaLoRA (Zhang et al. 2023) through PEFT: W0 + P diag(E) Q, with the ranks dealt out among the matrices as training goes."""
+
+from __future__ import annotations
+
+import torch
+from peft import AdaLoraConfig
+from peft.tuners.adalora import AdaLoraModel
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from vera.methods.peft import ADAPTER, PeftMethod, stored_name
+
+SCORES = ("exp_avg_ipt", "exp_avg_unc")  # PEFT's smoothed importance and its uncertainty
+
+
+class AdaLora(PeftMethod):
+    """Starts with initial_rank triplets in each matrix and prunes the least important until rank a matrix are left on average.
+
+    warmup, final  parts of the run before the pruning starts and after it has ended; between them the budget falls cubically.
+    interval       steps between two prunings.
+    beta1, beta2   smoothing of importance and of its uncertainty.
+    orthogonal     weight of the penalty that keeps P and Q orthogonal (their gamma).
+
+    The counted parameters are those of initial_rank, which are the ones trained; the adapter file holds the triplets left.
+    """
+
+    rank: int = Field(ge=1)
+    initial_rank: int = Field(ge=2)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    warmup: float = Field(ge=0, lt=1)
+    final: float = Field(ge=0, lt=1)
+    interval: int = Field(ge=1)
+    beta1: float = Field(gt=0, lt=1)
+    beta2: float = Field(gt=0, lt=1)
+    orthogonal: float = Field(ge=0)
+
+    _tuner: AdaLoraModel | None = PrivateAttr(None)  # PEFT keeps scores and schedule in the object that it wraps a model in
+
+    @field_validator("initial_rank")
+    @classmethod
+    def _something_to_prune(cls, initial_rank: int, info: ValidationInfo) -> int:
+        if initial_rank <= info.data.get("rank", 0):
+            raise PydanticCustomError("nothing_to_prune", "must be larger than rank={rank}", {"rank": info.data["rank"]})
+        return initial_rank
+
+    @field_validator("final")
+    @classmethod
+    def _time_to_prune(cls, final: float, info: ValidationInfo) -> float:
+        if final + info.data.get("warmup", 0) >= 1:
+            message = "with warmup={warmup} no part of the run is left for the pruning"
+            raise PydanticCustomError("no_time_to_prune", message, {"warmup": info.data["warmup"]})
+        return final
+
+    def peft_config(self, backbone, model_config):
+        return AdaLoraConfig(
+            target_r=self.rank,
+            init_r=self.initial_rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            deltaT=self.interval,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            orth_reg_weight=self.orthogonal,
+            total_step=1,  # the run's own numbers come with its steps
+            target_modules=list(self.modules(backbone, model_config)),
+        )
+
+    def attach(self, backbone, model_config):
+        backbone.model.requires_grad_(False)
+        self._tuner = AdaLoraModel(backbone.model, self.peft_config(backbone, model_config), ADAPTER)
+        for layer in self.layers(backbone).values():
+            layer.ranknum[ADAPTER].requires_grad_(False)  # a constant of the scaling; trainable on the meta device otherwise
+        self._train_head(backbone)
+
+    def after_step(self, backbone, step, total):
+        if total < 2:  # PEFT prunes after at least one step of scoring
+            return
+        config = self._tuner.peft_config[ADAPTER]
+        config.total_step = total
+        config.tinit = int(self.warmup * total)
+        config.tfinal = min(int(self.final * total), total - 2)
+        self._tuner.update_and_allocate(step + 1)
+
+    def penalty(self, backbone):
+        """gamma times the mean over all P and Q of || P'P - I || or || Q Q' - I || (Frobenius)."""
+        if not self.orthogonal:
+            return None
+        factors = [layer.lora_A[ADAPTER] for layer in self.layers(backbone).values()]
+        factors += [layer.lora_B[ADAPTER].T for layer in self.layers(backbone).values()]
+        norms = [
+            torch.linalg.matrix_norm(factor @ factor.T - torch.eye(len(factor), device=factor.device)) for factor in factors
+        ]
+        return self.orthogonal * torch.stack(norms).mean()
+
+    def state(self, backbone):
+        scores = {
+            f"{kind}/{name}": tensor.to("cpu").contiguous()
+            for kind in SCORES
+            for name, tensor in getattr(self._tuner.rankallocator, kind).items()
+        }
+        return scores | {f"kept/{name}": torch.tensor(kept) for name, kept in self._pattern().items()}
+
+    def restore_state(self, backbone, tensors):
+        allocator, parameters = self._tuner.rankallocator, dict(backbone.model.named_parameters())
+        allocator.reset_ipt()
+        pattern = {}
+        for key, tensor in tensors.items():
+            kind, name = key.split("/", 1)
+            if kind == "kept":
+                pattern[name] = tensor.tolist()
+            else:
+                getattr(allocator, kind)[name] = tensor.to(parameters[name].device)
+                allocator.ipt[name] = torch.zeros_like(parameters[name])  # PEFT asks for it, then overwrites it
+        self._tuner.peft_config[ADAPTER].rank_pattern = pattern or None
+
+    def _pattern(self) -> dict[str, list[bool]]:
+        """Which triplets are left, by the name of a layer's lora_E; empty before the first pruning."""
+        return self._tuner.peft_config[ADAPTER].rank_pattern or {}
+
+    def saved(self, backbone):
+        tensors, changes = super().saved(backbone)
+        left = {}
+        for name, kept in self._pattern().items():
+            # Between two prunings a pruned triplet may have grown again.
+            rows = torch.tensor(kept) | (tensors[name].flatten() != 0)
+            left[stored_name(name)] = rows.tolist()
+            for part, dim in (("lora_E", 0), ("lora_A", 0), ("lora_B", 1)):
+                key = name.replace("lora_E", part)
+                tensors[key] = tensors[key].index_select(dim, rows.nonzero().flatten()).contiguous()
+        return tensors, {**changes, "rank_pattern": left or None}

@@ -1,0 +1,97 @@
+"""What the methods that come from PEFT share: putting them on, merging with an exact way back, PEFT's own files."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import contextmanager
+
+import torch
+from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save as safetensors_bytes
+
+from vera.errors import ModelError
+from vera.files import write_atomic
+from vera.methods.base import TargetedMethod, mergeable, read_tensors
+
+ADAPTER = "default"  # PEFT's name of the one adapter that we put on
+
+
+class PeftMethod(TargetedMethod):
+    """A subclass says what PEFT is to do in `peft_config`. Adapter files are PEFT's, with the head among modules_to_save."""
+
+    def peft_config(self, backbone, model_config) -> PeftConfig:
+        """PEFT's config for one backbone; target_modules are names that PEFT matches by their end."""
+        raise NotImplementedError
+
+    def attach(self, backbone, model_config):
+        backbone.model.requires_grad_(False)
+        inject_adapter_in_model(self.peft_config(backbone, model_config), backbone.model, ADAPTER)
+        for parameter in backbone.model.parameters():
+            if parameter.requires_grad and parameter.element_size() < 4:  # an update can be smaller than bf16 resolves
+                parameter.data = parameter.data.float()
+        self._train_head(backbone)
+
+    def layers(self, backbone) -> dict[str, BaseTunerLayer]:
+        """The adapted layers by name."""
+        return {name: module for name, module in backbone.model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+    @contextmanager
+    def merged(self, backbone):
+        layers = self.layers(backbone).values()
+        if not all(mergeable(layer.get_base_layer().weight) for layer in layers):
+            yield
+            return
+        originals = [(p, p.data) for layer in layers for p in layer.get_base_layer().parameters()]
+        try:
+            with torch.no_grad():
+                for parameter, original in originals:
+                    parameter.data = original.clone()
+                for layer in layers:
+                    layer.merge()
+            yield
+        finally:
+            for parameter, original in originals:
+                parameter.data = original  # PEFT's unmerge computes its way back, which loses bits
+            for layer in layers:
+                layer.merged_adapters.clear()
+
+    def load(self, backbone, model_config, folder):
+        self.attach(backbone, model_config)
+        path = folder / "adapter_model.safetensors"
+        tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in read_tensors(path).items()}
+        named = {stored_name(name): parameter for name, parameter in backbone.model.named_parameters()}
+        needed = {stored_name(name) for name in self.trained(backbone)}
+        for name in sorted(needed | tensors.keys()):
+            if name not in tensors or name not in named or tensors[name].shape != named[name].shape:
+                raise ModelError(f"{path} does not fit the model: {name}")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                named[name].copy_(tensor)
+
+    def saved(self, backbone):
+        """The tensors of an adapter file, by their names in the model, and what its config says beside `peft_config`."""
+        return self.trained(backbone), {}
+
+    def save(self, backbone, folder):
+        named, changes = self.saved(backbone)
+        tensors = {f"base_model.model.{stored_name(name)}": tensor for name, tensor in named.items()}
+        config = {
+            **backbone.model.peft_config[ADAPTER].to_dict(),
+            **changes,
+            "inference_mode": True,
+            "target_modules": sorted(self.layers(backbone)),
+            "modules_to_save": list(backbone.head) if self.train_head else None,
+        }
+        write_atomic(folder / "adapter_model.safetensors", safetensors_bytes(tensors, {"format": "pt"}))
+        write_atomic(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True, default=_json) + "\n")
+
+
+def _json(value):
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def stored_name(name: str) -> str:
+    """A parameter's name without the adapter's, as PEFT's files have it."""
+    return re.sub(rf"\.{ADAPTER}(?=\.|$)", "", name)

@@ -1,0 +1,61 @@
+"""Rows of comma- or tab-separated files, checked: every error names file and line."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vera.errors import DataError
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text, without its byte-order mark if it has one. Raises DataError."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line} is not UTF-8: byte {data[error.start]:#04x}") from None
+
+
+def read_csv(path: str | Path, columns: Sequence[str], delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
+    """("file:line", the named columns) of every row below the header; a quoted value may hold line breaks.
+
+    Raises DataError for a file that is missing, empty or not UTF-8, a missing column, a row with another number of fields than
+    the header, or an empty value in one of the columns.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    header = next(reader, None)
+    if header is None:
+        raise DataError(f"{path} is empty")
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise DataError(f"{path}:1 has no column {missing[0]!r}; it has {', '.join(map(repr, header))}")
+    positions = [header.index(column) for column in columns]
+    found = False
+    while True:
+        where = f"{path}:{reader.line_num + 1}"
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{where}: {error}") from None
+        if row is None:
+            break
+        if len(row) != len(header):
+            raise DataError(f"{where} has {len(row)} fields, expected {len(header)}")
+        values = [row[position] for position in positions]
+        for column, value in zip(columns, values, strict=True):
+            if not value.strip():
+                raise DataError(f"{where}: {column} is empty")
+        found = True
+        yield where, values
+    if not found:
+        raise DataError(f"{path} has no rows below its header")

@@ -1,0 +1,175 @@
+"""Instruction tuning on rows of Alpaca's format: instruction, input (may be empty), output (paper, section 4.3)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, field_validator
+
+from vera import hub
+from vera.errors import DataError
+from vera.models.base import Backbone
+from vera.seeds import generator
+from vera.tasks.base import Data
+from vera.tasks.language import LanguageTask, collate
+
+REPOSITORY = "yahma/alpaca-cleaned"
+FILES = ("alpaca_data_cleaned.json", "alpaca_data.json", "alpaca.json")
+FIELDS = ("instruction", "input", "output")
+
+Row = tuple[str, str, str]
+_PLACEHOLDER = re.compile(r"\{(instruction|input)\}")
+
+
+class Alpaca(LanguageTask):
+    """conf/task/{alpaca,alpaca_10k}.yaml. The loss is on the response and the end token alone.
+
+    data_dir      a JSON file of rows, or a folder with one of FILES; None reads the hub.
+    rows          how many rows to train on, chosen once and for all seeds; None: all that are not held out.
+    held_out      rows kept for evaluation, chosen likewise.
+    prompt_input  the prompt of a row with an input, with {instruction} and {input}; prompt: of one without.
+    """
+
+    data_dir: str | None = None
+    rows: int | None = Field(ge=1)
+    held_out: int = Field(ge=1)
+    prompt_input: str
+    prompt: str
+
+    @field_validator("prompt_input", "prompt")
+    @classmethod
+    def _has_fields(cls, value: str, info) -> str:
+        for name in ("instruction", "input")[: 2 if info.field_name == "prompt_input" else 1]:
+            if f"{{{name}}}" not in value:
+                raise ValueError(f"must hold {{{name}}}")
+        return value
+
+    def load(self, backbone: Backbone, seed: int) -> Data:
+        self.check_length(backbone)
+        every, source, commit = self._rows()
+        train, held = self._split(every)
+        notes: dict[str, Any] = {"truncated": {}, "dropped": {}}
+        examples = {}
+        for split, chosen in (("train", train), ("evaluation", held)):
+            examples[split] = self._tokenise(backbone.preprocess, [every[index] for index in chosen], split, notes)
+        content = json.dumps([[every[index] for index in chosen] for chosen in (train, held)], ensure_ascii=False)
+        return Data(
+            train=examples["train"],
+            evaluation=examples["evaluation"],
+            lengths=[len(example["input_ids"]) for example in examples["evaluation"]],
+            collate=partial(collate, pad=backbone.preprocess.pad_token_id),
+            source=source,
+            commit=commit,
+            fingerprint=hashlib.sha256(content.encode()).hexdigest()[:16],
+            notes=notes,
+        )
+
+    def text(self, row: Row) -> str:
+        """The prompt of a row."""
+        fields = dict(zip(FIELDS, row, strict=True))
+        template = self.prompt_input if fields["input"].strip() else self.prompt
+        return _PLACEHOLDER.sub(lambda found: fields[found[1]], template)  # one pass: a row may hold "{input}" itself
+
+    def _split(self, rows: list[Row]) -> tuple[list[int], list[int]]:
+        """Row numbers for training and for evaluation, each in the order of the file. Of synthetic rows 8 are held out."""
+        held_out, wanted = (8, None) if self.synthetic else (self.held_out, self.rows)
+        needed = held_out + (wanted or 1)
+        if len(rows) < needed:
+            raise DataError(
+                f"{len(rows)} rows are fewer than task.rows={self.rows} and task.held_out={self.held_out} need; "
+                "lower them or give more data"
+            )
+        order = torch.randperm(len(rows), generator=generator(0, "few_shot")).tolist()
+        stop = len(rows) if wanted is None else needed
+        return sorted(order[held_out:stop]), sorted(order[:held_out])
+
+    def _tokenise(self, tokenizer, rows: list[Row], split: str, notes: dict[str, Any]) -> list[dict[str, list[int]]]:
+        """Examples; counts the ones that were cut, and the ones left out because nothing of the response fits or is there."""
+        begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        encode = partial(tokenizer, add_special_tokens=False, verbose=False)
+        prompts = encode([self.text(row) for row in rows])["input_ids"]
+        responses = encode([row[2] for row in rows])["input_ids"]
+        examples, cut, dropped = [], 0, 0
+        for prompt, response in zip(prompts, responses, strict=True):
+            if not response or len(begin) + len(prompt) >= self.max_length:
+                dropped += 1
+                continue
+            example, shortened = self.example(begin + prompt, [*response, tokenizer.eos_token_id])
+            examples.append(example)
+            cut += shortened
+        notes["truncated"][split], notes["dropped"][split] = cut, dropped
+        if not examples:
+            raise DataError(f"no row of the {split} part fits task.max_length={self.max_length}")
+        return examples
+
+    def _rows(self) -> tuple[list[Row], str, str | None]:
+        if self.synthetic:
+            return synthetic_rows(), "synthetic", None
+        if self.data_dir is not None:
+            return read_rows(Path(self.data_dir)), "Alpaca JSON file", None
+        return self._from_hub()
+
+    def _from_hub(self) -> tuple[list[Row], str, str | None]:
+        import datasets
+
+        commit, online = hub.commit(REPOSITORY, "main", "dataset")
+        datasets.disable_progress_bars()
+        try:
+            with hub.offline(not online):
+                loaded = datasets.load_dataset(REPOSITORY, revision=commit, split="train")
+        except Exception as error:  # network, cache and format errors of several libraries
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise DataError(
+                f"data set {REPOSITORY} cannot be loaded from the hub ({reason}); give a JSON file of its rows with "
+                "task.data_dir=/path/to/alpaca_data_cleaned.json"
+            ) from None
+        rows = [checked_row(f"{REPOSITORY}, row {index}", row) for index, row in enumerate(loaded)]
+        return rows, REPOSITORY, commit or hub.commit_in(" ".join(loaded.info.download_checksums or {}))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a JSON file, or of the one in a folder. Raises DataError naming file and row."""
+    if path.is_dir():
+        found = [path / name for name in FILES if (path / name).is_file()]
+        if not found:
+            raise DataError(f"task.data_dir={path} holds none of {', '.join(FILES)}")
+        path = found[0]
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"task.data_dir={path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not a JSON file: {error}") from None
+    if not isinstance(values, list):
+        raise DataError(f"{path} is not a list of rows")
+    return [checked_row(f"{path}, row {index}", row) for index, row in enumerate(values)]
+
+
+def checked_row(where: str, row: Any) -> Row:
+    """(instruction, input, output) of one row, which must have the first and the last. Raises DataError."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: not an object with {', '.join(FIELDS)}")
+    for field in FIELDS:
+        if field not in row and field != "input":
+            raise DataError(f"{where}: no {field!r}")
+        if not isinstance(row.get(field) or "", str):
+            raise DataError(f"{where}: {field!r} is not a text")
+    instruction, given, output = (row.get(field) or "" for field in FIELDS)
+    if not instruction.strip():
+        raise DataError(f"{where}: empty 'instruction'")
+    return instruction, given, output
+
+
+def synthetic_rows(count: int = 32) -> list[Row]:
+    """Sums, every third with an input: for rehearsals and tests, no meaning."""
+    rows = []
+    for index in range(count):
+        question, answer = f"{index} + {index % 7}", str(index + index % 7)
+        rows.append(("Add the numbers.", question, answer) if index % 3 == 0 else (f"What is {question}?", "", answer))
+    return rows

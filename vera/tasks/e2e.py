@@ -1,0 +1,192 @@
+"""The E2E NLG challenge: from a restaurant's attributes to a sentence (paper, section 4.2), in the set-up of the LoRA paper."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vera import hub
+from vera.errors import DataError
+from vera.models.base import Backbone
+from vera.models.decoding import Decoding, generate
+from vera.rows import read_csv
+from vera.seeds import derive
+from vera.tasks.base import Data, Final
+from vera.tasks.e2e_metrics import CAPTION_METRICS, NIST_MODES, compute, unavailable
+from vera.tasks.language import LanguageTask, collate
+
+REPOSITORY, REVISION = "tuetschek/e2e_nlg", "refs/convert/parquet"
+FILES = {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}
+COLUMNS = ("mr", "ref")
+HUB_COLUMNS = ("meaning_representation", "human_reference")
+RENAMED = {"eatType": "Type", "familyFriendly": "family friendly", "priceRange": "price"}  # as LoRA's data call them
+
+Row = tuple[str, str]  # meaning representation, reference
+_SLOT = re.compile(r"\s*([^\[\],]+?)\s*\[([^\[\]]*)\]\s*(?:,|$)")
+
+
+class E2E(LanguageTask):
+    """conf/task/e2e.yaml.
+
+    data_dir  a folder with the challenge's trainset.csv, devset.csv and testset_w_refs.csv; None reads the hub.
+    decoding  how the test set's texts are written, once, after the last epoch.
+
+    The model reads "name : Blue Spice | Type : pub", the end token, and the reference with a leading space up to another end
+    token. Each epoch is scored by the log-likelihood of the development set; the last one also by what the model writes for
+    each distinct meaning representation of the test set, in the five metrics of the challenge. References are the challenge's
+    own, untokenised (LoRA's are tokenised, which changes the scores).
+    """
+
+    data_dir: str | None = None
+    decoding: Decoding
+
+    def load(self, backbone: Backbone, seed: int) -> Data:
+        key = (self.data_dir, self.max_length, self.synthetic, backbone.source, backbone.fingerprint)
+        if key not in _PREPARED:
+            _PREPARED.clear()  # one at a time: a sweep runs all seeds and methods in a row
+            _PREPARED[key] = self._prepare(backbone)
+        return _PREPARED[key]
+
+    def _prepare(self, backbone: Backbone) -> Data:
+        self.check_length(backbone)
+        tokenizer = backbone.preprocess
+        rows, source, commit = self.rows()
+        examples, truncated = {}, {}
+        for split in ("train", "validation"):
+            prompts = encode_prompts(tokenizer, [mr for mr, _ in rows[split]])
+            texts = [" " + " ".join(ref.split()) for _, ref in rows[split]]
+            targets = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+            made = [self.example(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+            examples[split] = [example for example, _ in made]
+            truncated[split] = sum(cut for _, cut in made)
+        groups = by_meaning(rows["test"])
+        return Data(
+            train=examples["train"],
+            evaluation=examples["validation"],
+            lengths=[len(example["input_ids"]) for example in examples["validation"]],
+            prompts=encode_prompts(tokenizer, list(groups)),
+            references=list(groups.values()),
+            collate=partial(collate, pad=tokenizer.pad_token_id),
+            source=source,
+            commit=commit,
+            fingerprint=hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16],
+            notes={"truncated": truncated, "test_references": len(rows["test"])},
+        )
+
+    def rows(self) -> tuple[dict[str, list[Row]], str, str | None]:
+        """Rows of the splits "train", "validation" and "test", where they come from, and the hub's commit."""
+        if self.synthetic:
+            return synthetic_rows(), "synthetic", None
+        if self.data_dir is not None:
+            return self._from_folder(Path(self.data_dir)), "the challenge's CSV files", None
+        instead = "give a folder with " + ", ".join(FILES.values()) + " with task.data_dir=/path/to/e2e"
+        loaded, commit = hub.load_dataset(REPOSITORY, None, instead, REVISION)
+        splits = {}
+        for split in FILES:
+            missing = set(HUB_COLUMNS) - set(loaded[split].column_names)
+            if missing:
+                raise DataError(f"{REPOSITORY} ({split}) has no column {sorted(missing)[0]!r}")
+            pairs = zip(*(loaded[split][column] for column in HUB_COLUMNS), strict=True)
+            splits[split] = [_checked(f"{REPOSITORY} ({split}) row {index}", mr, ref) for index, (mr, ref) in enumerate(pairs)]
+        return splits, REPOSITORY, commit
+
+    @staticmethod
+    def _from_folder(folder: Path) -> dict[str, list[Row]]:
+        missing = [name for name in FILES.values() if not (folder / name).is_file()]
+        if missing:
+            raise DataError(f"task.data_dir={folder} does not hold {', '.join(missing)}")
+        return {
+            split: [_checked(where, mr, ref) for where, (mr, ref) in read_csv(folder / name, COLUMNS)]
+            for split, name in FILES.items()
+        }
+
+    def finish(self, backbone, data, batch_size):
+        began = time.monotonic()
+        texts = [" ".join(text.split()) for text in generate(backbone, list(data.prompts), self.decoding, batch_size)]
+        notes: dict[str, Any] = {
+            "outputs": len(texts),
+            "empty_outputs": texts.count(""),
+            "decoding_seconds": round(time.monotonic() - began, 1),
+            "nist_modes": NIST_MODES,
+        }
+        reason = unavailable()
+        if reason:
+            notes["missing_metrics"] = dict.fromkeys(CAPTION_METRICS, reason)
+        metrics = compute(texts, list(data.references))
+        return Final(metrics=metrics, files={"txt": "".join(text + "\n" for text in texts)}, notes=notes)
+
+
+_PREPARED: dict[tuple, Data] = {}
+
+
+def parse(mr: str) -> list[tuple[str, str]]:
+    """Slots and values of a meaning representation, such as "name[Blue Spice], eatType[pub]". Raises ValueError."""
+    slots, position = [], 0
+    while position < len(mr):
+        found = _SLOT.match(mr, position)
+        if found is None:
+            raise ValueError(f"cannot parse {mr[position:]!r}; expected slot[value], slot[value] ...")
+        slots.append(found.groups())
+        position = found.end()
+    if not slots:
+        raise ValueError("is empty")
+    return slots
+
+
+def context(mr: str) -> str:
+    """The text that the model reads for a meaning representation, as in LoRA's data: "name : Zizzi | price : £ 20 - 25"."""
+    parts = []
+    for slot, value in parse(mr):
+        tokens = re.sub(r"(£|(?<=\d)-(?=\d))", r" \1 ", value).split()
+        parts.append(f"{RENAMED.get(slot, slot)} : {' '.join(tokens)}")
+    return " | ".join(parts)
+
+
+def encode_prompts(tokenizer, mrs: list[str]) -> list[list[int]]:
+    """Token ids of the contexts, each with the end token that closes it."""
+    ids = tokenizer([context(mr) for mr in mrs], add_special_tokens=False)["input_ids"]
+    return [[*prompt, tokenizer.eos_token_id] for prompt in ids]
+
+
+def by_meaning(rows: list[Row]) -> dict[str, list[str]]:
+    """References by distinct meaning representation, both in the order of the file."""
+    groups: dict[str, list[str]] = {}
+    for mr, ref in rows:
+        groups.setdefault(mr, []).append(" ".join(ref.split()))
+    return groups
+
+
+def _checked(where: str, mr: str, ref: str) -> Row:
+    try:
+        parse(mr)
+    except ValueError as error:
+        raise DataError(f"{where}: meaning representation {error}") from None
+    return mr, ref
+
+
+def synthetic_rows(train: int = 24, validation: int = 8, test: int = 6) -> dict[str, list[Row]]:
+    """Meaning representations with two plain sentences each: for rehearsals and tests, no meaning."""
+    draws = np.random.default_rng(derive(0, "synthetic"))
+    values = {
+        "name": ["The Mill", "Blue Spice", "Zizzi", "Cotto"],
+        "eatType": ["pub", "coffee shop", "restaurant"],
+        "priceRange": ["cheap", "£20-25", "more than £30"],
+        "familyFriendly": ["yes", "no"],
+        "near": ["Café Rouge", "The Bakers"],
+    }
+
+    def row() -> list[Row]:
+        chosen = {slot: str(draws.choice(options)) for slot, options in values.items()}
+        mr = ", ".join(f"{slot}[{value}]" for slot, value in chosen.items())
+        first = f"{chosen['name']} is a {chosen['eatType']} near {chosen['near']}."
+        return [(mr, first), (mr, f"Near {chosen['near']}, {chosen['name']} is a {chosen['eatType']}.")]
+
+    sizes = {"train": train, "validation": validation, "test": test}
+    return {split: [pair for _ in range(count // 2) for pair in row()] for split, count in sizes.items()}

@@ -1,0 +1,115 @@
+"""Images decoded and resized by worker processes, once, and kept on disk as 8-bit pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vera.cache import make_folder
+from vera.errors import DataError
+from vera.models.image import Pixels
+from vera.tasks.image_rows import Rows
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raised when the bytes below change their meaning
+BATCH = 32
+FEW = 256  # images that are not worth starting processes for
+NAMED = 5
+ABOUT, PIXELS = "about.json", "pixels.u8"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """pixels: uint8 [N, channels, H, W], mapped from disk. fingerprint: SHA-256, 16 digits, of the encoded images in order."""
+
+    pixels: np.ndarray
+    fingerprint: str
+
+
+def prepare(rows: Rows, chosen: np.ndarray | None, pixels: Pixels, cache_dir: Path, workers: int | None) -> Prepared:
+    """The chosen rows (None: all) at the size of the model, from the cache when they are there.
+
+    Processes that want the same images wait for the first one. Raises DataError that counts and names the images that cannot
+    be read, or says how much disk space is missing.
+    """
+    wanted = np.arange(len(rows)) if chosen is None else chosen
+    key = json.dumps([FORMAT, rows.identity, pixels.key, None if chosen is None else chosen.tolist()])
+    folder = Path(cache_dir) / "images" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    make_folder(folder, ABOUT, lambda scratch: _decode(rows, wanted, pixels, scratch, workers))
+    about = json.loads((folder / ABOUT).read_text())
+    return Prepared(np.memmap(folder / PIXELS, np.uint8, "r", shape=tuple(about["shape"])), about["fingerprint"])
+
+
+def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, workers: int | None) -> None:
+    workers = _workers(len(wanted), workers)
+    log.info("decoding %s images of %s (once; %d processes)", f"{len(wanted):,}", rows.where, max(1, workers))
+    # A generator of its own: otherwise the loader would draw from the one that the run has seeded.
+    loader = DataLoader(
+        _Decoder(rows, wanted, pixels),
+        batch_size=BATCH,
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
+    digest, bad, shape = hashlib.sha256(), [], None
+    with (folder / PIXELS).open("wb") as file:
+        for batch in loader:
+            for image in batch:
+                if isinstance(image, str):
+                    bad.append(image)
+                    continue
+                array, of_bytes = image
+                if shape is None:
+                    shape = array.shape
+                    _check_space(folder, len(wanted) * array.size, rows.where)
+                digest.update(of_bytes)
+                file.write(array.tobytes())
+    if bad:
+        named = "; ".join(bad[:NAMED]) + (f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
+        raise DataError(f"{len(bad)} of {len(wanted)} images of {rows.where} cannot be read: {named}")
+    about = {"shape": [len(wanted), *shape], "fingerprint": digest.hexdigest()[:16]}
+    (folder / ABOUT).write_text(json.dumps(about) + "\n")
+
+
+class _Decoder(Dataset):
+    """Row by row: (8-bit pixels [channels, H, W], SHA-256 of the encoded bytes), or what is wrong with it as a string."""
+
+    def __init__(self, rows: Rows, wanted: np.ndarray, pixels: Pixels):
+        self.rows, self.wanted, self.pixels = rows, wanted, pixels
+        self.feature = datasets.Image()
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, bytes] | str:
+        row = int(self.wanted[index])
+        try:
+            encoded = self.rows.encoded(row)
+            image = self.feature.decode_example({"bytes": encoded, "path": None})
+            return self.pixels.resize(image), hashlib.sha256(encoded).digest()
+        except Exception as error:  # a decoder may raise anything on a broken file
+            reason = str(error).split(" <_io")[0] or type(error).__name__
+            return f"{self.rows.name(row)}: {reason}"
+
+
+def _workers(images: int, asked: int | None) -> int:
+    if images < FEW:
+        return 0
+    return min(8, os.cpu_count() or 1) if asked is None else asked
+
+
+def _check_space(folder: Path, needed: int, where: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(f"{where} needs {needed / 1e9:.1f} GB below task.cache_dir, where {free / 1e9:.1f} GB are free")

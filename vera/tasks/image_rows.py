@@ -1,0 +1,183 @@
+"""Encoded images with their labels: from the hub, from parquet files, from folders named after their classes. No decoding."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from vera import hub
+from vera.errors import DataError
+from vera.seeds import derive
+
+IMAGE, LABEL = "image", "label"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Images as they are stored, in a fixed order.
+
+    data      a data set whose column "image" holds {"bytes", "path"}.
+    labels    class indices [N].
+    names     names of the classes, where the source has them.
+    where     how an error calls them.
+    identity  changes when the images or their order may have changed; finding it reads no image.
+    """
+
+    data: datasets.Dataset
+    labels: np.ndarray
+    names: Sequence[str] | None
+    where: str
+    identity: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def encoded(self, row: int) -> bytes:
+        """The bytes of one image file. Raises OSError, or ValueError for an empty cell."""
+        value = self.data[row][IMAGE]
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise ValueError("the cell is empty")
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+
+    def name(self, row: int) -> str:
+        path = (self.data[row][IMAGE] or {}).get("path")
+        return f"{self.where} row {row}" + (f" ({path})" if path else "")
+
+    def class_name(self, label: int) -> str:
+        return str(label) if self.names is None else f"{label} ({self.names[label]})"
+
+
+def joined(parts: list[Rows]) -> Rows:
+    """Several splits as one, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(
+        data=datasets.concatenate_datasets([part.data for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        names=parts[0].names,
+        where="+".join(part.where for part in parts),
+        identity=json.dumps([part.identity for part in parts]),
+    )
+
+
+def from_hub(
+    repository: str, splits: Sequence[str], image: str, label: str, classes: int
+) -> tuple[dict[str, Rows], str | None]:
+    """Rows by split and the hub's commit. Raises DataError."""
+    loaded, commit = hub.load_dataset(
+        repository, None, "give a folder of parquet files or of class-named image folders with task.data_dir=/path"
+    )
+    found = {}
+    for split in splits:
+        if split not in loaded:
+            raise DataError(f"data set {repository} has no split {split!r}; it has {', '.join(loaded)}")
+        identity = f"{repository}@{commit or loaded[split]._fingerprint}:{split}"
+        found[split] = _from_table(loaded[split], image, label, classes, f"{repository} {split}", identity)
+    return found, commit
+
+
+def from_folder(folder: Path, splits: Sequence[str], image: str, label: str, classes: int, cache_dir: Path) -> dict[str, Rows]:
+    """Rows by split from a local copy: parquet files (<split>*.parquet, or a folder of them for each split), or a folder for
+    each split with a folder of images for each class. Without split folders, the class folders count as the first split, and
+    the others are empty. Raises DataError.
+    """
+    if not folder.is_dir():
+        raise DataError(f"task.data_dir={folder} is not a folder")
+    tables = sorted(folder.rglob("*.parquet"))
+    if tables:
+        return {split: _from_parquet(folder, tables, split, image, label, classes, cache_dir) for split in splits}
+    present = [split for split in splits if (folder / split).is_dir()]
+    if len(present) == len(splits):
+        return {split: _from_class_folders(folder / split, classes, split) for split in splits}
+    if present or not _folders(folder):
+        missing = next(split for split in splits if split not in present)
+        raise DataError(
+            f"task.data_dir={folder} holds neither parquet files nor a folder {missing!r} with one folder of images a class"
+        )
+    return {splits[0]: _from_class_folders(folder, classes, folder.name)}
+
+
+def _from_parquet(folder, tables, split, image, label, classes, cache_dir) -> Rows:
+    files = [path for path in tables if path.stem.split("-")[0] == split or path.parent.name == split]
+    if not files:
+        raise DataError(f"task.data_dir={folder} holds no parquet file of the split {split!r} (such as {split}.parquet)")
+    try:
+        datasets.disable_progress_bars()
+        table = datasets.load_dataset(
+            "parquet", data_files={split: [str(path) for path in files]}, split=split, cache_dir=str(cache_dir / "datasets")
+        )
+    except Exception as error:  # of pyarrow and datasets, without a base in common
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"{files[0].parent} ({split}) cannot be read as parquet: {reason}") from None
+    return _from_table(table, image, label, classes, split, _identity(folder, files))
+
+
+def _from_table(table: datasets.Dataset, image: str, label: str, classes: int, where: str, identity: str) -> Rows:
+    for key, column in (("task.image_column", image), ("task.label_column", label)):
+        if column not in table.column_names:
+            raise DataError(f"{where} has no column {column!r}; it has {', '.join(table.column_names)}: choose one with {key}=")
+    kind = table.features[label]
+    labels = table[label][:]
+    for row, value in enumerate(labels):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < classes:
+            raise DataError(f"{where} row {row}: {label} is {value!r}, not a class from 0 to {classes - 1} (task.classes)")
+    try:
+        data = table.select_columns([image]).rename_columns({image: IMAGE}).cast_column(IMAGE, datasets.Image(decode=False))
+    except Exception as error:  # of pyarrow and datasets, without a base in common
+        raise DataError(f"{where}: column {image!r} holds no images ({str(error).splitlines()[0][:200]})") from None
+    return Rows(data, np.array(labels, dtype=np.int64), getattr(kind, "names", None), where, f"{identity}:{image}:{label}")
+
+
+def _from_class_folders(folder: Path, classes: int, where: str) -> Rows:
+    names = _folders(folder)
+    if len(names) != classes:
+        raise DataError(f"{folder} has {len(names)} class folders, expected {classes} (task.classes)")
+    files = [
+        [path for path in sorted((folder / name).iterdir()) if path.is_file() and not path.name.startswith(".")]
+        for name in names
+    ]
+    flat = [path for found in files for path in found]
+    return Rows(
+        data=_dataset([{"bytes": None, "path": str(path)} for path in flat]),
+        labels=np.repeat(np.arange(classes), [len(found) for found in files]),
+        names=names,
+        where=where,
+        identity=_identity(folder, flat),
+    )
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _identity(folder: Path, files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        about = path.stat()
+        digest.update(f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+    return f"{folder.resolve()}:{digest.hexdigest()}"
+
+
+def _dataset(images: list[dict]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({IMAGE: images}, features=datasets.Features({IMAGE: datasets.Image(decode=False)}))
+
+
+def synthetic(classes: int, per_class: int, where: str) -> Rows:
+    """Small noisy images whose mean colour follows from the class: for rehearsals and tests, no meaning."""
+    draws = np.random.default_rng(derive(0, "synthetic"))
+    labels = np.repeat(np.arange(classes), per_class)
+    images = []
+    for label in labels:
+        color = np.array([label * 37 % 200, label * 91 % 200, label * 53 % 200])
+        buffer = io.BytesIO()
+        Image.fromarray((color + draws.integers(0, 56, (10, 12, 3))).astype(np.uint8)).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    return Rows(_dataset(images), labels, None, where, f"synthetic:{classes}:{per_class}")

@@ -1,0 +1,167 @@
+"""Few-shot image classification (paper, section 4.4 and Table 5): ten images a class to train on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from vera.errors import DataError
+from vera.models.base import Backbone
+from vera.seeds import derive
+from vera.tasks import image_cache, image_rows
+from vera.tasks.base import Data, Task
+from vera.tasks.image_rows import Rows
+from vera.tasks.metrics import compute
+
+
+class FewShot(Task):
+    """Images with a few training examples a class, scored by accuracy. The choice depends on the seed alone."""
+
+    modality: ClassVar[str] = "image"
+
+    train_per_class: int = Field(ge=1)
+
+    def score(self, logits, labels):
+        return compute("accuracy", logits.argmax(-1).numpy(), labels.numpy())
+
+
+class Images(FewShot):
+    """conf/task/{cifar100,food101,flowers102,resisc45}.yaml.
+
+    repository     id on the hub.
+    data_dir       a local copy instead: parquet files, or class-named folders of images (image_rows.from_folder says how).
+    image_column, label_column    names in the hub's or the parquet files' tables.
+    train_splits   training images are drawn from these; a few-shot row number counts through them in this order.
+    eval_splits    evaluated in full; empty: all images of train_splits that were not drawn.
+    cache_dir      decoded images are kept below it: the drawn ones of each seed, and the evaluated ones once.
+    workers        processes that decode; null: one a CPU core, eight at most.
+    """
+
+    repository: str
+    data_dir: str | None = None
+    image_column: str
+    label_column: str
+    train_splits: list[str] = Field(min_length=1)
+    eval_splits: list[str]
+    classes: int = Field(ge=2)
+    cache_dir: str
+    workers: int | None = Field(default=None, ge=0)
+
+    @property
+    def outputs(self) -> int:
+        return self.classes
+
+    def load(self, backbone: Backbone, seed: int) -> Data:
+        pool, evaluation, source, commit = _read(self.model_dump_json())
+        chosen = few_shot(pool.labels, range(self.classes), self.train_per_class, seed, pool.class_name)
+        if evaluation is None:  # everything that was not drawn, from one array of all images
+            rest = np.setdiff1d(np.arange(len(pool)), chosen)
+            everything = self._prepare(backbone, pool, None)
+            train = Examples(everything.pixels, pool.labels, chosen)
+            evaluated = Examples(everything.pixels, pool.labels, rest)
+            fingerprints = [everything.fingerprint]
+        else:
+            few = self._prepare(backbone, pool, chosen)
+            everything = self._prepare(backbone, evaluation, None)
+            train = Examples(few.pixels, pool.labels[chosen], np.arange(len(chosen)))
+            evaluated = Examples(everything.pixels, evaluation.labels, np.arange(len(evaluation)))
+            fingerprints = [everything.fingerprint, _fingerprint(evaluation.labels)]
+        return Data(
+            train=train,
+            evaluation=evaluated,
+            collate=_collate(backbone.preprocess.normalise),
+            source=source,
+            commit=commit,
+            fingerprint=hashlib.sha256(" ".join([*fingerprints, _fingerprint(pool.labels)]).encode()).hexdigest()[:16],
+            notes={"few_shot_rows": chosen.tolist()},
+        )
+
+    def _prepare(self, backbone: Backbone, rows: Rows, chosen: np.ndarray | None) -> image_cache.Prepared:
+        return image_cache.prepare(rows, chosen, backbone.preprocess, Path(self.cache_dir), self.workers)
+
+    def rows(self) -> tuple[dict[str, Rows], str, str | None]:
+        """Rows of every split that the yaml names, where they come from, and the hub's commit. Raises DataError."""
+        splits = list(dict.fromkeys([*self.train_splits, *self.eval_splits]))
+        if self.synthetic:
+            spare = 0 if self.eval_splits else 1
+            sizes = dict.fromkeys(splits, 1) | {self.train_splits[0]: self.train_per_class + spare}
+            return {split: image_rows.synthetic(self.classes, n, split) for split, n in sizes.items()}, "synthetic", None
+        columns = (self.image_column, self.label_column, self.classes)
+        if self.data_dir is None:
+            found, commit = image_rows.from_hub(self.repository, splits, *columns)
+            return found, self.repository, commit
+        return image_rows.from_folder(Path(self.data_dir), splits, *columns, Path(self.cache_dir)), "local folder", None
+
+
+@lru_cache(maxsize=1)  # a sweep runs all seeds of a task in a row
+def _read(task: str) -> tuple[Rows, Rows | None, str, str | None]:
+    """Training pool, evaluation set (None: what is left of the pool), source and commit of a task given as JSON."""
+    settings = Images.model_validate_json(task)
+    found, source, commit = settings.rows()
+    missing = [split for split in settings.eval_splits if split not in found]
+    if missing:
+        raise DataError(f"task.data_dir={settings.data_dir} holds no folder {missing[0]!r} to evaluate on")
+    pool = image_rows.joined([found[split] for split in settings.train_splits if split in found])
+    if not settings.eval_splits:
+        return pool, None, source, commit
+    evaluation = image_rows.joined([found[split] for split in settings.eval_splits])
+    if pool.names is not None and evaluation.names is not None and list(pool.names) != list(evaluation.names):
+        odd = sorted(set(pool.names) ^ set(evaluation.names)) or ["their order"]
+        raise DataError(f"{pool.where} and {evaluation.where} do not name the same classes: {odd[0]!r} differs")
+    return pool, evaluation, source, commit
+
+
+class Examples(Sequence):
+    """Examples (uint8 tensor [channels, H, W], class index): some rows of an array that stays on disk."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray):
+        self.pixels, self.labels, self.rows = pixels, labels, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        row = self.rows[index]
+        return torch.from_numpy(np.array(self.pixels[row])), int(self.labels[row])
+
+
+def few_shot(
+    labels: np.ndarray, classes: Sequence[int], per_class: int, seed: int, name: Callable[[int], str] = str
+) -> np.ndarray:
+    """Row numbers of `per_class` examples of each class, class by class, from the seed's few-shot stream.
+
+    Raises DataError for a class with fewer examples.
+    """
+    draws = np.random.default_rng(derive(seed, "few_shot"))
+    chosen = []
+    for label in classes:
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < per_class:
+            raise DataError(f"class {name(label)} has {len(rows)} examples, task.train_per_class={per_class} needs more")
+        chosen.append(draws.choice(rows, per_class, replace=False))
+    return np.concatenate(chosen)
+
+
+def collate_images(examples: list[tuple[torch.Tensor, int]]) -> dict[str, Any]:
+    """pixel_values [N, C, H, W] and labels [N]."""
+    pixels, labels = zip(*examples, strict=True)
+    return {"pixel_values": torch.stack(pixels), "labels": torch.tensor(labels)}
+
+
+def _collate(normalise: Callable[[torch.Tensor], torch.Tensor]):
+    def collate(examples: list[tuple[torch.Tensor, int]]) -> dict[str, Any]:
+        batch = collate_images(examples)
+        return {**batch, "pixel_values": normalise(batch["pixel_values"])}
+
+    return collate
+
+
+def _fingerprint(labels: np.ndarray) -> str:
+    return hashlib.sha256(labels.astype(np.int64).tobytes()).hexdigest()
