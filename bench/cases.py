@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaForSequenceClassification, RobertaModel
 
-from bench.measure import alternate, multiply_adds, peak_bytes, ratio
-from vera.errors import VeraError
+from bench.measure import alternate, load_average, multiply_adds, peak_bytes, ratio
 from vera.nn import AdapterBank, VeraConfig, attach, save_adapter
 from vera.nn.count import stored_bytes, vera_parameters
 
@@ -393,32 +392,13 @@ def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], No
     return trainer.train
 
 
-def run(names: list[str], device: str, data_dir: Path, say: Callable[[str], None]) -> tuple[list[Row], list[dict[str, str]]]:
-    """The chosen cases' rows, and what was left out with the reason."""
+def measure_case(name: str, device: str, data_dir: Path) -> list[Row]:
+    """The rows of one case. Raises NeedsMore when this machine lacks something."""
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    sizes, rows, left_out = Sizes(device), [], []
-    cases: dict[str, Callable[[], list[Row]]] = {
-        "a": lambda: case_a(sizes),
-        "b": lambda: case_b(sizes),
-        "c": lambda: case_c(sizes),
-        "d": lambda: case_d(sizes),
-        "e": lambda: case_e(sizes),
-        "f": lambda: case_f(sizes, data_dir),
-    }
-    for name in names:
-        try:
-            found = cases[name]()
-        except (NeedsMore, VeraError) as error:
-            left_out.append({"case": name, "why": str(error)})
-            say(f"({name}) not measured, needs {error}")
-            continue
-        for row in found:
-            goal = "" if row["goal"] is None else f"   goal {row['goal']:.2f}"
-            low, high = row["ratio"]["min"], row["ratio"]["max"]
-            say(f"({name}) {row['what']}: {row['ratio']['median']:.3f} [{low:.3f}, {high:.3f}]{goal}   {row['shapes']}")
-        rows += found
-    if device == "cpu":
-        full = "a GPU for all layers, and for Llama blocks of d=4096, ff=11008 at r=64 and r=1024"
-        left_out.append({"case": "a, b, c, d, f at full size", "why": full})
-    return rows, left_out
+    sizes = Sizes(device)
+    if name == "f":
+        rows = case_f(sizes, data_dir)
+    else:
+        rows = {"a": case_a, "b": case_b, "c": case_c, "d": case_d, "e": case_e}[name](sizes)
+    return [{**row, "load_average": load_average()} for row in rows]
