@@ -10,7 +10,7 @@ ARGS ?=
 
 help: ## this list
 	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## make .venv and install the tested set of packages
 
