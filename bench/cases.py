@@ -363,7 +363,7 @@ def _our_steps(loop, batches: Iterator, steps: int) -> None:
 
 def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], None]:
     """Some steps of transformers' Trainer over the same examples, padded as the prior work's scripts pad them."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     model = RobertaForSequenceClassification.from_pretrained(backbone)
     config = peft.VeraConfig(r=1024, target_modules=list(QUERY_VALUE), modules_to_save=["classifier"])
@@ -390,6 +390,7 @@ def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], No
         dataloader_pin_memory=False,
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=loop.data.train, data_collator=collate)
+    trainer.remove_callback(PrinterCallback)
     return trainer.train
 
 

@@ -31,8 +31,8 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
                     f"{ratio['median']:.3f}",
                     spread,
                     DASH if goal is None else f"{goal:.2f}{'' if ratio['median'] <= goal else ' missed'}",
-                    f"{row['ours']:,.4g} {row['unit']}",
-                    f"{row['other']:,.4g} {row['unit']}",
+                    _figure(row["ours"], row["unit"]),
+                    _figure(row["other"], row["unit"]),
                 ]
             )
         rules.append(len(rows))
@@ -54,3 +54,8 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
         *notes,
     ]
     return [Table("bench", "Speed, memory and size against PEFT", columns, rows, notes, rules)] if rows else []
+
+
+def _figure(value: float, unit: str) -> str:
+    """Four digits at least, and no exponent."""
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.4g} {unit}"
