@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import bootstrap, permutation_test
+from scipy.stats import t as student
 
 from experiments.compositions import composed
 from experiments.published import Statistic
@@ -94,31 +95,50 @@ def _mixed(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Differences of two methods on the same seeds. p: two-sided, over all sign changes of the differences (n = 5: 0.0625 at
-    the least); None for fewer than two pairs."""
+class Difference:
+    """Mean of n paired differences, and its interval (Student's t). interval is None for a single pair."""
 
+    mean: float
+    interval: tuple[float, float] | None
     n: int
-    difference: float
-    p: float | None
 
 
-def paired(ours: Sequence[Record], theirs: Sequence[Record], metric: str | None = None, select: str = "best") -> Paired | None:
-    """A paired permutation test of the mean difference ours - theirs over common seeds; None when there are none."""
-    by_seed = {record.run.seed: record.score(metric, select) for record in theirs}
-    pairs = [(r.score(metric, select), by_seed[r.run.seed]) for r in ours if r.run.seed in by_seed]
-    if not pairs:
+def paired(ours: Sequence[float], others: Sequence[float], confidence: float = 0.95) -> Difference:
+    """ours - others, pair by pair; at least one pair."""
+    differences = [a - b for a, b in zip(ours, others, strict=True)]
+    n, mean = len(differences), statistics.fmean(differences)
+    if n == 1:
+        return Difference(mean, None, 1)
+    half = float(student.ppf((1 + confidence) / 2, n - 1)) * statistics.stdev(differences) / n**0.5
+    return Difference(mean, (mean - half, mean + half), n)
+
+
+def permutation_p(ours: Sequence[float], others: Sequence[float]) -> float | None:
+    """Two-sided p of the mean paired difference over all changes of sign (n = 5: 0.0625 at the least); None for one pair."""
+    if len(ours) < 2:
         return None
-    mine, others = (np.array(side) for side in zip(*pairs, strict=True))
-    p = None
-    if len(pairs) > 1:
-        p = float(
-            permutation_test(
-                (mine, others), _mean_difference, permutation_type="samples", vectorized=True, rng=np.random.default_rng(0)
-            ).pvalue
-        )
-    return Paired(len(pairs), float((mine - others).mean()), p)
+    samples = (np.array(ours), np.array(others))
+    rng = np.random.default_rng(0)
+    return float(permutation_test(samples, _mean_difference, permutation_type="samples", vectorized=True, rng=rng).pvalue)
 
 
-def _mean_difference(mine, others, axis):
-    return np.mean(mine - others, axis=axis)
+def _mean_difference(ours, others, axis):
+    return np.mean(ours - others, axis=axis)
+
+
+def common(
+    ours: Sequence[Record], others: Sequence[Record], metric: str | None = None, select: str = "best"
+) -> tuple[list[float], list[float]]:
+    """The scores of both sides over the seeds that both have.
+
+    Runs of one seed share training rows, data order and the head's initial weights, which is why pairs say more.
+    """
+    by_seed = {record.run.seed: record for record in others}
+    both = [record for record in ours if record.run.seed in by_seed]
+    return [r.score(metric, select) for r in both], [by_seed[r.run.seed].score(metric, select) for r in both]
+
+
+def paired_records(ours: Sequence[Record], others: Sequence[Record]) -> Difference | None:
+    """The best epoch's primary metric, `ours` minus `others`, over common seeds; None when there are none."""
+    sides = common(ours, others)
+    return paired(*sides) if sides[0] else None

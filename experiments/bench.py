@@ -12,7 +12,7 @@ from vera.record import Record
 MEASURED = Path(__file__).resolve().parent.parent / "results" / "bench"
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> list[Table]:
+def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """One line a figure. Nothing here comes from the records of runs."""
     rows, rules, notes = [], [], []
     for path in sorted(MEASURED.glob("*.json")):

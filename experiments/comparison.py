@@ -6,9 +6,18 @@ import statistics
 from collections.abc import Sequence
 
 from experiments.accounting import trained
-from experiments.aggregate import Summary, cell_records, epoch_of, paired, summarise_cost, summarise_records
+from experiments.aggregate import (
+    Summary,
+    cell_records,
+    common,
+    epoch_of,
+    paired,
+    permutation_p,
+    summarise_cost,
+    summarise_records,
+)
 from experiments.published import Column, Published, Row, Statistic, load, run_of
-from experiments.render import DASH, Table, interval, number
+from experiments.render import DASH, Table, interval, number, signed
 from vera.record import Record
 
 Cells = dict[str, list[Record]]
@@ -72,9 +81,9 @@ DETAILS = [
     "Paper",
 ]
 SELECTION = "Selection: median best minus median last epoch, what choosing the epoch on the evaluation set adds to a score."
-TESTS = ["Model", "Column", "n", "Mean difference", "p"]
+TESTS = ["Model", "Column", "n", "Mean difference [95%]", "p"]
 TEST_NOTE = (
-    "Paired permutation test of the mean difference VeRA - LoRA over common seeds, two-sided. Five pairs cannot give less than "
+    "VeRA - LoRA over common seeds, with Student's interval, and a paired permutation test, two-sided. Five pairs cannot give less than "
     "p = 0.0625."
 )
 
@@ -146,12 +155,11 @@ def _tests(name: str, published: Published, cells: Cells, overrides: Sequence[st
             if column.score is None:
                 continue
             select = epoch_of(stat)
-            sides = [
-                _scored(column, cell_records(cells, _run(name, rows[m], column.task, overrides)), select)
-                for m in ("vera", "lora")
-            ]
-            result = paired(*sides, column.score, select)
-            if result is not None:
-                p = DASH if result.p is None else f"{result.p:.4f}"
-                lines.append([label, column.label, str(result.n), f"{column.scale * result.difference:+.{column.digits}f}", p])
+            found = (cell_records(cells, _run(name, rows[m], column.task, overrides)) for m in ("vera", "lora"))
+            ours, others = (_scored(column, records, select) for records in found)
+            sides = common(ours, others, column.score, select)
+            if sides[0]:
+                p = permutation_p(*sides)
+                difference = signed(paired(*sides), column.scale, column.digits)
+                lines.append([label, column.label, str(len(sides[0])), difference, DASH if p is None else f"{p:.4f}"])
     return lines

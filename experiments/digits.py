@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.aggregate import Summary, cell_records, summarise, summarise_records
-from experiments.figures import PALETTE, figure, save
+from experiments.figures import PALETTE, figure, save, seeds
 from experiments.published import Statistic
 from experiments.render import DASH, Table, interval, number
 from vera.record import Record
@@ -128,9 +128,8 @@ def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] 
     axes.set_xscale("log")
     axes.set_xlabel("Trained parameters (without the head)")
     axes.set_ylabel("Accuracy on digits 5-9 (%)")
-    counts = sorted({len(runs) for runs in found.values()})
-    seeds = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]} to {counts[-1]}"
-    axes.set_title(f"Median over seeds ({seeds}), 95% bootstrap interval, every seed", fontsize=8)
+    count = seeds([len(runs) for runs in found.values()])
+    axes.set_title(f"Median over seeds ({count}), 95% bootstrap interval, every seed", fontsize=8)
     axes.legend(
         title="method (trained parameters)", fontsize=7, title_fontsize=7, loc="center right", bbox_to_anchor=(1.0, 0.38)
     )

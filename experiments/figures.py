@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 PALETTE = ["#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"]  # Okabe and Ito
+
+METHOD_STYLE = {  # colour, marker and line, so that print without colour tells them apart as well
+    "head": {"color": PALETTE[0], "marker": "o", "linestyle": ":"},
+    "full": {"color": PALETTE[4], "marker": "D", "linestyle": "-."},
+    "lora": {"color": PALETTE[1], "marker": "s", "linestyle": "--"},
+    "vera": {"color": PALETTE[2], "marker": "^", "linestyle": "-"},
+}
+
+
+def seeds(counts: Sequence[int]) -> str:
+    """n=5, or n=3 to 5 where the cells differ."""
+    low, high = min(counts), max(counts)
+    return f"n={low}" if low == high else f"n={low} to {high}"
 
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -22,6 +36,11 @@ def figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes = made.add_subplot()
     axes.grid(True, alpha=0.25, linewidth=0.6)
     return made, axes
+
+
+def legend_below(axes: Axes) -> None:
+    """One line under the axes, where it covers no data."""
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=4, frameon=False)
 
 
 def save(made: Figure, stem: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from experiments.aggregate import PAPER_SEEDS, Summary
+from experiments.aggregate import PAPER_SEEDS, Difference, Summary
 from experiments.published import Statistic
 
 DASH = "–"
@@ -41,12 +41,23 @@ def number(summary: Summary | None, scale: float = 1.0, digits: int = 1, stat: S
     return text if summary.n == PAPER_SEEDS else f"{text} (n={summary.n})"
 
 
-def interval(summary: Summary | None, scale: float = 1.0, digits: int = 1) -> str:
-    """Bootstrap 95% interval of the median."""
+def interval(summary: Summary | Difference | None, scale: float = 1.0, digits: int = 1) -> str:
+    """The interval that a summary (bootstrap, of the median) or a difference (Student's t, of the mean) comes with."""
     if summary is None or summary.interval is None:
         return DASH
     low, high = summary.interval
     return f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+
+
+def signed(difference: Difference | None, scale: float = 1.0, digits: int = 1) -> str:
+    """A paired difference with its interval; a dash for nothing."""
+    if difference is None:
+        return DASH
+    text = f"{scale * difference.mean:+.{digits}f}"
+    if difference.interval is not None:
+        low, high = difference.interval
+        text += f" [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+    return text
 
 
 def notes_of(table: Table) -> list[str]:

@@ -5,7 +5,8 @@ python scripts/expressivity.py            a minute or two on one core; writes re
 LoRA fits M by P Q with P [10, r], Q [r, 10]: 20 r parameters. VeRA fits it by X diag(d) Y diag(b) with X [10, r] and Y [r, 10]
 random and frozen, as the figure's legend has it: r + 10 parameters. The paper says neither how it fits nor how many matrices.
 Here each parametrisation gets its own best: LoRA the truncated singular value decomposition, which no other P Q beats (Eckart
-and Young), VeRA the best of several Levenberg-Marquardt fits, which may still miss its best. Where this is unfair, it is to VeRA.
+and Young), VeRA the best of several Levenberg-Marquardt fits, which may still miss its best. Where this is unfair, it is to
+VeRA.
 """
 
 import argparse
@@ -24,7 +25,9 @@ from vera.files import write_atomic
 SIZE = 10
 LORA_RANKS = (1, 2, 3, 4, 5, 6, 8, 10)
 VERA_RANKS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90)
-STEPS = 100  # of one fit; ten times as many lower the error by less than a hundredth of itself (ranks 10 to 90, one matrix)
+STEPS = (
+    100  # of one fit; ten times as many lower the best error by less than a hundredth of itself (one matrix, ranks 10 to 90)
+)
 SAME = 1e-4  # fits whose mean squared errors differ by less have found the same minimum
 
 

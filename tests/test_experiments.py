@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from experiments import digits, published
-from experiments.aggregate import cell_records, paired, summarise, summarise_records
+from experiments.aggregate import cell_records, common, permutation_p, summarise, summarise_records
 from experiments.artefacts import artefacts
 from experiments.comparison import compare
 from experiments.render import DASH, Table, interval, latex, markdown, number
@@ -167,13 +167,12 @@ def test_vera_against_lora_is_paired_by_seed():
 
     vera = runs("vera", {0: 0.80, 1: 0.82, 2: 0.84, 3: 0.86, 4: 0.88})
     lora = runs("lora", {0: 0.79, 1: 0.80, 2: 0.81, 3: 0.82, 4: 0.83, 7: 0.1})
-    result = paired(vera, lora)
-    assert result.n == 5 and result.difference == pytest.approx(0.03)
-    assert result.p == pytest.approx(2 / 32)  # every difference has one sign: two of the 32 sign patterns are as extreme
-    assert paired(vera, vera).p == 1.0
-    assert paired(vera[:1], lora).p is None and paired(vera, []) is None
+    sides = common(vera, lora)
+    assert [len(side) for side in sides] == [5, 5]  # lora's seed 7 has no partner
+    assert permutation_p(*sides) == pytest.approx(2 / 32)  # one sign everywhere: two of the 32 sign patterns are as extreme
+    assert permutation_p(sides[0], sides[0]) == 1.0 and permutation_p([0.1], [0.2]) is None
     tests = compare("table2", by_cell(*vera, *lora))[2]
-    assert tests.rows == [["Large", "RTE", "5", "+3.0", "0.0625"]]
+    assert tests.rows == [["Large", "RTE", "5", "+3.0 [+1.0, +5.0]", "0.0625"]]
 
 
 def test_a_record_without_the_metric_is_named():
@@ -222,9 +221,10 @@ def test_every_published_row_names_runs_that_a_config_makes(name):
 
 
 def test_every_table_builds_from_nothing():
-    for name, artefact in artefacts().items():
-        for table in artefact.build({}, (), None):
-            assert table.rows and all(len(row) == len(table.columns) for row in table.rows), name
+    tables = [(name, table) for name, artefact in artefacts().items() for table in artefact.build({}, (), None)]
+    assert len({table.name for _, table in tables}) == len(tables) > 15
+    for name, table in tables:
+        assert table.rows and all(len(row) == len(table.columns) for row in table.rows), name
 
 
 def test_published_averages_are_the_means_of_their_rows():

@@ -23,7 +23,7 @@ LAYERS = [
     ("vera.tasks",),
     ("vera.train",),
     ("vera.run", "vera.accounting"),
-    ("vera.answers",),
+    ("vera.answers", "vera.analysis"),
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -84,7 +84,8 @@ def test_the_loop_names_no_method_model_or_task():
 
 
 @pytest.mark.parametrize(
-    "module", ["vera.config", "vera.store", "vera.judge.grade", "experiments.artefacts", "experiments.digits"]
+    "module",
+    ["vera.config", "vera.store", "vera.judge.grade", *(f"experiments.{path.stem}" for path in modules("experiments"))],
 )
 def test_reporting_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

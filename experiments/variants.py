@@ -1,0 +1,62 @@
+"""Tables 6 and 7 in miniature: VeRA with one component changed at a time, mean and standard deviation over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments import miniature
+from experiments.aggregate import cell_records, paired_records, summarise_records
+from experiments.published import Row, Statistic, load
+from experiments.render import DASH, Table, number, signed
+from vera.record import Record
+
+TABLES = {"table6_mini": ("table6a", "table6b", "table6c"), "table7_mini": ("table7",)}
+DIFFERENCE_NOTE = "Difference to the part's first row, seed by seed, with the 95% interval of the mean (Student's t)."
+
+Cells = dict[str, list[Record]]
+
+
+def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
+    """The rows of the published tables, run on the digits ViT."""
+    return [_table(name, parts, cells, overrides, stat or "mean") for name, parts in TABLES.items()]
+
+
+def _table(name: str, parts: Sequence[str], cells: Cells, overrides: Sequence[str], stat: Statistic) -> Table:
+    rows, rules = [], []
+    for part in parts:
+        published = load(part)
+        component = published.title.partition(" (")[0]
+        default: list[Record] = []
+        for row in published.rows:
+            found = cell_records(cells, [*miniature.OVERRIDES, *_choice(row), *overrides])
+            first = row is published.rows[0]
+            default = found if first else default
+            if not found:
+                rows.append([component, row.label, *[DASH] * 5])
+                continue
+            best, last = summarise_records(found), summarise_records(found, select="last")
+            rows.append(
+                [
+                    component,
+                    row.label,
+                    f"{found[0].parameters.adapter:,}",
+                    str(best.n),
+                    number(best, 100, stat=stat),
+                    number(last, 100, stat=stat),
+                    DASH if first else signed(paired_records(found, default), 100),
+                ]
+            )
+        rules.append(len(rows))
+    columns = ["Component", "Variant", "Trained", "n", "Best epoch", "Last epoch", "Difference to the first [95%]"]
+    notes = [
+        miniature.NOTE,
+        miniature.SCORE,
+        "Mean ± standard deviation over seeds. The learning rates are those chosen for the default and stay the same.",
+        DIFFERENCE_NOTE,
+    ]
+    number_of = name.removeprefix("table").removesuffix("_mini")
+    return Table(name, f"Table {number_of}, {miniature.LABEL}: one component of VeRA at a time", columns, rows, notes, rules)
+
+
+def _choice(row: Row) -> list[str]:
+    return [f"method={row.method}", *(f"{key}={value}" for key, value in row.variant.items())]

@@ -1,0 +1,146 @@
+"""Weight differences of saved adapters equal those of the trained model; norms and cosines against written-out values."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from experiments import adapters
+from experiments import analysis as measurements
+from vera import analysis
+from vera.errors import AdapterError
+from vera.run import execute, prepare
+
+
+@pytest.fixture
+def trained(compose, tmp_path):
+    """trained("vera", ...) -> backbone, method and the folder of its adapter, with random values in it."""
+
+    def make(method, *overrides):
+        backbone, built, _, _ = prepare(compose(f"method={method}", *overrides))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in backbone.model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter))
+        folder = tmp_path / method
+        built.save(backbone, folder)
+        return backbone, built, folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides"), [("vera", ["method.rank=5"]), ("vera", ["method.init=uniform_0_0.1"]), ("lora", ["method.rank=3"])]
+)
+def test_weight_differences_are_those_of_the_merged_model(method, overrides, trained):
+    backbone, built, folder = trained(method, *overrides)
+    found = analysis.weight_differences(folder)
+    weights = dict(backbone.model.named_parameters())
+    name = {path: next(n for n in weights if n.startswith(f"{path}.base_layer") and n.endswith("weight")) for path in found}
+    before = {path: weights[name[path]].detach().clone() for path in found}
+    with built.merged(backbone):
+        for path, difference in found.items():
+            torch.testing.assert_close(before[path] + difference, weights[name[path]].data, rtol=1e-5, atol=1e-5)
+            assert difference.abs().max() > 0
+    assert len(found) == 4  # query and value of two layers
+
+
+def test_trained_vectors(trained):
+    backbone, _, folder = trained("vera", "method.rank=5")
+    vectors = analysis.trained_vectors(folder)
+    parameters = dict(backbone.model.named_parameters())
+    for path, (b, d) in vectors.items():
+        assert torch.equal(d, parameters[f"{path}.vectors.default.d"]) and torch.equal(
+            b, parameters[f"{path}.vectors.default.b"]
+        )
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(trained, tmp_path):
+    _, _, unique = trained("vera", "method.sharing=unique")
+    with pytest.raises(AdapterError, match="for one shared pair of matrices"):
+        analysis.weight_differences(unique)
+    with pytest.raises(AdapterError, match="no adapter here"):
+        analysis.weight_differences(tmp_path / "none")
+    _, _, lora = trained("lora")
+    with pytest.raises(AdapterError, match="holds no VeRA adapter"):
+        analysis.trained_vectors(lora)
+    config = json.loads((lora / "adapter_config.json").read_text())
+    (lora / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "OFT"}))
+    with pytest.raises(AdapterError, match=r"neither a VeRA nor a LoRA adapter .*'OFT'"):
+        analysis.weight_differences(lora)
+    (lora / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(AdapterError, match="no readable adapter"):
+        analysis.weight_differences(lora)
+
+
+def test_other_random_matrices_are_noticed(trained):
+    _, _, folder = trained("vera")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "projection_prng_key": 99}))
+    with pytest.raises(AdapterError, match="not those of the training"):
+        analysis.weight_differences(folder)
+
+
+def test_layers_are_in_the_order_of_their_numbers():
+    names = [f"encoder.layer.{layer}.attention.{name}" for layer in (10, 2, 0) for name in ("value", "query")]
+    found = analysis.by_target(names, {"query": ["query", "q_proj"], "key": "key", "value": "value"})
+    assert list(found) == ["query", "value"]
+    assert found["query"] == [f"encoder.layer.{layer}.attention.query" for layer in (0, 2, 10)]
+
+
+def test_cosine():
+    a, b = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    assert analysis.cosine(a, a) == pytest.approx(1) and analysis.cosine(a, -3 * a) == pytest.approx(-1)
+    assert analysis.cosine(a, b) == pytest.approx(math.sqrt(0.5))
+    first, again, other = (analysis.random_matrix(torch.Size([64, 64]), 0, layer) for layer in (1, 1, 2))
+    assert torch.equal(first, again) and abs(analysis.cosine(first, other)) < 0.1
+
+
+def analyse(monkeypatch, *arguments):
+    from scripts import analyse as script
+
+    monkeypatch.setattr(sys, "argv", ["analyse.py", *map(str, arguments)])
+    return script.main()
+
+
+def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
+    rehearsal = ["scale=rehearsal", "device=cpu", "progress=false", "train.max_steps=2"]
+    where = ["--results", tmp_path / "results", "--work", tmp_path / "work", "--out", tmp_path / "out"]
+    flags = [part for override in rehearsal for part in ("--with", override)]
+    assert analyse(monkeypatch, "figure5_mini", *where, *flags) == 1
+    assert "no saved adapter of digits_vit--digits--vera--" in capsys.readouterr().err
+    for method in ("vera", "lora"):
+        for seed in (0, 1):
+            run = compose(f"method={method}", "method.rank=64", f"seed={seed}", "train.save=true", "train.max_steps=2")
+            execute(run)
+    assert analyse(monkeypatch, "figure3_mini", "figure5_mini", *where, *flags) == 0
+    monkeypatch.setattr(measurements, "FOLDER", tmp_path / "out")
+    norms, cosines = measurements.read("figure3_mini"), measurements.read("figure5_mini")
+    assert norms["seeds"] == cosines["seeds"] == [0, 1] and norms["initial"] == pytest.approx(0.8)
+    assert {target: len(values) for target, values in norms["norms"].items()} == {"query": 2, "value": 2}
+    folder = tmp_path / "work" / norms["runs"][1] / "best"
+    vectors = analysis.trained_vectors(folder)
+    second_value = [d for path, (_, d) in vectors.items() if ".1." in path and path.endswith(("value", "v_proj"))]
+    assert norms["norms"]["value"][1][1] == pytest.approx(second_value[0].norm().item(), abs=1e-5)
+    assert all(-1 <= value <= 1 for series in ("lora_vera", "lora_random") for seed in cosines[series] for value in seed)
+    assert len(cosines["runs"]) == 4 and str(tmp_path) not in json.dumps([norms, cosines])
+
+    from experiments import figure3_magnitudes, figure5_similarity
+
+    for module, name in ((figure3_magnitudes, "figure3"), (figure5_similarity, "figure5")):
+        full, mini = module.build({})
+        assert full.rows == [["–"] * len(full.columns)] and len(mini.rows) >= 2 and "miniature" in mini.title
+        first, second = (module.draw({}, tmp_path / folder) for folder in "ab")
+        assert [path.name for path in first] == [f"{name}_mini.pdf", f"{name}_mini.png"]
+        assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_measurements_name_runs_that_compose():
+    from vera.config import compose as vera_compose
+
+    for _, *choices in [*adapters.FIGURE3.values(), *adapters.FIGURE5.values()]:
+        for overrides in choices:
+            vera_compose(overrides)
