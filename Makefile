@@ -10,7 +10,7 @@ ARGS ?=
 
 help: ## this list
 	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
-	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## make .venv and install the tested set of packages
 
@@ -66,6 +66,9 @@ glue-large: setup ## Table 2, RoBERTa-large
 
 glue-minilm: setup ## MiniLM on four GLUE tasks with LoRA and VeRA, small budget (ARGS='task.data_dir=/path/to/glue')
 	$(PY) scripts/train.py sweep=glue_minilm $(ARGS)
+
+minilm-methods: setup ## MiniLM on STS-B with every method x 5 seeds, small budget (ARGS='task.data_dir=/path/to/glue')
+	$(PY) scripts/train.py sweep=minilm_methods $(ARGS)
 
 images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds
 	$(PY) scripts/train.py sweep=images $(ARGS)

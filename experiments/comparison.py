@@ -83,8 +83,8 @@ DETAILS = [
 SELECTION = "Selection: median best minus median last epoch, what choosing the epoch on the evaluation set adds to a score."
 TESTS = ["Model", "Column", "n", "Mean difference [95%]", "p"]
 TEST_NOTE = (
-    "VeRA - LoRA over common seeds, with Student's interval, and a paired permutation test, two-sided. Five pairs cannot give less than "
-    "p = 0.0625."
+    "VeRA - LoRA over common seeds, with Student's interval, and a paired permutation test, two-sided. Five pairs cannot give "
+    "less than p = 0.0625."
 )
 
 
@@ -154,10 +154,11 @@ def _tests(name: str, published: Published, cells: Cells, overrides: Sequence[st
         for column in published.columns.values():
             if column.score is None:
                 continue
-            select = epoch_of(stat)
-            found = (cell_records(cells, _run(name, rows[m], column.task, overrides)) for m in ("vera", "lora"))
-            ours, others = (_scored(column, records, select) for records in found)
-            sides = common(ours, others, column.score, select)
+            ours, others = (
+                _scored(column, cell_records(cells, _run(name, rows[m], column.task, overrides)), epoch_of(stat))
+                for m in ("vera", "lora")
+            )
+            sides = common(ours, others, column.score, epoch_of(stat))
             if sides[0]:
                 p = permutation_p(*sides)
                 difference = signed(paired(*sides), column.scale, column.digits)

@@ -98,8 +98,8 @@ def build(cells: Any = None, overrides: Sequence[str] = (), stat: Statistic | No
     for label in METHODS.values():
         columns += [f"{label} parameters, paper", "ours", f"{label} bytes, paper", "ours"]
     notes = [
-        "ours: counted on the adapted model (two matrices a block), four bytes a value; K and M are thousands and millions, KB, "
-        "MB and GB powers of 1024. The paper mostly cuts decimals off.",
+        "ours: counted on the adapted model (two matrices a block), four bytes a value; K and M are thousands and millions, "
+        "KB, MB and GB powers of 1024. The paper mostly cuts decimals off.",
         "The caption in the paper names query and key, all else query and value; the counts are the same.",
         *remarks,
     ]

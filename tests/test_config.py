@@ -97,6 +97,7 @@ def test_numbers_that_are_equal_hash_equally():
 
 
 def test_operational_keys_exist():
+    """Each is a key of some model, task or train yaml."""
     for key in OPERATIONAL:
         group, name = key.split(".")
         assert any(name in yaml.safe_load((CONF_DIR / group / f"{choice}.yaml").read_text()) for choice in choices(group)), key

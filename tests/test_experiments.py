@@ -127,7 +127,7 @@ def test_table_2_shows_ours_below_the_published_row():
         ),
         record(["model=roberta_base", "task=rte", "method=lora"], 0, 0.8512, parameters=294912),
     )
-    table, details, tests = compare("table2", cells)
+    table, details = compare("table2", cells)
     rows = {(row[0], row[1], row[2]): row for row in table.rows}
     assert rows["Large", "VeRA", "paper"][3:] == [
         "0.061M",
@@ -144,7 +144,6 @@ def test_table_2_shows_ours_below_the_published_row():
     assert rows["Base", "Full fine-tuning", "ours"][3:] == ["124,055,040", *[DASH] * 7]  # counted, not run
     best_last = next(row for row in details.rows if row[:3] == ["Large", "VeRA", "RTE"])
     assert best_last[3:] == ["5", "92.0", "[90.0, 94.0]", "92.0", "1.6", "50.0", "42.0", "85.9±0.7"]
-    assert tests.rows == []
 
 
 def test_statistics_are_what_they_are_called():

@@ -1,36 +1,27 @@
 """Every committed sweep composes into runs and rehearses, so that it cannot rot."""
 
-import itertools
-
 import pytest
 import yaml
 
+from experiments import plan
 from vera.config import CONF_DIR, choices, compose
 from vera.run import execute
 
 SWEEPS = choices("sweep")
 
 
-def axes(sweep: str) -> dict[str, list[str]]:
-    """The sweep's axes with their values."""
-    params = yaml.safe_load((CONF_DIR / "sweep" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    return {key: str(values).split(",") for key, values in params.items()}
-
-
-def cells(sweep: str) -> list[list[str]]:
-    """Overrides of every cell of a sweep, without seeds."""
-    found = axes(sweep)
-    found.pop("seed")
-    return [[f"{key}={value}" for key, value in zip(found, point, strict=True)] for point in itertools.product(*found.values())]
+def cells(sweep: str) -> list[plan.Cell]:
+    """Every cell of a sweep."""
+    return plan.cells(sweep, plan.read_sweep(sweep))
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_a_sweep_has_a_card_and_its_cells_compose_to_different_runs(sweep):
     text = (CONF_DIR / "sweep" / f"{sweep}.yaml").read_text()
     assert text.startswith("# @package _global_\n# ") and "#   needs" in text
-    assert {"model", "task", "method", "seed"} <= set(axes(sweep))
+    assert {"model", "task", "method", "seed"} <= set(yaml.safe_load(text)["hydra"]["sweeper"]["params"])
     found = cells(sweep)
-    assert len({compose(overrides).cell_id for overrides in found}) == len(found)
+    assert len({cell.run.cell_id for cell in found}) == len(found)
 
 
 @pytest.mark.parametrize("method", choices("method"))
@@ -51,19 +42,17 @@ def test_recipes_hold_the_values_of_table_8():
 
 def test_an_ablation_shares_its_default_with_the_main_experiment():
     main = compose(["model=roberta_large", "task=rte", "method=vera"]).cell_id
-    ablations = ["table6a", "table6b", "table6c", "table7", "figure2_vera", "figure3"]
-    for sweep in ablations:
-        assert main in {compose(overrides).cell_id for overrides in cells(sweep)}, sweep
+    for sweep in ("table6a", "table6b", "table6c", "table7", "figure2_vera", "figure3"):
+        assert main in {cell.run.cell_id for cell in cells(sweep)}, sweep
 
 
 def test_figure_4_s_baseline_has_vera_s_hyperparameters():
     vera = compose(["model=roberta_large", "task=rte", "method=vera"])
-    (overrides,) = cells("figure4")
-    head = compose(overrides)
+    (cell,) = cells("figure4")
     for key in ("epochs", "batch_size", "head_lr", "schedule", "warmup_ratio"):
-        assert getattr(head.train, key) == getattr(vera.train, key), key
-    (overrides,) = cells("mini_figure4")
-    assert compose(overrides).train.head_lr == compose(["method=vera"]).train.head_lr
+        assert getattr(cell.run.train, key) == getattr(vera.train, key), key
+    (cell,) = cells("mini_figure4")
+    assert cell.run.train.head_lr == compose(["method=vera"]).train.head_lr
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +60,23 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("sweeps")  # one for all: a cell that several sweeps share is rehearsed once
 
 
-def covering(sweep: str) -> list[list[str]]:
-    """So few cells that every value of every axis is in one of them."""
-    found = axes(sweep)
-    found.pop("seed")
-    longest = max(map(len, found.values()))
-    return [[f"{key}={values[index % len(values)]}" for key, values in found.items()] for index in range(longest)]
+def covering(sweep: str) -> list[tuple[str, ...]]:
+    """Overrides of so few cells that every value of every axis is in one of them."""
+    left, chosen = set(), []
+    for cell in cells(sweep):
+        left |= set(cell.overrides)
+    for cell in cells(sweep):
+        if left & set(cell.overrides):
+            chosen.append(cell.overrides)
+            left -= set(cell.overrides)
+    return chosen
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_rehearsal_of_every_sweep(sweep, folder, cache):
     where = [f"cache_dir={cache}", f"results_dir={folder / 'results'}", f"work_dir={folder / 'work'}"]
     for overrides in covering(sweep):
-        rehearsal = ["scale=rehearsal", "device=cpu", "progress=false", *where, *overrides, "train.epochs=1"]
-        run = compose(rehearsal)
+        run = compose([*overrides, "scale=rehearsal", "device=cpu", "progress=false", *where])
         assert execute(run).provenance.model_source == "tiny random"
 
 
