@@ -53,10 +53,10 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: S
     notes = [
         f"Pearson correlation x 100 on the 1,500 pairs of STS-B's development set after {steps.max_steps} steps of "
         f"{steps.batch_size} pairs (MiniLM-L6, BERT, d=384). Median over seeds ± standard deviation; bootstrap interval.",
-        "A small budget, and learning rates that few were looked at for (each recipe says so): it shows that every method trains on "
-        "real text and what a comparison over seeds looks like, and does not rank the methods.",
-        "Against LoRA: mean difference over common seeds with Student's interval; p of a paired permutation test (five seeds cannot "
-        "give less than 0.0625).",
+        "A small budget, and learning rates that were hardly searched (each recipe says so): it shows that every method trains "
+        "on real text and what a comparison over seeds looks like, and does not rank the methods.",
+        "Against LoRA: mean difference over common seeds with Student's interval; p of a paired permutation test (five seeds "
+        "cannot give less than 0.0625).",
         "Trained: parameters outside the head. Seconds are those of a busy machine with one thread a run.",
     ]
     return [Table("minilm_methods", "MiniLM on STS-B: every method, five seeds, small budget", columns, rows, notes)]
