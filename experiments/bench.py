@@ -18,6 +18,8 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
     for path in sorted(MEASURED.glob("*.json")):
         measured = json.loads(path.read_text(encoding="utf-8"))
         machine = measured["machine"]
+        if not measured["cases"]:
+            continue
         for row in measured["cases"]:
             ratio, goal = row["ratio"], row["goal"]
             spread = DASH if row["rounds"] == 1 else f"[{ratio['min']:.2f}, {ratio['max']:.2f}]"
@@ -34,12 +36,14 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
                 ]
             )
         rules.append(len(rows))
+        loads = [row["load_average"] for row in measured["cases"]]
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         notes.append(
             f"{machine['device']}, {machine['threads']} threads of {machine['cores']} cores, {machine['memory_gib']} GiB; "
-            f"{machine['system']}; {versions}; load average {machine['load_average_before']} before and "
-            f"{machine['load_average_after']} after."
+            f"{machine['system']}; {versions}; load average while measuring {min(loads):.1f} to {max(loads):.1f}."
         )
+        if machine["kind"] == "cpu":
+            notes.append("A CPU takes fewer layers and a smaller Llama; the full-size cases need a GPU.")
         notes += [f"Case {entry['case']} not measured there, needs {entry['why']}." for entry in measured["left_out"]]
     columns = ["Case", "What", "Shapes", "Ratio", "Spread", "Goal", "Ours", "Other"]
     notes = [

@@ -52,7 +52,7 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: S
     steps = wanted[0].run.train
     notes = [
         f"Pearson correlation x 100 on the 1,500 pairs of STS-B's development set after {steps.max_steps} steps of "
-        f"{steps.batch_size} pairs (MiniLM-L6, BERT, d=384). Median over seeds ± standard deviation; bootstrap interval.",
+        f"{steps.batch_size} pairs (MiniLM-L6, BERT, d=384; bf16). Median over seeds ± standard deviation; bootstrap interval.",
         "A small budget, and learning rates that were hardly searched (each recipe says so): it shows that every method trains "
         "on real text and what a comparison over seeds looks like, and does not rank the methods.",
         "Against LoRA: mean difference over common seeds with Student's interval; p of a paired permutation test (five seeds "
