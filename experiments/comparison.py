@@ -16,6 +16,7 @@ from experiments.aggregate import (
     summarise_cost,
     summarise_records,
 )
+from experiments.judged import Judgements
 from experiments.published import Column, Published, Row, Statistic, load, run_of
 from experiments.render import DASH, Table, interval, number, signed
 from vera.record import Record
@@ -49,6 +50,8 @@ def compare(name: str, cells: Cells, overrides: Sequence[str] = (), stat: Statis
             found = {t: cell_records(cells, _run(name, row, t, overrides)) for t in published.tasks()}
             rows.append(_ours(published, row, found, stat, averages))
             details += _details(published, row, found)
+        elif untrained := _untrained(published, row, cells, averages):
+            rows.append(untrained)
         rules.append(len(rows))
     columns = ["Model", "Method", "Source", "Trained", *(c.label for c in published.columns.values()), *(["Avg."] * averages)]
     notes = [
@@ -115,6 +118,16 @@ def _ours(published: Published, row: Row, found: Cells, stat: Statistic, average
         centres = [c.scale * summaries[k].centre(stat) for k, c in published.columns.items()] if whole else []
         line.append(f"{statistics.fmean(centres):.1f}" if whole else DASH)
     return line
+
+
+def _untrained(published: Published, row: Row, cells: Cells, averages: bool) -> list[str] | None:
+    """What judges say of a backbone as it is; None when they have not been asked."""
+    bare = cells.bare if isinstance(cells, Judgements) else {}
+    scores = [(column, bare.get((row.model, column.score))) for column in published.columns.values()]
+    if all(score is None for _, score in scores):
+        return None
+    values = [DASH if score is None else f"{c.scale * score:.{c.digits}f} (n=1)" for c, score in scores]
+    return [published.models[row.model], row.label, "ours", DASH, *values, *([DASH] if averages else [])]
 
 
 def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:
