@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaForSequenceClassification, RobertaModel
 
-from bench.measure import alternate, multiply_adds, peak_bytes, ratio
-from vera.errors import VeraError
+from bench.measure import alternate, load_average, multiply_adds, peak_bytes, ratio
 from vera.nn import AdapterBank, VeraConfig, attach, save_adapter
 from vera.nn.count import stored_bytes, vera_parameters
 
@@ -35,12 +34,15 @@ class Sizes:
     def __init__(self, device: str):
         gpu = device == "cuda"
         self.device = device
-        self.layers = {"base": 12, "large": 24, "llama": 4} if gpu else {"base": 3, "large": 2, "llama": 2}
-        self.rounds = 20 if gpu else 5
+        self.layers = {"base": 12, "large": 24, "llama": 4, "mixed": 12, "epoch": 12}
+        if not gpu:
+            self.layers = {"base": 3, "large": 2, "llama": 2, "mixed": 2, "epoch": 2}
+        self.rounds = 20 if gpu else 4
         self.llama = (4096, 11008, 32) if gpu else (1024, 2752, 8)  # width, feed-forward, heads
         self.llama_ranks = (64, 1024) if gpu else (64, 256)
         self.llama_batch = (4, 512) if gpu else (2, 512)
-        self.steps = 39 if gpu else 1  # of case f: an epoch of RTE, or a part
+        self.adapters = (64, 128)
+        self.epoch_steps, self.epoch_batch = (39, 64) if gpu else (1, 32)  # an epoch of RTE, or a part of one
 
 
 def roberta(d: int, layers: int, labels: int | None = None) -> nn.Module:
@@ -178,8 +180,8 @@ def case_c(sizes: Sizes) -> list[Row]:
 
 def case_d(sizes: Sizes) -> list[Row]:
     """A batch whose every row uses another adapter."""
-    layers, device, rows = sizes.layers["base"], sizes.device, []
-    for count in (64, 128):
+    layers, device, rows = sizes.layers["mixed"], sizes.device, []
+    for count in sizes.adapters:
         length = 128
         ids = torch.randint(5, 999, (count, length)).to(device)
         bare = roberta(768, layers).eval().to(device)
@@ -204,7 +206,7 @@ def case_d(sizes: Sizes) -> list[Row]:
             "ours": mixed,
             "LoRA": torch.no_grad()(lambda lora=lora, ids=ids, names=names: lora(input_ids=ids, adapter_names=names)),
         }
-        seconds = alternate(calls, sizes.rounds if count == 64 else max(3, sizes.rounds // 2), device)
+        seconds = alternate(calls, sizes.rounds, device)
         shapes = f"{layers} layers, d=768, r=256, query and value, {count} x {length} tokens, {count} adapters"
         goal = 1.15 if count == 64 else None
         rows.append(timed("d", "mixed batch / bare backbone", seconds, "ours", "bare", shapes, goal))
@@ -215,7 +217,7 @@ def case_d(sizes: Sizes) -> list[Row]:
 
 def _with_heads(sizes: Sizes) -> Row:
     """The same with a classification head for each adapter."""
-    layers, device, count, length = sizes.layers["base"], sizes.device, 64, 128
+    layers, device, count, length = sizes.layers["mixed"], sizes.device, sizes.adapters[0], 128
     ids = torch.randint(5, 999, (count, length)).to(device)
     bare = roberta(768, layers, labels=2).eval().to(device)
     model = roberta(768, layers, labels=2).eval()
@@ -267,8 +269,9 @@ def case_e(sizes: Sizes) -> list[Row]:
         goal = 1.05 if name == "ours, compact" else None
         rows.append(single("e", f"file ({name}) / formula", "bytes", values, "formula", 1, shapes, goal))
     for other in ("PEFT's default", "PEFT's LoRA r=8"):
-        per_gib = {"ours": 2**30 // sizes_of["ours, compact"], other: 2**30 // sizes_of[other]}
-        rows.append(single("e", f"adapters in a GiB of files / {other}", "files", per_gib, other, 1, shapes, None))
+        values = {"ours": sizes_of["ours, compact"], other: sizes_of[other]}
+        per_gib = f"{2**30 // values['ours']:,} adapters in a GiB against {2**30 // values[other]:,}"
+        rows.append(single("e", f"file (ours, compact) / {other}: {per_gib}", "bytes", values, other, 1, shapes, None))
     return rows
 
 
@@ -283,15 +286,15 @@ def case_f(sizes: Sizes, data_dir: Path) -> list[Row]:
         raise NeedsMore(f"GLUE's official files in {data_dir} (--data)")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        backbone = _roberta_with_tokenizer(sizes.layers["base"], Path(folder) / "model")
+        backbone = _roberta_with_tokenizer(sizes.layers["epoch"], Path(folder) / "model")
         for task, goal, tokens in (("rte", 0.30, 4096), ("cola", 0.10, 4096)):
-            loop, batches = _our_loop(task, backbone, data_dir, folder, tokens, sizes.device)
-            calls = {"ours": lambda loop=loop, b=batches: _our_steps(loop, b, sizes.steps)}
+            loop, batches = _our_loop(task, backbone, data_dir, folder, tokens, sizes)
+            calls = {"ours": lambda loop=loop, b=batches: _our_steps(loop, b, sizes.epoch_steps)}
             calls["Trainer"] = _trainer(loop, backbone, folder, sizes)
-            seconds = alternate(calls, min(3, sizes.rounds), sizes.device)
+            seconds = alternate(calls, min(2, sizes.rounds), sizes.device)
             shapes = (
-                f"{sizes.layers['base']} layers, d=768, r=1024, {sizes.steps} step(s) of 64 examples, ours in micro-batches of "
-                f"similar length of at most {tokens} tokens, theirs padded to 512"
+                f"{sizes.layers['epoch']} layers, d=768, r=1024, {sizes.epoch_steps} step(s) of {sizes.epoch_batch} examples, "
+                f"ours in micro-batches of similar length of at most {tokens} tokens, theirs padded to 512"
             )
             rows.append(timed("f", f"{task.upper()} / Trainer + PEFT VeRA", seconds, "ours", "Trainer", shapes, goal))
     return rows
@@ -324,7 +327,7 @@ def _roberta_with_tokenizer(layers: int, folder: Path) -> Path:
     return folder
 
 
-def _our_loop(task: str, backbone: Path, data_dir: Path, folder: str, tokens: int, device: str):
+def _our_loop(task: str, backbone: Path, data_dir: Path, folder: str, tokens: int, sizes: Sizes):
     from vera.config import compose
     from vera.run import prepare
     from vera.train.loop import Loop
@@ -338,7 +341,8 @@ def _our_loop(task: str, backbone: Path, data_dir: Path, folder: str, tokens: in
             f"task.data_dir={data_dir}",
             f"train.micro_batch_tokens={tokens}",
             "train.save=false",
-            f"device={device}",
+            f"train.batch_size={sizes.epoch_batch}",
+            f"device={sizes.device}",
             f"cache_dir={folder}/cache",
         ]
     )
@@ -359,7 +363,7 @@ def _our_steps(loop, batches: Iterator, steps: int) -> None:
 
 def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], None]:
     """Some steps of transformers' Trainer over the same examples, padded as the prior work's scripts pad them."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     model = RobertaForSequenceClassification.from_pretrained(backbone)
     config = peft.VeraConfig(r=1024, target_modules=list(QUERY_VALUE), modules_to_save=["classifier"])
@@ -373,8 +377,8 @@ def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], No
 
     arguments = TrainingArguments(
         output_dir=f"{folder}/trainer",
-        per_device_train_batch_size=64,
-        max_steps=sizes.steps,
+        per_device_train_batch_size=sizes.epoch_batch,
+        max_steps=sizes.epoch_steps,
         learning_rate=4e-3,
         report_to=[],
         save_strategy="no",
@@ -386,35 +390,17 @@ def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], No
         dataloader_pin_memory=False,
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=loop.data.train, data_collator=collate)
+    trainer.remove_callback(PrinterCallback)
     return trainer.train
 
 
-def run(names: list[str], device: str, data_dir: Path, say: Callable[[str], None]) -> tuple[list[Row], list[dict[str, str]]]:
-    """The chosen cases' rows, and what was left out with the reason."""
+def measure_case(name: str, device: str, data_dir: Path) -> list[Row]:
+    """The rows of one case. Raises NeedsMore when this machine lacks something."""
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    sizes, rows, left_out = Sizes(device), [], []
-    cases: dict[str, Callable[[], list[Row]]] = {
-        "a": lambda: case_a(sizes),
-        "b": lambda: case_b(sizes),
-        "c": lambda: case_c(sizes),
-        "d": lambda: case_d(sizes),
-        "e": lambda: case_e(sizes),
-        "f": lambda: case_f(sizes, data_dir),
-    }
-    for name in names:
-        try:
-            found = cases[name]()
-        except (NeedsMore, VeraError) as error:
-            left_out.append({"case": name, "why": str(error)})
-            say(f"({name}) not measured, needs {error}")
-            continue
-        for row in found:
-            goal = "" if row["goal"] is None else f"   goal {row['goal']:.2f}"
-            low, high = row["ratio"]["min"], row["ratio"]["max"]
-            say(f"({name}) {row['what']}: {row['ratio']['median']:.3f} [{low:.3f}, {high:.3f}]{goal}   {row['shapes']}")
-        rows += found
-    if device == "cpu":
-        full = "a GPU for all layers, and for Llama blocks of d=4096, ff=11008 at r=64 and r=1024"
-        left_out.append({"case": "a, b, c, d, f at full size", "why": full})
-    return rows, left_out
+    sizes = Sizes(device)
+    if name == "f":
+        rows = case_f(sizes, data_dir)
+    else:
+        rows = {"a": case_a, "b": case_b, "c": case_c, "d": case_d, "e": case_e}[name](sizes)
+    return [{**row, "load_average": load_average()} for row in rows]

@@ -16,8 +16,12 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
     """One line a figure. Nothing here comes from the records of runs."""
     rows, rules, notes = [], [], []
     for path in sorted(MEASURED.glob("*.json")):
+        if path.name == "table12.json":  # Table 12's own measurement, by scripts/table12.py; experiments/claims.py reads it
+            continue
         measured = json.loads(path.read_text(encoding="utf-8"))
         machine = measured["machine"]
+        if not measured["cases"]:
+            continue
         for row in measured["cases"]:
             ratio, goal = row["ratio"], row["goal"]
             spread = DASH if row["rounds"] == 1 else f"[{ratio['min']:.2f}, {ratio['max']:.2f}]"
@@ -29,17 +33,19 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
                     f"{ratio['median']:.3f}",
                     spread,
                     DASH if goal is None else f"{goal:.2f}{'' if ratio['median'] <= goal else ' missed'}",
-                    f"{row['ours']:,.4g} {row['unit']}",
-                    f"{row['other']:,.4g} {row['unit']}",
+                    _figure(row["ours"], row["unit"]),
+                    _figure(row["other"], row["unit"]),
                 ]
             )
         rules.append(len(rows))
+        loads = [row["load_average"] for row in measured["cases"]]
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         notes.append(
             f"{machine['device']}, {machine['threads']} threads of {machine['cores']} cores, {machine['memory_gib']} GiB; "
-            f"{machine['system']}; {versions}; load average {machine['load_average_before']} before and "
-            f"{machine['load_average_after']} after."
+            f"{machine['system']}; {versions}; load average while measuring {min(loads):.1f} to {max(loads):.1f}."
         )
+        if machine["kind"] == "cpu":
+            notes.append("A CPU takes fewer layers and a smaller Llama; the full-size cases need a GPU.")
         notes += [f"Case {entry['case']} not measured there, needs {entry['why']}." for entry in measured["left_out"]]
     columns = ["Case", "What", "Shapes", "Ratio", "Spread", "Goal", "Ours", "Other"]
     notes = [
@@ -50,3 +56,8 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
         *notes,
     ]
     return [Table("bench", "Speed, memory and size against PEFT", columns, rows, notes, rules)] if rows else []
+
+
+def _figure(value: float, unit: str) -> str:
+    """Four digits at least, and no exponent."""
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.4g} {unit}"

@@ -17,6 +17,7 @@ from experiments.aggregate import (
     summarise_cost,
     summarise_records,
 )
+from experiments.judged import Judgements
 from experiments.published import Column, Published, Row, Statistic, load, run_of
 from experiments.render import DASH, Sourced, Table, interval, number, signed
 from vera.record import Record
@@ -50,6 +51,8 @@ def compare(name: str, cells: Cells, overrides: Sequence[str] = (), stat: Statis
             found = {t: cell_records(cells, _run(name, row, t, overrides)) for t in published.tasks()}
             rows.append(_ours(published, row, found, stat, averages))
             details += _details(published, row, found)
+        elif untrained := _untrained(published, row, cells, averages):
+            rows.append(untrained)
         rules.append(len(rows))
     columns = ["Model", "Method", "Source", "Trained", *(c.label for c in published.columns.values()), *(["Avg."] * averages)]
     notes = [
@@ -129,6 +132,16 @@ def _beside(text: str, summary: Summary | None, printed: str, column: Column, st
     centre, spread = float(value) / column.scale, float(spread) / column.scale if spread else None
     deviation = column.scale * summary.centre(stat) - float(value)
     return Sourced(text, summary.cell, deviation, deviation_p(summary.values, centre, spread))
+
+
+def _untrained(published: Published, row: Row, cells: Cells, averages: bool) -> list[str] | None:
+    """What judges say of a backbone as it is; None when they have not been asked."""
+    bare = cells.bare if isinstance(cells, Judgements) else {}
+    scores = [(column, bare.get((row.model, column.score))) for column in published.columns.values()]
+    if all(score is None for _, score in scores):
+        return None
+    values = [DASH if score is None else f"{c.scale * score:.{c.digits}f} (n=1)" for c, score in scores]
+    return [published.models[row.model], row.label, "ours", DASH, *values, *([DASH] if averages else [])]
 
 
 def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:

@@ -108,7 +108,8 @@ def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] 
                     str(rank),
                     (at, median),
                     textcoords="offset points",
-                    xytext=(5, -11 if below else 6),
+                    xytext=(5, -11) if below else (-5, 4),
+                    ha="left" if below else "right",
                     fontsize=7,
                     color=style["color"],
                 )

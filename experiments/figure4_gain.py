@@ -93,7 +93,8 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
             if baseline:
                 row[6] = number(summarise_records(baseline), 100)
             if gain is not None:
-                row[2:5] = [str(gain.n), number(gain, digits=2 if gain.median >= 0.1 else 4), interval(gain, digits=4)]
+                digits = 2 if gain.median >= 0.1 else 4
+                row[2:5] = [str(gain.n), number(gain, digits=digits), interval(gain, digits=digits)]
             rows.append(row)
         rows = [[label, *[DASH] * 6, value] for label, value in printed.items()] + rows
         notes = [

@@ -15,35 +15,44 @@ PAPER_JUDGE = "gpt-4"
 Cells = dict[str, list[Record]]
 
 
+class Judgements(dict[str, list[Record]]):
+    """Cells whose records hold judges' scores. bare: scores of backbones without training, by model and metric."""
+
+    def __init__(self, cells: Cells, bare: dict[tuple[str, str], float]):
+        super().__init__(cells)
+        self.bare = bare
+
+
 def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
     """The cells with each run's mean score among its metrics, at the epoch whose weights answered.
 
     Only this judge's records count, with the official questions and wording. Raises RecordError when two of them grade the
     same answers: nothing says which one to take.
     """
-    scores: dict[tuple[str, int, str, str], tuple[float, str]] = {}
+    scores: dict[tuple, tuple[float, str]] = {}
     for record in find_all(Judged, results / "judged"):
         official = record.questions.official and record.judge["prompts"] == "official"
         if record.judge["model"] != judge or not official:
             continue
         for answer, score in zip(record.answers, record.scores, strict=True):
-            run = answer["run"]
-            if run is None:
+            run, metric = answer["run"], judged_metric(record.questions.name)
+            if answer["model"] is None:  # another program's answers
                 continue
-            key = (run["cell_id"], run["seed"], answer["checkpoint"], judged_metric(record.questions.name))
+            key = (answer["model"], metric) if run is None else (run["cell_id"], run["seed"], answer["checkpoint"], metric)
             if key in scores:
                 raise RecordError(f"{results}/judged: {record.name} and {scores[key][1]} both grade {answer['name']}; keep one")
             scores[key] = (score["mean"], record.name)
     if not scores:
         return cells
-    return {cell: [_scored(record, scores) for record in records] for cell, records in cells.items()}
+    bare = {key: mean for key, (mean, _) in scores.items() if len(key) == 2}
+    return Judgements({cell: [_scored(record, scores) for record in records] for cell, records in cells.items()}, bare)
 
 
-def _scored(record: Record, scores: dict[tuple[str, int, str, str], tuple[float, str]]) -> Record:
+def _scored(record: Record, scores: dict[tuple, tuple[float, str]]) -> Record:
     changed = {}
     for epoch in ("best", "last"):
         which = (record.run.cell_id, record.run.seed, epoch)
-        mine = {key[3]: mean for key, (mean, _) in scores.items() if key[:3] == which}
+        mine = {key[-1]: mean for key, (mean, _) in scores.items() if key[:-1] == which}
         selected = getattr(record.scores, epoch)
         changed[epoch] = selected.model_copy(update={"metrics": {**selected.metrics, **mine}})
     return record.model_copy(update={"scores": record.scores.model_copy(update=changed)})

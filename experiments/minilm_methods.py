@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.aggregate import cell_records, common, epoch_of, paired, permutation_p, summarise, summarise_records
+from experiments.aggregate import cell_records, common, epoch_of, paired, permutation_p, summarise_records
 from experiments.plan import cells as sweep_cells
 from experiments.plan import read_sweep
 from experiments.published import Statistic
@@ -38,7 +38,7 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: S
     rows = []
     for method, records in found.items():
         if not records:
-            rows.append([LABELS[method], *[DASH] * 8])
+            rows.append([LABELS[method], *[DASH] * 7])
             continue
         best, last = summarise_records(records), summarise_records(records, select="last")
         line = [LABELS[method], f"{records[0].parameters.adapter:,}", str(best.n)]
@@ -46,17 +46,17 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: S
         sides = common(records, reference, select=epoch_of(stat or "median"))
         p = permutation_p(*sides) if sides[0] and method != REFERENCE else None
         line.append(DASH if method == REFERENCE or not sides[0] else signed(paired(*sides), 100))
-        line += [DASH if p is None else f"{p:.4f}", f"{summarise([r.cost.seconds for r in records]).median:.0f}"]
+        line.append(DASH if p is None else f"{p:.4f}")
         rows.append(line)
-    columns = ["Method", "Trained", "n", "Best epoch", "95% interval", "Last epoch", "Against LoRA [95%]", "p", "Seconds"]
+    columns = ["Method", "Trained", "n", "Best epoch", "95% interval", "Last epoch", "Against LoRA [95%]", "p"]
     steps = wanted[0].run.train
     notes = [
         f"Pearson correlation x 100 on the 1,500 pairs of STS-B's development set after {steps.max_steps} steps of "
-        f"{steps.batch_size} pairs (MiniLM-L6, BERT, d=384). Median over seeds ± standard deviation; bootstrap interval.",
+        f"{steps.batch_size} pairs (MiniLM-L6, BERT, d=384; bf16). Median over seeds ± standard deviation; bootstrap interval.",
         "A small budget, and learning rates that were hardly searched (each recipe says so): it shows that every method trains "
         "on real text and what a comparison over seeds looks like, and does not rank the methods.",
         "Against LoRA: mean difference over common seeds with Student's interval; p of a paired permutation test (five seeds "
         "cannot give less than 0.0625).",
-        "Trained: parameters outside the head. Seconds are those of a busy machine with one thread a run.",
+        "Trained: parameters outside the head.",
     ]
     return [Table("minilm_methods", "MiniLM on STS-B: every method, five seeds, small budget", columns, rows, notes)]

@@ -119,9 +119,13 @@ def run_of(name: str, row: Row, task: str, overrides: Sequence[str] = ()) -> Run
         raise ConfigError(f"results/paper/{name}.yaml: row {row.label!r} of {row.model}: {error}") from None
 
 
-@lru_cache(maxsize=64)
 def _mapping(path: Path) -> dict[str, Any]:
-    loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    loaded = _parsed(path.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):
         raise ConfigError(f"results/paper/{path.name}: not a mapping")
     return loaded
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    return yaml.safe_load(text)

@@ -16,11 +16,8 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch
 
-from bench.cases import run
-from bench.measure import load_average, machine
-from vera.files import write_atomic
+CASES = list("abcdef")
 
 
 def main() -> int:
@@ -30,26 +27,49 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "glue", help="GLUE's official files")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench", help="folder for <machine>.json")
     options = parser.parse_args()
-    unknown = set(options.cases) - set("abcdef")
+    unknown = set(options.cases) - set(CASES)
     if unknown:
-        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are a, b, c, d, e, f")
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    import torch  # not before the arguments are known to be right: these take seconds
+
+    from bench.cases import NeedsMore, measure_case
+    from bench.measure import machine
+    from vera.errors import VeraError
+    from vera.files import write_atomic
+
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: --device cuda: this machine has no CUDA GPU that torch can use", file=sys.stderr)
         return 1
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         print("On a CPU: fewer layers and a smaller Llama. The full-size cases need a GPU.")
-    described = {**machine(device), "load_average_before": load_average()}
-    print(f"{described['device']}, {described['threads']} threads, load average {described['load_average_before']}")
-    names = sorted(set(options.cases)) or list("abcdef")
-    rows, left_out = run(names, device, options.data, lambda line: print(line, flush=True))
-    described["load_average_after"] = load_average()
+    described = machine(device)
+    print(f"{described['device']}, {described['threads']} threads")
     slug = re.sub(r"[^a-z0-9]+", "-", f"{described['device']} {described['threads']} threads".lower()).strip("-")
     path = options.out / f"{slug}.json"
-    if options.cases and path.exists():  # the other cases stay as they were measured
+    rows, left_out = [], []
+    if path.exists():  # cases that are not measured now stay as they are
         kept = json.loads(path.read_text(encoding="utf-8"))
-        rows = sorted([row for row in kept["cases"] if row["case"] not in names] + rows, key=lambda row: row["case"])
-    write_atomic(path, json.dumps({"machine": described, "cases": rows, "left_out": left_out}, indent=1) + "\n")
+        rows, left_out = kept["cases"], kept["left_out"]
+    for name in sorted(set(options.cases)) or CASES:
+        rows, left_out = ([entry for entry in entries if entry["case"] != name] for entries in (rows, left_out))
+        try:
+            found = measure_case(name, device, options.data)
+        except NeedsMore as error:
+            found = []
+            left_out = [*left_out, {"case": name, "why": str(error)}]
+            print(f"({name}) not measured, needs {error}")
+        except VeraError as error:
+            print(f"error: case {name}: {error}", file=sys.stderr)
+            return 1
+        for row in found:
+            goal = "" if row["goal"] is None else f"   goal {row['goal']:.2f}"
+            low, high = row["ratio"]["min"], row["ratio"]["max"]
+            ratio = f"{row['ratio']['median']:.3f} [{low:.3f}, {high:.3f}]{goal}"
+            print(f"({name}) {row['what']}: {ratio}   {row['shapes']}", flush=True)
+        rows = sorted([*rows, *found], key=lambda row: row["case"])
+        content = {"machine": described, "cases": rows, "left_out": left_out}
+        write_atomic(path, json.dumps(content, indent=1) + "\n")  # after each case: what is measured is kept
     print(f"written to {path}; `make tables` renders it")
     return 0
 

@@ -18,13 +18,14 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiments.plan import REHEARSAL
 from vera.config import CONF_DIR, choices
 
 
 def rehearse(sweep: str, results: str, overrides: list[str]) -> tuple[str, int, float, str]:
     """(sweep, exit status, seconds, what it wrote to stderr); one thread, since two sweeps run at a time."""
     began = time.monotonic()
-    keys = [f"sweep={sweep}", "scale=rehearsal", f"results_dir={results}", "device=cpu", *overrides]
+    keys = [f"sweep={sweep}", *REHEARSAL, f"results_dir={results}", "device=cpu", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for script in ("train.py", "answer.py") if answers(sweep) else ("train.py",):
         command = [sys.executable, str(ROOT / "scripts" / script), *keys]
@@ -68,16 +69,9 @@ def main() -> int:
         if status:
             errors += 1
             print("\n".join(line for line in stderr.splitlines() if line.startswith("error")), file=sys.stderr)
-    tables = [
-        str(ROOT / "scripts" / "tables.py"),
-        "--results",
-        options.results,
-        "--out",
-        options.results,
-        "--with",
-        "scale=rehearsal",
-    ]
-    made = subprocess.run([sys.executable, *tables, *(part for o in options.overrides for part in ("--with", o))])
+    tables = [str(ROOT / "scripts" / "tables.py"), "--results", options.results, "--out", options.results]
+    given = [part for override in (*REHEARSAL, *options.overrides) for part in ("--with", override)]
+    made = subprocess.run([sys.executable, *tables, *given])
     print(f"{time.monotonic() - began:.0f} s; records in {options.results}/runs, tables in {options.results}/tables")
     return 1 if errors or made.returncode else 0
 

@@ -9,7 +9,12 @@ import yaml
 from vera.config import CONF_DIR, OPERATIONAL, build, cell_id, choices, compose
 from vera.errors import ConfigError
 
-FITTING_TASK = {"TextClassifier": ["task=rte"], "ImageClassifier": ["task=cifar100"]}
+FITTING_TASK = {
+    "TextClassifier": ["task=rte"],
+    "ImageClassifier": ["task=cifar100"],
+    "Llama": ["task=alpaca"],
+    "Gpt2": ["task=e2e"],
+}
 GOLDEN = json.loads((Path(__file__).parent / "golden_cells.json").read_text())
 
 

@@ -337,3 +337,16 @@ def test_recipes_hold_the_values_of_table_10():
         assert run.method["rank"] == 1024 and run.task["label_smoothing"] == 0.1 and run.train.weight_decay == 0.01
         run = compose([f"model=gpt2_{size}", "task=e2e", "method=lora"])
         assert (run.method["rank"], run.method["alpha"], run.method["dropout"], run.train.lr) == (4, 32, 0.1, 2e-4)
+
+
+def test_the_committed_outputs_give_the_committed_scores(shared_e2e):
+    """BLEU and both NISTs of every record of this repository that has outputs, from those outputs."""
+    store = Store(ROOT / "results")
+    kept = [record for record in store.records() if record.outputs]
+    assert kept, "no record with outputs is committed"
+    references = list(by_meaning(task(data_dir=str(shared_e2e)).rows()[0]["test"]).values())
+    for record in kept:
+        outputs = store.read_output(record, "txt").removesuffix("\n").split("\n")
+        again = {"BLEU": e2e_metrics.bleu(outputs, references), **nist(outputs, references)}
+        for name, value in again.items():
+            assert value == pytest.approx(record.scores.last.metrics[name], rel=1e-9), (record.name, name)

@@ -414,6 +414,13 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
     assert [row[-1] for row in compare("table13", cells, ["scale=rehearsal"])[0].rows if row[2] == "ours"] == ["–", "–"]
     assert join(cells, results, judge="another") is cells
     assert [row[6] for row in judged_table(results).rows] == ["6.00", "8.00"]
+    bare = {**raw, "identity": "0" * 64, "questions": {**raw["questions"], "name": "mt_bench"}}
+    bare["answers"] = [{"name": "x", "sha256": "y", "model": "llama_13b", "checkpoint": None, "run": None}]
+    bare["scores"] = raw["scores"][:1]
+    (results / "judged" / "bare.json").write_text(json.dumps(bare))
+    lines = compare("table4", join(cells, results))[0].rows
+    assert ["Llama 13B", "No tuning", "ours", "–", "6.00 (n=1)"] in lines
+    assert ["Llama 13B", "No tuning", "ours"] not in [row[:3] for row in compare("table4", cells)[0].rows]
     (results / "judged" / "copy.json").write_text(path.read_text())
     with pytest.raises(RecordError, match="both grade"):
         join(cells, results)
@@ -465,6 +472,6 @@ def test_table_12_measures_what_it_says(monkeypatch):
     bench = table12.compare(options)
     assert [case["ratio"]["median"] for case in bench["cases"]] == [1.5, 0.8]
     assert table12.table(bench).rows[-1] == ["ours", "VeRA / LoRA", "1.500", "0.800"]
-    broken = argparse.Namespace(**{**vars(options), "length": 0})
-    with pytest.raises(ConfigError):
-        script("table12").in_a_process("vera", broken)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ConfigError, match="vera: no message"):
+        script("table12").in_a_process("vera", options)

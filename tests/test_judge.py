@@ -249,6 +249,16 @@ def test_the_key_is_sent_and_written_nowhere(server, ask, tmp_path):
         assert KEY.encode() not in path.read_bytes(), path
 
 
+def test_a_stand_in_for_a_key_leaves_verdicts_alone(server, tmp_path):
+    chosen = source(synthetic=True)
+    files = [answer_file(tmp_path, load_questions(chosen, tmp_path))]
+    there = server(lambda n, body: "None is better: [[5]]")
+    record, path = judge(files, chosen, settings(there), "5", tmp_path, tmp_path)
+    assert record.scores[0]["mean"] == 5 and json.loads(path.with_suffix(".jsonl").read_text().splitlines()[0])["verdict"] == (
+        "None is better: [[5]]"
+    )
+
+
 def test_the_command_line(server, tmp_path):
     def run(*arguments, **environment):
         return subprocess.run(

@@ -193,7 +193,7 @@ def test_order_follows_from_operations():
     assert plan(4096, 1024, 1024, 256) == Plan("weight", through_u=True, keep_weight=True)
     assert plan(16, 768, 768, 8).order == "activation"
     assert plan(2048, 4096, 4096, 64, input_gradient=False).order == "activation"
-    assert plan(16384, 4096, 11008, 64) == Plan("weight", through_u=True, keep_weight=True)
+    assert plan(32768, 4096, 11008, 64) == Plan("weight", through_u=True, keep_weight=True)
     assert plan(8192, 4096, 11008, 64) == Plan("weight", through_u=True, keep_weight=False)
     assert plan(1, 768, 768, 1024, training=False, input_gradient=False).order == "activation"
 

@@ -76,7 +76,7 @@ def covering(sweep: str) -> list[tuple[str, ...]]:
 def test_rehearsal_of_every_sweep(sweep, folder, cache):
     where = [f"cache_dir={cache}", f"results_dir={folder / 'results'}", f"work_dir={folder / 'work'}"]
     for overrides in covering(sweep):
-        run = compose([*overrides, "scale=rehearsal", "device=cpu", "progress=false", *where])
+        run = compose([*overrides, *plan.REHEARSAL, "device=cpu", "progress=false", *where])
         assert execute(run).provenance.model_source == "tiny random"
 
 

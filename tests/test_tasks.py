@@ -169,8 +169,9 @@ def test_synthetic_data_loads_collates_and_scores(name, compose):
     kept, labels = task.kept(logits, batch)
     assert len(kept) == len(labels) == len(data.evaluation)
     scores = task.score(kept, labels)
-    if task.modality == "generation":  # its other metrics come from what is written after the last epoch
-        assert set(scores) == {"log_likelihood"} and data.prompts and len(data.prompts) == len(data.references)
+    if task.modality == "generation":  # other metrics come from what is written after the last epoch
+        assert set(scores) == {"log_likelihood"} and len(data.prompts) == len(data.references)
+        assert bool(data.prompts) == (task.primary != "log_likelihood")
     else:
         assert task.primary in scores and logits.shape == (len(data.evaluation), task.outputs)
         assert set(scores) == set(METRICS[getattr(task, "subset", "accuracy")])

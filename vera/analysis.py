@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vera.errors import AdapterError
-from vera.nn.functional import delta_weight
+from vera.nn.functional import compose
 from vera.nn.projection import draw, fingerprint
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
@@ -49,7 +49,8 @@ def weight_differences(folder: Path) -> dict[str, Tensor]:
     A, B = draw(config["r"], d_in, d_out, config["projection_prng_key"], ours["init"])
     if fingerprint(A, B) != ours["fingerprint"]:
         raise AdapterError(f"{folder}: the random matrices drawn here are not those of the training (another torch release?)")
-    return {name: delta_weight(A, B, b, d) for name, (b, d) in trained_vectors(folder).items()}
+    zero = torch.zeros(d_out, d_in)
+    return {name: compose(zero, A, B, b, d) for name, (b, d) in trained_vectors(folder).items()}
 
 
 def by_target(names: list[str], targets: dict[str, str | list[str]]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from vera.config import Strict
 from vera.errors import ConfigError, JudgeError
 
 HIDDEN = "[key]"
+SECRET_LENGTH = 16  # a shorter key is taken for a stand-in
 
 
 class JudgeSettings(Strict):
@@ -96,7 +97,7 @@ class Endpoint:
             choice = reply.choices[0]
             usage = reply.usage
             return Reply(
-                text=self.clean(choice.message.content or ""),
+                text=self._verbatim(choice.message.content or ""),
                 finish=self.clean(choice.finish_reason) if choice.finish_reason else None,
                 model=self.clean(reply.model) if reply.model else None,
                 prompt_tokens=usage.prompt_tokens if usage else None,
@@ -117,6 +118,10 @@ class Endpoint:
     def clean(self, text: str) -> str:
         """The text without the key."""
         return text.replace(self._key, HIDDEN)
+
+    def _verbatim(self, verdict: str) -> str:
+        """A verdict without the key, should the endpoint repeat it. A stand-in like "none" may be one of its own words."""
+        return self.clean(verdict) if len(self._key) >= SECRET_LENGTH else verdict
 
     def _message(self, error) -> str:
         body = error.body if isinstance(error.body, dict) else {}

@@ -51,7 +51,7 @@ class Answers(Strict):
     settings: dict[str, Any]
     cut: Count
     shortened: Count
-    cost: dict[str, Finite | str | None]
+    cost: dict[str, int | Finite | str | None]
     provenance: dict[str, Any]
 
     @property
@@ -80,7 +80,7 @@ class Judged(Strict):
     scores: list[dict[str, Any]]
     verdicts: Count
     unreadable: list[str]
-    cost: dict[str, Finite | None]
+    cost: dict[str, int | None]
     provenance: dict[str, Any]
 
     @model_validator(mode="after")

@@ -36,12 +36,12 @@ class Plan(NamedTuple):
 def plan(rows: int, d_in: int, d_out: int, rank: int, training: bool = True, input_gradient: bool = True) -> Plan:
     """The order with the fewest operations on top of the frozen products, for N = rows.
 
-    training: b or d needs a gradient. input_gradient: x does. W is kept for backward where it is no larger than x.
+    training: b or d needs a gradient. input_gradient: x does. W is kept for backward where it is at most half as large as x.
     """
     compose = d_in * d_out * (rank + PASS)
     activation = rows * (rank * (d_in + d_out) + PASS * d_out)
     weight = compose
-    keep_weight = d_out <= rows
+    keep_weight = 2 * d_out <= rows
     through_u = True
     if training:
         from_u, from_G = rows * rank * (d_in + d_out), rows * d_in * d_out + d_in * d_out * rank

@@ -1,0 +1,110 @@
+"""The yardstick itself: what it times, counts and prints; and that the operations are those the plan promises."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from bench import cases, measure
+from experiments import bench as table
+from experiments.render import markdown
+from tests.conftest import ROOT
+from vera.nn import VeraConfig, attach
+from vera.nn.functional import Plan
+
+N, D_IN, D_OUT, RANK = 64, 48, 32, 8
+FROZEN = 2 * N * D_IN * D_OUT  # forward and the gradient of x, with any method
+COMPOSE = D_IN * D_OUT * RANK
+PROMISED = {
+    Plan("activation"): N * RANK * (2 * D_IN + 3 * D_OUT),
+    Plan("weight", through_u=True, keep_weight=True): COMPOSE + N * RANK * (D_IN + D_OUT),
+    Plan("weight", through_u=False, keep_weight=True): 2 * COMPOSE + N * D_IN * D_OUT,
+    Plan("weight", through_u=True, keep_weight=False): 2 * COMPOSE + N * RANK * (D_IN + D_OUT),
+}
+
+
+@pytest.mark.parametrize("plan", PROMISED, ids=str)
+def test_operations_of_a_step_are_the_promised_ones(plan):
+    model = nn.Module()
+    model.up = nn.Linear(D_IN, D_OUT)
+    layer = attach(model, VeraConfig(rank=RANK, targets=("up",))).up
+    layer.plan = plan
+    x = torch.randn(N, D_IN, requires_grad=True)
+    found = measure.multiply_adds(lambda: layer(x).sum().backward())
+    assert found == pytest.approx(FROZEN + PROMISED[plan], rel=2e-3)  # a product of matrix and vector, P d or b P, comes on top
+
+
+def test_calls_take_turns_and_the_first_round_is_not_timed():
+    calls = []
+    seconds = measure.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "cpu")
+    assert calls == ["a", "b"] * 4 and [len(times) for times in seconds.values()] == [3, 3]
+
+
+def test_ratio_is_taken_round_by_round():
+    assert measure.ratio([1.0, 2.0, 9.0], [2.0, 2.0, 3.0]) == {"median": 1.0, "min": 0.5, "max": 3.0}
+
+
+def test_peak_memory_is_the_most_at_once():
+    def call():
+        for _ in range(3):
+            kept = torch.ones(1000, dtype=torch.float32)
+            other = torch.ones(2000, dtype=torch.float32)
+            del other, kept
+
+    assert measure.peak_bytes(call, "cpu") == 12_000
+
+
+def test_a_case_measures_all_methods_and_becomes_a_table(tmp_path, monkeypatch):
+    sizes = cases.Sizes("cpu")
+    sizes.rounds = 2
+    models = cases.methods(lambda: cases.roberta(64, 1), ("query", "value"), 16, 4)
+    rows = cases.training(models, torch.randint(5, 99, (2, 8)), "a", "tiny | 1 layer", {("time", "PEFT VeRA"): 0.0}, sizes)
+    assert [row["what"] for row in rows] == [
+        f"{what} / {other}"
+        for other in ("PEFT VeRA", "LoRA r=4")
+        for what in ("training step", "peak memory of a step", "multiply-adds of a step")
+    ]
+    for row in rows:
+        assert row["ours"] > 0 and row["other"] > 0
+        assert row["ratio"]["min"] <= row["ratio"]["median"] <= row["ratio"]["max"]
+    rows = [{**row, "load_average": 1.5} for row in rows]
+    described = measure.machine("cpu")
+    left_out = [{"case": "f", "why": "data"}]
+    (tmp_path / "this.json").write_text(json.dumps({"machine": described, "cases": rows, "left_out": left_out}))
+    monkeypatch.setattr(table, "MEASURED", tmp_path)
+    (made,) = table.build({})
+    text = markdown(made)
+    assert len(made.rows) == 6 and "0.00 missed" in text and "tiny \\| 1 layer" in text and "Case f not measured" in text
+
+
+def test_a_mixed_batch_and_files_are_measured(monkeypatch):
+    sizes = cases.Sizes("cpu")
+    sizes.rounds, sizes.adapters = 1, (3, 4)
+    monkeypatch.setattr(cases, "roberta", lambda d, layers, labels=None, real=cases.roberta: real(64, 1, labels))
+    assert [row["case"] for row in cases.case_d(sizes)] == ["d"] * 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["z"], "no such case: z"), (["--device", "cuda"], "no CUDA GPU")], ids=["case", "device"]
+)
+def test_bad_arguments_of_the_script(arguments, message):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "bench.py"), *arguments], capture_output=True, text=True)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_serving_a_mixed_batch_equals_one_adapter_at_a_time(tmp_path):
+    script = str(ROOT / "scripts" / "serve_mixed.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0 and "gives the same" in done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["adapter"] for answer in answers].count(None) == 2 and len(answers) == 8
+    (tmp_path / "requests").write_text('{"adapter": "a"}\n')
+    paths = ["--model", str(tmp_path), "--adapters", str(tmp_path), "--requests", str(tmp_path / "requests")]
+    done = subprocess.run([sys.executable, script, *paths], capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert done.returncode == 1 and lines and "line 1" in lines[0] and "Traceback" not in done.stderr
