@@ -86,7 +86,7 @@ def ratios(name: str, fits: Callable[[dict], bool], limit: float, paper: str, fu
             reading = "supported" if high <= limit else "not supported" if low > limit else "undecided"
             lines.append(
                 Line(
-                    f"{measured['machine']['device']}: {row['shapes']}",
+                    f"{measured['machine']['device']}: {row['shapes']}{_load(row)}",
                     paper,
                     f"{middle:.3f}",
                     f"ratio at most {limit:g} in every round",
@@ -96,6 +96,10 @@ def ratios(name: str, fits: Callable[[dict], bool], limit: float, paper: str, fu
                 )
             )
     return lines or [Line(name, paper, DASH, DASH, DASH, "not run")]
+
+
+def _load(row: dict) -> str:
+    return f"; load average {row['load_average']:.1f}" if "load_average" in row else ""
 
 
 # Where differences come from.

@@ -52,9 +52,9 @@ def legend_below(axes: Axes) -> None:
 
 
 def save(made: Figure, stem: Path) -> list[Path]:
-    """stem.pdf for print, stem.svg for the report and stem.png, without dates or versions in them."""
+    """stem.pdf for print, stem.png, and stem.svg for the report, without dates or versions in them."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
-    made.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
     made.savefig(stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
-    return [stem.with_suffix(suffix) for suffix in (".pdf", ".svg", ".png")]
+    made.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+    return [stem.with_suffix(suffix) for suffix in (".pdf", ".png", ".svg")]

@@ -73,7 +73,7 @@ def test_figure_2_has_every_rank_of_the_paper(tmp_path):
     rows = {(row[0], row[1]): row[2:] for row in mini.rows}
     assert rows["VeRA", "4"][:3] == ["1,056", "2", "70.5±0.7 (n=2)"] and rows["VeRA", "16"] == [DASH] * 5
     first, second = (figure2_ranks.draw(cells, tmp_path / folder) for folder in "ab")
-    assert [path.name for path in first] == [f"figure2_mini.{kind}" for kind in ("pdf", "svg", "png")]
+    assert [path.name for path in first] == [f"figure2_mini.{kind}" for kind in ("pdf", "png", "svg")]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert figure2_ranks.draw({}, tmp_path) == []
 
@@ -89,7 +89,7 @@ def test_the_gain_is_the_caption_s_formula(tmp_path):
     assert rows["VeRA"][3] == "2.64±0.00 (n=4)" and rows["VeRA"][-1] == "2.64"  # the discrepancies' baseline: 53.2 to 53.4
     assert rows["VeRA"][1:3] == ["61,440", "4"] and rows["LoRA"][3] == DASH and rows["AdapterP (3M)"][-1] == "0.05"
     assert all(row[3] == DASH for row in mini.rows)
-    assert [path.name for path in figure4_gain.draw({}, tmp_path)] == [f"figure4.{kind}" for kind in ("pdf", "svg", "png")]
+    assert [path.name for path in figure4_gain.draw({}, tmp_path)] == [f"figure4.{kind}" for kind in ("pdf", "png", "svg")]
     first, second = (figure4_gain.draw(cells, tmp_path / folder)[0].read_bytes() for folder in "ab")
     assert first == second
 

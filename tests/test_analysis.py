@@ -134,7 +134,7 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
         full, mini = module.build({})
         assert full.rows == [["–"] * len(full.columns)] and len(mini.rows) >= 2 and "miniature" in mini.title
         first, second = (module.draw({}, tmp_path / folder) for folder in "ab")
-        assert [path.name for path in first] == [f"{name}_mini.{kind}" for kind in ("pdf", "svg", "png")]
+        assert [path.name for path in first] == [f"{name}_mini.{kind}" for kind in ("pdf", "png", "svg")]
         assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
