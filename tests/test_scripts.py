@@ -107,7 +107,7 @@ def test_tables_from_records_without_torch(train, tmp_path):
     assert train("sweep=demo", "seed=0,1", "method=vera").returncode == 0
     code = (
         f"import sys, runpy; sys.argv = ['tables.py', 'digits', '--show', '--results', {str(tmp_path / 'results')!r}, "
-        "'--with', 'scale=rehearsal']\n"
+        f"'--with', 'scale=rehearsal', '--out', {str(tmp_path / 'out')!r}]\n"
         f"try: runpy.run_path({str(ROOT / 'scripts' / 'tables.py')!r}, run_name='__main__')\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert 'torch' not in sys.modules"
@@ -115,8 +115,19 @@ def test_tables_from_records_without_torch(train, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "VeRA" in done.stdout and "n=2" in done.stdout
-    assert (tmp_path / "results" / "tables" / "digits.tex").is_file()
-    assert (tmp_path / "results" / "figures" / "digits.png").is_file()
+    assert (tmp_path / "out" / "tables" / "digits.tex").is_file()
+    assert (tmp_path / "out" / "figures" / "digits.png").is_file()
+
+
+def test_other_statistics_are_printed_and_overwrite_nothing(tmp_path):
+    script = str(ROOT / "scripts" / "tables.py")
+    done = subprocess.run(
+        [sys.executable, script, "table2", "--stat", "last", "--results", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "each run's last epoch" in " ".join(done.stdout.split()), done.stderr
+    assert not list(tmp_path.iterdir())
+    done = subprocess.run([sys.executable, script, "table99"], capture_output=True, text=True)
+    assert done.returncode == 2 and "no such table: table99; there are" in " ".join(done.stderr.split())
 
 
 def test_the_makefile_documents_itself_and_deletes_no_results():
