@@ -60,7 +60,7 @@ def test_done_failed_missing_and_rehearsed_are_told_apart(tmp_path, folders):
     names = cells("glue_large", "task=rte")[0].names()
     (tmp_path / "results" / "failed").mkdir()
     (tmp_path / "results" / "failed" / f"{names[2]}.json").write_text(json.dumps({"error": "no room left"}))
-    Store(tmp_path / "scratch").write(record([*overrides, "scale=rehearsal"], 4, 0.5))
+    Store(tmp_path / "scratch").write(record([*overrides, *plan.REHEARSAL], 4, 0.5))
     folders = plan.Plan(tmp_path / "results", tmp_path / "scratch", tflops=50.0)
     status = folders.status(cells("glue_large", "task=rte") + cells("glue_large", "task=rte"))  # wanted twice, counted once
     assert (len(status.wanted), len(status.done), len(status.failed), status.missing, status.rehearsed) == (5, 2, 1, 2, 1)
