@@ -9,9 +9,13 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from vera.config import CONF_DIR, RunConfig, compose
 from vera.files import write_atomic
 
 FOLDER = Path(".cache") / "compositions"
+CHUNK = 8
 COMPOSER = Path(compose.__code__.co_filename)
 
 
@@ -45,6 +50,18 @@ class Compositions:
                 self.changed = True
         return self.built[key]
 
+    def add(self, wanted: Iterable[Sequence[str]]) -> None:
+        """Compose what is not known yet, in as many processes as there are cores. Raises ConfigError."""
+        new = [overrides for overrides in dict.fromkeys(map(tuple, wanted)) if " ".join(overrides) not in self.known]
+        workers = min(os.cpu_count() or 1, len(new) // CHUNK)
+        if workers < 2 or sys.platform != "linux":  # forking is cheap there; elsewhere `get` composes one by one
+            return
+        with ProcessPoolExecutor(workers, get_context("fork")) as pool:
+            for overrides, run in zip(new, pool.map(compose, new, chunksize=CHUNK), strict=True):
+                key = " ".join(overrides)
+                self.built[key], self.known[key] = run, run.model_dump(mode="json")
+        self.changed = True
+
     def save(self) -> None:
         """Write what is new; a folder that cannot be written costs time, nothing else."""
         if self.changed:
@@ -67,6 +84,11 @@ class Compositions:
 def composed(overrides: Sequence[str]) -> RunConfig:
     """The run that `python scripts/train.py OVERRIDES` would make, remembered. Raises ConfigError with one line."""
     return _compositions().get(overrides)
+
+
+def compose_all(wanted: Iterable[Sequence[str]]) -> None:
+    """Remember many runs at once, for `composed` to find. Raises ConfigError with one line."""
+    _compositions().add(wanted)
 
 
 @lru_cache(maxsize=1)

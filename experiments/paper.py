@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.artefacts import artefacts
 from experiments.judged import PAPER_JUDGE, join
 from experiments.judged import table as judged_table
+from experiments.plan import prepare
 from experiments.published import Statistic
 from experiments.render import Table, latex, markdown
 from experiments.report import page
@@ -68,6 +69,7 @@ def write_page(made: dict[str, list[Table]], pictures: Sequence[Path], cells: Ce
 
 def paper(results: Path, out: Path) -> tuple[Cells, Path]:
     """Tables, figures and page. Raises VeraError for a record, a published table or a config that is wrong."""
+    prepare()
     cells = read(results)
     made = tables(cells, results)
     write(made, out / "tables")
@@ -76,6 +78,7 @@ def paper(results: Path, out: Path) -> tuple[Cells, Path]:
 
 def report(results: Path, out: Path) -> tuple[Cells, Path]:
     """The page alone."""
+    prepare()
     cells = read(results)
     with tempfile.TemporaryDirectory() as folder:
         return cells, write_page(tables(cells, results), draw(cells, Path(folder)), cells, results, out)

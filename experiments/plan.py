@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from pydantic import Field
 
 from experiments.accounting import counts
-from experiments.compositions import composed
+from experiments.compositions import compose_all, composed
 from experiments.render import DASH
 from vera.config import CONF_DIR, RunConfig, Strict, checked, choices, explain, run_name
 from vera.errors import ConfigError
@@ -93,8 +93,24 @@ def sweeps(artefact: str | None = None) -> dict[str, Sweep]:
     return found
 
 
+def prepare() -> None:
+    """Compose the cells of every sweep on all cores, which is most of the work when nothing is remembered yet."""
+    every = {name: read_sweep(name) for name in choices("sweep")}
+    compose_all(_composed_by(sweep, chosen) for name, sweep in every.items() for chosen in _expand(name, sweep)[0])
+
+
 def cells(name: str, sweep: Sweep, overrides: Sequence[str] = ()) -> list[Cell]:
     """Every cell of a sweep. `overrides` hold for all of them, and replace the sweep's own axes of the same key."""
+    expanded, seeds = _expand(name, sweep, overrides)
+    return [Cell(name, chosen, composed(_composed_by(sweep, chosen)), seeds) for chosen in expanded]
+
+
+def _composed_by(sweep: Sweep, chosen: tuple[str, ...]) -> tuple[str, ...]:
+    return chosen[1:] if sweep.plain else chosen
+
+
+def _expand(name: str, sweep: Sweep, overrides: Sequence[str] = ()) -> tuple[list[tuple[str, ...]], tuple[int, ...]]:
+    """The overrides of each cell, and the seeds."""
     params = {**sweep.params, **dict(override.split("=", 1) for override in overrides if "=" in override)}
     parser = OverridesParser.create()
     axes: dict[str, list[str]] = {}
@@ -107,11 +123,11 @@ def cells(name: str, sweep: Sweep, overrides: Sequence[str] = ()) -> list[Cell]:
     seeds = axes.pop("seed", ["0"])
     if not all(seed.isdecimal() for seed in seeds):
         raise ConfigError(f"sweep {name}: seed={','.join(seeds)}: seeds are whole numbers")
-    found = []
-    for values in product(*axes.values()):
-        chosen = (f"sweep={name}", *(f"{key}={value}" for key, value in zip(axes, values, strict=True)))
-        found.append(Cell(name, chosen, composed(chosen[1:] if sweep.plain else chosen), tuple(map(int, seeds))))
-    return found
+    chosen = [
+        (f"sweep={name}", *(f"{key}={value}" for key, value in zip(axes, values, strict=True)))
+        for values in product(*axes.values())
+    ]
+    return chosen, tuple(map(int, seeds))
 
 
 class Plan:

@@ -1,6 +1,7 @@
 """The plan names the runs that the sweeps would make, knows what is there, and never counts a run twice."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -104,6 +105,27 @@ def test_remembered_compositions_are_the_composed_ones(tmp_path):
     assert Compositions(tmp_path).get(overrides) == made
     second.path.write_text(json.dumps({" ".join(overrides): {"model": 1}}))
     assert Compositions(tmp_path).get(overrides) == made
+
+
+def test_many_compositions_at_once_are_the_same_as_one_by_one(tmp_path):
+    wanted = [
+        ["model=roberta_base", f"task={t}", "method=lora", f"method.rank={r}"] for t in ("rte", "cola") for r in range(1, 9)
+    ]
+    at_once = Compositions(tmp_path)
+    at_once.add([*wanted, wanted[0]])
+    if sys.platform == "linux" and os.cpu_count() > 1:
+        assert at_once.known.keys() == {" ".join(overrides) for overrides in wanted}
+    assert all(at_once.get(overrides) == compose(overrides) for overrides in wanted[::5])
+    at_once.save()
+    assert Compositions(tmp_path).known == at_once.known
+
+
+def test_a_sweep_that_adds_nothing_to_its_runs_composes_like_a_table_s_row():
+    for name in ("glue_large", "demo", "mini_table6c"):
+        sweep = plan.read_sweep(name)
+        assert sweep.plain
+        for cell in cells(name, sweep)[:2]:
+            assert compose(cell.overrides).cell_id == cell.run.cell_id
 
 
 def test_the_script_prints_the_plan_and_the_commands(tmp_path):
