@@ -126,5 +126,5 @@ plan: setup ## what the paper's tables and figures need, what is there, what the
 rehearse: setup .venv/e2e .venv/instruct ## every sweep with tiny random models and synthetic data, records and tables in results/scratch (minutes)
 	@$(PY) scripts/rehearse.py $(ARGS)
 
-bench: setup ## time, memory and file size against PEFT, to results/bench (ARGS='a b' for some cases; minutes)
+bench: setup ## time, memory and file size against PEFT, to results/bench (ARGS='a b' for some cases, --data /path/to/glue for f)
 	$(PY) scripts/bench.py $(ARGS)

@@ -1,4 +1,4 @@
-"""What is measured: (a) to (f), each on sizes for two CPU cores or for a GPU."""
+"""What is measured: (a) to (g), each on sizes for two CPU cores or for a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaForSequenceClassification, RobertaModel
 
 from bench.measure import alternate, load_average, multiply_adds, peak_bytes, ratio
-from vera.nn import AdapterBank, VeraConfig, attach, save_adapter
+from vera.nn import AdapterBank, VeraConfig, attach, merge, save_adapter
 from vera.nn.count import stored_bytes, vera_parameters
 
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -266,7 +266,7 @@ def case_e(sizes: Sizes) -> list[Row]:
     rows = []
     for name in ("ours, compact", "ours, read by PEFT", "PEFT's default"):
         values = {"ours": sizes_of[name], "formula": formula}
-        goal = 1.05 if name == "ours, compact" else None
+        goal = 1.05 if name.startswith("ours") else None
         rows.append(single("e", f"file ({name}) / formula", "bytes", values, "formula", 1, shapes, goal))
     for other in ("PEFT's default", "PEFT's LoRA r=8"):
         values = {"ours": sizes_of["ours, compact"], other: sizes_of[other]}
@@ -280,10 +280,10 @@ def _peft_file(config: peft.PeftConfig, folder: str) -> Path:
     return Path(folder)
 
 
-def case_f(sizes: Sizes, data_dir: Path) -> list[Row]:
+def case_f(sizes: Sizes, data_dir: Path | None) -> list[Row]:
     """Part of an epoch through our loop, against transformers' Trainer and PEFT's VeRA with everything padded to 512."""
-    if not data_dir.is_dir():
-        raise NeedsMore(f"GLUE's official files in {data_dir} (--data)")
+    if data_dir is None or not data_dir.is_dir():
+        raise NeedsMore("GLUE's official files (--data /path/to/glue)")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         backbone = _roberta_with_tokenizer(sizes.layers["epoch"], Path(folder) / "model")
@@ -298,6 +298,22 @@ def case_f(sizes: Sizes, data_dir: Path) -> list[Row]:
             )
             rows.append(timed("f", f"{task.upper()} / Trainer + PEFT VeRA", seconds, "ours", "Trainer", shapes, goal))
     return rows
+
+
+def case_g(sizes: Sizes) -> list[Row]:
+    """Inference after merging: the adapted model is the bare one with other numbers in it."""
+    layers, device = sizes.layers["base"], sizes.device
+    ids = torch.randint(5, 999, (32, 128)).to(device)
+    bare = roberta(768, layers).eval().to(device)
+    merged = attach(roberta(768, layers), VeraConfig(rank=1024, targets=QUERY_VALUE)).eval().to(device)
+    merge(merged)
+    calls = {
+        "bare": torch.no_grad()(lambda: bare(input_ids=ids)),
+        "ours": torch.no_grad()(lambda: merged(input_ids=ids)),
+    }
+    shapes = f"{layers} layers, d=768, r=1024, query and value, 32 x 128 tokens"
+    seconds = alternate(calls, 4 * sizes.rounds, device)
+    return [timed("g", "merged inference / bare backbone", seconds, "ours", "bare", shapes, None)]
 
 
 def _roberta_with_tokenizer(layers: int, folder: Path) -> Path:
@@ -394,7 +410,7 @@ def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], No
     return trainer.train
 
 
-def measure_case(name: str, device: str, data_dir: Path) -> list[Row]:
+def measure_case(name: str, device: str, data_dir: Path | None) -> list[Row]:
     """The rows of one case. Raises NeedsMore when this machine lacks something."""
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -402,5 +418,5 @@ def measure_case(name: str, device: str, data_dir: Path) -> list[Row]:
     if name == "f":
         rows = case_f(sizes, data_dir)
     else:
-        rows = {"a": case_a, "b": case_b, "c": case_c, "d": case_d, "e": case_e}[name](sizes)
+        rows = {"a": case_a, "b": case_b, "c": case_c, "d": case_d, "e": case_e, "g": case_g}[name](sizes)
     return [{**row, "load_average": load_average()} for row in rows]

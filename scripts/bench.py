@@ -1,7 +1,8 @@
 """Time, memory and file size against PEFT, as ratios of alternating runs in one process; results go to results/bench.
 
 python scripts/bench.py              all cases, on the GPU if there is one, else on the CPU (minutes)
-python scripts/bench.py a b          some: a RoBERTa-base, b RoBERTa-large, c Llama, d mixed batches, e files, f an epoch
+python scripts/bench.py a b          some: a RoBERTa-base, b RoBERTa-large, c Llama, d mixed batches, e files, f an epoch,
+                                     g inference after merging
 """
 
 import argparse
@@ -17,14 +18,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-CASES = list("abcdef")
+CASES = list("abcdefg")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help="a to f (default: all)")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="a to g (default: all)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "glue", help="GLUE's official files")
+    parser.add_argument("--data", type=Path, default=None, help="GLUE's official files, for case f")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench", help="folder for <machine>.json")
     options = parser.parse_args()
     unknown = set(options.cases) - set(CASES)
