@@ -38,11 +38,10 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: S
     heads = {record.parameters.head for found in everything.values() for record in found}
     for method, found in everything.items():
         if not found:
-            rows.append([METHODS[method], *[DASH] * 7])
+            rows.append([METHODS[method], *[DASH] * 6])
             continue
         best = summarise_records(found)
         last = summarise_records(found, select="last")
-        seconds = summarise([record.cost.seconds for record in found])
         parameters = found[0].parameters
         rows.append(
             [
@@ -53,10 +52,9 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: S
                 number(best, 100),
                 interval(best, 100),
                 number(last, 100),
-                f"{seconds.median:.1f}",
             ]
         )
-    columns = ["Method", "Trained", "Bytes", "n", "Best epoch", "95% interval", "Last epoch", "Seconds a run"]
+    columns = ["Method", "Trained", "Bytes", "n", "Best epoch", "95% interval", "Last epoch"]
     notes = [
         "Accuracy in percent on the UCI digits 5-9: 10 training images a class, all others for evaluation; a ViT pretrained "
         "on the digits 0-4 (d=128, 4 layers). Median over seeds ± standard deviation.",
