@@ -17,8 +17,8 @@ from pydantic import Field, field_validator
 from vera.config import RunConfig, Strict, build, component
 from vera.errors import ConfigError, ModelError, RecordError, TrainingError
 from vera.files import append_line, read_lines
-from vera.judge.questions import Question, QuestionSet, QuestionSource, load_questions
-from vera.judge.record import SCHEMA, Answers, Questions, answers_name, digest, find, write
+from vera.judge.questions import Question, QuestionSet, QuestionSource, described, load_questions
+from vera.judge.record import SCHEMA, Answers, answers_name, digest, find, write
 from vera.methods.base import Method
 from vera.models.base import Backbone, Model
 from vera.models.decoding import Decoding, generate_ids, text_of
@@ -91,7 +91,7 @@ def answer(
     trained = None if settings.checkpoint == "none" else _trained(run)
     folder = Path(run.work_dir) / run.run_name / settings.checkpoint if trained else None
     weights = None if folder is None else _weights_hash(folder)
-    used = _used(settings.questions, questions)
+    used = described(settings.questions, questions)
     about = _bare(run) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
     identity = digest([about, weights, used.model_dump(), settings.public])
     stem = f"{answers_name(run.model['name'], trained.run if trained else None)}--{used.name}--{identity[:8]}"
@@ -134,17 +134,6 @@ def _bare(run: RunConfig) -> dict[str, Any]:
     """The model group without paths, and without the architectures that it does not use."""
     unused = {"path", "full", "neutral", "gradient_checkpointing"} | ({"tiny"} if run.model.get("size") == "full" else set())
     return {key: value for key, value in run.model.items() if key not in unused}
-
-
-def _used(source: QuestionSource, questions: QuestionSet) -> Questions:
-    return Questions(
-        name=source.name,
-        version=source.version,
-        sha256=questions.sha256,
-        official=questions.official,
-        count=len(questions.questions),
-        turns=source.turns,
-    )
 
 
 @contextlib.contextmanager

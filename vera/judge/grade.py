@@ -20,8 +20,8 @@ from vera.errors import ConfigError, DataError, JudgeError, RecordError
 from vera.files import append_line, read_lines
 from vera.judge.endpoint import Endpoint, JudgeSettings, Reply
 from vera.judge.prompts import Prompts, own_prompts, parse_pair, parse_rating, read_prompts
-from vera.judge.questions import Id, Question, QuestionSet, QuestionSource, load_questions, parse_turns
-from vera.judge.record import SCHEMA, Answers, Judged, Questions, digest, find, judged_name, write
+from vera.judge.questions import Id, Question, QuestionSet, QuestionSource, described, load_questions, parse_turns
+from vera.judge.record import SCHEMA, Answers, Judged, digest, find, judged_name, write
 from vera.judge.sources import Found, fetch, in_folder
 
 
@@ -147,14 +147,7 @@ def judge(
         on_note(note)
     wanted = items(questions, source, settings.orders)
     public = _public(settings, prompts)
-    used = Questions(
-        name=source.name,
-        version=source.version,
-        sha256=questions.sha256,
-        official=questions.official,
-        count=len(questions.questions),
-        turns=source.turns,
-    )
+    used = described(source, questions)
     references = digest({str(key): turns for key, turns in sorted(questions.references.items(), key=str)})
     identity = digest([public, used.model_dump(), references, source.grading, [answer.sha256 for answer in answers]])
     name = judged_name([answer.name for answer in answers], settings.model, identity)

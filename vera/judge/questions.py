@@ -10,6 +10,7 @@ from pydantic import Field
 
 from vera.config import Strict
 from vera.errors import DataError
+from vera.judge.record import Questions
 from vera.judge.sources import Found, PinnedFile, fetch, in_folder, json_lines
 
 Id = int | str
@@ -151,3 +152,15 @@ def synthetic(source: QuestionSource) -> QuestionSet:
     )
     references = {3: ("5", "10")[: source.turns]} if source.reference_categories else {}
     return QuestionSet(source.name, questions, "synthetic", False, references)
+
+
+def described(source: QuestionSource, questions: QuestionSet) -> Questions:
+    """What a record of answers or of verdicts says about its questions."""
+    return Questions(
+        name=source.name,
+        version=source.version,
+        sha256=questions.sha256,
+        official=questions.official,
+        count=len(questions.questions),
+        turns=source.turns,
+    )
