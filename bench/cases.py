@@ -91,8 +91,8 @@ def training(
         def step() -> None:
             optimizer.zero_grad()
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                hidden = model(input_ids=inputs).last_hidden_state
-            hidden.float().pow(2).mean().backward()
+                loss = model(input_ids=inputs).last_hidden_state.float().pow(2).mean()  # kept by the graph alone
+            loss.backward()
             optimizer.step()
 
         return step

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from vera.errors import AdapterError
 from vera.nn import VeraConfig, attach, merge, set_adapter, unmerge, vera_layers
-from vera.nn.functional import ActivationOrder, Plan, Update, WeightOrder, compose, plan
+from vera.nn.functional import ActivationOrder, Plan, Update, WeightOrder, compose, image, plan
 
 
 class Net(nn.Module):
@@ -97,8 +98,9 @@ def test_gradients_are_exact_in_double_precision(name):
 
     def call(x, b, d):
         if plan.order == "weight":
-            return WeightOrder.apply(x, layer.weight, layer.bias, A, B, b, d, plan.through_u, plan.keep_weight)
-        return ActivationOrder.apply(x, layer.weight, layer.bias, A, B, b, d)
+            u = image(x, A, x, layer) if plan.through_u else None
+            return WeightOrder.apply(x, layer.weight, layer.bias, A, B, b, d, u, plan.through_u, plan.keep_weight)
+        return ActivationOrder.apply(x, layer.weight, layer.bias, A, B, b, d, image(x, A, x, layer))
 
     assert torch.autograd.gradcheck(call, (x, b, d))
 
@@ -111,7 +113,7 @@ def test_the_update_of_another_layers_output_is_exact():
         torch.randn(3, 20, dtype=torch.double, requires_grad=True),
         torch.randn(3, 12, dtype=torch.double, requires_grad=True),
     )
-    assert torch.autograd.gradcheck(lambda h, z, b, d: Update.apply(h, z, A, B, b, d), (h, z, b, d))
+    assert torch.autograd.gradcheck(lambda h, z, b, d: Update.apply(h, z, A, B, b, d, image(z, A, z, layer)), (h, z, b, d))
 
 
 @every_plan
@@ -419,3 +421,53 @@ def test_a_4_bit_base_is_dequantised_as_it_does_itself(dtype):
     assert torch.equal(weight.data, before)
     with pytest.raises(AdapterError, match="quantised"):
         merge(model)
+
+
+def products(call) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["activation", "weight from u"])
+def test_layers_that_read_the_same_input_multiply_it_by_A_once(name):
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({"q": nn.Linear(12, 20), "v": nn.Linear(12, 20)})
+    attach(layers, VeraConfig(rank=7, targets=("q", "v"), projection_seed=3))
+    randomise(layers)
+    for layer in layers.values():
+        layer.plan = PLANS[name]
+    x = torch.randn(5, 12)
+    kept = []
+    alone = products(lambda: kept.append(layers["q"](x)))
+    both = 2 * alone - 2 * 5 * 12 * 7
+    assert products(lambda: kept.extend((layers["q"](x), layers["v"](x)))) == both
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products(lambda: kept.extend((layers["q"](x), layers["v"](x)))) == both, "the cast is made anew for each layer"
+
+
+@pytest.mark.parametrize("name", ["activation", "weight from u"])
+@pytest.mark.parametrize("change", ["in place", "data", "other A", "freed"])
+def test_a_product_is_not_shared_with_what_has_changed(name, change):
+    torch.manual_seed(0)
+    model = attach(nn.ModuleDict({"q": nn.Linear(12, 12), "v": nn.Linear(12, 12)}), VeraConfig(rank=7, targets=("q", "v")))
+    randomise(model)
+    for layer in model.values():
+        layer.plan = PLANS[name]
+    x = torch.randn(5, 12)
+    kept = [model["q"](x)]
+    if change == "in place":
+        x.mul_(2.0)
+    elif change == "data":  # the same layer again: another pass, whatever was done behind autograd's back
+        x.data.mul_(2.0)
+        kept.append(model["q"](x))
+    elif change == "other A":
+        model["v"].projections["default"].A.mul_(2.0)
+    elif change == "freed":
+        kept.clear()
+    h = model["v"](x)
+    torch.testing.assert_close(h, reference(model["v"], x))
+    h.sum().backward()
+    b, d = model["v"].vectors["default"].b, model["v"].vectors["default"].d
+    expected = torch.autograd.grad(reference(model["v"], x).sum(), (b, d))
+    torch.testing.assert_close((b.grad, d.grad), expected)

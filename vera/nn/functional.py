@@ -9,11 +9,13 @@ Operations are counted in multiply-adds.
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.weak import TensorWeakRef
 
 # What one elementwise pass over a number costs, in multiply-adds of a large product. Measured on two CPU cores with AVX-512:
 # 22 (98e9 multiply-adds and 4.4e9 numbers a second).
@@ -80,6 +82,38 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+class _Last(threading.local):
+    """The latest u = A x of this thread, what it was made of and who has read it. It lives as long as a graph needs it."""
+
+    u: TensorWeakRef | None = None
+    of: TensorWeakRef | None = None
+    state: tuple = ()
+    readers: set[int] = set()
+
+
+_last = _Last()
+
+
+@torch.no_grad()
+def image(x: Tensor, A: Tensor, of: Tensor, reader: object) -> Tensor:
+    """u = A x, [N, r]; matrices that read the same x through the same A in turn, such as q, k and v, share one u.
+
+    of      the tensor that x is a cast of, or x.
+    reader  the layer that asks. One that asks again gets a new product: that is another forward pass.
+    """
+    if torch.compiler.is_compiling():  # the compiler merges equal products by itself
+        return _rows(x) @ A.to(x.dtype).T
+    state = (of._version, x.dtype, A.data_ptr(), A._version, A.shape, A.stride(), A.dtype, A.device)
+    if _last.of is not None and _last.of() is of and _last.state == state and id(reader) not in _last.readers:
+        u = _last.u()
+        if u is not None:
+            _last.readers.add(id(reader))
+            return u
+    u = _rows(x) @ A.to(x.dtype).T
+    _last.u, _last.of, _last.state, _last.readers = TensorWeakRef(u), TensorWeakRef(of), state, {id(reader)}
+    return u
+
+
 def _vector_gradients(product: Tensor, B: Tensor, b: Tensor, d: Tensor, need_b: bool, need_d: bool):
     """db and dd from g^T u, [m, r]."""
     P = product.to(b.dtype).mul_(B)
@@ -87,17 +121,16 @@ def _vector_gradients(product: Tensor, B: Tensor, b: Tensor, d: Tensor, need_b: 
 
 
 class ActivationOrder(torch.autograd.Function):
-    """`adapted_linear` in the activation order. Saves u = A x, r wide, and nothing of the width of x or h.
+    """`adapted_linear` in the activation order, given u = `image`(x, A). Saves u, r wide, and nothing of the width of x or h.
 
     Backward: dx = g W0 + (g diag(b) B diag(d)) A.
     """
 
     @staticmethod
-    def forward(ctx, x, W0, bias, A, B, b, d):
-        u = _rows(x) @ A.to(x.dtype).T
+    def forward(ctx, x, W0, bias, A, B, b, d, u):
         h = F.linear(x, W0.to(x.dtype), bias)
         _rows(h).addmm_(u, _scaled(B, b, d).to(x.dtype).T)
-        ctx.save_for_backward(u if any(ctx.needs_input_grad[5:]) else None, W0, A, B, b, d)
+        ctx.save_for_backward(u if any(ctx.needs_input_grad[5:7]) else None, W0, A, B, b, d)
         return h
 
     @staticmethod
@@ -112,64 +145,63 @@ class ActivationOrder(torch.autograd.Function):
             dx = rows @ W0.to(g.dtype)
             dx.addmm_(rows @ _scaled(B, b, d).to(g.dtype), A.to(g.dtype))
             dx = dx.view(*g.shape[:-1], A.shape[1])
-        return dx, None, None, None, None, db, dd
+        return dx, None, None, None, None, db, dd, None
 
 
 class Update(torch.autograd.Function):
-    """h + diag(b) B diag(d) A z, where a frozen layer with a call of its own gave h: quantised, or with dropout before z."""
+    """h + diag(b) B diag(d) A z, where a frozen layer with a call of its own gave h: quantised, or with dropout before z.
+
+    u = `image`(z, A) is given.
+    """
 
     @staticmethod
-    def forward(ctx, h, z, A, B, b, d):
-        u = _rows(z) @ A.to(z.dtype).T
-        ctx.save_for_backward(u if any(ctx.needs_input_grad[4:]) else None, A, B, b, d)
+    def forward(ctx, h, z, A, B, b, d, u):
+        ctx.save_for_backward(u if any(ctx.needs_input_grad[4:6]) else None, A, B, b, d)
         return torch.addmm(_rows(h), u.to(h.dtype), _scaled(B, b, d).to(h.dtype).T).view(h.shape)
 
     @staticmethod
     def backward(ctx, g):
         u, A, B, b, d = ctx.saved_tensors
-        need_h, need_z, _, _, need_b, need_d = ctx.needs_input_grad
+        need_h, need_z, _, _, need_b, need_d, _ = ctx.needs_input_grad
         rows = _rows(g)
         dz = db = dd = None
         if need_b or need_d:
             db, dd = _vector_gradients(rows.T @ u.to(g.dtype), B, b, d, need_b, need_d)
         if need_z:
             dz = ((rows @ _scaled(B, b, d).to(g.dtype)) @ A.to(g.dtype)).view(*g.shape[:-1], A.shape[1])
-        return g if need_h else None, dz, None, None, db, dd
+        return g if need_h else None, dz, None, None, db, dd, None
 
 
 class WeightOrder(torch.autograd.Function):
     """`adapted_linear` in the weight order: W is composed once a step and dx = g W, so that nothing but P is added.
 
-    Saves u, or x where P is made from G or u is no narrower; and W, when the plan says so.
+    Saves u = `image`(x, A) where it is given, else x; and W, when the plan says so.
     """
 
     @staticmethod
-    def forward(ctx, x, W0, bias, A, B, b, d, through_u, keep_weight):
+    def forward(ctx, x, W0, bias, A, B, b, d, u, through_u, keep_weight):
         W = compose(W0, A, B, b, d).to(x.dtype)
-        need_vectors = ctx.needs_input_grad[5] or ctx.needs_input_grad[6]
         ctx.through_u = through_u
-        ctx.saved_u = through_u and A.shape[0] < A.shape[1]
-        image = None
-        if need_vectors:
-            image = _rows(x) @ A.to(x.dtype).T if ctx.saved_u else x
-        ctx.save_for_backward(image, W if keep_weight and ctx.needs_input_grad[0] else None, W0, A, B, b, d)
+        ctx.saved_u = u is not None
+        saved = x if u is None and any(ctx.needs_input_grad[5:7]) else u
+        ctx.save_for_backward(saved, W if keep_weight and ctx.needs_input_grad[0] else None, W0, A, B, b, d)
         return F.linear(x, W, bias)
 
     @staticmethod
     def backward(ctx, g):
-        image, W, W0, A, B, b, d = ctx.saved_tensors
+        saved, W, W0, A, B, b, d = ctx.saved_tensors
         need_x, need_b, need_d = (ctx.needs_input_grad[i] for i in (0, 5, 6))
         rows = _rows(g)
         dx = db = dd = None
         if need_b or need_d:
             if ctx.saved_u:
-                product = rows.T @ image
+                product = rows.T @ saved
             elif ctx.through_u:
-                product = rows.T @ (_rows(image) @ A.to(image.dtype).T)
+                product = rows.T @ (_rows(saved) @ A.to(saved.dtype).T)
             else:
-                product = (rows.T @ _rows(image)).to(A.dtype) @ A.T
+                product = (rows.T @ _rows(saved)).to(A.dtype) @ A.T
             db, dd = _vector_gradients(product, B, b, d, need_b, need_d)
         if need_x:
             W = compose(W0, A, B, b, d).to(g.dtype) if W is None else W
             dx = (rows @ W).view(*g.shape[:-1], A.shape[1])
-        return dx, None, None, None, None, db, dd, None, None
+        return dx, None, None, None, None, db, dd, None, None, None

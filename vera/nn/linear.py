@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vera.errors import AdapterError
 from vera.nn.config import VeraConfig
-from vera.nn.functional import ActivationOrder, Plan, Update, WeightOrder, adapted_linear, compose, plan
+from vera.nn.functional import ActivationOrder, Plan, Update, WeightOrder, adapted_linear, compose, image, plan
 from vera.nn.projection import Projection
 
 
@@ -94,16 +94,20 @@ class VeraLinear(nn.Module):
         if dropout or not self.composable:
             h = self.base_layer(x)
             with torch.autocast(device, enabled=False):
-                return Update.apply(h, F.dropout(x, dropout).to(dtype), A, B, b, d)
+                z = F.dropout(x, dropout) if dropout else x
+                cast = z.to(dtype)
+                return Update.apply(h, cast, A, B, b, d, image(cast, A, z, self))
         bias = self.bias if self.bias is None else self.bias.to(dtype)
         plan = self._plan(x, b, d)
         with torch.autocast(device, enabled=False):
-            x = x.to(dtype)
+            x, of = x.to(dtype), x
             if not torch.is_grad_enabled() or not (x.requires_grad or b.requires_grad or d.requires_grad):
                 return adapted_linear(plan.order, x, self.weight, bias, A, B, b, d)
             if plan.order == "weight":
-                return WeightOrder.apply(x, self.weight, bias, A, B, b, d, plan.through_u, plan.keep_weight)
-            return ActivationOrder.apply(x, self.weight, bias, A, B, b, d)
+                saves_u = plan.through_u and A.shape[0] < A.shape[1] and (b.requires_grad or d.requires_grad)
+                u = image(x, A, of, self) if saves_u else None
+                return WeightOrder.apply(x, self.weight, bias, A, B, b, d, u, plan.through_u, plan.keep_weight)
+            return ActivationOrder.apply(x, self.weight, bias, A, B, b, d, image(x, A, of, self))
 
     def _plan(self, x: Tensor, b: Tensor, d: Tensor) -> Plan:
         """The layer's own `plan` if it has one, else the cheapest for these shapes.
