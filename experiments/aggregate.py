@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -16,6 +16,8 @@ from experiments.published import Statistic
 from vera.record import Record
 
 PAPER_SEEDS = 5
+
+Cells = Mapping[str, list[Record]]  # by cell_id, each list by seed
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def epoch_of(stat: Statistic) -> str:
     return "last" if stat == "last" else "best"
 
 
-def cell_records(cells: dict[str, list[Record]], overrides: Sequence[str]) -> list[Record]:
+def cell_records(cells: Cells, overrides: Sequence[str]) -> list[Record]:
     """The records of the cell that `python scripts/train.py OVERRIDES` would fill, by seed; [] when nobody has run it."""
     return cells.get(composed(overrides).cell_id, [])
 

@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.aggregate import Cells
 from experiments.render import DASH, Table
-from vera.record import Record
 
 MEASURED = Path(__file__).resolve().parent.parent / "results" / "bench"
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """One line a figure. Nothing here comes from the records of runs."""
     rows, rules, notes = [], [], []
     for path in sorted(MEASURED.glob("*.json")):

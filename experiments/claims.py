@@ -14,7 +14,7 @@ from functools import lru_cache
 import yaml
 
 from experiments import accounting, analysis, bench, e2e_mini, figure4_gain, figure6_expressivity, miniature, table1
-from experiments.aggregate import PAPER_SEEDS, cell_records
+from experiments.aggregate import PAPER_SEEDS, Cells, cell_records
 from experiments.minilm_methods import SWEEP
 from experiments.plan import read_sweep
 from experiments.published import FOLDER, Row, Statistic, load
@@ -22,9 +22,6 @@ from experiments.render import DASH, Table
 from experiments.verdicts import LEVEL, Line, Part, decide, verdict
 from vera.config import Strict, checked
 from vera.errors import ConfigError
-from vera.record import Record
-
-Cells = dict[str, list[Record]]
 
 
 class Claim(Strict):

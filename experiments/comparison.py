@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from experiments.accounting import trained
 from experiments.aggregate import (
+    Cells,
     Summary,
     cell_records,
     common,
@@ -22,7 +23,6 @@ from experiments.published import Column, Published, Row, Statistic, load, run_o
 from experiments.render import DASH, Sourced, Table, interval, number, signed
 from vera.record import Record
 
-Cells = dict[str, list[Record]]
 STATS = {
     "median": "median over seeds of each run's best epoch",
     "mean": "mean over seeds of each run's best epoch",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.aggregate import Summary, cell_records, summarise, summarise_records
+from experiments.aggregate import Cells, Summary, cell_records, summarise, summarise_records
 from experiments.figures import PALETTE, figure, save, seeds
 from experiments.published import Statistic
 from experiments.render import DASH, Table, interval, number
@@ -24,14 +24,14 @@ MARKERS = "osD^vPX"
 AGREE_POINTS = 1.0
 
 
-def records(cells: dict[str, list[Record]], overrides: Sequence[str] = ()) -> dict[str, list[Record]]:
+def records(cells: Cells, overrides: Sequence[str] = ()) -> dict[str, list[Record]]:
     """The digits records of every method."""
     return {
         method: cell_records(cells, ["model=digits_vit", "task=digits", f"method={method}", *overrides]) for method in METHODS
     }
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
+def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
     """Accuracy on the digits 5-9 after ten images a class."""
     rows = []
     everything = records(cells, overrides)
@@ -102,7 +102,7 @@ def _agreement(here: Summary, there: Summary) -> str:
     return f"{'agrees' if difference <= tolerance else 'DIFFERS'} (within {tolerance:.1f} points counts as agreement)"
 
 
-def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
+def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     """Score against trained parameters, digits.pdf and digits.png; [] when there is nothing to draw."""
     found = {method: runs for method, runs in records(cells, overrides).items() if runs}
     if not found:

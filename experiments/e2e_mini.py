@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.aggregate import cell_records, summarise, summarise_records
+from experiments.aggregate import Cells, cell_records, summarise, summarise_records
 from experiments.render import DASH, Table, number
 from vera.record import Record
 
@@ -12,7 +12,7 @@ METHODS = {"full": "Full", "lora": "LoRA r=4", "vera": "VeRA r=256"}
 METRICS = {"BLEU": (100, 1), "NIST": (1, 2), "NIST_py": (1, 2), "METEOR": (100, 1), "ROUGE_L": (100, 1), "CIDEr": (1, 2)}
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """One line a method, the five metrics of the last epoch in Table 3's units."""
     rows = []
     for method, label in METHODS.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import miniature
-from experiments.aggregate import cell_records, summarise, summarise_records
+from experiments.aggregate import Cells, cell_records, summarise, summarise_records
 from experiments.figures import METHOD_STYLE, figure, legend_below, save, seeds
 from experiments.render import DASH, Table, interval, number
 from vera.record import Record
@@ -52,7 +52,7 @@ ALPHA_NOTE = (
 )
 
 
-def _found(setting: Setting, cells: dict[str, list[Record]], overrides: Sequence[str]) -> dict[tuple[str, int], list[Record]]:
+def _found(setting: Setting, cells: Cells, overrides: Sequence[str]) -> dict[tuple[str, int], list[Record]]:
     return {
         (method, rank): cell_records(cells, [*setting.overrides, f"method={method}", f"method.rank={rank}", *overrides])
         for method, ranks in RANKS.items()
@@ -60,7 +60,7 @@ def _found(setting: Setting, cells: dict[str, list[Record]], overrides: Sequence
     }
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """One line for each method and rank, at the paper's size and in miniature."""
     tables = []
     for setting in SETTINGS:
@@ -81,7 +81,7 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
     return tables
 
 
-def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
+def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     """figure2 and figure2_mini as pdf and png, each only where there are records."""
     written = []
     for setting in SETTINGS:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from experiments import analysis, miniature
 from experiments.adapters import FIGURE3
-from experiments.aggregate import paired, summarise
+from experiments.aggregate import Cells, paired, summarise
 from experiments.figures import PALETTE, figure, legend_below, save
 from experiments.render import DASH, Table, interval, number, signed
-from vera.record import Record
 
 PAPER_NOTE = (
     "The paper prints no values: its axis runs from 4 to 12; query moves more than value, later layers more than earlier ones."
@@ -21,7 +20,7 @@ STYLE = {
 }
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """One line a layer: norms of query's and value's d, and query minus value, seed by seed."""
     tables = []
     for name, (title, _) in FIGURE3.items():
@@ -52,7 +51,7 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
     return tables
 
 
-def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
+def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     """figure3 and figure3_mini as pdf and png, each only where it has been measured."""
     written = []
     for name, (title, _) in FIGURE3.items():

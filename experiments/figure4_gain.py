@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from experiments import miniature
-from experiments.aggregate import Summary, cell_records, summarise, summarise_records
+from experiments.aggregate import Cells, Summary, cell_records, summarise, summarise_records
 from experiments.figures import PALETTE, figure, save, seeds
 from experiments.render import DASH, Table, interval, number
 from vera.record import Record
@@ -67,7 +67,7 @@ def _gain(records: Sequence[Record], baseline: Sequence[Record]) -> Summary | No
     return summarise(list(gains.values())) if gains else None
 
 
-def _gains(setting: Setting, cells: dict[str, list[Record]], overrides: Sequence[str]):
+def _gains(setting: Setting, cells: Cells, overrides: Sequence[str]):
     """Label, records, baseline's records and gain of every method."""
     baseline = cell_records(cells, [*setting.overrides, *setting.baseline, *overrides])
     for label, choice in setting.methods.items():
@@ -79,7 +79,7 @@ def published() -> list[dict]:
     return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["bars"]
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """The paper's bars with ours beside them, and the same formula in miniature."""
     tables = []
     for setting in (FULL, MINIATURE):
@@ -106,7 +106,7 @@ def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: s
     return tables
 
 
-def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
+def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     """figure4 (always: the paper's bars are printed) and figure4_mini (where there are records), as pdf and png."""
     written = []
     for setting in (FULL, MINIATURE):

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from experiments import analysis, miniature
 from experiments.adapters import FIGURE5
-from experiments.aggregate import paired, summarise
+from experiments.aggregate import Cells, paired, summarise
 from experiments.figures import PALETTE, figure, legend_below, save
 from experiments.render import DASH, Table, interval, number, signed
-from vera.record import Record
 
 SERIES = {"lora_vera": "LoRA-VeRA", "lora_random": "LoRA-Random"}
 PAPER_MEANS = {"lora_vera": "2.0e-3", "lora_random": "-8.0e-5"}
@@ -21,7 +20,7 @@ STYLE = {
 }
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """One line a layer, and the mean over layers that the paper's text gives."""
     tables = []
     for name, (title, *_) in FIGURE5.items():
@@ -57,7 +56,7 @@ def _line(values: dict[str, list[float]]) -> list[str]:
     return [*cells, signed(paired(values["lora_vera"], values["lora_random"]), digits=4)]
 
 
-def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
+def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     """figure5 and figure5_mini as pdf and png, each only where it has been measured."""
     written = []
     for name, (title, *_) in FIGURE5.items():

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import analysis
-from experiments.aggregate import Difference, paired, summarise
+from experiments.aggregate import Cells, Difference, paired, summarise
 from experiments.figures import METHOD_STYLE, figure, legend_below, save
 from experiments.render import DASH, Table, interval, signed
-from vera.record import Record
 
 TITLE = "Figure 6: fitting random 10 x 10 matrices"
 MARGIN = 0.05  # of the entries' variance; what this project calls equally well
@@ -76,7 +75,7 @@ def verdict(found: dict) -> str:
     )
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """One line a parameter count; where both parametrisations have it, their difference."""
     found = analysis.read("figure6")
     if found is None:
@@ -116,7 +115,7 @@ def _mean(errors: list[float]) -> Difference:
     return paired(errors, [0.0] * len(errors))
 
 
-def draw(cells: dict[str, list[Record]], folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
+def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     """figure6 as pdf and png; [] when it has not been measured."""
     found = analysis.read("figure6")
     if found is None:

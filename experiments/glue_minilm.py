@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.aggregate import cell_records, summarise, summarise_records
+from experiments.aggregate import Cells, cell_records, summarise, summarise_records
 from experiments.published import Statistic
 from experiments.render import DASH, Table, interval, number
-from vera.record import Record
 
 TASKS = {"rte": "RTE", "mrpc": "MRPC", "cola": "CoLA", "stsb": "STS-B"}
 METHODS = {"lora": "LoRA r=8", "vera": "VeRA r=256"}
 
 
-def build(cells: dict[str, list[Record]], overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
+def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
     """One line for each task, method and metric."""
     rows, rules = [], []
     for task, task_label in TASKS.items():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from experiments.aggregate import Cells
 from experiments.published import judged_metric
 from experiments.render import DASH, Table
 from vera.errors import RecordError
@@ -12,15 +14,22 @@ from vera.record import Record
 
 PAPER_JUDGE = "gpt-4"
 
-Cells = dict[str, list[Record]]
 
-
-class Judgements(dict[str, list[Record]]):
+class Judgements(Mapping[str, list[Record]]):
     """Cells whose records hold judges' scores. bare: scores of backbones without training, by model and metric."""
 
-    def __init__(self, cells: Cells, bare: dict[tuple[str, str], float]):
-        super().__init__(cells)
-        self.bare = bare
+    def __init__(self, cells: Cells, scores: dict[tuple, tuple[float, str]]):
+        self._cells, self._scores = cells, scores
+        self.bare = {key: mean for key, (mean, _) in scores.items() if len(key) == 2}
+
+    def __getitem__(self, cell_id: str) -> list[Record]:
+        return [_scored(record, self._scores) for record in self._cells[cell_id]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells)
+
+    def __len__(self) -> int:
+        return len(self._cells)
 
 
 def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
@@ -42,10 +51,7 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
             if key in scores:
                 raise RecordError(f"{results}/judged: {record.name} and {scores[key][1]} both grade {answer['name']}; keep one")
             scores[key] = (score["mean"], record.name)
-    if not scores:
-        return cells
-    bare = {key: mean for key, (mean, _) in scores.items() if len(key) == 2}
-    return Judgements({cell: [_scored(record, scores) for record in records] for cell, records in cells.items()}, bare)
+    return Judgements(cells, scores) if scores else cells
 
 
 def _scored(record: Record, scores: dict[tuple, tuple[float, str]]) -> Record:

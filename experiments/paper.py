@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from experiments.aggregate import Cells
 from experiments.artefacts import artefacts
 from experiments.judged import PAPER_JUDGE, join
 from experiments.judged import table as judged_table
@@ -14,10 +15,7 @@ from experiments.published import Statistic
 from experiments.render import Table, latex, markdown
 from experiments.report import page
 from vera.files import write_atomic
-from vera.record import Record
 from vera.store import Store
-
-Cells = dict[str, list[Record]]
 
 
 def read(results: Path, judge: str = PAPER_JUDGE) -> Cells:
@@ -67,18 +65,18 @@ def write_page(made: dict[str, list[Table]], pictures: Sequence[Path], cells: Ce
     return write_atomic(out / "report" / "index.html", page(made, vectors, cells, results))
 
 
-def paper(results: Path, out: Path) -> tuple[Cells, Path]:
+def paper(results: Path, out: Path) -> Path:
     """Tables, figures and page. Raises VeraError for a record, a published table or a config that is wrong."""
     prepare()
     cells = read(results)
     made = tables(cells, results)
     write(made, out / "tables")
-    return cells, write_page(made, draw(cells, out / "figures"), cells, results, out)
+    return write_page(made, draw(cells, out / "figures"), cells, results, out)
 
 
-def report(results: Path, out: Path) -> tuple[Cells, Path]:
+def report(results: Path, out: Path) -> Path:
     """The page alone."""
     prepare()
     cells = read(results)
     with tempfile.TemporaryDirectory() as folder:
-        return cells, write_page(tables(cells, results), draw(cells, Path(folder)), cells, results, out)
+        return write_page(tables(cells, results), draw(cells, Path(folder)), cells, results, out)

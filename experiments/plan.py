@@ -21,6 +21,7 @@ from experiments.render import DASH
 from vera.config import CONF_DIR, RunConfig, Strict, checked, choices, explain, run_name
 from vera.errors import ConfigError
 from vera.record import parse
+from vera.store import stems
 
 # In fp32 whatever the sweep says: in bf16 a tiny model gives every example the same output, and no correlation is defined.
 REHEARSAL = ("scale=rehearsal", "train.precision=fp32")
@@ -135,8 +136,8 @@ class Plan:
 
     def __init__(self, results: Path, scratch: Path | None = None, tflops: float = TFLOPS):
         self.results, self.tflops = results, tflops
-        self.done, self.failed = _stems(results / "runs"), _stems(results / "failed")
-        self.rehearsed = _stems(scratch / "runs") if scratch else set()
+        self.done, self.failed = set(stems(results / "runs")), set(stems(results / "failed"))
+        self.rehearsed = set(stems(scratch / "runs")) if scratch else set()
 
     def status(self, wanted: Sequence[Cell]) -> Status:
         """Of these cells together."""
@@ -207,10 +208,6 @@ def _passes(run: RunConfig) -> int:
     if counted is None:
         return 2
     return 1 if counted["adapter"] == 0 else 3 if counted["adapter"] >= counted["backbone"] else 2
-
-
-def _stems(folder: Path) -> set[str]:
-    return {path.stem for path in folder.glob("*.json")} if folder.is_dir() else set()
 
 
 def failure(results: Path, name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from experiments.aggregate import Cells
 from experiments.plan import COLUMNS, Cell, Plan, cells, failure, figures, read_sweep
 from experiments.render import DASH, Sourced, Table, notes_of
 from experiments.verdicts import IN_MINIATURE
@@ -27,8 +28,6 @@ PROSE = 60  # a column with more characters than this in a cell is text, and bec
 HASH = 8
 VERDICTS = {"supported": "yes", "not supported": "no", "undecided": "open", "not run": "idle", IN_MINIATURE: "part"}
 NUMBER = re.compile(r"[+-]?[\d.,]+[KMG]?B?(±[\d.]+)?†?( \(n=\d+\))?( missed)?|–|-|")
-
-Cells = dict[str, list[Record]]
 
 
 @dataclass(frozen=True)

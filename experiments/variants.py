@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments import miniature
-from experiments.aggregate import cell_records, paired_records, summarise_records
+from experiments.aggregate import Cells, cell_records, paired_records, summarise_records
 from experiments.published import Row, Statistic, load
 from experiments.render import DASH, Table, number, signed
 from vera.record import Record
 
 TABLES = {"table6_mini": ("table6a", "table6b", "table6c"), "table7_mini": ("table7",)}
 DIFFERENCE_NOTE = "Difference to the part's first row, seed by seed, with the 95% interval of the mean (Student's t)."
-
-Cells = dict[str, list[Record]]
 
 
 def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from experiments.paper import paper, report
 from vera.errors import VeraError
+from vera.store import Store
 
 
 def main() -> int:
@@ -23,11 +24,11 @@ def main() -> int:
     options = parser.parse_args()
     results = Path(options.results)
     try:
-        cells, page = (report if options.report else paper)(results, Path(options.out or results))
+        page = (report if options.report else paper)(results, Path(options.out or results))
     except (VeraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{sum(map(len, cells.values()))} records in {results}/runs; the report is {page} ({page.stat().st_size:,} bytes)")
+    print(f"{len(Store(results).names())} records in {results}/runs; the report is {page} ({page.stat().st_size:,} bytes)")
     return 0
 
 

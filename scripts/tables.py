@@ -19,6 +19,7 @@ from experiments.judged import PAPER_JUDGE
 from experiments.paper import draw, read, tables, write
 from experiments.render import show
 from vera.errors import VeraError
+from vera.store import Store
 
 
 def main() -> int:
@@ -55,7 +56,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     written = f"; tables in {out / 'tables'}" if writes else ""
-    print(f"{sum(map(len, cells.values()))} records in {options.results}/runs{written}")
+    print(f"{len(Store(results).names())} records in {options.results}/runs{written}")
     return 0
 
 

@@ -7,7 +7,10 @@ results_dir/failed/...                                               runs that e
 
 from __future__ import annotations
 
+import os
+import re
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vera.errors import RecordError
@@ -18,6 +21,9 @@ from vera.record import Failure, Record, parse, text_hash
 def output_path(name: str, suffix: str) -> str:
     """Where a run's output file is, as its record says it: relative to the results folder."""
     return f"outputs/{name}.{suffix}"
+
+
+_NAME = re.compile(r".+--.+--.+--([0-9a-f]{8})--s\d+")
 
 
 class Store:
@@ -71,25 +77,17 @@ class Store:
         except OSError as error:
             raise RecordError(f"results_dir={self.root} is not writable: {error.strerror or error}") from None
 
-    def records(self) -> list[Record]:
-        """Every record, sorted by file name. Raises RecordError for an invalid one or two of the same run."""
-        found: dict[tuple[str, int], Path] = {}
-        records = []
-        for path in sorted(self.runs.glob("*.json")):
-            record = self._read(path)
-            key = (record.run.cell_id, record.run.seed)
-            if key in found:
-                raise RecordError(f"{path} and {found[key]} are records of the same run; keep one")
-            found[key] = path
-            records.append(record)
-        return records
+    def names(self) -> list[str]:
+        """The names of all finished runs, in no order."""
+        return stems(self.runs)
 
-    def by_cell(self) -> dict[str, list[Record]]:
-        """Records by cell_id, each list sorted by seed."""
-        cells: dict[str, list[Record]] = defaultdict(list)
-        for record in self.records():
-            cells[record.run.cell_id].append(record)
-        return {cell: sorted(records, key=lambda record: record.run.seed) for cell, records in cells.items()}
+    def records(self) -> list[Record]:
+        """Every record, sorted by file name. Raises RecordError for an invalid one."""
+        return [self._read(path) for path in sorted(self.runs.glob("*.json"))]
+
+    def by_cell(self) -> Cells:
+        """Records by cell_id, each list sorted by seed. Raises RecordError for a file whose name is not a run's."""
+        return Cells(self)
 
     @staticmethod
     def _read(path: Path) -> Record:
@@ -108,3 +106,49 @@ class Store:
             return write_atomic(path, text)
         except OSError as error:
             raise RecordError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def stems(folder: Path) -> list[str]:
+    """The names of the JSON files in a folder, without their ending; [] when there is no folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [entry.name[:-5] for entry in entries if entry.name.endswith(".json")]
+
+
+class Cells(Mapping[str, list[Record]]):
+    """The records of a folder by cell_id, by seed; a cell is read, and its records validated, when it is asked for.
+
+    Files are found by name, so that a table of a few hundred runs costs the same beside a hundred thousand others.
+    """
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._files: dict[str, list[str]] = defaultdict(list)
+        self._read: dict[str, dict[str, list[Record]]] = {}
+        for name in store.names():
+            found = _NAME.fullmatch(name)
+            if found is None:
+                raise RecordError(f"{store.path(name)}: not the name of a run's record")
+            self._files[found[1]].append(name)
+
+    def __getitem__(self, cell_id: str) -> list[Record]:
+        """Raises KeyError for a cell without records and RecordError for an invalid one among them."""
+        return self._cells(cell_id[:8])[cell_id]
+
+    def __iter__(self) -> Iterator[str]:
+        for part in sorted(self._files):
+            yield from self._cells(part)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _cells(self, part: str) -> dict[str, list[Record]]:
+        """The cells whose id begins with these eight digits."""
+        if part not in self._read:
+            cells: dict[str, list[Record]] = defaultdict(list)
+            for name in self._files.get(part, []):
+                record = self._store._read(self._store.path(name))
+                cells[record.run.cell_id].append(record)
+            self._read[part] = {cell: sorted(records, key=lambda record: record.run.seed) for cell, records in cells.items()}
+        return self._read[part]
