@@ -126,5 +126,8 @@ plan: setup ## what the paper's tables and figures need, what is there, what the
 rehearse: setup .venv/e2e .venv/instruct ## every sweep with tiny random models and synthetic data, records and tables in results/scratch (minutes)
 	@$(PY) scripts/rehearse.py $(ARGS)
 
+bench-store: setup ## time and memory of tables, plan and a finished sweep with 100,000 synthetic records (minutes)
+	@$(PY) scripts/scale.py $(ARGS)
+
 bench: setup ## time, memory and file size against PEFT, to results/bench (ARGS='a b' for some cases, --data /path/to/glue for f)
 	$(PY) scripts/bench.py $(ARGS)

@@ -11,8 +11,8 @@ import numpy as np
 from scipy.stats import bootstrap, permutation_test, ttest_ind_from_stats
 from scipy.stats import t as student
 
-from experiments.compositions import composed
 from experiments.published import Statistic
+from vera.compositions import composed
 from vera.record import Record
 
 PAPER_SEEDS = 5

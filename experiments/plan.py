@@ -16,8 +16,8 @@ from hydra.errors import HydraException
 from pydantic import Field
 
 from experiments.accounting import counts
-from experiments.compositions import compose_all, composed
 from experiments.render import DASH
+from vera.compositions import compose_all, composed
 from vera.config import CONF_DIR, RunConfig, Strict, checked, choices, explain, run_name
 from vera.errors import ConfigError
 from vera.record import parse

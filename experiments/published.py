@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from experiments.compositions import composed
+from vera.compositions import composed
 from vera.config import RunConfig, Strict, checked
 from vera.errors import ConfigError
 

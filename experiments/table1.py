@@ -9,9 +9,9 @@ from typing import Any, Literal
 import yaml
 
 from experiments.accounting import UNITS, counts, prints
-from experiments.compositions import composed
 from experiments.published import FOLDER, Statistic
 from experiments.render import DASH, Table
+from vera.compositions import composed
 from vera.config import RunConfig, Strict, checked
 
 MARK = "‡"

@@ -22,8 +22,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from vera import sweep
 from vera.config import CONF_DIR, RunConfig, explain, from_hydra
 from vera.errors import VeraError
+from vera.record import Record
 from vera.store import Store
 
 log = logging.getLogger("vera")
@@ -41,15 +43,28 @@ def train(cfg: DictConfig, run: RunConfig) -> str:
     """The run's record, computed when it is not there, as a line."""
     began = time.monotonic()
     record = Store(run.results_dir).find(run.run_name)
-    computed = record is None
-    if computed:
-        from vera.run import execute  # brings torch, which a finished run does not need
+    if record is not None:
+        return line(record, "already done")
+    from vera.run import execute  # brings torch, which a finished run does not need
 
-        record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
+    record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
+    return line(record, f"{time.monotonic() - began:.1f} s")
+
+
+def skip(overrides: list[str]) -> bool:
+    """Whether a job of a sweep has its record; then its line is printed."""
+    record = sweep.finished(overrides)
+    if record is not None:
+        log.info("%s", line(record, "already done"))
+    return record is not None
+
+
+def line(record: Record, remark: str) -> str:
+    """A record as one line."""
     best, last = record.scores.best, record.scores.last
     primary = record.scores.primary
     outcome = f"{primary} {best.metrics[primary]:.4f} (best, epoch {best.epoch}) {last.metrics[primary]:.4f} (last)"
-    return f"{record.name}  {outcome}  {f'{time.monotonic() - began:.1f} s' if computed else 'already done'}"
+    return f"{record.name}  {outcome}  {remark}"
 
 
 def each(work: Callable[[DictConfig, RunConfig], str]) -> Callable[[], None]:
@@ -61,14 +76,14 @@ def each(work: Callable[[DictConfig, RunConfig], str]) -> Callable[[], None]:
         run = None
         try:
             run = from_hydra(cfg)
-            line = work(cfg, run)
+            said = work(cfg, run)
         except VeraError as error:
             log.error("error: %s%s", f"{run.run_name}: " if run else "", error)
             if os.environ.get(MAIN_PROCESS) != str(os.getpid()):
                 raise RunFailed(str(error)) from None
             failures.append(str(error))
             return
-        log.info("%s", line)
+        log.info("%s", said)
 
     return one
 
@@ -110,6 +125,8 @@ def for_each_run(arguments: list[str]) -> list[str]:
 def main(work: Callable[[DictConfig, RunConfig], str] = train) -> int:
     set_up_logging()
     os.environ[MAIN_PROCESS] = str(os.getpid())
+    if work is train:
+        sweep.skip = skip
     try:
         sys.argv[1:] = for_each_run(sys.argv[1:])
         each(work)()

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from experiments import plan, published
-from experiments.compositions import Compositions
 from tests.conftest import ROOT
 from tests.test_experiments import record
+from vera.compositions import Compositions
 from vera.config import choices, compose
 from vera.errors import ConfigError
 from vera.store import Store

@@ -152,3 +152,19 @@ def test_outputs_are_kept_with_their_record_and_checked(finished, tmp_path):
     (tmp_path / path).unlink()
     with pytest.raises(RecordError, match="cannot be read"):
         store.read_output(kept, "txt")
+
+
+def test_a_cell_is_read_when_it_is_asked_for(finished, tmp_path):
+    record = finished[0]
+    store = Store(tmp_path)
+    store.write(record)
+    other = record.name.replace(record.run.cell_id[:8], "0" * 8)
+    store.path(other).write_text("{")
+    cells = store.by_cell()
+    assert [found.name for found in cells[record.run.cell_id]] == [record.name]
+    assert cells.get("f" * 64) is None
+    with pytest.raises(RecordError, match=other):
+        cells.get("0" * 64)
+    store.path("stray").write_text("{}")
+    with pytest.raises(RecordError, match=r"stray\.json: not the name"):
+        store.by_cell()

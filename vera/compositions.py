@@ -42,9 +42,9 @@ class Compositions:
         """As vera.config.compose. Raises ConfigError."""
         key = " ".join(overrides)
         if key not in self.built:
-            if key in self.known:
+            try:
                 self.built[key] = RunConfig(**self.known[key])
-            else:
+            except (KeyError, TypeError, ValidationError):  # not known, or not a run
                 self.built[key] = compose(overrides)
                 self.known[key] = self.built[key].model_dump(mode="json")
                 self.changed = True
@@ -74,11 +74,9 @@ class Compositions:
     def _read(self) -> dict[str, Any]:
         try:
             known = json.loads(self.path.read_bytes())
-            for value in known.values():
-                RunConfig(**value)
-            return known
-        except (OSError, ValueError, TypeError, AttributeError, ValidationError):
+        except (OSError, ValueError):
             return {}
+        return known if isinstance(known, dict) else {}
 
 
 def composed(overrides: Sequence[str]) -> RunConfig:
