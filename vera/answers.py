@@ -89,7 +89,7 @@ def answer(
         raise ConfigError(f"model={run.model['name']} does not write text, so it cannot answer questions")
     questions = load_questions(settings.questions, run.cache_dir)
     trained = None if settings.checkpoint == "none" else _trained(run)
-    folder = Path(run.work_dir) / run.run_name / settings.checkpoint if trained else None
+    folder = kept(run, settings.checkpoint) if trained else None
     weights = None if folder is None else _weights_hash(folder)
     used = described(settings.questions, questions)
     about = _bare(run) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
@@ -111,6 +111,18 @@ def answer(
         )
         write(path.with_suffix(".json"), record)
     return record, path, True
+
+
+def kept(run: RunConfig, checkpoint: str) -> Path:
+    """Where a run keeps the weights of its "best" or "last" epoch."""
+    return Path(run.work_dir) / run.run_name / checkpoint
+
+
+def load_trained(run: RunConfig, checkpoint: str = "last") -> tuple[Backbone, Method]:
+    """A finished run's backbone with its trained weights on it. Raises VeraError when the run or its weights are not here."""
+    folder = kept(run, checkpoint)
+    _weights_hash(folder)
+    return _load(run, _trained(run), folder)
 
 
 def _trained(run: RunConfig) -> Record:
