@@ -81,9 +81,7 @@ def compare(options: argparse.Namespace) -> int:
         single.append(own / alone)
         batched.append(own / together)
     print(f"{alike} of {len(prompts)} outputs are the same, token by token ({run.run_name}, {decoding.beams} beams)")
-    print(
-        f"time, ours in batches of {options.batch} / transformers one prompt at a time: {statistics.median(single):.2f} (median)"
-    )
+    print(f"time, ours in batches of {options.batch} / transformers one by one: {statistics.median(single):.2f} (median)")
     print(f"time, ours / transformers in the same batches: {statistics.median(batched):.2f} (median)")
     return 0 if alike == len(prompts) else 1
 

@@ -120,9 +120,9 @@ def kept(run: RunConfig, checkpoint: str) -> Path:
 
 def load_trained(run: RunConfig, checkpoint: str = "last") -> tuple[Backbone, Method]:
     """A finished run's backbone with its trained weights on it. Raises VeraError when the run or its weights are not here."""
-    folder = kept(run, checkpoint)
+    trained, folder = _trained(run), kept(run, checkpoint)
     _weights_hash(folder)
-    return _load(run, _trained(run), folder)
+    return _load(run, trained, folder)
 
 
 def _trained(run: RunConfig) -> Record:
