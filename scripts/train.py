@@ -23,13 +23,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vera.config import CONF_DIR, RunConfig, explain, from_hydra
-from vera.errors import VeraError
+from vera.errors import ConfigError, OutOfStep, VeraError
 from vera.store import Store
 
 log = logging.getLogger("vera")
 
 
 MAIN_PROCESS = "VERA_MAIN_PROCESS"
+LAUNCHED = int(os.environ.get("WORLD_SIZE", "1"))  # processes of one run, where accelerate launch has started several
 failures: list[str] = []
 
 
@@ -40,12 +41,14 @@ class RunFailed(Exception):
 def train(cfg: DictConfig, run: RunConfig) -> str:
     """The run's record, computed when it is not there, as a line."""
     began = time.monotonic()
-    record = Store(run.results_dir).find(run.run_name)
-    computed = record is None
-    if computed:
+    store = Store(run.results_dir)
+    computed = not store.path(run.run_name).exists()
+    if computed or LAUNCHED > 1:  # several processes decide together
         from vera.run import execute  # brings torch, which a finished run does not need
 
         record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
+    else:
+        record = store.find(run.run_name)
     best, last = record.scores.best, record.scores.last
     primary = record.scores.primary
     outcome = f"{primary} {best.metrics[primary]:.4f} (best, epoch {best.epoch}) {last.metrics[primary]:.4f} (last)"
@@ -62,6 +65,11 @@ def each(work: Callable[[DictConfig, RunConfig], str]) -> Callable[[], None]:
         try:
             run = from_hydra(cfg)
             line = work(cfg, run)
+        except OutOfStep as error:
+            if error.reported:
+                log.critical("error: %s: %s", run.run_name, error)
+            logging.shutdown()
+            os._exit(1)  # the launcher ends the others, which wait for this process in the middle of the run
         except VeraError as error:
             log.error("error: %s%s", f"{run.run_name}: " if run else "", error)
             if os.environ.get(MAIN_PROCESS) != str(os.getpid()):
@@ -78,7 +86,7 @@ def set_up_logging() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
+        log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.CRITICAL)
         log.propagate = False
 
 
@@ -112,13 +120,15 @@ def main(work: Callable[[DictConfig, RunConfig], str] = train) -> int:
     os.environ[MAIN_PROCESS] = str(os.getpid())
     try:
         sys.argv[1:] = for_each_run(sys.argv[1:])
+        if LAUNCHED > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
+            raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")
         each(work)()
     except RunFailed:
         return 1
     except KeyboardInterrupt:
         log.error("interrupted; the same command goes on from here")
         return 130
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, ConfigError) as error:
         log.error("error: %s", explain(error))
         return 2
     if len(failures) > 1:
