@@ -123,6 +123,8 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
 def _train(run: RunConfig, work: Path, show_progress: bool, processes: Processes) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
     started = now()
+    if processes.count > 1:  # a backbone that is made here is made by main: transformers saves nothing in the others
+        processes.on_main(lambda: build(run.model, "model").source(Path(run.cache_dir)))
     backbone, method, task, data = prepare(run)
     parameters = count(method.parameter_groups(backbone), backbone.model)
     tracker = build(run.tracker, "tracker") if processes.main else NoTracker()

@@ -177,7 +177,9 @@ class Loop:
         steps = self.step - (epoch - 1) * self.steps_per_epoch
         broken = [name for name, parameter in self.parameters.items() if not torch.isfinite(parameter).all()]
         if self.processes.any(bool(broken)):
-            raise TrainingError(f"{(broken or ['a parameter'])[0]} is not finite after epoch {epoch}; lower train.lr or train.head_lr")
+            raise TrainingError(
+                f"{(broken or ['a parameter'])[0]} is not finite after epoch {epoch}; lower train.lr or train.head_lr"
+            )
         parts = (self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
         kept, labels = predict(self.accelerator, self.processes, *parts)
         if not torch.isfinite(kept).all():
