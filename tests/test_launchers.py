@@ -1,4 +1,4 @@
-"""Sweeps through Hydra's launchers: a line a run, finished runs skipped, a failure heard of; byte by byte in `make test-launchers`."""
+"""Sweeps through Hydra's launchers: a line a run, finished runs skipped, failures heard of. (`make test-launchers` has more.)"""
 
 import importlib.util
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import REHEARSAL, ROOT
 from vera.errors import ConfigError, TrainingError
+from vera.models.llama import Llama
 from vera.record import Record
 from vera.run import execute
 from vera.store import Store
@@ -24,8 +25,8 @@ TEXT = ("model=roberta_base", "task=rte", "train.batch_size=5", "train.epochs=2"
 def launch(cache, tmp_path):
     """Run tests/launched.py in two processes that compute together; returns the finished launcher."""
 
-    def run(what: str, *overrides: str) -> subprocess.CompletedProcess:
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    def run(what: str, *overrides: str, how: tuple[str, ...] = ("--multi_gpu",)) -> subprocess.CompletedProcess:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", "2"]
         launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
         flags = ["-m"] if any("," in override for override in overrides) else []
         command = [*launcher, str(ROOT / "tests" / "launched.py"), what, *flags, *REHEARSAL, f"cache_dir={cache}", *overrides]
@@ -45,7 +46,7 @@ def trained(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_give_the_numbers_of_one_and_a_failure_leaves_them_in_step(launch, compose, tmp_path):
-    """No dropout. 50 rows in batches of 7: shares of 4 and 3, in pieces of 2; of the last batch's one row, process 1 has none."""
+    """No dropout. 50 rows in batches of 7: shares of 4 and 3 in pieces of 2, and of the last, of one row, process 1 has none."""
     keys = ["train.batch_size=7", "train.epochs=2", "train.max_steps=null", "train.micro_batch_size=2", "train.save=true"]
     keys += ["train.clip=0.5", "train.warmup_ratio=0"]
     swept = ["method=vera,lora,full,adalora,dylora", "train.lr=1e30,0.01", f"work_dir={tmp_path / 'many'}"]
@@ -119,3 +120,28 @@ def test_answers_and_launchers_want_one_process(train, monkeypatch, compose):
         answer(compose(), None)
     done = train("-m", "seed=0,1", "hydra/launcher=joblib", WORLD_SIZE="2")
     assert done.returncode == 2 and "leave hydra/launcher out" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_sharded_llama_gives_the_numbers_of_one_process_and_the_same_adapter(launch, compose, tmp_path, monkeypatch):
+    """FSDP: shares of 3 and 2 in pieces of 2 (process 1 has fewer); 4-bit weights and full fine-tuning are refused, and the
+    sweep goes on. In bf16, the default, losses agree as well, but each step's rounding depends on the pieces."""
+    monkeypatch.setattr(Llama, "_settings", lambda self: {"dtype": torch.float32})
+    keys = ["model=llama_7b", "task=alpaca", "train.batch_size=5", "train.max_steps=6", "train.micro_batch_size=2"]
+    keys += ["train.save=true", "train.eval_batch_size=3", "train.precision=fp32"]
+    where = [f"results_dir={tmp_path / 'sharded'}", f"work_dir={tmp_path / 'many'}"]
+    swept = ["method=vera,lora,full", "model.quantisation=none,nf4"]
+    done = launch("wide", *keys, *swept, *where, how=("--use_fsdp", "--fsdp_version", "2"))
+    failed = [json.loads(path.read_text())["error"] for path in (tmp_path / "sharded" / "failed").iterdir()]
+    assert sum("freezes nothing" in error for error in failed) >= 1, done.stderr
+    assert sum("shards no 4-bit weights" in error for error in failed) >= 2, done.stderr
+    records = Store(tmp_path / "sharded").records()
+    assert {record.run.method for record in records} == {"vera", "lora"} and len(records) == 2, done.stderr
+    for record in records:
+        alone = execute(compose(*keys, f"method={record.run.method}", "model.quantisation=none"))
+        assert alone.name == record.name and record.cost.processes == 2
+        for one, two in zip(alone.scores.history, record.scores.history, strict=True):
+            assert two.train_loss == pytest.approx(one.train_loss, abs=1e-4)
+            assert two.metrics == pytest.approx(one.metrics, abs=1e-4)
+        ours, theirs = trained(tmp_path / "many", record.name), trained(tmp_path / "work", alone.name)
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-4, msg=f"{record.run.method}: {name}")

@@ -40,7 +40,10 @@ def predict(
     batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
     mine: dict[str, list[Tensor]] = {}
     with _merged(backbone, method), torch.inference_mode():
-        for rows in batches[processes.rank :: processes.count]:
+        share = batches[processes.rank :: processes.count]
+        if processes.sharded:  # every forward pass needs all processes: some repeat a batch
+            share += [batches[0]] * (-(-len(batches) // processes.count) - len(share))
+        for rows in share:
             batch = data.collate([data.evaluation[row] for row in rows])
             batch = {key: value.to(accelerator.device) for key, value in batch.items()}
             with accelerator.autocast():
@@ -50,7 +53,7 @@ def predict(
                 mine.setdefault(name, []).append(part)
     parts = processes.gather({name: torch.cat(tensors) for name, tensors in mine.items()})
     rows, kept, labels = (torch.cat([part[name] for part in parts if part]) for name in ("rows", "kept", "labels"))
-    back = rows.argsort()
+    back = torch.zeros(len(order), dtype=torch.int64).scatter_(0, rows, torch.arange(len(rows)))
     return kept[back], labels[back]
 
 

@@ -18,10 +18,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
 from torch.utils.data import DataLoader
 
 from vera.config import RunConfig
-from vera.errors import TrainingError
+from vera.errors import ConfigError, TrainingError
 from vera.files import move_folder, write_atomic
 from vera.methods.base import Method
 from vera.models.base import Backbone
@@ -31,6 +32,7 @@ from vera.train import state
 from vera.train.evaluate import finish, predict
 from vera.train.optim import lr_factor, optimizer, set_lr
 from vera.train.processes import on_gpu, together
+from vera.train.shard import average_gradients, shard
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +77,17 @@ class Loop:
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        backbone.model.to(self.accelerator.device).train()
         groups = method.parameter_groups(backbone)
         self.parameters = dict(groups["adapter"] + groups["head"])
+        if self.processes.sharded:
+            if data.prompts:
+                raise ConfigError(f"task={task.name} writes texts, which one process does; leave --use_fsdp out")
+            shard(backbone.model, self.parameters.values(), self.accelerator.device)
+        else:
+            backbone.model.to(self.accelerator.device)
+        backbone.model.train()
         self.optimizer = optimizer(groups, run.train)
-        with warnings.catch_warnings():  # torch has a newer name for broadcast_buffers, which Accelerate does not know yet
-            warnings.filterwarnings("ignore", message="`broadcast_buffers`")
-            self.model = self.accelerator.prepare(backbone.model)
+        self.model = backbone.model if self.processes.sharded else self._prepared(backbone.model)
         self.steps_per_epoch = -(-len(data.train) // run.train.batch_size)
         self.total = run.train.epochs * self.steps_per_epoch
         if run.train.max_steps is not None:
@@ -94,6 +100,11 @@ class Loop:
         self.final = Final()
         self.spent: dict[str, Any] = {"seconds": 0.0, "examples": 0, "tokens": 0, "restarts": 0, "peak_memory_bytes": None}
         self._saving = 0.0
+
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        with warnings.catch_warnings():  # torch has a newer name for broadcast_buffers, which Accelerate does not know yet
+            warnings.filterwarnings("ignore", message="`broadcast_buffers`")
+            return self.accelerator.prepare(model)
 
     def fit(self) -> None:
         """Train to the end, from the kept state when there is one. Raises TrainingError when the loss is not finite."""
@@ -144,16 +155,23 @@ class Loop:
             self.counted["examples"] += len(batch["labels"])
             self.counted["tokens"] += self.task.tokens(batch)
         # Gradients are averaged in the backward pass, in which a process without a share has to take part as well.
-        batches = batches or [(0.0, self.data.collate([self.data.train[0]]))]
+        idle = 1 - len(batches)
+        if self.processes.sharded:  # so does every forward pass
+            idle = int(self.processes.max(len(batches) or 1)) - len(batches)
+        if idle > 0:
+            batches = batches + [(0.0, self.data.collate([self.data.train[0]]))] * idle
         for index, (weight, batch) in enumerate(batches, start=1):
             batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
             inputs = {key: value for key, value in batch.items() if key != "labels"}
-            with contextlib.nullcontext() if index == len(batches) else self.accelerator.no_sync(self.model):
+            last = index == len(batches) or self.processes.sharded
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     logits = self.model(**inputs).logits
                 loss = weight * self.task.loss(logits, batch)
                 self.accelerator.backward(loss * self.processes.count)
             loss_sum += loss.detach()
+        if self.processes.sharded:
+            average_gradients(self.parameters.values())
         penalty = self.method.penalty(self.backbone)
         if penalty is not None:
             self.accelerator.backward(penalty)
@@ -177,9 +195,8 @@ class Loop:
         steps = self.step - (epoch - 1) * self.steps_per_epoch
         broken = [name for name, parameter in self.parameters.items() if not torch.isfinite(parameter).all()]
         if self.processes.any(bool(broken)):
-            raise TrainingError(
-                f"{(broken or ['a parameter'])[0]} is not finite after epoch {epoch}; lower train.lr or train.head_lr"
-            )
+            first = broken[0] if broken else "a parameter"
+            raise TrainingError(f"{first} is not finite after epoch {epoch}; lower train.lr or train.head_lr")
         parts = (self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
         kept, labels = predict(self.accelerator, self.processes, *parts)
         if not torch.isfinite(kept).all():
@@ -194,9 +211,9 @@ class Loop:
         defined = {f"eval/{key}": value for key, value in metrics.items() if value is not None}
         self.on_log({**defined, "train/epoch_loss": train_loss}, self.step)
         if self.config.save and best_epoch(self.history, self.task.primary) == epoch:
-            self.processes.on_main(lambda: self._save("best"))
+            self._save("best")
         if self.config.save and self.step == self.total:
-            self.processes.on_main(lambda: self._save("last"))
+            self._save("last")
 
     def _finish(self, *parts: Any) -> dict[str, Any]:
         """The main process alone: texts are written once, whatever the number of processes."""
@@ -206,6 +223,12 @@ class Loop:
         return asdict(final)
 
     def _save(self, name: str) -> None:
+        if self.processes.sharded and not self.processes.main:
+            with tempfile.TemporaryDirectory() as scratch:  # what is said of the frozen weights needs all their parts
+                self.method.save(self.backbone, Path(scratch))
+        self.processes.on_main(lambda: self._write(name))
+
+    def _write(self, name: str) -> None:
         self.work.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=self.work, prefix=f".{name}-"))
         self.method.save(self.backbone, scratch)

@@ -1,7 +1,7 @@
 """The processes that compute one run together, as `accelerate launch` starts them; usually there is one.
 
-Gradients go through Accelerate. What is here is the rest: small facts that all must agree on, and what the main process (rank 0)
-does for all. It travels over a gloo group of its own, as numbers, JSON and safetensors; nothing is pickled.
+Gradients go through Accelerate. Here is the rest: small facts that all must agree on, and what the main process (rank 0) does
+for all. It travels over a gloo group of its own, as numbers, JSON and safetensors; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ GRACE = 10.0  # seconds after a failure in which the other processes must have f
 
 
 class Processes:
-    """`count` processes, of which this is number `rank`; `main` is the one that writes files and lines.
+    """`count` processes, of which this is number `rank`; `main` is the one that writes files and lines. `sharded`: each holds
+    a part of the frozen weights (`accelerate launch --use_fsdp`).
 
     Every method but `failure` is called by all processes in the same order. With one process none of them does anything.
     """
 
-    def __init__(self, count: int = 1, rank: int = 0, group: Any = None, store: Any = None):
-        self.count, self.rank = count, rank
+    def __init__(self, count: int = 1, rank: int = 0, group: Any = None, store: Any = None, sharded: bool = False):
+        self.count, self.rank, self.sharded = count, rank, sharded
         self.main = rank == 0
         self.runs = 0
         self._group, self._store = group, store
@@ -144,7 +145,10 @@ def together(device: str) -> Processes:
 
 @lru_cache(maxsize=1)
 def _connected(gpu: bool) -> Processes:
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    # vera.train.shard does it. Told of it, transformers would read the weights in one process alone.
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
     PartialState(cpu=not gpu)  # Accelerate chooses the backend, and each process its GPU
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     store = dist.distributed_c10d._get_default_store()
-    return Processes(dist.get_world_size(), dist.get_rank(), group, store)
+    return Processes(dist.get_world_size(), dist.get_rank(), group, store, sharded)
