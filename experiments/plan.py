@@ -169,8 +169,10 @@ class Plan:
         return (None, "unknown") if operations is None else (operations / (self.tflops * 1e12) / 3600, "operations")
 
     def _seconds(self, name: str) -> float:
+        """Of all devices together."""
         path = self.results / "runs" / f"{name}.json"
-        return parse(path.read_bytes(), str(path)).cost.seconds
+        cost = parse(path.read_bytes(), str(path)).cost
+        return cost.seconds * cost.processes
 
 
 def figures(status: Status) -> list[str]:

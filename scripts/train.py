@@ -7,14 +7,21 @@ python scripts/train.py sweep=glue_large
 
 import logging
 import os
+import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main() below, which prints one line instead of a traceback
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # a line a run, also where two runs end alike
+warnings.filterwarnings("ignore", message="(?s).*validated against ConfigStore schema")  # conf/hydra/launcher/ray.yaml
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,7 +31,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vera import sweep
 from vera.config import CONF_DIR, RunConfig, explain, from_hydra
-from vera.errors import VeraError
+from vera.errors import ConfigError, OutOfStep, VeraError
+from vera.files import write_atomic
 from vera.record import Record
 from vera.store import Store
 
@@ -32,6 +40,7 @@ log = logging.getLogger("vera")
 
 
 MAIN_PROCESS = "VERA_MAIN_PROCESS"
+LAUNCHED = int(os.environ.get("WORLD_SIZE", "1"))  # processes of one run, where accelerate launch has started several
 failures: list[str] = []
 
 
@@ -42,13 +51,14 @@ class RunFailed(Exception):
 def train(cfg: DictConfig, run: RunConfig) -> str:
     """The run's record, computed when it is not there, as a line."""
     began = time.monotonic()
-    record = Store(run.results_dir).find(run.run_name)
+    record = None if LAUNCHED > 1 else Store(run.results_dir).find(run.run_name)  # several processes decide together
     if record is not None:
         return line(record, "already done")
+    done = Store(run.results_dir).path(run.run_name).exists()
     from vera.run import execute  # brings torch, which a finished run does not need
 
     record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
-    return line(record, f"{time.monotonic() - began:.1f} s")
+    return line(record, "already done" if done else f"{time.monotonic() - began:.1f} s")
 
 
 def skip(overrides: list[str]) -> bool:
@@ -67,8 +77,11 @@ def line(record: Record, remark: str) -> str:
     return f"{record.name}  {outcome}  {remark}"
 
 
-def each(work: Callable[[DictConfig, RunConfig], str]) -> Callable[[], None]:
-    """Hydra's entry point that does `work` for each composed run and logs its line, or the one line of its error."""
+def each(work: Callable[[DictConfig, RunConfig], str], lines: str | None = None) -> Callable[[], None]:
+    """Hydra's entry point that does `work` for each composed run and logs its line, or the one line of its error.
+
+    lines: a folder where a job of another machine leaves its line, for `passed_on`.
+    """
 
     @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="run")
     def one(cfg: DictConfig) -> None:
@@ -77,15 +90,56 @@ def each(work: Callable[[DictConfig, RunConfig], str]) -> Callable[[], None]:
         try:
             run = from_hydra(cfg)
             said = work(cfg, run)
+        except OutOfStep as error:
+            if error.reported:
+                log.critical("error: %s: %s", run.run_name, error)
+            logging.shutdown()
+            os._exit(1)  # the launcher ends the others, which wait for this process in the middle of the run
         except VeraError as error:
-            log.error("error: %s%s", f"{run.run_name}: " if run else "", error)
+            said = f"error: {f'{run.run_name}: ' if run else ''}{error}"
+            log.error("%s", said)
+            leave(said)
             if os.environ.get(MAIN_PROCESS) != str(os.getpid()):
                 raise RunFailed(str(error)) from None
             failures.append(str(error))
             return
         log.info("%s", said)
+        leave(said)
+
+    def leave(line: str) -> None:
+        if lines is not None:
+            write_atomic(Path(lines) / uuid.uuid4().hex, line)
 
     return one
+
+
+@contextmanager
+def passed_on(arguments: list[str]) -> Iterator[str | None]:
+    """Log what submitit's jobs, whose own output goes to files, leave in a folder; its value is that folder, or None."""
+    if not any(argument.startswith(("hydra/launcher=slurm", "hydra/launcher=submitit")) for argument in arguments):
+        yield None
+        return
+    cache = next((a.partition("=")[2] for a in arguments if a.startswith("cache_dir=")), ".cache")
+    folder = Path(cache).absolute() / "hydra" / f"lines-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    end = threading.Event()
+
+    def read() -> None:
+        last = False
+        while not last:
+            last = end.wait(1.0)
+            for path in sorted(folder.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime):
+                log.info("%s", path.read_text())
+                path.unlink()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield str(folder)
+    finally:
+        end.set()
+        reader.join()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_up_logging() -> None:
@@ -93,7 +147,7 @@ def set_up_logging() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
+        log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.CRITICAL)
         log.propagate = False
 
 
@@ -125,19 +179,30 @@ def for_each_run(arguments: list[str]) -> list[str]:
 def main(work: Callable[[DictConfig, RunConfig], str] = train) -> int:
     set_up_logging()
     os.environ[MAIN_PROCESS] = str(os.getpid())
-    if work is train:
+    if work is train and LAUNCHED == 1:
         sweep.skip = skip
     try:
         sys.argv[1:] = for_each_run(sys.argv[1:])
-        each(work)()
+        if LAUNCHED > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
+            raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")
+        with passed_on(sys.argv[1:]) as lines:
+            each(work, lines)()
     except RunFailed:
         return 1
     except KeyboardInterrupt:
         log.error("interrupted; the same command goes on from here")
         return 130
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, ConfigError) as error:
         log.error("error: %s", explain(error))
         return 2
+    except Exception as error:
+        if "Unknown plugin class" in str(error):
+            log.error("error: %s", explain(error))
+            return 2
+        if type(error).__module__.partition(".")[0] not in ("joblib", "ray", "submitit"):
+            raise
+        log.error("error: a worker has ended (%s); the same command goes on from here", str(error).strip().splitlines()[0])
+        return 1
     if len(failures) > 1:
         log.error("error: %d runs failed; see the lines above and results_dir/failed", len(failures))
     return 1 if failures else 0

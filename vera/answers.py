@@ -26,6 +26,7 @@ from vera.record import Record, Run
 from vera.run import code, now
 from vera.store import Store
 from vera.train.loop import make_accelerator
+from vera.train.processes import launched
 
 
 class Chat(Strict):
@@ -85,6 +86,8 @@ def answer(
     Answers are appended to results_dir/answers/<name>.jsonl batch by batch; an interrupted call goes on from there, and the
     record is written when all are there. Raises VeraError.
     """
+    if launched() > 1:
+        raise ConfigError("answers are written by one process; start scripts/answer.py without accelerate launch")
     if component(run.model, "model").modality != "generation":
         raise ConfigError(f"model={run.model['name']} does not write text, so it cannot answer questions")
     questions = load_questions(settings.questions, run.cache_dir)

@@ -48,6 +48,9 @@ OPERATIONAL = frozenset(
 )
 SEED_REFERENCE = "${seed}"
 
+# For launchers that have to be told how many GPUs a run takes (conf/hydra/launcher).
+OmegaConf.register_new_resolver("gpus_here", lambda: int(Path("/proc/driver/nvidia/version").exists()), replace=True)
+
 
 class Strict(BaseModel):
     """A mapping whose every key is declared: an unknown one, or a value of the wrong type or range, is an error."""
@@ -279,7 +282,11 @@ def explain(error: Exception) -> str:
         if leaf in choices_groups() and not parent:
             return f"{key}: no such choice; allowed: {', '.join(choices(leaf))}"
         return f"{key} is not a key of the configuration; {_allowed(parent)}"
-    missing = re.search(r"(?:In '[^']*': )?Could not find '([^'/]+)/([^']+)'", text)
+    launcher = re.search(r"(?:'hydra_plugins\.hydra_|Could not find 'hydra/launcher/)(joblib|submitit|ray)", text)
+    if launcher:
+        extra = {"submitit": "slurm"}.get(launcher.group(1), launcher.group(1))
+        return f"hydra/launcher: its package is not installed; pip install -c constraints.txt -e '.[{extra}]'"
+    missing = re.search(r"(?:In '[^']*': )?Could not find '([^']+)/([^'/]+)'", text)
     if missing:
         group, choice = missing.groups()
         return f"{group}={choice}: no such choice; allowed: {', '.join(choices(group))}"

@@ -29,5 +29,16 @@ class TrainingError(VeraError):
     """A run that cannot go on, such as one whose loss is no longer finite."""
 
 
+class OutOfStep(TrainingError):
+    """A failure in one of the processes that compute a run together, while the others are still at work: all have to end.
+
+    reported: whether this process is the one that tells of it.
+    """
+
+    def __init__(self, message: str, reported: bool):
+        super().__init__(message)
+        self.reported = reported
+
+
 class JudgeError(VeraError):
     """A judge that cannot be asked or whose verdicts cannot be read; what it has said so far is kept."""

@@ -82,8 +82,8 @@ class Scores(Strict):
 
 class Cost(Strict):
     """seconds: training and evaluation, over all starts of the run. tokens: processed in training, padding included (0 for
-    images). peak_memory_bytes: the allocator's peak on a GPU, null on a CPU (where only a
-    whole process can be measured)."""
+    images). peak_memory_bytes: the allocator's peak on the GPU that needed most, null on a CPU (where only a whole process can
+    be measured). processes: how many computed the run together, each on a device of its own; left out when it is one."""
 
     seconds: Finite
     steps: Count
@@ -94,6 +94,7 @@ class Cost(Strict):
     precision: str
     threads: Count
     restarts: Count
+    processes: int = Field(default=1, ge=1)
 
 
 class Provenance(Strict):
@@ -148,8 +149,10 @@ class Record(Strict):
         return metrics[name]
 
     def to_json(self) -> str:
-        left_out = None if self.outputs else {"outputs"}
-        return self.model_dump_json(by_alias=True, indent=1, exclude=left_out) + "\n"
+        left_out: dict[str, Any] = {} if self.outputs else {"outputs": True}
+        if self.cost.processes == 1:
+            left_out["cost"] = {"processes"}
+        return self.model_dump_json(by_alias=True, indent=1, exclude=left_out or None) + "\n"
 
 
 class Failure(Strict):

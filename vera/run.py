@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import platform
 import subprocess
+from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vera import record as records
 from vera.config import CONF_DIR, RunConfig, build, component
-from vera.errors import ConfigError, TrainingError, VeraError
+from vera.errors import ConfigError, OutOfStep, TrainingError, VeraError
 from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
 from vera.record import Failure, Record
@@ -24,7 +25,9 @@ from vera.seeds import seed_everything
 from vera.store import Store, output_path
 from vera.tasks.base import Data, Task
 from vera.train.loop import Loop, best_epoch
+from vera.train.processes import Processes, together
 from vera.train.state import FILE as STATE_FILE
+from vera.train.tracker import NoTracker
 
 log = logging.getLogger(__name__)
 
@@ -47,36 +50,60 @@ PACKAGES = (
 def execute(run: RunConfig, show_progress: bool = False) -> Record:
     """The record of a run. A finished run is never repeated, an unfinished one goes on.
 
-    Any failure is written to results_dir/failed and raised as a VeraError.
+    Any failure is written to results_dir/failed and raised as a VeraError. Several processes (vera.train.processes) call this
+    together and return the same record; the main one decides what is done and writes it. A failure that the others have not
+    had as well is raised as OutOfStep: they can then only be ended.
     """
+    processes = together(run.device)
+    processes.runs += 1
     store = Store(run.results_dir)
-    found = store.find(run.run_name)
+    found = _for_all(processes, lambda: store.find(run.run_name))
     if found is not None:
         return found
-    store.check_writable()
     work = Path(run.work_dir) / run.run_name
-    work.mkdir(parents=True, exist_ok=True)
     lock = FileLock(work / "lock")
+
+    def claim() -> None:
+        store.check_writable()
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise TrainingError(f"another process is computing {run.run_name}") from None
+
+    processes.on_main(claim)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise TrainingError(f"another process is computing {run.run_name}") from None
-    try:
-        record, files = _train(run, work, show_progress)
-        store.write(record, files)
-        (work / STATE_FILE).unlink(missing_ok=True)
+        record, files = _train(run, work, show_progress and processes.main, processes)
+
+        def keep() -> Record:
+            store.write(record, files)
+            (work / STATE_FILE).unlink(missing_ok=True)
+            return record
+
+        return _for_all(processes, keep)
     except Exception as error:
         log.debug("run %s failed", run.run_name, exc_info=True)
         reason = " ".join(str(error).split()) or type(error).__name__
-        store.write_failure(
-            Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=now())
-        )
+        reports, in_step = processes.failure()
+        if reports:
+            store.write_failure(
+                Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=now())
+            )
+        if not in_step:
+            raise OutOfStep(reason[:500], reports) from error
         if isinstance(error, VeraError):
             raise
         raise TrainingError(f"{type(error).__name__}: {reason[:500]}") from error
     finally:
         lock.release()
-    return record
+
+
+def _for_all(processes: Processes, read: Callable[[], Record | None]) -> Record | None:
+    """What the main process has read, or written, in every process."""
+    if processes.count == 1:
+        return read()
+    text = processes.on_main(lambda: (record := read()) and record.to_json())
+    return text and records.parse(text, "the record of the main process")
 
 
 def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
@@ -93,12 +120,14 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
     return backbone, method, task, task.load(backbone, run.seed)
 
 
-def _train(run: RunConfig, work: Path, show_progress: bool) -> tuple[Record, dict[str, str]]:
+def _train(run: RunConfig, work: Path, show_progress: bool, processes: Processes) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
     started = now()
+    if processes.count > 1:  # a backbone that is made here is made by main: transformers saves nothing in the others
+        processes.on_main(lambda: build(run.model, "model").source(Path(run.cache_dir)))
     backbone, method, task, data = prepare(run)
     parameters = count(method.parameter_groups(backbone), backbone.model)
-    tracker = build(run.tracker, "tracker")
+    tracker = build(run.tracker, "tracker") if processes.main else NoTracker()
     tracker.start(run.run_name, _identity(run))
     try:
         with _bar(run.run_name, show_progress) as on_progress:

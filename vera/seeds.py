@@ -19,9 +19,9 @@ def derive(seed: int, stream: str, index: int = 0) -> int:
     return int(state) >> 1
 
 
-def seed_everything(seed: int, stream: str) -> None:
+def seed_everything(seed: int, stream: str, index: int = 0) -> None:
     """Seed Python, numpy and torch (every device) from one stream."""
-    value = derive(seed, stream)
+    value = derive(seed, stream, index)
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vera.config import Component
 from vera.errors import ConfigError, ModelError
@@ -129,8 +130,9 @@ def elements(parameter: nn.Parameter) -> int:
 
 
 def mergeable(weight: Tensor) -> bool:
-    """Whether a small update can be added to a weight: not to a quantised one, nor to one rounded to half precision."""
-    return weight.is_floating_point() and weight.element_size() >= 4
+    """Whether a small update can be added to a weight: not to a quantised one, nor to one rounded to half precision, nor to one
+    of which each process holds a part."""
+    return weight.is_floating_point() and weight.element_size() >= 4 and not isinstance(weight, DTensor)
 
 
 def count(groups: dict[str, list[tuple[str, nn.Parameter]]], model: nn.Module) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from vera.methods.base import Method
 from vera.models.base import Backbone
 from vera.tasks.base import Data, Final, Task
+from vera.train.processes import Processes
 
 
 @contextmanager
@@ -26,22 +27,34 @@ def _merged(backbone: Backbone, method: Method) -> Iterator[None]:
 
 
 def predict(
-    accelerator: Accelerator, backbone: Backbone, method: Method, task: Task, data: Data, batch_size: int
+    accelerator: Accelerator,
+    processes: Processes,
+    backbone: Backbone,
+    method: Method,
+    task: Task,
+    data: Data,
+    batch_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """What `task.kept` of every batch, in the order of `data.evaluation`."""
+    """What `task.kept` of every batch, in the order of `data.evaluation`; each process computes its part of the batches."""
     order = sorted(range(len(data.evaluation)), key=lambda i: data.lengths[i]) if data.lengths else range(len(data.evaluation))
-    found: list[tuple[int, Tensor, Tensor]] = []
+    batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+    mine: dict[str, list[Tensor]] = {}
     with _merged(backbone, method), torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            rows = list(order[start : start + batch_size])
+        share = batches[processes.rank :: processes.count]
+        if processes.sharded:  # every forward pass needs all processes: some repeat a batch
+            share += [batches[0]] * (-(-len(batches) // processes.count) - len(share))
+        for rows in share:
             batch = data.collate([data.evaluation[row] for row in rows])
             batch = {key: value.to(accelerator.device) for key, value in batch.items()}
             with accelerator.autocast():
                 logits = backbone.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
             kept, labels = task.kept(logits, batch)
-            found.extend(zip(rows, kept.cpu(), labels.cpu(), strict=True))
-    found.sort(key=lambda item: item[0])
-    return torch.stack([kept for _, kept, _ in found]), torch.stack([label for _, _, label in found])
+            for name, part in (("rows", torch.tensor(rows)), ("kept", kept.cpu()), ("labels", labels.cpu())):
+                mine.setdefault(name, []).append(part)
+    parts = processes.gather({name: torch.cat(tensors) for name, tensors in mine.items()})
+    rows, kept, labels = (torch.cat([part[name] for part in parts if part]) for name in ("rows", "kept", "labels"))
+    back = torch.zeros(len(order), dtype=torch.int64).scatter_(0, rows, torch.arange(len(rows)))
+    return kept[back], labels[back]
 
 
 def finish(accelerator: Accelerator, backbone: Backbone, method: Method, task: Task, data: Data, batch_size: int) -> Final:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
+import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +17,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
 from torch.utils.data import DataLoader
 
 from vera.config import RunConfig
@@ -26,30 +31,30 @@ from vera.tasks.base import Data, Final, Task
 from vera.train import state
 from vera.train.evaluate import finish, predict
 from vera.train.optim import lr_factor, optimizer, set_lr
+from vera.train.processes import on_gpu, together
+from vera.train.shard import average_gradients, shard
 
 log = logging.getLogger(__name__)
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """Accelerate for one run. precision "auto" is bf16 autocast on a GPU and fp32 elsewhere. Raises ConfigError."""
-    gpu = torch.cuda.is_available() and device != "cpu"
-    if device == "cuda" and not gpu:
-        raise ConfigError("device=cuda: this machine has no CUDA GPU that torch can use")
+    gpu = on_gpu(device)
     AcceleratorState._reset_state(reset_partial_state=True)  # the last run of this sweep may have had another precision
     mixed = {"auto": "bf16" if gpu else "no", "bf16": "bf16", "fp32": "no"}[precision]
-    accelerator = Accelerator(cpu=not gpu, mixed_precision=mixed)
-    if accelerator.num_processes > 1:
-        raise ConfigError(
-            "one run uses one process; start the runs of a sweep as separate processes instead of a distributed one"
-        )
-    return accelerator
+    gradients_alone = DistributedDataParallelKwargs(broadcast_buffers=False)  # what is frozen is the same everywhere
+    return Accelerator(cpu=not gpu, mixed_precision=mixed, kwargs_handlers=[gradients_alone])
 
 
 MicroBatch = tuple[float, dict[str, torch.Tensor]]  # its weight in the batch's mean loss, and the model's arguments
 
 
 class Loop:
-    """One run from a prepared model to its history. `work` holds the state of an unfinished run, and the best epoch."""
+    """One run from a prepared model to its history. `work` holds the state of an unfinished run, and the best epoch.
+
+    Several processes (vera.train.processes) each compute their share of every batch and of every evaluation; the gradient is
+    that of the whole batch's mean loss, so all hold the same weights. Only the main one writes.
+    """
 
     def __init__(
         self,
@@ -65,30 +70,45 @@ class Loop:
         self.run, self.config = run, run.train
         self.backbone, self.method, self.task, self.data = backbone, method, task, data
         self.work, self.on_progress, self.on_log = work, on_progress, on_log
+        self.processes = together(run.device)
+        self.processes.on_main(lambda: None)  # none waits in the next collective, which has a time limit, for one still loading
         self.accelerator = make_accelerator(run.device, run.train.precision)
         gc.collect()  # Accelerate ties a model of an earlier run into a cycle
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        backbone.model.to(self.accelerator.device).train()
         groups = method.parameter_groups(backbone)
         self.parameters = dict(groups["adapter"] + groups["head"])
+        if self.processes.sharded:
+            if data.prompts:
+                raise ConfigError(f"task={task.name} writes texts, which one process does; leave --use_fsdp out")
+            shard(backbone.model, self.parameters.values(), self.accelerator.device)
+        else:
+            backbone.model.to(self.accelerator.device)
+        backbone.model.train()
         self.optimizer = optimizer(groups, run.train)
-        self.model = self.accelerator.prepare(backbone.model)
+        self.model = backbone.model if self.processes.sharded else self._prepared(backbone.model)
         self.steps_per_epoch = -(-len(data.train) // run.train.batch_size)
         self.total = run.train.epochs * self.steps_per_epoch
         if run.train.max_steps is not None:
             self.total = min(self.total, run.train.max_steps)
         self.step = 0
+        # Of this process's share of the batches: summed over the processes when they are told.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        self.counted = {"examples": 0, "tokens": 0}
         self.history: list[dict[str, Any]] = []
         self.final = Final()
         self.spent: dict[str, Any] = {"seconds": 0.0, "examples": 0, "tokens": 0, "restarts": 0, "peak_memory_bytes": None}
         self._saving = 0.0
 
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        with warnings.catch_warnings():  # torch has a newer name for broadcast_buffers, which Accelerate does not know yet
+            warnings.filterwarnings("ignore", message="`broadcast_buffers`")
+            return self.accelerator.prepare(model)
+
     def fit(self) -> None:
         """Train to the end, from the kept state when there is one. Raises TrainingError when the loss is not finite."""
-        seed_everything(self.run.seed, "dropout")
+        seed_everything(self.run.seed, "dropout", self.processes.rank)
         self._resume()
         self._clock = time.monotonic()
         while self.step < self.total:
@@ -99,44 +119,59 @@ class Loop:
             self._end_epoch()
             self._checkpoint_when_due()
         self.spent["seconds"] += time.monotonic() - self._clock
+        self._settle()
 
     def _rest_of_epoch(self) -> Iterator[list[MicroBatch]]:
-        """The epoch's remaining steps, each a list of micro-batches. The order depends on seed and epoch alone."""
+        """The epoch's remaining steps, each a list of micro-batches: this process's share of the batch, which may be empty.
+
+        The order of the examples depends on seed and epoch alone, not on the number of processes.
+        """
         epoch, done = divmod(self.step, self.steps_per_epoch)
         order = torch.randperm(len(self.data.train), generator=generator(self.run.seed, "order", epoch)).tolist()
         size = self.config.batch_size
         steps = [order[start : start + size] for start in range(0, len(order), size)]
-        steps = steps[done : done + self.total - self.step]
+        steps = [batch[self.processes.rank :: self.processes.count] for batch in steps[done : done + self.total - self.step]]
         # A generator of its own: otherwise every start of a loader would draw from the one that dropout uses.
         own = torch.Generator()
         return iter(DataLoader(self.data.train, batch_sampler=steps, collate_fn=self._micro_batches, generator=own))
 
     def _micro_batches(self, examples: list[Any]) -> list[MicroBatch]:
-        """A batch in pieces that fit the memory, each with its weight in the batch's mean loss."""
-        size = self.config.micro_batch_size or len(examples)
+        """A share of a batch in pieces that fit the memory, each with its weight in the whole batch's mean loss."""
+        size = self.config.micro_batch_size or max(1, len(examples))
         if self.config.micro_batch_tokens is None:
             pieces = [examples[start : start + size] for start in range(0, len(examples), size)]
         else:
             pieces = similar_lengths(examples, self.task.length, self.config.micro_batch_tokens, size)
         batches = [self.data.collate(piece) for piece in pieces]
         weights = [self.task.weight(batch) for batch in batches]
-        total = sum(weights) or 1
+        total = self.processes.sum(sum(weights))[0] or 1
         return [(weight / total, batch) for weight, batch in zip(weights, batches, strict=True)]
 
     def _step(self, batches: list[MicroBatch]) -> None:
         set_lr(self.optimizer, lr_factor(self.step, self.total, self.config))
         self.method.on_step(self.backbone, self.step, self.total)
         loss_sum = torch.zeros_like(self.loss_sum)
-        for weight, batch in batches:
-            self.spent["examples"] += len(batch["labels"])
-            self.spent["tokens"] += self.task.tokens(batch)
+        for _, batch in batches:
+            self.counted["examples"] += len(batch["labels"])
+            self.counted["tokens"] += self.task.tokens(batch)
+        # Gradients are averaged in the backward pass, in which a process without a share has to take part as well.
+        idle = 1 - len(batches)
+        if self.processes.sharded:  # so does every forward pass
+            idle = int(self.processes.max(len(batches) or 1)) - len(batches)
+        if idle > 0:
+            batches = batches + [(0.0, self.data.collate([self.data.train[0]]))] * idle
+        for index, (weight, batch) in enumerate(batches, start=1):
             batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
             inputs = {key: value for key, value in batch.items() if key != "labels"}
-            with self.accelerator.autocast():
-                logits = self.model(**inputs).logits
-            loss = weight * self.task.loss(logits, batch)
-            self.accelerator.backward(loss)
+            last = index == len(batches) or self.processes.sharded
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    logits = self.model(**inputs).logits
+                loss = weight * self.task.loss(logits, batch)
+                self.accelerator.backward(loss * self.processes.count)
             loss_sum += loss.detach()
+        if self.processes.sharded:
+            average_gradients(self.parameters.values())
         penalty = self.method.penalty(self.backbone)
         if penalty is not None:
             self.accelerator.backward(penalty)
@@ -149,8 +184,8 @@ class Loop:
         self.loss_sum += loss_sum
         on_cpu = self.accelerator.device.type == "cpu"
         if on_cpu or self.step % 20 == 0 or self.step == self.total:
-            value = loss_sum.item()
-            if not torch.isfinite(self.loss_sum):
+            value, loss_sum = self.processes.sum(loss_sum.item(), self.loss_sum.item())
+            if not math.isfinite(loss_sum):
                 raise TrainingError(f"the loss is {value} at step {self.step} of {self.total}; lower train.lr or train.head_lr")
             self.on_progress(self.step, self.total, value)
             self.on_log({"train/loss": value, "train/lr_factor": lr_factor(self.step, self.total, self.config)}, self.step)
@@ -158,20 +193,19 @@ class Loop:
     def _end_epoch(self) -> None:
         epoch = -(-self.step // self.steps_per_epoch)
         steps = self.step - (epoch - 1) * self.steps_per_epoch
-        for name, parameter in self.parameters.items():
-            if not torch.isfinite(parameter).all():
-                raise TrainingError(f"{name} is not finite after epoch {epoch}; lower train.lr or train.head_lr")
-        parts = (self.accelerator, self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
-        kept, labels = predict(*parts)
+        broken = [name for name, parameter in self.parameters.items() if not torch.isfinite(parameter).all()]
+        if self.processes.any(bool(broken)):
+            first = broken[0] if broken else "a parameter"
+            raise TrainingError(f"{first} is not finite after epoch {epoch}; lower train.lr or train.head_lr")
+        parts = (self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
+        kept, labels = predict(self.accelerator, self.processes, *parts)
         if not torch.isfinite(kept).all():
             raise TrainingError(f"predictions are not finite after epoch {epoch}; lower train.lr or train.head_lr")
-        metrics = self.task.score(kept, labels)
+        metrics = self.processes.on_main(lambda: self.task.score(kept, labels))
         if self.step == self.total:
-            self.final = finish(*parts)
+            self.final = Final(**self.processes.on_main(lambda: self._finish(*parts)))
             metrics = {**metrics, **self.final.metrics}
-            for suffix, text in self.final.files.items():
-                write_atomic(self.work / f"outputs.{suffix}", text)
-        train_loss = self.loss_sum.item() / steps
+        train_loss = self.processes.sum(self.loss_sum.item())[0] / steps
         self.loss_sum.zero_()
         self.history.append({"epoch": epoch, "step": self.step, "train_loss": train_loss, "metrics": metrics})
         defined = {f"eval/{key}": value for key, value in metrics.items() if value is not None}
@@ -181,7 +215,20 @@ class Loop:
         if self.config.save and self.step == self.total:
             self._save("last")
 
+    def _finish(self, *parts: Any) -> dict[str, Any]:
+        """The main process alone: texts are written once, whatever the number of processes."""
+        final = finish(self.accelerator, *parts)
+        for suffix, text in final.files.items():
+            write_atomic(self.work / f"outputs.{suffix}", text)
+        return asdict(final)
+
     def _save(self, name: str) -> None:
+        if self.processes.sharded and not self.processes.main:
+            with tempfile.TemporaryDirectory() as scratch:  # what is said of the frozen weights needs all their parts
+                self.method.save(self.backbone, Path(scratch))
+        self.processes.on_main(lambda: self._write(name))
+
+    def _write(self, name: str) -> None:
         self.work.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=self.work, prefix=f".{name}-"))
         self.method.save(self.backbone, scratch)
@@ -191,22 +238,33 @@ class Loop:
     def _checkpoint_when_due(self) -> None:
         now = time.monotonic()
         # A large state takes long to write: never more than a twentieth of the time.
-        if now - self._clock < max(self.config.checkpoint_seconds, 20 * self._saving):
+        due = now - self._clock >= max(self.config.checkpoint_seconds, 20 * self._saving)
+        if not self.processes.any(due):
             return
         self.spent["seconds"] += now - self._clock
-        self.spent["peak_memory_bytes"] = self._peak_memory()
+        self._settle()
         progress = {
             **self._sources(),
             "step": self.step,
-            "loss_sum": self.loss_sum.item(),
             "history": self.history,
             "final": asdict(self.final),
             "spent": self.spent,
         }
         kept = {"trained": self.method.trained(self.backbone), "method": self.method.state(self.backbone)}
-        state.save(self.work, progress, kept, self.parameters, self.optimizer)
+        own = self.processes.gather({"loss_sum": self.loss_sum, **state.generators()})
+        self.processes.on_main(lambda: state.save(self.work, progress, kept, self.parameters, self.optimizer, own))
         self._clock = time.monotonic()
         self._saving = self._clock - now
+
+    def _settle(self) -> None:
+        """Bring `spent` up to date with what all processes have counted."""
+        examples, tokens = self.processes.sum(*self.counted.values())
+        self.spent["examples"] += int(examples)
+        self.spent["tokens"] += int(tokens)
+        self.counted = dict.fromkeys(self.counted, 0)
+        if self.accelerator.device.type == "cuda":
+            peak = self.processes.max(torch.cuda.max_memory_allocated())
+            self.spent["peak_memory_bytes"] = max(self.spent["peak_memory_bytes"] or 0, int(peak))
 
     def _sources(self) -> dict[str, str]:
         """What an unfinished run must have in common with the one that goes on from it."""
@@ -216,17 +274,13 @@ class Loop:
             "data_fingerprint": self.data.fingerprint,
         }
 
-    def _peak_memory(self) -> int | None:
-        """The allocator's peak on a GPU over all starts of the run; None on a CPU."""
-        if self.accelerator.device.type != "cuda":
-            return None
-        return max(self.spent["peak_memory_bytes"] or 0, torch.cuda.max_memory_allocated())
-
     def _resume(self) -> None:
-        found = state.load(self.work, self.parameters, self.optimizer)
-        if found is None:
+        found = state.load(self.work, self.parameters, self.optimizer, self.processes.rank, self.processes.count)
+        if self.processes.any(found is None):
+            if self.processes.any(found is not None):
+                raise TrainingError(f"{self.work} holds a state that not every process sees; work_dir must be a shared folder")
             return
-        progress, kept = found
+        progress, kept, own = found
         for key, value in self._sources().items():
             if progress.get(key) != value:
                 raise TrainingError(f"{self.work} holds the state of another run (its {key} differs); delete it to start again")
@@ -235,7 +289,8 @@ class Loop:
         self.step, self.history, self.spent = progress["step"], progress["history"], progress["spent"]
         self.final = Final(**progress["final"])
         self.spent["restarts"] += 1
-        self.loss_sum.fill_(progress["loss_sum"])
+        self.loss_sum.copy_(own["loss_sum"])
+        state.restore_generators(own)
         log.info("resuming at step %d of %d", self.step, self.total)
 
     def cost(self) -> dict[str, Any]:
@@ -244,7 +299,7 @@ class Loop:
         return {
             **self.spent,
             "steps": self.step,
-            "peak_memory_bytes": self._peak_memory(),
+            "processes": self.processes.count,
             "device": torch.cuda.get_device_name() if gpu else "cpu",
             "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             "threads": torch.get_num_threads(),

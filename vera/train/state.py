@@ -1,4 +1,4 @@
-"""The state of an unfinished run in one safetensors file: tensors as such, all else as JSON in its header. No pickle."""
+"""The state of an unfinished run in one safetensors file: tensors as such, all else as JSON. No pickle."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def save(
     kept: dict[str, dict[str, Tensor]],
     parameters: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    processes: list[dict[str, Tensor]],
 ) -> None:
-    """Write progress (JSON values), the groups of KEPT, optimiser moments and every random generator's state, atomically."""
+    """Write progress (JSON values), the groups of KEPT, optimiser moments, and what each process has for itself, by rank,
+    atomically."""
     tensors = {f"{group}/{name}": tensor for group in KEPT for name, tensor in kept[group].items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).detach().to("cpu").contiguous()
-    tensors["rng/torch"] = torch.get_rng_state()
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        tensors[f"rng/cuda{index}"] = torch.cuda.get_rng_state(index)
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    tensors["rng/numpy"] = torch.from_numpy(keys.astype(np.int64))
-    header = {"progress": progress, "numpy": [kind, position, has_gauss, gauss], "python": random.getstate()}
+    for rank, own in enumerate(processes):
+        tensors |= {f"process/{rank}/{name}": tensor for name, tensor in own.items()}
+    header = {"progress": progress, "processes": len(processes)}
     write_atomic(folder / FILE, safetensors_bytes(tensors, {"state": json.dumps(header)}))
 
 
 def load(
-    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
-    """Restore the optimiser and the generators; return progress and the groups of KEPT, or None when there is no state.
+    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, rank: int = 0, count: int = 1
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, Tensor]] | None:
+    """Restore the optimiser; return progress, the groups of KEPT and what process `rank` of `count` had for itself, or None
+    when there is no state.
 
-    Raises TrainingError for a file that is not such a state.
+    Raises TrainingError for a file that is not such a state, and for the state of another number of processes.
     """
     path = folder / FILE
     if not path.exists():
@@ -54,21 +54,45 @@ def load(
     try:
         with safe_open(path, "pt") as file:
             header = json.loads(file.metadata()["state"])
+            found = header["processes"]
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{path} is not the state of a run ({error}); delete it to start the run again") from None
+    if found != count:
+        raise TrainingError(
+            f"{path} is the state of {found} process{'es' * (found > 1)}, and this is {count}; "
+            f"go on with --num_processes {found}, or delete it to start the run again"
+        )
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             _, field, name = key.split("/", 2)
             parameter = parameters[name]
             optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"rng/cuda{index}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"rng/cuda{index}"], index)
-    torch.set_rng_state(tensors["rng/torch"])
-    kind, position, has_gauss, gauss = header["numpy"]
-    np.random.set_state((kind, tensors["rng/numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = header["python"]
+
+    def group(prefix: str) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+    return header["progress"], {kept: group(f"{kept}/") for kept in KEPT}, group(f"process/{rank}/")
+
+
+def generators() -> dict[str, Tensor]:
+    """The state of every random generator of this process."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    rest = json.dumps({"numpy": [kind, position, has_gauss, gauss], "python": random.getstate()})
+    found = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
+    found["rest"] = torch.frombuffer(bytearray(rest.encode()), dtype=torch.uint8)
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()  # of the process's own GPU
+    return found
+
+
+def restore_generators(found: dict[str, Tensor]) -> None:
+    """Put `generators` back."""
+    if "cuda" in found and torch.cuda.is_available():
+        torch.cuda.set_rng_state(found["cuda"])
+    torch.set_rng_state(found["torch"])
+    rest = json.loads(found["rest"].numpy().tobytes())
+    kind, position, has_gauss, gauss = rest["numpy"]
+    np.random.set_state((kind, found["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = rest["python"]
     random.setstate((version, tuple(internal), gauss_next))
-    named = [(*key.split("/", 1), tensor) for key, tensor in tensors.items()]
-    return header["progress"], {kept: {name: tensor for group, name, tensor in named if group == kept} for kept in KEPT}
