@@ -29,5 +29,13 @@ class TrainingError(VeraError):
     """A run that cannot go on, such as one whose loss is no longer finite."""
 
 
+class Claimed(VeraError):
+    """A run that another worker is computing."""
+
+
+class ClaimLost(Claimed):
+    """A run that another worker has taken over, because this process gave no sign of life for too long."""
+
+
 class JudgeError(VeraError):
     """A judge that cannot be asked or whose verdicts cannot be read; what it has said so far is kept."""

@@ -6,17 +6,19 @@ import importlib.metadata
 import logging
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vera import claims
 from vera import record as records
 from vera.config import CONF_DIR, RunConfig, build, component
-from vera.errors import ConfigError, TrainingError, VeraError
+from vera.errors import Claimed, ConfigError, RecordError, TrainingError, VeraError
+from vera.files import remove_temporaries
 from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
 from vera.record import Failure, Record
@@ -45,37 +47,52 @@ PACKAGES = (
 
 
 def execute(run: RunConfig, show_progress: bool = False) -> Record:
-    """The record of a run. A finished run is never repeated, an unfinished one goes on.
+    """The record of a run. A finished run is never repeated, an unfinished one goes on; what killed workers left is removed.
 
-    Any failure is written to results_dir/failed and raised as a VeraError.
+    Any failure is written to results_dir/failed and raised as a VeraError; only Claimed (another worker has the run), and an
+    interruption (vera.interrupt), leave nothing there.
     """
-    store = Store(run.results_dir)
-    found = store.find(run.run_name)
-    if found is not None:
+    store, name = Store(run.results_dir), run.run_name
+    found = store.find(name)
+    if found is not None and not claims.remains(store.root, name):
         return found
-    store.check_writable()
-    work = Path(run.work_dir) / run.run_name
-    work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work / "lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise TrainingError(f"another process is computing {run.run_name}") from None
-    try:
-        record, files = _train(run, work, show_progress)
-        store.write(record, files)
+        claim = claims.acquire(store.root, name, run.claim_timeout)
+    except Claimed:
+        if found is not None:  # its worker has not left yet
+            return found
+        raise
+    with claim:
+        store.check_writable(name)
+        if claim.generation > 1:
+            store.remove_temporaries(name)
+        work = Path(run.work_dir) / name
+        remove_temporaries(work)
+        record = store.find(name) or _compute(run, store, work, claim, show_progress)
         (work / STATE_FILE).unlink(missing_ok=True)
+    return record
+
+
+def _compute(run: RunConfig, store: Store, work: Path, claim: claims.Claim, show_progress: bool) -> Record:
+    """Train, and write the record or the failure, as long as the claim holds."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        record, files = _train(run, work, claim, show_progress)
+        claim.check()
+        store.write(record, files)
+    except Claimed:
+        raise
     except Exception as error:
+        with suppress(OSError):
+            claim.check()
         log.debug("run %s failed", run.run_name, exc_info=True)
         reason = " ".join(str(error).split()) or type(error).__name__
-        store.write_failure(
-            Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=now())
-        )
+        failure = Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=now())
+        with suppress(RecordError):  # the disk may be full: what is said is the first error
+            store.write_failure(failure)
         if isinstance(error, VeraError):
             raise
         raise TrainingError(f"{type(error).__name__}: {reason[:500]}") from error
-    finally:
-        lock.release()
     return record
 
 
@@ -93,7 +110,7 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
     return backbone, method, task, task.load(backbone, run.seed)
 
 
-def _train(run: RunConfig, work: Path, show_progress: bool) -> tuple[Record, dict[str, str]]:
+def _train(run: RunConfig, work: Path, claim: claims.Claim, show_progress: bool) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
     started = now()
     backbone, method, task, data = prepare(run)
@@ -101,8 +118,13 @@ def _train(run: RunConfig, work: Path, show_progress: bool) -> tuple[Record, dic
     tracker = build(run.tracker, "tracker")
     tracker.start(run.run_name, _identity(run))
     try:
-        with _bar(run.run_name, show_progress) as on_progress:
-            loop = Loop(run, backbone, method, task, data, work, on_progress, tracker.log)
+        with _bar(run.run_name, show_progress) as show:
+
+            def on_progress(step: int, total: int, loss: float | None) -> None:
+                claim.progress(step, total)
+                show(step, total, loss)
+
+            loop = Loop(run, backbone, method, task, data, work, on_progress, tracker.log, claim.check)
             loop.fit()
     finally:
         tracker.finish()

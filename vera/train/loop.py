@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 
+from vera import interrupt
 from vera.config import RunConfig
 from vera.errors import ConfigError, TrainingError
 from vera.files import move_folder, write_atomic
@@ -49,7 +51,10 @@ MicroBatch = tuple[float, dict[str, torch.Tensor]]  # its weight in the batch's 
 
 
 class Loop:
-    """One run from a prepared model to its history. `work` holds the state of an unfinished run, and the best epoch."""
+    """One run from a prepared model to its history. `work` holds the state of an unfinished run, and the best epoch.
+
+    before_write: called before anything is written there; it raises when the run has become another worker's.
+    """
 
     def __init__(
         self,
@@ -61,10 +66,11 @@ class Loop:
         work: Path,
         on_progress: Callable[[int, int, float | None], None] = lambda step, total, loss: None,
         on_log: Callable[[dict[str, float], int], None] = lambda values, step: None,
+        before_write: Callable[[], None] = lambda: None,
     ):
         self.run, self.config = run, run.train
         self.backbone, self.method, self.task, self.data = backbone, method, task, data
-        self.work, self.on_progress, self.on_log = work, on_progress, on_log
+        self.work, self.on_progress, self.on_log, self.before_write = work, on_progress, on_log, before_write
         self.accelerator = make_accelerator(run.device, run.train.precision)
         gc.collect()  # Accelerate ties a model of an earlier run into a cycle
         if self.accelerator.device.type == "cuda":
@@ -87,18 +93,28 @@ class Loop:
         self._saving = 0.0
 
     def fit(self) -> None:
-        """Train to the end, from the kept state when there is one. Raises TrainingError when the loss is not finite."""
+        """Train to the end, from the kept state when there is one. Raises TrainingError when the loss is not finite.
+
+        A signal (vera.interrupt) ends it with a checkpoint after the step at hand, or in an evaluation at once.
+        """
         seed_everything(self.run.seed, "dropout")
         self._resume()
         self._clock = time.monotonic()
-        while self.step < self.total:
-            for batches in self._rest_of_epoch():
-                self._step(batches)
-                if self.step % self.steps_per_epoch and self.step < self.total:
-                    self._checkpoint_when_due()
-            self._end_epoch()
-            self._checkpoint_when_due()
+        with interrupt.deferred():
+            while self.step < self.total or self._unscored():
+                if not self._unscored():
+                    for batches in self._rest_of_epoch():
+                        self._step(batches)
+                        if self.step % self.steps_per_epoch and self.step < self.total:
+                            self._checkpoint_when_due()
+                self._end_epoch()
+                self._checkpoint_when_due()
         self.spent["seconds"] += time.monotonic() - self._clock
+
+    def _unscored(self) -> bool:
+        """Whether an epoch is trained but not evaluated: it was interrupted in between."""
+        ended = self.step > 0 and (self.step % self.steps_per_epoch == 0 or self.step == self.total)
+        return ended and (not self.history or self.history[-1]["step"] < self.step)
 
     def _rest_of_epoch(self) -> Iterator[list[MicroBatch]]:
         """The epoch's remaining steps, each a list of micro-batches. The order depends on seed and epoch alone."""
@@ -161,14 +177,15 @@ class Loop:
         for name, parameter in self.parameters.items():
             if not torch.isfinite(parameter).all():
                 raise TrainingError(f"{name} is not finite after epoch {epoch}; lower train.lr or train.head_lr")
-        parts = (self.accelerator, self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
-        kept, labels = predict(*parts)
-        if not torch.isfinite(kept).all():
-            raise TrainingError(f"predictions are not finite after epoch {epoch}; lower train.lr or train.head_lr")
-        metrics = self.task.score(kept, labels)
+        before = state.random_state()
+        try:
+            metrics = self._evaluate(epoch)
+        except interrupt.Interrupted as left:
+            if not left.again:
+                self._checkpoint(before)
+            raise interrupt.Interrupted(left.args[0], f"interrupted at step {self.step} of {self.total}", left.again) from None
         if self.step == self.total:
-            self.final = finish(*parts)
-            metrics = {**metrics, **self.final.metrics}
+            self.before_write()
             for suffix, text in self.final.files.items():
                 write_atomic(self.work / f"outputs.{suffix}", text)
         train_loss = self.loss_sum.item() / steps
@@ -181,18 +198,44 @@ class Loop:
         if self.config.save and self.step == self.total:
             self._save("last")
 
+    def _evaluate(self, epoch: int) -> dict[str, float | None]:
+        """The epoch's metrics, and after the last one the task's last word."""
+        parts = (self.accelerator, self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
+        kept, labels = predict(*parts)
+        if not torch.isfinite(kept).all():
+            raise TrainingError(f"predictions are not finite after epoch {epoch}; lower train.lr or train.head_lr")
+        with interrupt.immediate():
+            metrics = self.task.score(kept, labels)
+        if self.step == self.total:
+            self.final = finish(*parts)
+            metrics = {**metrics, **self.final.metrics}
+        return metrics
+
     def _save(self, name: str) -> None:
+        self.before_write()
         self.work.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=self.work, prefix=f".{name}-"))
-        self.method.save(self.backbone, scratch)
-        scratch.chmod(0o755)
-        move_folder(scratch, self.work / name)
+        try:
+            self.method.save(self.backbone, scratch)
+            scratch.chmod(0o755)
+            move_folder(scratch, self.work / name)
+        except OSError as error:
+            raise TrainingError(f"{self.work / name} cannot be written: {error.strerror or error}") from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def _checkpoint_when_due(self) -> None:
-        now = time.monotonic()
+        if interrupt.requested():
+            self._checkpoint()
+            interrupt.check(f"interrupted at step {self.step} of {self.total}")
         # A large state takes long to write: never more than a twentieth of the time.
-        if now - self._clock < max(self.config.checkpoint_seconds, 20 * self._saving):
-            return
+        if time.monotonic() - self._clock >= max(self.config.checkpoint_seconds, 20 * self._saving):
+            self._checkpoint()
+
+    def _checkpoint(self, generators: Any = None) -> None:
+        """Write the state, with the random generators as they are now or as they were."""
+        self.before_write()
+        now = time.monotonic()
         self.spent["seconds"] += now - self._clock
         self.spent["peak_memory_bytes"] = self._peak_memory()
         progress = {
@@ -204,7 +247,7 @@ class Loop:
             "spent": self.spent,
         }
         kept = {"trained": self.method.trained(self.backbone), "method": self.method.state(self.backbone)}
-        state.save(self.work, progress, kept, self.parameters, self.optimizer)
+        state.save(self.work, progress, kept, self.parameters, self.optimizer, generators)
         self._clock = time.monotonic()
         self._saving = self._clock - now
 

@@ -26,19 +26,32 @@ def save(
     kept: dict[str, dict[str, Tensor]],
     parameters: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    generators: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
 ) -> None:
-    """Write progress (JSON values), the groups of KEPT, optimiser moments and every random generator's state, atomically."""
+    """Write progress (JSON values), the groups of KEPT, optimiser moments and every random generator's state, atomically.
+
+    generators: an earlier `random_state` instead of the present one. Raises TrainingError when the disk is full.
+    """
     tensors = {f"{group}/{name}": tensor for group in KEPT for name, tensor in kept[group].items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).detach().to("cpu").contiguous()
-    tensors["rng/torch"] = torch.get_rng_state()
+    random_tensors, random_values = generators or random_state()
+    header = {"progress": progress, **random_values}
+    try:
+        write_atomic(folder / FILE, safetensors_bytes({**tensors, **random_tensors}, {"state": json.dumps(header)}))
+    except OSError as error:
+        raise TrainingError(f"{folder / FILE} cannot be written: {error.strerror or error}") from None
+
+
+def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of every random generator: tensors, and values for JSON."""
+    tensors = {"rng/torch": torch.get_rng_state()}
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         tensors[f"rng/cuda{index}"] = torch.cuda.get_rng_state(index)
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     tensors["rng/numpy"] = torch.from_numpy(keys.astype(np.int64))
-    header = {"progress": progress, "numpy": [kind, position, has_gauss, gauss], "python": random.getstate()}
-    write_atomic(folder / FILE, safetensors_bytes(tensors, {"state": json.dumps(header)}))
+    return tensors, {"numpy": [kind, position, has_gauss, gauss], "python": random.getstate()}
 
 
 def load(
