@@ -70,19 +70,20 @@ class Test:
 
 
 class Folder:
-    """Where one sweep runs: its results, state and cache."""
+    """Where one sweep runs: its code, results, state and cache."""
 
-    def __init__(self, root: Path, cache: Path | None = None):
+    def __init__(self, root: Path, code: Path, cache: Path | None = None):
+        self.code = code
         self.root, self.results, self.work = root, root / "results", root / "work"
         self.cache = cache or root / "cache"
 
     def start(self, sweep: list[str], fault_at: int | None = None, **options) -> subprocess.Popen:
         paths = [f"results_dir={self.results}", f"work_dir={self.work}", f"cache_dir={self.cache}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.code)}
         if fault_at is not None:
-            environment["PYTHONPATH"] = f"{ROOT / 'tests' / 'faults'}{os.pathsep}{ROOT}"
+            environment["PYTHONPATH"] = f"{ROOT / 'tests' / 'faults'}{os.pathsep}{self.code}"
             environment["VERA_FAULT_AT"] = str(fault_at)
-        command = [sys.executable, str(ROOT / "scripts" / "train.py"), *sweep, f"claim_timeout={CLAIM_TIMEOUT}", *paths]
+        command = [sys.executable, str(self.code / "scripts" / "train.py"), *sweep, f"claim_timeout={CLAIM_TIMEOUT}", *paths]
         return subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, **options
         )
@@ -98,11 +99,6 @@ class Folder:
 
     def records(self) -> dict[str, dict]:
         return {path.name: json.loads(path.read_bytes()) for path in sorted((self.results / "runs").glob("[!.]*.json"))}
-
-    def trained(self) -> dict[str, str]:
-        """SHA-256 of every kept file of the trained weights."""
-        files = sorted(path for path in self.work.rglob("*") if path.is_file())
-        return {str(path.relative_to(self.work)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     def temporaries(self) -> list[str]:
         """Half-written files and folders."""
@@ -121,6 +117,36 @@ def comparable(record: dict) -> dict:
     for group, key in (("cost", "seconds"), ("cost", "restarts"), ("provenance", "started"), ("provenance", "finished")):
         del kept[group][key]
     return kept
+
+
+def kept(work: Path) -> dict[str, str]:
+    """SHA-256 of every file of trained weights. safetensors writes its header's entries in no certain order."""
+    found = {}
+    for path in sorted(path for path in work.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        if path.suffix == ".safetensors":
+            size = 8 + int.from_bytes(content[:8], "little")
+            content = json.dumps(json.loads(content[8:size]), sort_keys=True).encode() + content[size:]
+        found[str(path.relative_to(work))] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def differences(found: dict, wanted: dict, where: str = "") -> list[str]:
+    """The keys at which two records differ."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        parts = (differences(found.get(key), wanted.get(key), f"{where}.{key}") for key in sorted(found.keys() | wanted.keys()))
+        return [line for part in parts for line in part]
+    return [] if found == wanted else [f"{where.lstrip('.')}: {str(found)[:60]} instead of {str(wanted)[:60]}"]
+
+
+def differing(folder: Folder, wanted: dict[str, dict]) -> list[str]:
+    """How a folder's records differ from the wanted ones, a line each."""
+    found = folder.records()
+    lines = [f"{name}: a record too many or too few" for name in found.keys() ^ wanted.keys()]
+    for name in sorted(found.keys() & wanted.keys()):
+        parts = differences(comparable(found[name]), comparable(wanted[name]))
+        lines += [f"{name} differs from the uninterrupted run's: {'; '.join(parts)}"] * bool(parts)
+    return lines
 
 
 def mind(test: Test, folder: Folder, worker: int) -> None:
@@ -186,14 +212,11 @@ def watch(folder: Folder, stop: threading.Event, seen: dict[str, tuple[int, int,
 
 
 def compare(folder: Folder, reference: Folder, errors: list[str]) -> None:
-    found, wanted = folder.records(), reference.records()
-    if found.keys() != wanted.keys():
-        errors.append(f"records: {sorted(found.keys() ^ wanted.keys())} are not in both sweeps")
-    for name in found.keys() & wanted.keys():
-        if comparable(found[name]) != comparable(wanted[name]):
-            errors.append(f"{name} differs from the uninterrupted run's")
-    if folder.trained() != reference.trained():
-        errors.append(f"{folder.root}: the kept weights differ from the uninterrupted sweep's")
+    errors += differing(folder, reference.records())
+    found, wanted = kept(folder.work), kept(reference.work)
+    if found != wanted:
+        names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        errors.append(f"kept weights differ from the uninterrupted sweep's: {', '.join(names)}")
     if folder.leftovers():
         errors.append(f"left behind: {', '.join(folder.leftovers())}")
     if (folder.results / "failed").is_dir() and list((folder.results / "failed").iterdir()):
@@ -231,7 +254,7 @@ def full_disks(test: Test, where: Path, reference: Folder, disks: int) -> str:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", str(disk)], capture_output=True).returncode
             == 0
         )
-        folder = Folder(disk, None if number % 2 == 0 else reference.cache)
+        folder = Folder(disk, reference.code, None if number % 2 == 0 else reference.cache)
         filler, limit = disk / "filler", None
         try:
             if mounted:
@@ -252,9 +275,8 @@ def full_disks(test: Test, where: Path, reference: Folder, disks: int) -> str:
                 process.returncode not in (1, 2) or "Traceback" in text or not any(line.startswith("error: ") for line in lines)
             ):
                 test.errors.append(f"full disk ({free} bytes free): exit status {process.returncode}: {text}")
-            for name, record in folder.records().items():
-                if comparable(record) != comparable(reference.records()[name]):
-                    test.errors.append(f"full disk: {name} differs")
+            early = {name: record for name, record in reference.records().items() if name in folder.records()}
+            test.errors += differing(folder, early)
             test.counts["errors on full disks"] += sum(line.startswith("error: ") for line in lines)
             filler.unlink(missing_ok=True)
             process = folder.start(sweep)
@@ -262,9 +284,7 @@ def full_disks(test: Test, where: Path, reference: Folder, disks: int) -> str:
             if process.returncode != 0:
                 test.errors.append(f"after a full disk: exit status {process.returncode}: {text}")
             wanted = {name: value for name, value in reference.records().items() if name.endswith("--s0.json")}
-            found = folder.records()
-            if {n: comparable(r) for n, r in found.items()} != {n: comparable(r) for n, r in wanted.items()}:
-                test.errors.append(f"after a full disk ({free} bytes free) the records differ")
+            test.errors += differing(folder, wanted)
             if folder.leftovers():
                 test.errors.append(f"left behind by a full disk: {', '.join(folder.leftovers())}")
             test.note(disks=1)
@@ -286,7 +306,10 @@ def main() -> int:
     test = Test(options.seed, options.kills, options.terms, options.stops)
     with tempfile.TemporaryDirectory(prefix="vera-faults-") as scratch:
         where = Path(scratch)
-        reference = Folder(where / "reference")
+        code = where / "code"
+        for part in ("vera", "conf", "scripts"):  # all starts run the same code, whatever happens here meanwhile
+            shutil.copytree(ROOT / part, code / part)
+        reference = Folder(where / "reference", code)
         process = reference.start(SWEEP)
         text = process.communicate()[1]
         if process.returncode != 0:
@@ -295,7 +318,7 @@ def main() -> int:
         print(f"{time.monotonic() - began:5.0f} s  uninterrupted: {len(reference.records())} records", flush=True)
         cache = None
         while test.left:
-            folder = Folder(where / f"round{test.counts['rounds']}", cache)
+            folder = Folder(where / f"round{test.counts['rounds']}", code, cache)
             sweep_under_faults(test, folder, reference)
             cache = cache or folder.cache  # the first round pretrains under faults
             done = f"{test.counts['kills']} kills, {test.counts['terms']} SIGTERMs, {test.counts['stops']} suspensions"

@@ -41,8 +41,7 @@ def handled() -> Iterator[None]:
         yield
         return
     before = {each: signal.getsignal(each) for each in SIGNALS}
-    if _on_signal not in before.values():
-        _asked = None
+    outermost = _on_signal not in before.values()
     for each, handler in before.items():
         if handler not in (signal.SIG_IGN, None):
             signal.signal(each, _on_signal)
@@ -53,6 +52,8 @@ def handled() -> Iterator[None]:
         for each, handler in before.items():
             if handler is not None:
                 signal.signal(each, handler)
+        if outermost:
+            _asked = None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vera import claims
+from vera import claims, interrupt
 from vera import record as records
 from vera.config import CONF_DIR, RunConfig, build, component
 from vera.errors import Claimed, ConfigError, RecordError, TrainingError, VeraError
@@ -77,9 +77,10 @@ def _compute(run: RunConfig, store: Store, work: Path, claim: claims.Claim, show
     """Train, and write the record or the failure, as long as the claim holds."""
     try:
         work.mkdir(parents=True, exist_ok=True)
-        record, files = _train(run, work, claim, show_progress)
-        claim.check()
-        store.write(record, files)
+        with interrupt.deferred():  # what is trained is written
+            record, files = _train(run, work, claim, show_progress)
+            claim.check()
+            store.write(record, files)
     except Claimed:
         raise
     except Exception as error:
@@ -113,7 +114,8 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
 def _train(run: RunConfig, work: Path, claim: claims.Claim, show_progress: bool) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
     started = now()
-    backbone, method, task, data = prepare(run)
+    with interrupt.immediate():
+        backbone, method, task, data = prepare(run)
     parameters = count(method.parameter_groups(backbone), backbone.model)
     tracker = build(run.tracker, "tracker")
     tracker.start(run.run_name, _identity(run))
