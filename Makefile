@@ -123,6 +123,12 @@ table1: setup ## Table 1 and every other printed count, counted on the full-size
 plan: setup ## what the paper's tables and figures need, what is there, what the rest would cost (ARTEFACT=table2)
 	@$(PY) scripts/plan.py $(ARTEFACT) $(ARGS)
 
+status: setup ## what is done, running (where, since when, how long yet), failed, missing; live in a terminal (ARTEFACT=table2)
+	@$(PY) scripts/status.py $(ARTEFACT) $(ARGS)
+
+test-faults: setup ## the digits sweep under 50 kills, full disks and suspended workers gives the uninterrupted records (minutes)
+	@$(PY) scripts/faults.py $(ARGS)
+
 rehearse: setup .venv/e2e .venv/instruct ## every sweep with tiny random models and synthetic data, records and tables in results/scratch (minutes)
 	@$(PY) scripts/rehearse.py $(ARGS)
 

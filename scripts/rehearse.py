@@ -54,21 +54,15 @@ def main() -> int:
     if unknown:
         parser.error(f"no such sweep: {', '.join(sorted(unknown))}; there are {', '.join(choices('sweep'))}")
     began = time.monotonic()
-    failed = []
+    errors = 0
     with ThreadPoolExecutor(max(1, options.jobs)) as pool:
         jobs = [pool.submit(rehearse, s, options.results, options.overrides) for s in options.sweeps or choices("sweep")]
         for job in jobs:
-            sweep, status, seconds, _ = job.result()
-            print(f"{'done' if status == 0 else 'again later':12}{sweep:28}{seconds:6.0f} s", flush=True)
+            sweep, status, seconds, stderr = job.result()
+            print(f"{'done' if status == 0 else 'FAILED':12}{sweep:28}{seconds:6.0f} s", flush=True)
             if status:
-                failed.append(sweep)
-    errors = 0
-    for sweep in failed:  # a run that the other sweep was computing at that moment, or a real error
-        sweep, status, seconds, stderr = rehearse(sweep, options.results, options.overrides)
-        print(f"{'done' if status == 0 else 'FAILED':12}{sweep:28}{seconds:6.0f} s", flush=True)
-        if status:
-            errors += 1
-            print("\n".join(line for line in stderr.splitlines() if line.startswith("error")), file=sys.stderr)
+                errors += 1
+                print("\n".join(line for line in stderr.splitlines() if line.startswith("error")), file=sys.stderr)
     tables = [str(ROOT / "scripts" / "tables.py"), "--results", options.results, "--out", options.results]
     given = [part for override in (*REHEARSAL, *options.overrides) for part in ("--with", override)]
     made = subprocess.run([sys.executable, *tables, *given])

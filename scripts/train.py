@@ -8,6 +8,7 @@ python scripts/train.py sweep=glue_large
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports; main() takes over
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main() below, which prints one line instead of a traceback
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -29,19 +32,21 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vera import sweep
+from vera import claims, interrupt, sweep
 from vera.config import CONF_DIR, RunConfig, explain, from_hydra
-from vera.errors import ConfigError, OutOfStep, VeraError
+from vera.errors import Claimed, ConfigError, OutOfStep, VeraError
 from vera.files import write_atomic
 from vera.record import Record
 from vera.store import Store
 
 log = logging.getLogger("vera")
 
-
 MAIN_PROCESS = "VERA_MAIN_PROCESS"
 LAUNCHED = int(os.environ.get("WORLD_SIZE", "1"))  # processes of one run, where accelerate launch has started several
+POLL = 1.0  # seconds between two looks at runs of other workers
+Work = Callable[[DictConfig, RunConfig], str]
 failures: list[str] = []
+elsewhere: list[tuple[DictConfig, RunConfig]] = []  # runs that other workers are computing
 
 
 class RunFailed(Exception):
@@ -51,10 +56,11 @@ class RunFailed(Exception):
 def train(cfg: DictConfig, run: RunConfig) -> str:
     """The run's record, computed when it is not there, as a line."""
     began = time.monotonic()
-    record = None if LAUNCHED > 1 else Store(run.results_dir).find(run.run_name)  # several processes decide together
-    if record is not None:
+    store = Store(run.results_dir)
+    record = None if LAUNCHED > 1 else store.find(run.run_name)  # several processes decide together
+    if record is not None and not claims.remains(store.root, run.run_name):
         return line(record, "already done")
-    done = Store(run.results_dir).path(run.run_name).exists()
+    done = store.path(run.run_name).exists()
     from vera.run import execute  # brings torch, which a finished run does not need
 
     record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
@@ -77,40 +83,81 @@ def line(record: Record, remark: str) -> str:
     return f"{record.name}  {outcome}  {remark}"
 
 
-def each(work: Callable[[DictConfig, RunConfig], str], lines: str | None = None) -> Callable[[], None]:
+def each(work: Work, lines: str | None = None) -> Callable[[], None]:
     """Hydra's entry point that does `work` for each composed run and logs its line, or the one line of its error.
 
+    A run that another worker is computing is kept for the end of the sweep; a launcher's worker process waits for it.
     lines: a folder where a job of another machine leaves its line, for `passed_on`.
     """
 
     @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="run")
     def one(cfg: DictConfig) -> None:
         set_up_logging()
-        run = None
         try:
             run = from_hydra(cfg)
-            said = work(cfg, run)
-        except OutOfStep as error:
-            if error.reported:
-                log.critical("error: %s: %s", run.run_name, error)
-            logging.shutdown()
-            os._exit(1)  # the launcher ends the others, which wait for this process in the middle of the run
         except VeraError as error:
-            said = f"error: {f'{run.run_name}: ' if run else ''}{error}"
-            log.error("%s", said)
-            leave(said)
-            if os.environ.get(MAIN_PROCESS) != str(os.getpid()):
-                raise RunFailed(str(error)) from None
-            failures.append(str(error))
+            failed(str(error), lines)
             return
-        log.info("%s", said)
-        leave(said)
-
-    def leave(line: str) -> None:
-        if lines is not None:
-            write_atomic(Path(lines) / uuid.uuid4().hex, line)
+        with interrupt.handled():
+            try:
+                attempt(work, cfg, run, lines)
+            except Claimed as other:
+                log.info("%s: %s; comes back to it", run.run_name, other)
+                elsewhere.append((cfg, run))
+                if not in_main_process():
+                    wait(work, lines)
 
     return one
+
+
+def attempt(work: Work, cfg: DictConfig, run: RunConfig, lines: str | None = None) -> None:
+    """Do one run's work and tell its line. Raises Claimed when another worker has the run."""
+    try:
+        said = work(cfg, run)
+    except Claimed:
+        raise
+    except OutOfStep as error:
+        if error.reported:
+            log.critical("error: %s: %s", run.run_name, error)
+        logging.shutdown()
+        os._exit(1)  # the launcher ends the others, which wait for this process in the middle of the run
+    except VeraError as error:
+        failed(f"{run.run_name}: {error}", lines)
+    else:
+        log.info("%s", said)
+        leave(said, lines)
+
+
+def wait(work: Work, lines: str | None = None) -> None:
+    """Until the runs that other workers compute are done; those that they leave are computed here."""
+    while elsewhere:
+        for item in list(elsewhere):
+            elsewhere.remove(item)
+            try:
+                attempt(work, *item, lines)
+            except Claimed:
+                elsewhere.append(item)
+        if elsewhere:
+            time.sleep(POLL)
+
+
+def failed(said: str, lines: str | None = None) -> None:
+    log.error("error: %s", said)
+    leave(f"error: {said}", lines)
+    if not in_main_process():
+        raise RunFailed(said)
+    failures.append(said)
+
+
+def leave(said: str, lines: str | None) -> None:
+    """Leave a run's line for the process of the command, where there is a folder for it."""
+    if lines is not None:
+        write_atomic(Path(lines) / uuid.uuid4().hex, said)
+
+
+def in_main_process() -> bool:
+    """Whether this is the process of the command, not a launcher's worker."""
+    return os.environ.get(MAIN_PROCESS) == str(os.getpid())
 
 
 @contextmanager
@@ -176,25 +223,30 @@ def for_each_run(arguments: list[str]) -> list[str]:
     return rewritten
 
 
-def main(work: Callable[[DictConfig, RunConfig], str] = train) -> int:
+def main(work: Work = train) -> int:
     set_up_logging()
     os.environ[MAIN_PROCESS] = str(os.getpid())
     if work is train and LAUNCHED == 1:
         sweep.skip = skip
     try:
-        sys.argv[1:] = for_each_run(sys.argv[1:])
-        if LAUNCHED > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
-            raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")
-        with passed_on(sys.argv[1:]) as lines:
-            each(work, lines)()
+        with interrupt.handled():
+            sys.argv[1:] = for_each_run(sys.argv[1:])
+            if LAUNCHED > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
+                raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")
+            with passed_on(sys.argv[1:]) as lines:
+                each(work, lines)()
+            wait(work)
     except RunFailed:
         return 1
-    except KeyboardInterrupt:
-        log.error("interrupted; the same command goes on from here")
-        return 130
+    except interrupt.Interrupted as left:
+        log.error("%s", left)
+        return left.status
     except (HydraException, OmegaConfBaseException, ValueError, ConfigError) as error:
         log.error("error: %s", explain(error))
         return 2
+    except OSError as error:  # Hydra's own folder on a full disk
+        log.error("error: %s", error)
+        return 1
     except Exception as error:
         if "Unknown plugin class" in str(error):
             log.error("error: %s", explain(error))

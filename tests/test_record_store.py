@@ -102,7 +102,7 @@ def test_nothing_is_left_when_writing_fails(finished, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "link", full)
     with pytest.raises(RecordError, match="No space left on device"):
         Store(tmp_path).write(finished[0])
     assert list((tmp_path / "runs").iterdir()) == []
@@ -111,13 +111,13 @@ def test_nothing_is_left_when_writing_fails(finished, tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match=r"results_dir=.*file is not writable"):
-        Store(tmp_path / "file").check_writable()
+        Store(tmp_path / "file").check_writable("run")
     if os.geteuid() != 0:
         closed = tmp_path / "closed"
         closed.mkdir()
         closed.chmod(stat.S_IRUSR | stat.S_IXUSR)
         with pytest.raises(RecordError, match="not writable"):
-            Store(closed).check_writable()
+            Store(closed).check_writable("run")
 
 
 def test_success_clears_an_earlier_failure(finished, tmp_path):

@@ -127,6 +127,7 @@ class RunConfig(Strict):
     cache_dir: str
     device: str = Field(pattern=r"^(auto|cpu|cuda)$")
     progress: bool | Literal["auto"]
+    claim_timeout: float = Field(ge=1)
     follows_seed: list[str] = []
 
     @property

@@ -40,5 +40,13 @@ class OutOfStep(TrainingError):
         self.reported = reported
 
 
+class Claimed(VeraError):
+    """A run that another worker is computing."""
+
+
+class ClaimLost(Claimed):
+    """A run that another worker has taken over, because this process gave no sign of life for too long."""
+
+
 class JudgeError(VeraError):
     """A judge that cannot be asked or whose verdicts cannot be read; what it has said so far is kept."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
-def write_atomic(path: str | os.PathLike, data: bytes | str) -> Path:
+
+def write_atomic(path: str | os.PathLike, data: bytes | str, replace: bool = True) -> Path:
     """Write beside the target, sync, rename over it, sync the folder. A crash leaves the old file or the new one.
 
-    Raises OSError, and removes its temporary file, when the folder cannot be written or the disk is full.
+    With replace=False an existing file stays as it is, and FileExistsError is raised. Raises OSError, and removes its
+    temporary file, when the folder cannot be written or the disk is full. The temporary file is called `.<name>.<random>.tmp`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,12 +27,51 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        if replace:
+            os.replace(temporary, path)
+        elif link_new(temporary, path):
+            os.unlink(temporary)
+        elif path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        else:
+            os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
     return path
+
+
+def link_new(temporary: str | os.PathLike, path: str | os.PathLike) -> bool:
+    """Give a finished file a second name that nobody has: of several processes one succeeds, on network file systems as well.
+
+    False where the file system knows no hard links. Raises FileExistsError when the name is taken, OSError otherwise.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        if os.stat(temporary).st_nlink < 2:  # NFS may send a link again that has succeeded
+            raise
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return False
+    return True
+
+
+def remove_temporaries(folder: str | os.PathLike, name: str = "") -> None:
+    """Remove what a killed process has left in a folder: files and folders that begin with `.<name>.` (without a name: with
+    a dot). For whoever alone may write them."""
+    start = f".{name}." if name else "."
+    try:
+        found = [entry.path for entry in os.scandir(folder) if entry.name.startswith(start)]
+    except FileNotFoundError:
+        return
+    for path in found:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            Path(path).unlink(missing_ok=True)
 
 
 def append_line(path: str | os.PathLike, line: str) -> None:
@@ -45,7 +88,7 @@ def append_line(path: str | os.PathLike, line: str) -> None:
         file.flush()
         os.fsync(file.fileno())
         if size == 0:
-            _sync_folder(path.parent)
+            _sync(path.parent)
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
@@ -74,16 +117,22 @@ def _whole(file: BinaryIO) -> int:
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Rename a finished folder into place; an older one of that name is replaced."""
+    """Sync a finished folder and all in it, and rename it into place; an older one of that name is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    for folder, _, files in os.walk(source):
+        for name in files:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+    old = source.with_name(source.name + ".old")
     if target.exists():
-        shutil.rmtree(target)
+        os.replace(target, old)
     os.replace(source, target)
-    _sync_folder(target.parent)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

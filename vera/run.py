@@ -6,18 +6,19 @@ import importlib.metadata
 import logging
 import platform
 import subprocess
-from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vera import claims, interrupt
 from vera import record as records
 from vera.config import CONF_DIR, RunConfig, build, component
-from vera.errors import ConfigError, OutOfStep, TrainingError, VeraError
+from vera.errors import Claimed, ConfigError, OutOfStep, RecordError, TrainingError, VeraError
+from vera.files import remove_temporaries
 from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
 from vera.record import Failure, Record
@@ -48,62 +49,89 @@ PACKAGES = (
 
 
 def execute(run: RunConfig, show_progress: bool = False) -> Record:
-    """The record of a run. A finished run is never repeated, an unfinished one goes on.
+    """The record of a run. A finished run is never repeated, an unfinished one goes on; what killed workers left is removed.
 
-    Any failure is written to results_dir/failed and raised as a VeraError. Several processes (vera.train.processes) call this
-    together and return the same record; the main one decides what is done and writes it. A failure that the others have not
-    had as well is raised as OutOfStep: they can then only be ended.
+    Any failure is written to results_dir/failed and raised as a VeraError; only Claimed (another worker has the run), and an
+    interruption (vera.interrupt), leave nothing there.
+
+    Several processes (vera.train.processes) call this together and return the same record; the main one claims the run, decides
+    what is done and writes it. A failure that the others have not had as well is raised as OutOfStep: they can then only be
+    ended.
     """
     processes = together(run.device)
     processes.runs += 1
-    store = Store(run.results_dir)
-    found = _for_all(processes, lambda: store.find(run.run_name))
-    if found is not None:
-        return found
-    work = Path(run.work_dir) / run.run_name
-    lock = FileLock(work / "lock")
+    store, name = Store(run.results_dir), run.run_name
+    work = Path(run.work_dir) / name
+    claim: claims.Claim | None = None
 
-    def claim() -> None:
-        store.check_writable()
-        work.mkdir(parents=True, exist_ok=True)
+    def begin() -> dict[str, str] | None:
+        """The record of a finished run, or who else has it; None when it is now this process's."""
+        nonlocal claim
+        found = store.find(name)
+        if found is not None and not claims.remains(store.root, name):
+            return {"record": found.to_json()}
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise TrainingError(f"another process is computing {run.run_name}") from None
-
-    processes.on_main(claim)
-    try:
-        record, files = _train(run, work, show_progress and processes.main, processes)
-
-        def keep() -> Record:
-            store.write(record, files)
+            claim = claims.acquire(store.root, name, run.claim_timeout)
+        except Claimed as other:  # if it is done, its worker has not left yet
+            return {"claimed": str(other)} if found is None else {"record": found.to_json()}
+        try:
+            store.check_writable(name)
+            if claim.generation > 1:
+                store.remove_temporaries(name)
+            remove_temporaries(work)
+            found = store.find(name)
+            if found is None:
+                return None
             (work / STATE_FILE).unlink(missing_ok=True)
-            return record
+        except BaseException:
+            claim.release()
+            raise
+        claim.release()
+        return {"record": found.to_json()}
 
-        return _for_all(processes, keep)
+    answer = processes.on_main(begin)
+    if answer is None:
+        with claim or nullcontext():
+            return _compute(run, store, work, claim, show_progress and processes.main, processes)
+    if "claimed" in answer:
+        raise Claimed(answer["claimed"])
+    return records.parse(answer["record"], name)
+
+
+def _compute(
+    run: RunConfig, store: Store, work: Path, claim: claims.Claim | None, show_progress: bool, processes: Processes
+) -> Record:
+    """Train, and write the record or the failure, as long as the claim holds (the main process's; the others have none)."""
+
+    def keep() -> None:
+        claim.check()
+        store.write(record, files)
+        (work / STATE_FILE).unlink(missing_ok=True)
+
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with interrupt.deferred():  # what is trained is written
+            record, files = _train(run, work, claim, show_progress, processes)
+            processes.on_main(keep)
+        return record
+    except Claimed:
+        raise
     except Exception as error:
         log.debug("run %s failed", run.run_name, exc_info=True)
         reason = " ".join(str(error).split()) or type(error).__name__
         reports, in_step = processes.failure()
         if reports:
-            store.write_failure(
-                Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=now())
-            )
+            if claim is not None:
+                with suppress(OSError):
+                    claim.check()
+            failure = Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=now())
+            with suppress(RecordError):  # the disk may be full: what is said is the first error
+                store.write_failure(failure)
         if not in_step:
             raise OutOfStep(reason[:500], reports) from error
         if isinstance(error, VeraError):
             raise
         raise TrainingError(f"{type(error).__name__}: {reason[:500]}") from error
-    finally:
-        lock.release()
-
-
-def _for_all(processes: Processes, read: Callable[[], Record | None]) -> Record | None:
-    """What the main process has read, or written, in every process."""
-    if processes.count == 1:
-        return read()
-    text = processes.on_main(lambda: (record := read()) and record.to_json())
-    return text and records.parse(text, "the record of the main process")
 
 
 def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
@@ -120,18 +148,28 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
     return backbone, method, task, task.load(backbone, run.seed)
 
 
-def _train(run: RunConfig, work: Path, show_progress: bool, processes: Processes) -> tuple[Record, dict[str, str]]:
+def _train(
+    run: RunConfig, work: Path, claim: claims.Claim | None, show_progress: bool, processes: Processes
+) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
     started = now()
-    if processes.count > 1:  # a backbone that is made here is made by main: transformers saves nothing in the others
-        processes.on_main(lambda: build(run.model, "model").source(Path(run.cache_dir)))
-    backbone, method, task, data = prepare(run)
+    with interrupt.immediate():
+        if processes.count > 1:  # a backbone that is made here is made by main: transformers saves nothing in the others
+            processes.on_main(lambda: build(run.model, "model").source(Path(run.cache_dir)))
+        backbone, method, task, data = prepare(run)
     parameters = count(method.parameter_groups(backbone), backbone.model)
     tracker = build(run.tracker, "tracker") if processes.main else NoTracker()
     tracker.start(run.run_name, _identity(run))
     try:
-        with _bar(run.run_name, show_progress) as on_progress:
-            loop = Loop(run, backbone, method, task, data, work, on_progress, tracker.log)
+        with _bar(run.run_name, show_progress) as show:
+
+            def on_progress(step: int, total: int, loss: float | None) -> None:
+                if claim is not None:
+                    claim.progress(step, total)
+                show(step, total, loss)
+
+            before_write = (lambda: None) if claim is None else claim.check
+            loop = Loop(run, backbone, method, task, data, work, on_progress, tracker.log, before_write)
             loop.fit()
     finally:
         tracker.finish()

@@ -3,18 +3,20 @@
 results_dir/runs/<model>--<task>--<method>--<cell8>--s<seed>.json    finished runs
 results_dir/outputs/<the same>.<suffix>                              texts that a run's scores were computed from
 results_dir/failed/...                                               runs that ended with an error
+results_dir/claims/...                                               runs that a worker is computing (vera.claims)
 """
 
 from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vera.errors import RecordError
-from vera.files import write_atomic
+from vera.files import remove_temporaries, write_atomic
 from vera.record import Failure, Record, parse, text_hash
 
 
@@ -45,12 +47,12 @@ class Store:
     def write(self, record: Record, outputs: dict[str, str] | None = None) -> Path:
         """Write a record after the outputs that it names (path to text), and forget the run's earlier failure.
 
-        Raises RecordError when the folder cannot be written.
+        Raises RecordError when the folder cannot be written, or has this record: none is ever overwritten.
         """
         parse(record.to_json(), record.name)
         for path, text in (outputs or {}).items():
             self._write(self.root / path, text)
-        path = self._write(self.path(record.name), record.to_json())
+        path = self._write(self.path(record.name), record.to_json(), replace=False)
         (self.failed / f"{record.name}.json").unlink(missing_ok=True)
         return path
 
@@ -69,13 +71,19 @@ class Store:
     def write_failure(self, failure: Failure) -> Path:
         return self._write(self.failed / f"{failure.name}.json", failure.to_json())
 
-    def check_writable(self) -> None:
-        """Raises RecordError before any work is done when a record could not be written at its end."""
+    def check_writable(self, name: str) -> None:
+        """Raises RecordError before any work is done when a run's record could not be written at its end."""
         try:
-            write_atomic(self.runs / ".writable", b"")
-            (self.runs / ".writable").unlink(missing_ok=True)
+            self.runs.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.runs, prefix=f".{name}."):
+                pass
         except OSError as error:
             raise RecordError(f"results_dir={self.root} is not writable: {error.strerror or error}") from None
+
+    def remove_temporaries(self, name: str) -> None:
+        """Remove what killed workers have left half-written of one run. For the worker that holds its claim."""
+        for folder in (self.runs, self.failed, self.root / "outputs"):
+            remove_temporaries(folder, name)
 
     def names(self) -> list[str]:
         """The names of all finished runs, in no order."""
@@ -101,9 +109,11 @@ class Store:
         return record
 
     @staticmethod
-    def _write(path: Path, text: str) -> Path:
+    def _write(path: Path, text: str, replace: bool = True) -> Path:
         try:
-            return write_atomic(path, text)
+            return write_atomic(path, text, replace)
+        except FileExistsError:
+            raise RecordError(f"{path} is there already; a record is never overwritten") from None
         except OSError as error:
             raise RecordError(f"{path} cannot be written: {error.strerror or error}") from None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+from vera import claims
 from vera.compositions import composed
 from vera.errors import VeraError
 from vera.record import Record
@@ -24,6 +26,8 @@ def finished(overrides: list[str]) -> Record | None:
         run = composed(cell)
         if seeds:
             run = run.model_copy(update={"seed": int(seeds[-1])})
+        if claims.remains(Path(run.results_dir), run.run_name):  # to be cleaned up, or its worker has not left yet
+            return None
         return Store(run.results_dir).find(run.run_name)
     except (VeraError, ValueError):  # whoever starts the job says what is wrong
         return None

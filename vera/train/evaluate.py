@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from vera import interrupt
 from vera.methods.base import Method
 from vera.models.base import Backbone
 from vera.tasks.base import Data, Final, Task
@@ -17,10 +18,12 @@ from vera.train.processes import Processes
 
 @contextmanager
 def _merged(backbone: Backbone, method: Method) -> Iterator[None]:
-    """Evaluation mode with the adapter merged; after: training mode, every weight bit for bit as it was."""
+    """Evaluation mode with the adapter merged; after: training mode, every weight bit for bit as it was.
+
+    It may take long, so a signal ends it at once; but never in the middle of merging."""
     backbone.model.eval()
     try:
-        with method.merged(backbone):
+        with method.merged(backbone), interrupt.immediate():
             yield
     finally:
         backbone.model.train()

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import math
+import shutil
 import tempfile
 import time
 import warnings
@@ -21,6 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.data import DataLoader
 
+from vera import interrupt
 from vera.config import RunConfig
 from vera.errors import ConfigError, TrainingError
 from vera.files import move_folder, write_atomic
@@ -54,6 +56,8 @@ class Loop:
 
     Several processes (vera.train.processes) each compute their share of every batch and of every evaluation; the gradient is
     that of the whole batch's mean loss, so all hold the same weights. Only the main one writes.
+
+    before_write: called by the main process before anything is written; it raises when the run has become another worker's.
     """
 
     def __init__(
@@ -66,10 +70,11 @@ class Loop:
         work: Path,
         on_progress: Callable[[int, int, float | None], None] = lambda step, total, loss: None,
         on_log: Callable[[dict[str, float], int], None] = lambda values, step: None,
+        before_write: Callable[[], None] = lambda: None,
     ):
         self.run, self.config = run, run.train
         self.backbone, self.method, self.task, self.data = backbone, method, task, data
-        self.work, self.on_progress, self.on_log = work, on_progress, on_log
+        self.work, self.on_progress, self.on_log, self.before_write = work, on_progress, on_log, before_write
         self.processes = together(run.device)
         self.processes.on_main(lambda: None)  # none waits in the next collective, which has a time limit, for one still loading
         self.accelerator = make_accelerator(run.device, run.train.precision)
@@ -107,19 +112,29 @@ class Loop:
             return self.accelerator.prepare(model)
 
     def fit(self) -> None:
-        """Train to the end, from the kept state when there is one. Raises TrainingError when the loss is not finite."""
+        """Train to the end, from the kept state when there is one. Raises TrainingError when the loss is not finite.
+
+        A signal (vera.interrupt) ends it with a checkpoint after the step at hand, or in an evaluation at once.
+        """
         seed_everything(self.run.seed, "dropout", self.processes.rank)
         self._resume()
         self._clock = time.monotonic()
-        while self.step < self.total:
-            for batches in self._rest_of_epoch():
-                self._step(batches)
-                if self.step % self.steps_per_epoch and self.step < self.total:
-                    self._checkpoint_when_due()
-            self._end_epoch()
-            self._checkpoint_when_due()
+        with interrupt.deferred():
+            while self.step < self.total or self._unscored():
+                if not self._unscored():
+                    for batches in self._rest_of_epoch():
+                        self._step(batches)
+                        if self.step % self.steps_per_epoch and self.step < self.total:
+                            self._checkpoint_when_due()
+                self._end_epoch()
+                self._checkpoint_when_due()
         self.spent["seconds"] += time.monotonic() - self._clock
         self._settle()
+
+    def _unscored(self) -> bool:
+        """Whether an epoch is trained but not evaluated: it was interrupted in between."""
+        ended = self.step > 0 and (self.step % self.steps_per_epoch == 0 or self.step == self.total)
+        return ended and (not self.history or self.history[-1]["step"] < self.step)
 
     def _rest_of_epoch(self) -> Iterator[list[MicroBatch]]:
         """The epoch's remaining steps, each a list of micro-batches: this process's share of the batch, which may be empty.
@@ -197,14 +212,13 @@ class Loop:
         if self.processes.any(bool(broken)):
             first = broken[0] if broken else "a parameter"
             raise TrainingError(f"{first} is not finite after epoch {epoch}; lower train.lr or train.head_lr")
-        parts = (self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
-        kept, labels = predict(self.accelerator, self.processes, *parts)
-        if not torch.isfinite(kept).all():
-            raise TrainingError(f"predictions are not finite after epoch {epoch}; lower train.lr or train.head_lr")
-        metrics = self.processes.on_main(lambda: self.task.score(kept, labels))
-        if self.step == self.total:
-            self.final = Final(**self.processes.on_main(lambda: self._finish(*parts)))
-            metrics = {**metrics, **self.final.metrics}
+        before = state.generators()
+        try:
+            metrics = self._evaluate(epoch)
+        except interrupt.Interrupted as left:
+            if not left.again and self.processes.count == 1:  # several are not at the same point now
+                self._checkpoint(before)
+            raise interrupt.Interrupted(left.args[0], f"interrupted at step {self.step} of {self.total}", left.again) from None
         train_loss = self.processes.sum(self.loss_sum.item())[0] / steps
         self.loss_sum.zero_()
         self.history.append({"epoch": epoch, "step": self.step, "train_loss": train_loss, "metrics": metrics})
@@ -215,9 +229,23 @@ class Loop:
         if self.config.save and self.step == self.total:
             self._save("last")
 
+    def _evaluate(self, epoch: int) -> dict[str, float | None]:
+        """The epoch's metrics, and after the last one the task's last word."""
+        parts = (self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
+        kept, labels = predict(self.accelerator, self.processes, *parts)
+        if not torch.isfinite(kept).all():
+            raise TrainingError(f"predictions are not finite after epoch {epoch}; lower train.lr or train.head_lr")
+        with interrupt.immediate():
+            metrics = self.processes.on_main(lambda: self.task.score(kept, labels))
+        if self.step == self.total:
+            self.final = Final(**self.processes.on_main(lambda: self._finish(*parts)))
+            metrics = {**metrics, **self.final.metrics}
+        return metrics
+
     def _finish(self, *parts: Any) -> dict[str, Any]:
         """The main process alone: texts are written once, whatever the number of processes."""
         final = finish(self.accelerator, *parts)
+        self.before_write()
         for suffix, text in final.files.items():
             write_atomic(self.work / f"outputs.{suffix}", text)
         return asdict(final)
@@ -229,18 +257,30 @@ class Loop:
         self.processes.on_main(lambda: self._write(name))
 
     def _write(self, name: str) -> None:
+        self.before_write()
         self.work.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=self.work, prefix=f".{name}-"))
-        self.method.save(self.backbone, scratch)
-        scratch.chmod(0o755)
-        move_folder(scratch, self.work / name)
+        try:
+            self.method.save(self.backbone, scratch)
+            scratch.chmod(0o755)
+            move_folder(scratch, self.work / name)
+        except OSError as error:
+            raise TrainingError(f"{self.work / name} cannot be written: {error.strerror or error}") from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def _checkpoint_when_due(self) -> None:
-        now = time.monotonic()
         # A large state takes long to write: never more than a twentieth of the time.
-        due = now - self._clock >= max(self.config.checkpoint_seconds, 20 * self._saving)
-        if not self.processes.any(due):
-            return
+        due = time.monotonic() - self._clock >= max(self.config.checkpoint_seconds, 20 * self._saving)
+        urgency = self.processes.max(2 if interrupt.requested() else int(due))  # asked in any process, all leave
+        if urgency:
+            self._checkpoint()
+        if urgency == 2:
+            interrupt.leave(f"interrupted at step {self.step} of {self.total}")
+
+    def _checkpoint(self, generators: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the state, with the random generators as they are now or as they were."""
+        now = time.monotonic()
         self.spent["seconds"] += now - self._clock
         self._settle()
         progress = {
@@ -251,8 +291,13 @@ class Loop:
             "spent": self.spent,
         }
         kept = {"trained": self.method.trained(self.backbone), "method": self.method.state(self.backbone)}
-        own = self.processes.gather({"loss_sum": self.loss_sum, **state.generators()})
-        self.processes.on_main(lambda: state.save(self.work, progress, kept, self.parameters, self.optimizer, own))
+        own = self.processes.gather({"loss_sum": self.loss_sum, **(generators or state.generators())})
+
+        def write() -> None:
+            self.before_write()
+            state.save(self.work, progress, kept, self.parameters, self.optimizer, own)
+
+        self.processes.on_main(write)
         self._clock = time.monotonic()
         self._saving = self._clock - now
 

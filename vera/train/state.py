@@ -29,7 +29,7 @@ def save(
     processes: list[dict[str, Tensor]],
 ) -> None:
     """Write progress (JSON values), the groups of KEPT, optimiser moments, and what each process has for itself, by rank,
-    atomically."""
+    atomically. Raises TrainingError when the disk is full."""
     tensors = {f"{group}/{name}": tensor for group in KEPT for name, tensor in kept[group].items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -37,7 +37,10 @@ def save(
     for rank, own in enumerate(processes):
         tensors |= {f"process/{rank}/{name}": tensor for name, tensor in own.items()}
     header = {"progress": progress, "processes": len(processes)}
-    write_atomic(folder / FILE, safetensors_bytes(tensors, {"state": json.dumps(header)}))
+    try:
+        write_atomic(folder / FILE, safetensors_bytes(tensors, {"state": json.dumps(header)}))
+    except OSError as error:
+        raise TrainingError(f"{folder / FILE} cannot be written: {error.strerror or error}") from None
 
 
 def load(

@@ -1,0 +1,64 @@
+"""What is done, running (where, since when, how long yet), failed and missing. Refreshes in a terminal until all is done.
+
+python scripts/status.py                        every sweep of the paper
+python scripts/status.py table2                 the sweeps of one table, or one sweep, such as glue_large
+python scripts/status.py demo --results results/demo
+"""
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from rich.console import Console
+from rich.live import Live
+
+from experiments import status
+from experiments.plan import cells, sweeps
+from vera.errors import VeraError
+
+REFRESH = 2.0  # seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "artefact", nargs="?", help="a table, a figure (or how they begin) or a sweep; default: the whole paper"
+    )
+    parser.add_argument("--results", default="results", help="folder with runs/ (default: results)")
+    parser.add_argument(
+        "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
+    )
+    parser.add_argument("--once", action="store_true", help="print once, as when the output is not a terminal")
+    options = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    results = Path(options.results)
+    try:
+        wanted = {
+            name: {run for cell in cells(name, sweep, options.overrides) for run in cell.names()}
+            for name, sweep in sweeps(options.artefact).items()
+        }
+        every = set().union(*wanted.values())
+        state = status.look(results)
+        if options.once or not console.is_terminal:
+            console.print(status.shown(state, wanted, results))
+            return 0
+        with Live(status.shown(state, wanted, results), console=console, auto_refresh=False, screen=False) as live:
+            while not status.finished(state, every):
+                time.sleep(REFRESH)
+                state = status.look(results)
+                live.update(status.shown(state, wanted, results), refresh=True)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except (VeraError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
