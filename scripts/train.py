@@ -22,8 +22,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vera.config import CONF_DIR, RunConfig, explain, from_hydra
-from vera.errors import VeraError
+from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
+from vera.errors import ConfigError, VeraError, redacted
 from vera.store import Store
 
 log = logging.getLogger("vera")
@@ -107,10 +107,19 @@ def for_each_run(arguments: list[str]) -> list[str]:
     return rewritten
 
 
+def check_arguments(arguments: list[str]) -> None:
+    """Raises ConfigError for a secret, which Hydra would keep, and for a class given by name, which it would import."""
+    refuse_secrets((f"argument {index} ({a.partition('=')[0]})", a) for index, a in enumerate(arguments, start=1))
+    for argument in arguments:
+        if "_target_" in argument:
+            raise ConfigError(f"{argument}: classes are not given on the command line; choose a component such as method=lora")
+
+
 def main(work: Callable[[DictConfig, RunConfig], str] = train) -> int:
     set_up_logging()
     os.environ[MAIN_PROCESS] = str(os.getpid())
     try:
+        check_arguments(sys.argv[1:])
         sys.argv[1:] = for_each_run(sys.argv[1:])
         each(work)()
     except RunFailed:
@@ -118,8 +127,8 @@ def main(work: Callable[[DictConfig, RunConfig], str] = train) -> int:
     except KeyboardInterrupt:
         log.error("interrupted; the same command goes on from here")
         return 130
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        log.error("error: %s", explain(error))
+    except (HydraException, OmegaConfBaseException, ValueError, ConfigError) as error:
+        log.error("error: %s", redacted(explain(error)))
         return 2
     if len(failures) > 1:
         log.error("error: %d runs failed; see the lines above and results_dir/failed", len(failures))

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vera import record as records
 from vera.config import CONF_DIR, RunConfig, build, component
-from vera.errors import ConfigError, TrainingError, VeraError
+from vera.errors import ConfigError, TrainingError, VeraError, redacted
 from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
 from vera.record import Failure, Record
@@ -67,7 +67,7 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
         (work / STATE_FILE).unlink(missing_ok=True)
     except Exception as error:
         log.debug("run %s failed", run.run_name, exc_info=True)
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = redacted(" ".join(str(error).split())) or type(error).__name__
         store.write_failure(
             Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=now())
         )

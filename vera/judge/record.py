@@ -6,22 +6,23 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from vera.config import Strict
+from vera.config import Name, Strict
 from vera.errors import RecordError
 from vera.files import write_atomic
 from vera.record import Count, Finite, Run
 
 SCHEMA = 1
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Questions(Strict):
     """Which questions: official says whether the file is the published one, byte for byte."""
 
-    name: str
+    name: Name
     version: int
     sha256: str
     official: bool
@@ -42,8 +43,8 @@ class Answers(Strict):
 
     schema_: Literal[1] = Field(alias="schema")
     status: Literal["done"]
-    identity: str
-    model: str
+    identity: Digest
+    model: Name
     run: Run | None
     checkpoint: Literal["best", "last"] | None
     adapter_sha256: str | None
@@ -73,7 +74,7 @@ class Judged(Strict):
 
     schema_: Literal[1] = Field(alias="schema")
     status: Literal["done"]
-    identity: str
+    identity: Digest
     judge: dict[str, Any]
     questions: Questions
     answers: list[dict[str, Any]] = Field(min_length=1, max_length=2)

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from vera import hub
 from vera.errors import DataError
+from vera.json_text import read_json
 from vera.models.base import Backbone
 from vera.seeds import generator
 from vera.tasks.base import Data
@@ -141,7 +142,7 @@ def read_rows(path: Path) -> list[Row]:
             raise DataError(f"task.data_dir={path} holds none of {', '.join(FILES)}")
         path = found[0]
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"task.data_dir={path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from vera.config import HubId
 from vera.errors import DataError
 from vera.models.base import Backbone
 from vera.seeds import derive
@@ -44,7 +45,7 @@ class Images(FewShot):
     workers        processes that decode; null: one a CPU core, eight at most.
     """
 
-    repository: str
+    repository: HubId
     data_dir: str | None = None
     image_column: str
     label_column: str

@@ -5,19 +5,42 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from vera.errors import TrainingError
 from vera.files import write_atomic
+from vera.json_text import read_json
 
 FILE = "state.safetensors"
 KEPT = ("trained", "method")  # tensors of the method, in groups that come back as they were given
+
+
+class _Scores(TypedDict):
+    epoch: int
+    step: int
+    train_loss: float
+    metrics: dict[str, float | None]
+
+
+class _Progress(TypedDict):
+    """What the loop reads of `progress` when it goes on; it may hold more."""
+
+    step: int
+    loss_sum: float
+    history: list[_Scores]
+    final: dict[Literal["metrics", "files", "notes"], dict[str, Any]]
+    spent: dict[str, float | None]
+
+
+_PROGRESS = TypeAdapter(_Progress)
 
 
 def save(
@@ -53,14 +76,26 @@ def load(
         return None
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["state"])
+            header = read_json(file.metadata()["state"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path} is not the state of a run ({error}); delete it to start the run again") from None
+        _PROGRESS.validate_python(header["progress"])
+        return _restore(header, tensors, parameters, optimizer)
+    except ValidationError as error:
+        problem = f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, OverflowError) as error:
+        problem = str(error).strip().partition("\n")[0] or type(error).__name__
+    raise TrainingError(f"{path} is not the state of this run ({problem}); delete it to start the run again")
+
+
+def _restore(
+    header: dict[str, Any], tensors: dict[str, Tensor], parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             _, field, name = key.split("/", 2)
             parameter = parameters[name]
+            if value.shape not in ((), parameter.shape):
+                raise ValueError(f"{key} has shape {list(value.shape)}")
             optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f"rng/cuda{index}" in tensors:
