@@ -23,7 +23,7 @@ LAYERS = [
     ("vera.tasks",),
     ("vera.train",),
     ("vera.run", "vera.accounting"),
-    ("vera.answers", "vera.analysis"),
+    ("vera.answers", "vera.analysis", "vera.verify", "vera.doctor"),
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
