@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import REHEARSAL, ROOT
 from vera.config import cell_id
+from vera.config import compose as compose_run
 from vera.errors import ConfigError, RecordError
 from vera.record import Record
 from vera.run import execute
@@ -17,9 +18,15 @@ from vera.verify import compare, read_record, repeat, run_of
 SLOW = ("seconds", "started", "finished")
 
 
-@pytest.fixture
-def recorded(compose):
-    run = compose("method=vera", "train.max_steps=3", "train.epochs=3", "train.batch_size=32")
+SETTINGS = ["method=vera", "train.max_steps=3", "train.epochs=3", "train.batch_size=32"]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, cache):
+    """A record and its path, made once."""
+    folder = tmp_path_factory.mktemp("recorded")
+    places = [f"cache_dir={cache}", f"results_dir={folder / 'results'}", f"work_dir={folder / 'work'}"]
+    run = compose_run([*REHEARSAL, *SETTINGS, *places])
     return execute(run), Store(run.results_dir).path(run.run_name)
 
 
@@ -39,10 +46,9 @@ def without_times(record):
     return raw
 
 
-def test_same_config_and_seed_give_the_same_record(recorded, compose, tmp_path):
+def test_same_config_and_seed_give_the_same_record(recorded, compose):
     record, _ = recorded
-    run = compose("method=vera", "train.max_steps=3", "train.epochs=3", "train.batch_size=32", f"results_dir={tmp_path}/again")
-    assert without_times(execute(run.model_copy(update={"work_dir": str(tmp_path / "other")}))) == without_times(record)
+    assert without_times(execute(compose(*SETTINGS))) == without_times(record)
 
 
 def test_a_record_is_repeated_and_left_alone(recorded, cache):
