@@ -231,6 +231,14 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     follows = [f"{group}.{key}" for group, values in groups.items() for key, value in values.items() if value == SEED_REFERENCE]
     known = {key: resolved[key] for key in RunConfig.model_fields if key in resolved}
     run = checked(RunConfig, {**known, "follows_seed": follows})
+    try:
+        _ = run.cell_id
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # a number that is not finite, half a surrogate pair, a key that is no word
+        raise ConfigError(f"the configuration has no identity: {error}") from None
     _check_recipe(f"{run.method.get('name')}_{run.model.get('name')}")
     return run
 
@@ -308,7 +316,7 @@ def component(settings: dict[str, Any], where: str) -> type[Strict]:
     """
     target = settings.get("_target_")
     allowed = targets(where)
-    if target not in allowed:
+    if not isinstance(target, str) or target not in allowed:
         raise ConfigError(f"{where}._target_: {_shown(target)} is not a component; allowed: {', '.join(sorted(allowed))}")
     module, _, name = target.rpartition(".")
     return getattr(importlib.import_module(module), name)

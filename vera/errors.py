@@ -6,6 +6,7 @@ import os
 import re
 
 HIDDEN = "[hidden]"
+LONGEST = 2000  # characters of a message
 SECRET_LENGTH = 8  # a shorter value is taken for a stand-in such as "none", which is a word of other texts too
 
 _SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE)S?(?:_|$)", re.I)
@@ -29,11 +30,13 @@ def redacted(text: str) -> str:
 class VeraError(Exception):
     """Base of every error this project raises on purpose: bad input, an unreachable source, a run that cannot go on.
 
-    Its message is rid of secrets where it is made, so that whoever prints or keeps it need not think of them.
+    Its message is rid of secrets, and cut where a file was quoted at length, when it is made: whoever prints or keeps it need
+    not think of either.
     """
 
     def __init__(self, message: object = ""):
-        super().__init__(redacted(str(message)))
+        text = redacted(str(message))
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST - 200]} ... {text[-195:]}")
 
 
 class ConfigError(VeraError):

@@ -123,6 +123,16 @@ class Model(Component):
             fingerprint=weights_fingerprint(model, self.head),
         )
 
+    @property
+    def source_kind(self) -> Literal["made here", "folder", "hub"]:
+        """What `source` would give."""
+        if self.size == "tiny":
+            return "made here"
+        package = (self.package or "").partition("/")[0]
+        if self.path is not None or (package and importlib.util.find_spec(package) is not None):
+            return "folder"
+        return "hub" if self.checkpoint is not None else "made here"
+
     def source(self, cache_dir: Path) -> str:
         """Where the weights are read from: tiny model, path, installed package or hub id, in this order."""
         if self.size == "tiny":

@@ -17,7 +17,7 @@ from vera.errors import DataError
 from vera.json_text import read_json
 from vera.models.base import Backbone
 from vera.seeds import generator
-from vera.tasks.base import Data
+from vera.tasks.base import Data, HubData
 from vera.tasks.language import LanguageTask, collate
 
 REPOSITORY = "yahma/alpaca-cleaned"
@@ -108,6 +108,14 @@ class Alpaca(LanguageTask):
         if not examples:
             raise DataError(f"no row of the {split} part fits task.max_length={self.max_length}")
         return examples
+
+    def hub_data(self):
+        if self.synthetic or self.data_dir is not None:
+            return None
+        return HubData(REPOSITORY, "main", None, ("train",), FIELDS)
+
+    def inspect(self):
+        self._rows()
 
     def _rows(self) -> tuple[list[Row], str, str | None]:
         if self.synthetic:
