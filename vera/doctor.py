@@ -310,7 +310,7 @@ def _counts(item: Wanted) -> dict[str, int] | None:
 
 
 def model_line(run: RunConfig, silence: str | None, sizes: dict[str, int]) -> Line:
-    """Where one model comes from, and whether its files are the ones that are read. Puts what is still to fetch into `sizes`."""
+    """Where one model comes from, and whether its files are those that are read. Puts what is to be fetched into `sizes`."""
     model: Model = build(run.model, "model")
     what = f"model: {model.name}"
     if model.source_kind != "hub":

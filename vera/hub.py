@@ -131,7 +131,7 @@ def columns(repository: str, found: Repository, subset: str | None, splits: Sequ
 def _parquet_columns(repository: str, commit: str, name: str) -> tuple[str, ...]:
     import pyarrow.parquet
 
-    with HfFileSystem().open(f"datasets/{repository}@{commit}/{name}", "rb") as file:
+    with HfFileSystem(endpoint=constants.ENDPOINT).open(f"datasets/{repository}@{commit}/{name}", "rb") as file:
         return tuple(pyarrow.parquet.read_schema(file).names)
 
 
