@@ -40,7 +40,7 @@ from vera.tasks.images import Images
 from vera.train import state
 
 ROOT = CONF_DIR.parent
-FEW = 12
+FEW = 40
 
 
 @pytest.fixture
