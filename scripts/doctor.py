@@ -75,7 +75,9 @@ def show(lines) -> int:
     """Print the lines and their sum; the exit status."""
     from vera.doctor import describe, verdict
 
-    table = Table("", "Check", "Found", "What to do", show_lines=False)
+    table = Table()
+    for column in ("", "Check", "Found", "What to do"):
+        table.add_column(column, overflow="fold")
     for line in lines:
         table.add_row(line.status, line.what, redacted(line.found), redacted(line.remedy), style=STYLE[line.status])
     Console().print(table)

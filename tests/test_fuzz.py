@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
@@ -23,13 +24,14 @@ from experiments import plan, published
 from tests import fuzzing
 from tests.fuzzing import broken_bytes, broken_json, broken_lines, broken_value, tried
 from vera.config import CONF_DIR, build, choices, compose
-from vera.errors import VeraError
+from vera.errors import AdapterError, DataError, RecordError, VeraError
 from vera.judge.prompts import OWN, parse_pair, parse_rating, read_prompts
 from vera.judge.questions import parse_questions, parse_turns
 from vera.judge.record import Answers, Judged, find
 from vera.judge.sources import Found
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, save_adapter
 from vera.record import Failure, parse
+from vera.rows import read_csv
 from vera.store import Store
 from vera.tasks.alpaca import read_rows
 from vera.tasks.e2e import E2E
@@ -40,7 +42,7 @@ from vera.tasks.images import Images
 from vera.train import state
 
 ROOT = CONF_DIR.parent
-FEW = 40
+FEW = 30
 
 
 @pytest.fixture
@@ -423,10 +425,11 @@ def test_image_folders(fuzz, pixels, tmp_path):
         (folder / "train" / name).mkdir(parents=True)
         for index in range(2):
             (folder / "train" / name / f"{index}.png").write_bytes(picture("PNG"))
+    task = image_task(folder, cache)
 
     def check(data):
         (folder / "train" / "a" / "0.png").write_bytes(data)
-        found = tried("image folders", lambda: image_task(folder, cache).load(pixels, 0))
+        found = tried("image folders", lambda: task.load(pixels, 0))
         if found is not None:
             assert len(found.train) == 2 and len(found.evaluation) == 2
         assert not list(cache.rglob(".new-*"))
@@ -576,3 +579,91 @@ def test_what_is_counted_is_what_was_tried(monkeypatch):
         tried("x", lambda: (_ for _ in ()).throw(VeraError("two\nlines")))
     assert tried("x", lambda: 1) == 1 and tried("x", lambda: (_ for _ in ()).throw(VeraError("no"))) is None
     assert fuzzing.TRIED["x"] == [1, 1]
+
+
+# What the inputs above have found, one plain test each
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'[{"instruction": "\\ud800", "output": "x"}]', b"9" * 5000])
+def test_instructions_that_no_text_can_hold(text, tmp_path):
+    (tmp_path / "alpaca_data.json").write_bytes(text)
+    with pytest.raises(DataError, match="is not a JSON file"):
+        read_rows(tmp_path)
+
+
+def test_a_csv_header_longer_than_a_field_may_be(tmp_path):
+    (tmp_path / "trainset.csv").write_bytes(b"a" * 140_000 + b",ref\n")
+    with pytest.raises(DataError, match=r"trainset\.csv:1: field larger than field limit"):
+        list(read_csv(tmp_path / "trainset.csv", ("mr", "ref")))
+
+
+def test_a_header_is_not_quoted_at_any_length(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"9" * 100_000)
+    with pytest.raises(DataError) as error:
+        list(read_csv(tmp_path / "x.csv", ("mr", "ref")))
+    assert len(str(error.value)) < 2100
+
+
+@pytest.mark.parametrize("change", [{"defaults": [1]}, {"prompt_template": "{question.x}"}, {"prompt_template": "{0}"}])
+def test_judge_prompts_with_other_fields(change):
+    rows = [{**row, **change} for row in PROMPTS]
+    with pytest.raises(DataError):
+        read_prompts(Found("\n".join(map(json.dumps, rows)).encode(), "x", "", False), "single")
+
+
+@pytest.mark.parametrize("config", [{}, {"model": 1}, {"model": {}, "task": {}, "method": {"neutral": 5, "x": 1}, "train": {}}])
+def test_a_record_whose_config_is_none(config, valid_records):
+    raw = {**valid_records[0], "run": {**valid_records[0]["run"], "config": config}}
+    with pytest.raises(RecordError, match=r"run\.config"):
+        parse(json.dumps(raw), "x")
+
+
+@pytest.mark.parametrize(
+    ("ours", "problem"),
+    [
+        ({"norms": ["x", None]}, "has norms that are not numbers"),
+        ({"norms": [float("nan")]}, "has norms that are not numbers"),
+        ({"shapes": [1, 2]}, "has shapes that are not pairs"),
+        ({"shapes": [[5, 6], [4, 6]], "norms": [1.0]}, "has another number of norms"),
+        ({"fingerprint": 5}, "has a fingerprint that is not a text"),
+        ([], "is not a mapping"),
+    ],
+)
+def test_adapter_metadata_of_other_types(ours, problem, adapters, tmp_path):
+    write_adapter(tmp_path, adapters[0])
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors").write_bytes(safetensors_bytes(tensors, {"vera": json.dumps(ours)}))
+    with pytest.raises(AdapterError, match=problem):
+        load_adapter(Small(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_modules": [1, 2]},
+        {"modules_to_save": [{}]},
+        {"d_initial": "x"},
+        {"projection_prng_key": 2**70},
+        {"vera_dropout": None},
+    ],
+)
+def test_adapter_settings_of_other_types(change, adapters, tmp_path):
+    write_adapter(tmp_path, adapters[0])
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(AdapterError, match=r"adapter_config\.json"):
+        load_adapter(Small(), tmp_path)
+
+
+@pytest.mark.parametrize("overrides", [["method._target_=[]"], ["model.targets=nan"], ["~model"], ["train.neutral=5"]])
+def test_overrides_that_leave_no_run(overrides):
+    with pytest.raises(VeraError) as error:
+        build(compose(overrides).method, "method")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [b"\x80", b"table: 2001-99-99", b"[" * 20_000, b"1: 2"])
+def test_tables_that_are_not_yaml(text, tmp_path):
+    (tmp_path / "table2.yaml").write_bytes(text)
+    with pytest.raises(VeraError, match=r"results/paper/table2\.yaml"):
+        published.load("table2", tmp_path)

@@ -285,7 +285,10 @@ def disk(wanted: Sequence[Wanted], sizes: dict[str, int]) -> list[Line]:
     for folder, need in systems.values():
         free = shutil.disk_usage(folder).free
         found = f"{_gb(need)} wanted, {_gb(free)} free at {folder}"
-        lines.append(Line(OK if free > need else TODO, "disk", found, "" if free > need else f"free {_gb(need - free)} there"))
+        kept = f", or train.save=false ({_gb(needs[work])} of it are trained weights)" if needs[work] > need / 2 else ""
+        lines.append(
+            Line(OK, "disk", found) if free > need else Line(TODO, "disk", found, f"free {_gb(need - free)} there{kept}")
+        )
     for key, folder in (("results_dir", results), ("work_dir", work), ("cache_dir", cache)):
         if not os.access(_existing(folder), os.W_OK):
             lines.append(Line(TODO, "disk", f"{folder} cannot be written", f"{key}= another folder"))
