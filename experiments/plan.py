@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -20,6 +19,7 @@ from experiments.render import DASH
 from vera.compositions import compose_all, composed
 from vera.config import CONF_DIR, RunConfig, Strict, checked, choices, explain, run_name
 from vera.errors import ConfigError
+from vera.json_text import read_json
 from vera.record import parse
 from vera.store import stems
 
@@ -215,6 +215,6 @@ def _passes(run: RunConfig) -> int:
 def failure(results: Path, name: str) -> str:
     """Why a run failed, as its file in failed/ says."""
     try:
-        return str(json.loads((results / "failed" / f"{name}.json").read_bytes())["error"])
+        return str(read_json((results / "failed" / f"{name}.json").read_bytes())["error"])
     except (OSError, ValueError, KeyError, TypeError):
         return "its file in failed/ cannot be read"

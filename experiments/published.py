@@ -94,8 +94,10 @@ def load(name: str, folder: Path = FOLDER) -> Published:
     where = f"results/paper/{path.name}"
     try:
         published = checked(Published, _mapping(path), where)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # YAML raises ValueError for a date that does not exist
+        raise ConfigError(f"{where}: {' '.join(str(error).split())[:300]}") from None
     for index, row in enumerate(published.rows):
         if row.cells.keys() != published.columns.keys():
             columns = ", ".join(published.columns)

@@ -22,6 +22,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from vera.errors import DataError, VeraError
+from vera.json_text import read_json
+from vera.models.base import SAFE
 from vera.models.tiny import tiny_checkpoint
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter
 
@@ -101,9 +103,9 @@ def _read(path: Path) -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = read_json(line)
             rows.append({**row, "adapter": row["adapter"], "text": row["text"]})
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise DataError(f'{path} line {number} is not {{"adapter": ..., "text": ...}}') from None
     if not rows:
         raise DataError(f"{path} holds no request")
@@ -112,11 +114,13 @@ def _read(path: Path) -> list[dict]:
 
 def _load(options: argparse.Namespace):
     try:
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        tokenizer = AutoTokenizer.from_pretrained(options.model, **SAFE)
         if options.generate:
-            model = AutoModelForCausalLM.from_pretrained(options.model)
+            model = AutoModelForCausalLM.from_pretrained(options.model, **SAFE, use_safetensors=True)
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=options.labels)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                options.model, **SAFE, use_safetensors=True, num_labels=options.labels
+            )
     except (OSError, ValueError) as error:
         raise DataError(f"--model {options.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if options.generate:
@@ -130,7 +134,9 @@ def _demonstration(options: argparse.Namespace, folder: Path) -> None:
     """A tiny random classifier, four random adapters with their heads, and eight requests."""
     options.model = str(tiny_checkpoint(TINY, folder))
     options.adapters, options.requests, options.verify = folder / "adapters", folder / "requests.jsonl", True
-    model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=options.labels)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        options.model, **SAFE, use_safetensors=True, num_labels=options.labels
+    )
     attach(model, VeraConfig(rank=32, targets=("query", "value"), modules_to_save=("classifier",)))
     for index in range(4):
         torch.manual_seed(index)

@@ -33,8 +33,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vera import claims, interrupt, sweep
-from vera.config import CONF_DIR, RunConfig, explain, from_hydra
-from vera.errors import Claimed, ConfigError, OutOfStep, VeraError
+from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
+from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, redacted
 from vera.files import write_atomic
 from vera.record import Record
 from vera.store import Store
@@ -223,6 +223,14 @@ def for_each_run(arguments: list[str]) -> list[str]:
     return rewritten
 
 
+def check_arguments(arguments: list[str]) -> None:
+    """Raises ConfigError for a secret, which Hydra would keep, and for a class given by name, which it would import."""
+    refuse_secrets((f"argument {index} ({a.partition('=')[0]})", a) for index, a in enumerate(arguments, start=1))
+    for argument in arguments:
+        if "_target_" in argument:
+            raise ConfigError(f"{argument}: classes are not given on the command line; choose a component such as method=lora")
+
+
 def main(work: Work = train) -> int:
     set_up_logging()
     os.environ[MAIN_PROCESS] = str(os.getpid())
@@ -230,6 +238,7 @@ def main(work: Work = train) -> int:
         sweep.skip = skip
     try:
         with interrupt.handled():
+            check_arguments(sys.argv[1:])
             sys.argv[1:] = for_each_run(sys.argv[1:])
             if LAUNCHED > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
                 raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")
@@ -242,7 +251,7 @@ def main(work: Work = train) -> int:
         log.error("%s", left)
         return left.status
     except (HydraException, OmegaConfBaseException, ValueError, ConfigError) as error:
-        log.error("error: %s", explain(error))
+        log.error("error: %s", redacted(explain(error)))
         return 2
     except OSError as error:  # Hydra's own folder on a full disk
         log.error("error: %s", error)

@@ -14,6 +14,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests need no network
 os.environ["WANDB_MODE"] = "offline"
 
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=0, metavar="N", help="inputs for each reader in tests/test_fuzz.py, at random")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many inputs the readers were tried with, when that was asked for."""
+    from tests.fuzzing import TRIED
+
+    if terminalreporter.config.getoption("--fuzz") and TRIED:
+        terminalreporter.section("inputs tried")
+        for name, (accepted, refused) in TRIED.items():
+            terminalreporter.write_line(f"{name:40}{accepted + refused:9,} tried{accepted:9,} accepted{refused:9,} refused")
+        total = [sum(counts) for counts in zip(*TRIED.values(), strict=True)]
+        terminalreporter.write_line(f"{'all':40}{sum(total):9,} tried{total[0]:9,} accepted{total[1]:9,} refused")
+
+
 REHEARSAL = ["scale=rehearsal", "device=cpu", "progress=false"]
 
 

@@ -136,7 +136,7 @@ def test_bad_input_is_one_line_with_the_allowed_values(overrides, message):
         (["+method.extra=1"], "method", "method.extra is not a key; allowed: d_init"),
         (["~method.rank"], "method", "method.rank is missing"),
         (["method._target_=os.system"], "method", "not a component"),
-        (["method._target_=no.such.thing"], "method", "cannot import"),
+        (["method._target_=vera.config.RunConfig"], "method", "not a component; allowed: vera.methods.adalora.AdaLora"),
     ],
 )
 def test_components_check_their_own_keys(overrides, group, message):

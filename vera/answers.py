@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from vera.config import RunConfig, Strict, build, component
 from vera.errors import ConfigError, ModelError, RecordError, TrainingError
 from vera.files import append_line, read_lines
+from vera.json_text import read_json
 from vera.judge.questions import Question, QuestionSet, QuestionSource, described, load_questions
 from vera.judge.record import SCHEMA, Answers, answers_name, digest, find, write
 from vera.methods.base import Method
@@ -176,7 +177,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(read_lines(path), start=1):
         try:
-            value = json.loads(line)
+            value = read_json(line)
             value["question_id"], value["choices"][0]["turns"], value["cut"], value["shortened"]
         except (ValueError, LookupError, TypeError):
             raise RecordError(f"{path}, line {number}: not an answer") from None

@@ -9,20 +9,22 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from vera.errors import ConfigError
+from vera.errors import ConfigError, redacted
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("model", "task", "method", "train")
@@ -52,6 +54,12 @@ SEED_REFERENCE = "${seed}"
 OmegaConf.register_new_resolver("gpus_here", lambda: int(Path("/proc/driver/nvidia/version").exists()), replace=True)
 
 
+# A word that becomes part of a file's name: no separator, no leading dot.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=64)]
+# A repository on the hub, as opposed to a path or an address.
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$", max_length=128)]
+
+
 class Strict(BaseModel):
     """A mapping whose every key is declared: an unknown one, or a value of the wrong type or range, is an error."""
 
@@ -67,7 +75,7 @@ class Component(Strict):
              so that a new key leaves old records valid.
     """
 
-    name: str
+    name: Name
     version: int = Field(ge=1)
     neutral: dict[str, Any] = {}
 
@@ -113,6 +121,9 @@ class TrainConfig(Strict):
         return steps
 
 
+_NAME = TypeAdapter(Name)
+
+
 class RunConfig(Strict):
     """One run, resolved. `model`, `task` and `method` are the keyword arguments of their `_target_`."""
 
@@ -129,6 +140,15 @@ class RunConfig(Strict):
     progress: bool | Literal["auto"]
     claim_timeout: float = Field(ge=1)
     follows_seed: list[str] = []
+
+    @field_validator(*GROUPS[:3])
+    @classmethod
+    def _has_a_name(cls, group: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        try:
+            _NAME.validate_python(group.get("name"))
+        except ValidationError:
+            raise PydanticCustomError("name", "its name becomes part of a file's name: letters, digits, _ . -") from None
+        return group
 
     @property
     def scientific(self) -> dict[str, Any]:
@@ -210,11 +230,39 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
     raw = OmegaConf.to_container(cfg, resolve=False)
-    follows = [f"{group}.{key}" for group in GROUPS for key, value in raw[group].items() if value == SEED_REFERENCE]
+    refuse_secrets(_leaves(resolved))
+    groups = {group: raw[group] for group in GROUPS if isinstance(raw.get(group), dict)}
+    follows = [f"{group}.{key}" for group, values in groups.items() for key, value in values.items() if value == SEED_REFERENCE]
     known = {key: resolved[key] for key in RunConfig.model_fields if key in resolved}
     run = checked(RunConfig, {**known, "follows_seed": follows})
+    try:
+        _ = run.cell_id
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # a number that is not finite, half a surrogate pair, a key that is no word
+        raise ConfigError(f"the configuration has no identity: {error}") from None
     _check_recipe(f"{run.method.get('name')}_{run.model.get('name')}")
     return run
+
+
+def refuse_secrets(values: Iterable[tuple[str, str]]) -> None:
+    """Raises ConfigError for a value (key, text) that holds a token, a key or a password: records and logs keep configs."""
+    for key, text in values:
+        if redacted(text) != text:
+            raise ConfigError(f"{key} holds a secret (a token, a key, or a password in an address); give it in the environment")
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item, key)
+    elif isinstance(value, str):
+        yield key, value
 
 
 @lru_cache(maxsize=256)
@@ -244,7 +292,19 @@ def checked(schema: type[_Model], values: dict[str, Any], where: str = "") -> _M
             raise ConfigError(f"{key} is missing") from None
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         message = first["msg"][:1].lower() + first["msg"][1:]
-        raise ConfigError(f"{key}: {message}, got {first['input']!r}{more}") from None
+        raise ConfigError(f"{key}: {message}, got {_shown(first['input'])}{more}") from None
+    except TypeError:  # keys that are no words
+        raise ConfigError(f"{where or schema.__name__}: its keys must be words") from None
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200
+_short.maxlong = 40
+
+
+def _shown(value: Any) -> str:
+    """A value in an error: whole when it is short, whatever a stranger's file has nested into it."""
+    return _short.repr(value)
 
 
 def build(settings: dict[str, Any], where: str) -> Any:
@@ -254,16 +314,23 @@ def build(settings: dict[str, Any], where: str) -> Any:
 
 
 def component(settings: dict[str, Any], where: str) -> type[Strict]:
-    """The class that a group's `_target_` names. Raises ConfigError."""
-    target = str(settings.get("_target_"))
+    """The class that a group's `_target_` names: one that a yaml of conf/<where> names too. Raises ConfigError.
+
+    Nothing else is ever imported, wherever the settings come from.
+    """
+    target = settings.get("_target_")
+    allowed = targets(where)
+    if not isinstance(target, str) or target not in allowed:
+        raise ConfigError(f"{where}._target_: {_shown(target)} is not a component; allowed: {', '.join(sorted(allowed))}")
     module, _, name = target.rpartition(".")
-    try:
-        schema = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}._target_: cannot import {target!r}: {error}") from None
-    if not (isinstance(schema, type) and issubclass(schema, Strict)):
-        raise ConfigError(f"{where}._target_: {target!r} is not a component of this project")
-    return schema
+    return getattr(importlib.import_module(module), name)
+
+
+@lru_cache(maxsize=16)
+def targets(group: str) -> frozenset[str]:
+    """The classes that the yamls of one config group name."""
+    loaded = [yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8")) for name in choices(group)]
+    return frozenset(str(values["_target_"]) for values in loaded if "_target_" in values)
 
 
 def choices(group: str) -> list[str]:

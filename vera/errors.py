@@ -1,8 +1,42 @@
 """What a user can do something about. The entry points print these as one line and exit with a non-zero status."""
 
+from __future__ import annotations
+
+import os
+import re
+
+HIDDEN = "[hidden]"
+LONGEST = 2000  # characters of a message
+SECRET_LENGTH = 8  # a shorter value is taken for a stand-in such as "none", which is a word of other texts too
+
+_SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE)S?(?:_|$)", re.I)
+_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_IN_QUERY = re.compile(r"(?i)([?&](?:[\w-]*(?:token|key|secret|signature|password|credential))=)[^&\s'\"]+")
+_BY_SHAPE = re.compile(r"\b(?:hf_|sk-)[A-Za-z0-9_-]{16,}")  # tokens of the hub and of OpenAI
+
+
+def redacted(text: str) -> str:
+    """The text without values of environment variables that are called a token, key, secret or password, without user and
+    password in an address, without signed queries, and without anything that has the shape of a token."""
+    values = {value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= SECRET_LENGTH:
+            text = text.replace(value, HIDDEN)
+    text = _IN_ADDRESS.sub(f"{HIDDEN}@", text)
+    text = _IN_QUERY.sub(rf"\g<1>{HIDDEN}", text)
+    return _BY_SHAPE.sub(HIDDEN, text)
+
 
 class VeraError(Exception):
-    """Base of every error this project raises on purpose: bad input, an unreachable source, a run that cannot go on."""
+    """Base of every error this project raises on purpose: bad input, an unreachable source, a run that cannot go on.
+
+    Its message is rid of secrets, and cut where a file was quoted at length, when it is made: whoever prints or keeps it need
+    not think of either.
+    """
+
+    def __init__(self, message: object = ""):
+        text = redacted(str(message))
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST - 200]} ... {text[-195:]}")
 
 
 class ConfigError(VeraError):

@@ -81,7 +81,7 @@ def append_line(path: str | os.PathLike, line: str) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
+    with open(path, "a+b", opener=_no_link) as file:
         size = _whole(file)
         file.truncate(size)
         file.write(line.encode() + b"\n")
@@ -89,6 +89,11 @@ def append_line(path: str | os.PathLike, line: str) -> None:
         os.fsync(file.fileno())
         if size == 0:
             _sync(path.parent)
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file for appending, but none that a link in its place leads to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:

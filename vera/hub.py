@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, HfFileSystem, constants, get_session, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from vera.errors import DataError
+from vera.errors import DataError, VeraError
 
 if TYPE_CHECKING:
     import datasets
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 TIMEOUT_SECONDS = 10
+QUICK_SECONDS = 5  # for a first look, not for a run
 _SHA = re.compile(r"[0-9a-f]{40}")
 _known: dict[tuple[str, str, str], str] = {}
 
@@ -42,6 +45,94 @@ def commit(repository: str, revision: str, kind: Literal["model", "dataset"]) ->
             if "Timeout" not in type(error).__name__:
                 break
     return None, False
+
+
+Kind = Literal["model", "dataset"]
+
+
+class HubProblem(VeraError):
+    """Why a repository cannot be had. kind: network, login, gated, missing or other."""
+
+    def __init__(self, kind: str, message: str):
+        self.kind = kind
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What the hub says of a repository without loading it: commit, files with their bytes (0: unknown), the card's head."""
+
+    commit: str
+    files: dict[str, int]
+    card: dict[str, Any]
+
+
+def silent() -> str | None:
+    """Why the hub cannot be asked, by one quick question; None when it answers."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE=1"
+    try:
+        get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=QUICK_SECONDS)
+    except Exception as error:  # the HTTP libraries' errors have no base in common
+        return f"{constants.ENDPOINT} does not answer ({type(error).__name__})"
+    return None
+
+
+def look_up(repository: str, revision: str, kind: Kind) -> Repository:
+    """A repository's commit, files and card, after asking whether its files may be read. Raises HubProblem."""
+    api = HfApi()
+    try:
+        info = api.repo_info(repository, revision=revision, repo_type=kind, timeout=QUICK_SECONDS, files_metadata=True)
+        if info.gated:
+            api.auth_check(repository, repo_type=kind)
+    except GatedRepoError:
+        raise HubProblem("gated", f"{repository} is gated, and this account has no access") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        if isinstance(error, RevisionNotFoundError):
+            raise HubProblem("missing", f"{repository} has no revision {revision}") from None
+        raise HubProblem("missing", f"{repository} does not exist, or is private") from None
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status == 401:
+            raise HubProblem("login", "the hub refuses the login (HTTP 401)") from None
+        raise HubProblem("gated" if status == 403 else "other", f"{repository}: HTTP {status}") from None
+    except Exception as error:
+        raise HubProblem("network", f"{repository}: no answer ({type(error).__name__})") from None
+    card = info.card_data.to_dict() if info.card_data is not None else {}
+    files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    return Repository(info.sha, files, card)
+
+
+def columns(repository: str, found: Repository, subset: str | None, splits: Sequence[str]) -> dict[str, tuple[str, ...]] | None:
+    """Column names by split: from the card where it lists them, else from the end of each split's first parquet file.
+
+    None where neither says. Raises HubProblem when a file cannot be read.
+    """
+    configs = found.card.get("dataset_info") or []
+    for config in [configs] if isinstance(configs, dict) else configs:
+        names = tuple(str(feature.get("name")) for feature in config.get("features") or ())
+        if names and (subset is None or config.get("config_name") == subset):
+            return {str(split.get("name")): names for split in config.get("splits") or ()}
+    tables = [
+        name for name in sorted(found.files) if name.endswith(".parquet") and (subset is None or subset in name.split("/"))
+    ]
+    first = {}
+    for split in splits:
+        of_split = [n for n in tables if Path(n).stem.split("-")[0] == split or Path(n).parent.name == split]
+        first |= {split: of_split[0]} if of_split else {}
+    try:
+        return {split: _parquet_columns(repository, found.commit, name) for split, name in first.items()} or None
+    except Exception as error:
+        raise HubProblem(
+            "other", f"{repository}: {next(iter(first.values()))} cannot be read ({type(error).__name__})"
+        ) from None
+
+
+def _parquet_columns(repository: str, commit: str, name: str) -> tuple[str, ...]:
+    import pyarrow.parquet
+
+    with HfFileSystem(endpoint=constants.ENDPOINT).open(f"datasets/{repository}@{commit}/{name}", "rb") as file:
+        return tuple(pyarrow.parquet.read_schema(file).names)
 
 
 def cached_commit(repository: str, revision: str, filename: str = "config.json") -> str | None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from vera.config import Strict, cell_id, run_name
+from vera.config import Name, Strict, cell_id, run_name
 from vera.errors import RecordError
 
 SCHEMA = 1
+
+
+def output_path(name: str, suffix: str) -> str:
+    """Where a run's output file is, as its record says it: relative to the results folder."""
+    return f"outputs/{name}.{suffix}"
+
+
+def is_output(name: str, path: str) -> bool:
+    """Whether a path is one that `output_path` gives for this run, and so lies in the results folder."""
+    return re.fullmatch(re.escape(output_path(name, "")) + "[a-z0-9]+", path) is not None
 
 
 def text_hash(text: str) -> str:
@@ -25,11 +36,11 @@ Count = Annotated[int, Field(ge=0)]
 class Run(Strict):
     """Which run this is. `config` is resolved; `cell_id` follows from it and `follows_seed` alone."""
 
-    model: str
-    task: str
-    method: str
+    model: Name
+    task: Name
+    method: Name
     seed: Count
-    cell_id: str
+    cell_id: str = Field(pattern=r"^[0-9a-f]{64}$")
     follows_seed: list[str]
     config: dict[str, Any]
 
@@ -131,9 +142,19 @@ class Record(Strict):
 
     @model_validator(mode="after")
     def _identity_holds(self):
-        expected = cell_id(self.run.config, self.run.follows_seed)
+        try:
+            expected = cell_id(self.run.config, self.run.follows_seed)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"run.config is not the config of a run: {error}") from None
         if expected != self.run.cell_id:
             raise ValueError(f"run.cell_id is {self.run.cell_id[:8]}, but run.config hashes to {expected[:8]}")
+        return self
+
+    @model_validator(mode="after")
+    def _outputs_are_its_own(self):
+        for path in self.outputs:
+            if not is_output(self.name, path):
+                raise ValueError(f"outputs names {path!r}; a run's outputs are called outputs/{self.name}.<suffix>")
         return self
 
     @property

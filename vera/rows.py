@@ -33,7 +33,10 @@ def read_csv(path: str | Path, columns: Sequence[str], delimiter: str = ",") -> 
     the header, or an empty value in one of the columns.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
-    header = next(reader, None)
+    try:
+        header = next(reader, None)
+    except csv.Error as error:
+        raise DataError(f"{path}:1: {error}") from None
     if header is None:
         raise DataError(f"{path} is empty")
     missing = [column for column in columns if column not in header]

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vera import claims, interrupt
 from vera import record as records
 from vera.config import CONF_DIR, RunConfig, build, component
-from vera.errors import Claimed, ConfigError, OutOfStep, RecordError, TrainingError, VeraError
+from vera.errors import Claimed, ConfigError, OutOfStep, RecordError, TrainingError, VeraError, redacted
 from vera.files import remove_temporaries
 from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
@@ -118,7 +118,7 @@ def _compute(
         raise
     except Exception as error:
         log.debug("run %s failed", run.run_name, exc_info=True)
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = redacted(" ".join(str(error).split())) or type(error).__name__
         reports, in_step = processes.failure()
         if reports:
             if claim is not None:

@@ -17,13 +17,7 @@ from pathlib import Path
 
 from vera.errors import RecordError
 from vera.files import remove_temporaries, write_atomic
-from vera.record import Failure, Record, parse, text_hash
-
-
-def output_path(name: str, suffix: str) -> str:
-    """Where a run's output file is, as its record says it: relative to the results folder."""
-    return f"outputs/{name}.{suffix}"
-
+from vera.record import Failure, Record, is_output, output_path, parse, text_hash
 
 _NAME = re.compile(r".+--.+--.+--([0-9a-f]{8})--s\d+")
 
@@ -51,6 +45,10 @@ class Store:
         """
         parse(record.to_json(), record.name)
         for path, text in (outputs or {}).items():
+            if not is_output(record.name, path):
+                raise RecordError(
+                    f"{record.name} may not write {path!r}: its outputs are called outputs/{record.name}.<suffix>"
+                )
             self._write(self.root / path, text)
         path = self._write(self.path(record.name), record.to_json(), replace=False)
         (self.failed / f"{record.name}.json").unlink(missing_ok=True)

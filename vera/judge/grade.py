@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from vera.errors import ConfigError, DataError, JudgeError, RecordError
 from vera.files import append_line, read_lines
+from vera.json_text import read_json
 from vera.judge.endpoint import Endpoint, JudgeSettings, Reply
 from vera.judge.prompts import Prompts, own_prompts, parse_pair, parse_rating, read_prompts
 from vera.judge.questions import Id, Question, QuestionSet, QuestionSource, described, load_questions, parse_turns
@@ -252,7 +253,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(read_lines(path), start=1):
         try:
-            value = json.loads(line)
+            value = read_json(line)
             value["item"], value["scores"]
         except (ValueError, KeyError, TypeError):
             raise RecordError(f"{path}, line {number}: not a verdict") from None

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from string import Formatter
 from typing import Literal
 
 from vera.errors import DataError
@@ -120,7 +121,10 @@ def read_prompts(found: Found, grading: Grading) -> Prompts:
         if not all(isinstance(row.get(part), str) for part in (key, "system_prompt", "prompt_template")):
             raise DataError(f"{place}: a judge prompt needs {key}, system_prompt and prompt_template")
         template = row["prompt_template"]
-        for name, text in (row.get("defaults") or {}).items():
+        defaults = row.get("defaults") or {}
+        if not isinstance(defaults, dict):
+            raise DataError(f"{place}: defaults of a judge prompt must be a mapping")
+        for name, text in defaults.items():
             template = template.replace("{" + name + "}", str(text).replace("{", "{{").replace("}", "}}"))
         prompts[row[key]] = Prompt(row[key], row["system_prompt"], template)
     needed = [prompt.name for prompt in OWN[:4]] if grading == "single" else PAIR_CATEGORIES
@@ -128,11 +132,19 @@ def read_prompts(found: Found, grading: Grading) -> Prompts:
         if name not in prompts:
             raise DataError(f"{found.where}: no judge prompt for {name}")
         fields = FIELDS["pairwise" if grading == "pairwise" else "multi" if name.endswith("multi-turn") else "single"]
-        try:
-            prompts[name].messages(dict.fromkeys(fields, ""))
-        except (KeyError, IndexError, ValueError) as error:
-            raise DataError(f"{found.where}: judge prompt {name} has a field that is not known: {error}") from None
+        _check_fields(f"{found.where}: judge prompt {name}", prompts[name].template, fields)
     return Prompts("official" if found.official else "other", found.sha256, {name: prompts[name] for name in needed})
+
+
+def _check_fields(where: str, template: str, known: tuple[str, ...]) -> None:
+    """A template holds plain {fields} alone: str.format would also follow attributes and pad to any width. Raises DataError."""
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise DataError(f"{where} is not a template: {error}") from None
+    for _, name, spec, conversion in parts:
+        if name is not None and (name not in known or spec or conversion):
+            raise DataError(f"{where} has a field that is not known: {name!r}; allowed: {', '.join(known)}")
 
 
 _NUMBER = r"(\d+(?:\.\d+)?)"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from vera.config import Strict
+from vera.config import Name, Strict
 from vera.errors import DataError
 from vera.judge.record import Questions
 from vera.judge.sources import Found, PinnedFile, fetch, in_folder, json_lines
@@ -37,7 +37,7 @@ class QuestionSource(Strict):
     synthetic             a few made-up questions, for rehearsals.
     """
 
-    name: str
+    name: Name
     version: int = Field(ge=1)
     turns: int = Field(ge=1, le=2)
     grading: Grading

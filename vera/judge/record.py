@@ -6,22 +6,24 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from vera.config import Strict
+from vera.config import Name, Strict
 from vera.errors import RecordError
 from vera.files import write_atomic
 from vera.record import Count, Finite, Run
 
 SCHEMA = 1
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Questions(Strict):
     """Which questions: official says whether the file is the published one, byte for byte."""
 
-    name: str
+    name: Name
     version: int
     sha256: str
     official: bool
@@ -42,8 +44,8 @@ class Answers(Strict):
 
     schema_: Literal[1] = Field(alias="schema")
     status: Literal["done"]
-    identity: str
-    model: str
+    identity: Digest
+    model: Name
     run: Run | None
     checkpoint: Literal["best", "last"] | None
     adapter_sha256: str | None
@@ -62,6 +64,36 @@ class Answers(Strict):
         return self.model_dump_json(by_alias=True, indent=1) + "\n"
 
 
+class Judge(TypedDict):
+    """Who graded, as configured, and with which wording: prompts and the SHA-256 of their texts."""
+
+    version: int
+    model: str
+    base_url: str
+    temperature: float | None
+    max_tokens: int | None
+    orders: str
+    prompts: str
+    prompts_sha256: str
+
+
+class Graded(TypedDict):
+    """What was graded; run: of the training, where it is known (model, task, method, seed, cell_id)."""
+
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00]{1,200}$")]
+    sha256: str
+    model: str | None
+    checkpoint: str | None
+    run: dict[Literal["model", "task", "method", "seed", "cell_id"], str | int] | None
+
+
+class Score(TypedDict):
+    mean: Finite
+    n: Count
+    by_turn: dict[str, Finite]
+    by_category: dict[str, Finite]
+
+
 class Judged(Strict):
     """Grades of one set of answers, or of two side by side, by one judge.
 
@@ -73,11 +105,11 @@ class Judged(Strict):
 
     schema_: Literal[1] = Field(alias="schema")
     status: Literal["done"]
-    identity: str
-    judge: dict[str, Any]
+    identity: Digest
+    judge: Judge
     questions: Questions
-    answers: list[dict[str, Any]] = Field(min_length=1, max_length=2)
-    scores: list[dict[str, Any]]
+    answers: list[Graded] = Field(min_length=1, max_length=2)
+    scores: list[Score]
     verdicts: Count
     unreadable: list[str]
     cost: dict[str, int | None]
@@ -87,6 +119,8 @@ class Judged(Strict):
     def _one_score_each(self):
         if len(self.scores) != len(self.answers):
             raise ValueError("one entry in scores for each of answers")
+        if any(answer["run"] is not None and len(answer["run"]) != 5 for answer in self.answers):
+            raise ValueError("a run is named by model, task, method, seed and cell_id")
         return self
 
     @property

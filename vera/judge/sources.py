@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from vera.config import Strict
 from vera.errors import DataError
 from vera.files import write_atomic
+from vera.json_text import read_json
 
 TIMEOUT_SECONDS = 20
 
@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 20
 class PinnedFile(Strict):
     """names: what folders call it, the first that is there is read. url, sha256: the official bytes."""
 
-    names: list[str] = Field(min_length=1)
+    names: list[Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]] = Field(min_length=1)
     url: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
@@ -86,7 +86,7 @@ def json_lines(data: bytes, where: str) -> list[tuple[str, dict[str, Any]]]:
             continue
         place = f"{where}, line {number}"
         try:
-            value = json.loads(line)
+            value = read_json(line)
         except ValueError as error:
             raise DataError(f"{place}: not JSON ({error})") from None
         if not isinstance(value, dict):

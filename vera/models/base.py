@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from transformers import PretrainedConfig
 
 from vera import hub
-from vera.config import Component
+from vera.config import Component, HubId
 from vera.errors import ConfigError, ModelError
 from vera.models.tiny import architecture, tiny_checkpoint
 
@@ -62,6 +63,11 @@ class Layout:
         return {place: f"{block}.{name}".rstrip(".") for place, name in inside.items()}
 
 
+# Sizes of a transformers configuration, and its family: no text that could name code.
+Architecture = dict[str, int | float | bool | Literal["roberta", "bert", "vit", "gpt2", "llama"] | None]
+SAFE = {"trust_remote_code": False}  # for every from_pretrained; a model's also takes use_safetensors=True
+
+
 class Model(Component):
     """Common keys of conf/model. A subclass says how its modality is loaded.
 
@@ -77,15 +83,15 @@ class Model(Component):
     modality: ClassVar[str]
     layouts: ClassVar[tuple[Layout, ...]] = ()  # more than one where transformers' releases differ
 
-    checkpoint: str | None = None
+    checkpoint: HubId | None = None
     revision: str = "main"
     path: str | None = None
-    package: str | None = None
+    package: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*/\w[\w-]*$")
     size: Literal["full", "tiny"] = "full"
     targets: dict[str, str | list[str]]
     head: list[str]
-    tiny: dict[str, Any]
-    full: dict[str, Any] = {}
+    tiny: Architecture
+    full: Architecture = {}
 
     def load(self, outputs: int, cache_dir: Path) -> Backbone:
         """The backbone with a new head of `outputs` values (1: regression; a language model keeps its own and takes 0),
@@ -99,7 +105,9 @@ class Model(Component):
         if from_hub and not online:
             hub_commit = hub.cached_commit(source, self.revision)
         try:
-            model, preprocess, info = self._load(source, outputs, {"revision": self.revision, "local_files_only": not online})
+            model, preprocess, info = self._load(
+                source, outputs, {**SAFE, "revision": self.revision, "local_files_only": not online}
+            )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise ModelError(self._unreachable(source, error)) from None
         missing = [name for name in self.head if not any(part[0] == name for part in model.named_modules())]
@@ -114,6 +122,16 @@ class Model(Component):
             commit=hub_commit,
             fingerprint=weights_fingerprint(model, self.head),
         )
+
+    @property
+    def source_kind(self) -> Literal["made here", "folder", "hub"]:
+        """What `source` would give."""
+        if self.size == "tiny":
+            return "made here"
+        package = (self.package or "").partition("/")[0]
+        if self.path is not None or (package and importlib.util.find_spec(package) is not None):
+            return "folder"
+        return "hub" if self.checkpoint is not None else "made here"
 
     def source(self, cache_dir: Path) -> str:
         """Where the weights are read from: tiny model, path, installed package or hub id, in this order."""

@@ -24,7 +24,11 @@ class CausalLM(Model):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, **where, **{"dtype": torch.float32, **self._settings()}, output_loading_info=True
+            source,
+            **where,
+            use_safetensors=True,
+            **{"dtype": torch.float32, **self._settings()},
+            output_loading_info=True,
         )
         return model, tokenizer, info
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
 from vera.cache import make_folder
+from vera.models.base import Architecture
 from vera.models.image import ImageClassifier
 from vera.models.tiny import image_processor
 from vera.seeds import derive, forked, generator
@@ -29,7 +30,7 @@ class DigitsVit(ImageClassifier):
 
     modality: ClassVar[str] = "image"
 
-    architecture: dict[str, Any]
+    architecture: Architecture
     pretrain: dict[str, Any]
 
     def source(self, cache_dir: Path) -> str:

@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from vera.cache import make_folder
 from vera.errors import DataError, ModelError
+from vera.models.base import Architecture
 from vera.models.gpt2 import Gpt2
 from vera.models.tiny import END, bytes_of, causal_tokenizer
 from vera.rows import read_csv
@@ -32,7 +33,7 @@ class Gpt2Mini(Gpt2):
     weights together with that file; a finished model is cached in a folder."""
 
     data_dir: str | None
-    architecture: dict[str, Any]
+    architecture: Architecture
     pretrain: dict[str, Any]
 
     def source(self, cache_dir: Path) -> str:

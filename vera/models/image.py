@@ -27,6 +27,7 @@ class ImageClassifier(Model):
         model, info = AutoModelForImageClassification.from_pretrained(
             source,
             **where,
+            use_safetensors=True,
             num_labels=outputs,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from typing import Any, Literal
 
 import torch
@@ -11,8 +10,6 @@ from transformers import BitsAndBytesConfig
 
 from vera.errors import ConfigError
 from vera.models.causal import CausalLM
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class Llama(CausalLM):

@@ -23,6 +23,7 @@ class TextClassifier(Model):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
             **where,
+            use_safetensors=True,
             num_labels=outputs,
             problem_type="regression" if outputs == 1 else "single_label_classification",
             dtype=torch.float32,

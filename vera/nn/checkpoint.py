@@ -15,6 +15,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.files import write_atomic
+from vera.json_text import read_json
 from vera.nn.config import VeraConfig
 from vera.nn.inject import (
     _inside,
@@ -41,6 +43,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 COMPACT = "vera_lambda"  # the one tensor of a compact file
 _PREFIX = "base_model.model."
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _NORM_TOLERANCE = 1e-3  # relative; a bf16 copy of a backbone stays within 1e-5, another checkpoint does not
 
 
@@ -256,10 +259,10 @@ def _to_peft(model: nn.Module, config: VeraConfig, compact: bool) -> dict:
 
 def _read_config(path: Path) -> VeraConfig:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path.read_bytes())
     except FileNotFoundError:
         raise AdapterError(f"no adapter here: {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise AdapterError(f"{path} is not an adapter configuration: {error}") from None
     if not isinstance(raw, dict) or raw.get("peft_type") not in ("VERA", "VERA_VARIANT"):
         kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
@@ -289,14 +292,34 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        ours = json.loads(metadata.get("vera", "{}"))
+        ours = read_json(metadata.get("vera", "{}"))
     except FileNotFoundError:
         raise AdapterError(f"no adapter here: {path} does not exist") from None
     except (OSError, SafetensorError, ValueError) as error:
         raise AdapterError(f"{path} is truncated or not a safetensors file: {error}") from None
-    if not isinstance(ours, dict):
-        raise AdapterError(f"{path}: the metadata is not a mapping")
+    problem = _problem(ours)
+    if problem:
+        raise AdapterError(f"{path}: the metadata {problem}")
+    for key, value in tensors.items():
+        if value.dtype not in _DTYPES:
+            raise AdapterError(f"{path}: {key} holds {str(value.dtype).removeprefix('torch.')}, no floating-point numbers")
     return {key.removeprefix(_PREFIX): value for key, value in tensors.items()}, ours
+
+
+def _problem(ours: Any) -> str | None:
+    """What is wrong with our part of a file's metadata, of which each key may be missing; None when nothing is."""
+    if not isinstance(ours, dict):
+        return "is not a mapping"
+    shapes, norms, mark = ours.get("shapes", []), ours.get("norms", []), ours.get("fingerprint")
+    if not isinstance(shapes, list) or not all(isinstance(s, list) and [type(n) for n in s] == [int, int] for s in shapes):
+        return "has shapes that are not pairs of whole numbers"
+    if not isinstance(norms, list) or not all(norm is None or (type(norm) is float and norm == norm) for norm in norms):
+        return "has norms that are not numbers"
+    if shapes and norms and len(shapes) != len(norms):
+        return "has another number of norms than of shapes"
+    if mark is not None and not isinstance(mark, str):
+        return "has a fingerprint that is not a text"
+    return None
 
 
 def _checked_replace(path: Path, config: VeraConfig, changes: dict) -> VeraConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+import sys
 from dataclasses import dataclass, field
 
 from vera.errors import AdapterError
@@ -47,8 +49,22 @@ class VeraConfig:
             raise AdapterError(f"rank must be a whole number of at least 1, got {self.rank!r}")
         if not self.targets:
             raise AdapterError("targets names no layer")
+        for key in ("targets", "modules_to_save"):
+            odd = [name for name in getattr(self, key) if not isinstance(name, str) or not name]
+            if odd:
+                raise AdapterError(f"{key} must hold names, got {odd[0]!r}")
         if isinstance(self.projection_seed, bool) or not isinstance(self.projection_seed, int):
             raise AdapterError(f"projection_seed must be a whole number, got {self.projection_seed!r}")
+        if not -(2**63) <= self.projection_seed < 2**63:
+            raise AdapterError(f"projection_seed must fit 64 bits, got a number of {self.projection_seed.bit_length()}")
+        for key in ("d_init", "dropout"):
+            value = getattr(self, key)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not -sys.float_info.max <= value <= sys.float_info.max
+            ):
+                raise AdapterError(f"{key} must be a finite number, got {reprlib.repr(value)}")
         if not 0.0 <= self.dropout < 1.0:
             raise AdapterError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
         for key, allowed in (("init", INITS), ("sharing", SHARINGS), ("train", TRAINED)):

@@ -14,9 +14,10 @@ from pydantic import Field, field_validator
 
 from vera import hub
 from vera.errors import DataError
+from vera.json_text import read_json
 from vera.models.base import Backbone
 from vera.seeds import generator
-from vera.tasks.base import Data
+from vera.tasks.base import Data, HubData
 from vera.tasks.language import LanguageTask, collate
 
 REPOSITORY = "yahma/alpaca-cleaned"
@@ -108,6 +109,14 @@ class Alpaca(LanguageTask):
             raise DataError(f"no row of the {split} part fits task.max_length={self.max_length}")
         return examples
 
+    def hub_data(self):
+        if self.synthetic or self.data_dir is not None:
+            return None
+        return HubData(REPOSITORY, "main", None, ("train",), FIELDS)
+
+    def inspect(self):
+        self._rows()
+
     def _rows(self) -> tuple[list[Row], str, str | None]:
         if self.synthetic:
             return synthetic_rows(), "synthetic", None
@@ -141,7 +150,7 @@ def read_rows(path: Path) -> list[Row]:
             raise DataError(f"task.data_dir={path} holds none of {', '.join(FILES)}")
         path = found[0]
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"task.data_dir={path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:

@@ -38,6 +38,17 @@ class Data:
     references: Sequence[list[str]] = ()
 
 
+@dataclass(frozen=True)
+class HubData:
+    """What a task reads of a data set on the hub. subset: its configuration there, if it has several."""
+
+    repository: str
+    revision: str
+    subset: str | None
+    splits: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
 @dataclass
 class Final:
     """What a task adds once, after the last epoch.
@@ -68,6 +79,13 @@ class Task(Component):
     def outputs(self) -> int:
         """Size of the head: the number of classes, 1 for regression, 0 where the language model's own head serves."""
         raise NotImplementedError
+
+    def hub_data(self) -> HubData | None:
+        """What `load` reads from the hub; None where it reads nothing from there."""
+        return None
+
+    def inspect(self) -> None:
+        """Read the local files that `load` would read, as far as that is quick. Raises DataError."""
 
     def load(self, backbone: Backbone, seed: int) -> Data:
         """Read, check and prepare the data. Raises DataError naming file and row."""

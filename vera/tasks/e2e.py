@@ -18,7 +18,7 @@ from vera.models.base import Backbone
 from vera.models.decoding import Decoding, generate
 from vera.rows import read_csv
 from vera.seeds import derive
-from vera.tasks.base import Data, Final
+from vera.tasks.base import Data, Final, HubData
 from vera.tasks.e2e_metrics import CAPTION_METRICS, NIST_MODES, compute, unavailable
 from vera.tasks.language import LanguageTask, collate
 
@@ -79,6 +79,14 @@ class E2E(LanguageTask):
             fingerprint=hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16],
             notes={"truncated": truncated, "test_references": len(rows["test"])},
         )
+
+    def hub_data(self):
+        if self.synthetic or self.data_dir is not None:
+            return None
+        return HubData(REPOSITORY, REVISION, None, tuple(FILES), HUB_COLUMNS)
+
+    def inspect(self):
+        self.rows()
 
     def rows(self) -> tuple[dict[str, list[Row]], str, str | None]:
         """Rows of the splits "train", "validation" and "test", where they come from, and the hub's commit."""

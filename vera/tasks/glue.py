@@ -16,7 +16,7 @@ from vera import hub
 from vera.errors import ConfigError, DataError
 from vera.models.base import Backbone
 from vera.seeds import derive
-from vera.tasks.base import Data, Task
+from vera.tasks.base import Data, HubData, Task
 from vera.tasks.metrics import compute
 from vera.tasks.tsv import read_tsv
 
@@ -98,6 +98,14 @@ class Glue(Task):
             fingerprint=fingerprint(rows),
             notes=notes,
         )
+
+    def hub_data(self):
+        if self.synthetic or self.data_dir is not None:
+            return None
+        return HubData(REPOSITORY, "main", self.subset, ("train", "validation"), (*SUBSETS[self.subset].texts, "label"))
+
+    def inspect(self):
+        self.rows()
 
     def rows(self) -> tuple[dict[str, list[Row]], str, str | None]:
         """Rows of the splits "train" and "validation", where they come from, and the hub's commit."""

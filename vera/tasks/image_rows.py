@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 from PIL import Image
 
 from vera import hub
@@ -105,10 +106,28 @@ def from_folder(folder: Path, splits: Sequence[str], image: str, label: str, cla
     return {splits[0]: _from_class_folders(folder, classes, folder.name)}
 
 
-def _from_parquet(folder, tables, split, image, label, classes, cache_dir) -> Rows:
+def of_split(folder: Path, tables: list[Path], split: str) -> list[Path]:
+    """The parquet files of one split. Raises DataError when there is none."""
     files = [path for path in tables if path.stem.split("-")[0] == split or path.parent.name == split]
     if not files:
         raise DataError(f"task.data_dir={folder} holds no parquet file of the split {split!r} (such as {split}.parquet)")
+    return files
+
+
+def check_columns(files: list[Path], split: str, image: str, label: str) -> None:
+    """Read the column names of parquet files, nothing else. Raises DataError."""
+    for path in files:
+        try:
+            names = pyarrow.parquet.read_schema(path).names
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
+        for key, column in (("task.image_column", image), ("task.label_column", label)):
+            if column not in names:
+                raise DataError(f"{path} ({split}) has no column {column!r}; it has {', '.join(names)}: choose one with {key}=")
+
+
+def _from_parquet(folder, tables, split, image, label, classes, cache_dir) -> Rows:
+    files = of_split(folder, tables, split)
     try:
         datasets.disable_progress_bars()
         table = datasets.load_dataset(

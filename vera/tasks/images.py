@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from vera.config import HubId
 from vera.errors import DataError
 from vera.models.base import Backbone
 from vera.seeds import derive
 from vera.tasks import image_cache, image_rows
-from vera.tasks.base import Data, Task
+from vera.tasks.base import Data, HubData, Task
 from vera.tasks.image_rows import Rows
 from vera.tasks.metrics import compute
 
@@ -44,7 +45,7 @@ class Images(FewShot):
     workers        processes that decode; null: one a CPU core, eight at most.
     """
 
-    repository: str
+    repository: HubId
     data_dir: str | None = None
     image_column: str
     label_column: str
@@ -86,9 +87,28 @@ class Images(FewShot):
     def _prepare(self, backbone: Backbone, rows: Rows, chosen: np.ndarray | None) -> image_cache.Prepared:
         return image_cache.prepare(rows, chosen, backbone.preprocess, Path(self.cache_dir), self.workers)
 
+    @property
+    def splits(self) -> list[str]:
+        return list(dict.fromkeys([*self.train_splits, *self.eval_splits]))
+
+    def hub_data(self):
+        if self.synthetic or self.data_dir is not None:
+            return None
+        return HubData(self.repository, "main", None, tuple(self.splits), (self.image_column, self.label_column))
+
+    def inspect(self):
+        """Folders are listed; of parquet files the column names are read."""
+        folder = Path(self.data_dir or "")
+        tables = sorted(folder.rglob("*.parquet"))
+        if self.synthetic or self.data_dir is None or not tables:
+            self.rows()
+            return
+        for split in self.splits:
+            image_rows.check_columns(image_rows.of_split(folder, tables, split), split, self.image_column, self.label_column)
+
     def rows(self) -> tuple[dict[str, Rows], str, str | None]:
         """Rows of every split that the yaml names, where they come from, and the hub's commit. Raises DataError."""
-        splits = list(dict.fromkeys([*self.train_splits, *self.eval_splits]))
+        splits = self.splits
         if self.synthetic:
             spare = 0 if self.eval_splits else 1
             sizes = dict.fromkeys(splits, 1) | {self.train_splits[0]: self.train_per_class + spare}

@@ -335,7 +335,6 @@ class Loop:
         self.final = Final(**progress["final"])
         self.spent["restarts"] += 1
         self.loss_sum.copy_(own["loss_sum"])
-        state.restore_generators(own)
         log.info("resuming at step %d of %d", self.step, self.total)
 
     def cost(self) -> dict[str, Any]:

@@ -5,19 +5,41 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from vera.errors import TrainingError
 from vera.files import write_atomic
+from vera.json_text import read_json
 
 FILE = "state.safetensors"
 KEPT = ("trained", "method")  # tensors of the method, in groups that come back as they were given
+
+
+class _Scores(TypedDict):
+    epoch: int
+    step: int
+    train_loss: float
+    metrics: dict[str, float | None]
+
+
+class _Progress(TypedDict):
+    """What the loop reads of `progress` when it goes on; it may hold more."""
+
+    step: int
+    history: list[_Scores]
+    final: dict[Literal["metrics", "files", "notes"], dict[str, Any]]
+    spent: dict[str, float | None]
+
+
+_PROGRESS = TypeAdapter(_Progress)
 
 
 def save(
@@ -46,8 +68,8 @@ def save(
 def load(
     folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, rank: int = 0, count: int = 1
 ) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, Tensor]] | None:
-    """Restore the optimiser; return progress, the groups of KEPT and what process `rank` of `count` had for itself, or None
-    when there is no state.
+    """Restore the optimiser and the random generators; return progress, the groups of KEPT and what process `rank` of `count`
+    had for itself, or None when there is no state.
 
     Raises TrainingError for a file that is not such a state, and for the state of another number of processes.
     """
@@ -56,26 +78,49 @@ def load(
         return None
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["state"])
+            header = read_json(file.metadata()["state"])
             found = header["processes"]
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path} is not the state of a run ({error}); delete it to start the run again") from None
-    if found != count:
+        _PROGRESS.validate_python(header["progress"])
+        if found == count:
+            return _restore(header, tensors, parameters, optimizer, rank)
+        if not isinstance(found, int):
+            raise ValueError(f"processes is {found!r}")
+    except ValidationError as error:
+        problem = f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, OverflowError) as error:
+        problem = str(error).strip().partition("\n")[0] or type(error).__name__
+    else:
         raise TrainingError(
             f"{path} is the state of {found} process{'es' * (found > 1)}, and this is {count}; "
             f"go on with --num_processes {found}, or delete it to start the run again"
         )
+    raise TrainingError(f"{path} is not the state of this run ({problem}); delete it to start the run again")
+
+
+def _restore(
+    header: dict[str, Any],
+    tensors: dict[str, Tensor],
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    rank: int,
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             _, field, name = key.split("/", 2)
             parameter = parameters[name]
+            if value.shape not in ((), parameter.shape):
+                raise ValueError(f"{key} has shape {list(value.shape)}")
             optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
 
     def group(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
-    return header["progress"], {kept: group(f"{kept}/") for kept in KEPT}, group(f"process/{rank}/")
+    own = group(f"process/{rank}/")
+    if own["loss_sum"].shape != ():
+        raise ValueError("loss_sum is not a number")
+    restore_generators(own)
+    return header["progress"], {kept: group(f"{kept}/") for kept in KEPT}, own
 
 
 def generators() -> dict[str, Tensor]:
@@ -94,7 +139,7 @@ def restore_generators(found: dict[str, Tensor]) -> None:
     if "cuda" in found and torch.cuda.is_available():
         torch.cuda.set_rng_state(found["cuda"])
     torch.set_rng_state(found["torch"])
-    rest = json.loads(found["rest"].numpy().tobytes())
+    rest = read_json(found["rest"].numpy().tobytes())
     kind, position, has_gauss, gauss = rest["numpy"]
     np.random.set_state((kind, found["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = rest["python"]

@@ -29,7 +29,10 @@ class Wandb(Strict):
     def start(self, name: str, config: dict[str, Any]) -> None:
         import wandb
 
-        settings = wandb.Settings(silent=True, console="off")
+        # What wandb would collect by itself (command line, host, address of the git remote) may hold secrets or paths.
+        settings = wandb.Settings(
+            silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_machine_info=True
+        )
         wandb.init(project=self.project, name=name, id=name, resume="allow", config=config, mode=self.mode, settings=settings)
 
     def log(self, values: dict[str, float], step: int) -> None:

@@ -1,0 +1,89 @@
+"""What a sweep needs and whether it is here, before the money is spent. Nothing is downloaded but question files.
+
+python scripts/doctor.py                              the whole paper
+python scripts/doctor.py table2                       what one table, figure or sweep needs
+python scripts/doctor.py glue_base --with model.path=/models/roberta-base --with task.data_dir=/data/glue
+
+Exit status: 0 nothing is missing, 1 something is to be done, 3 nothing is known to be missing, but some lines need a network.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.accounting import counts
+from experiments.plan import Cell, cells, estimate, sweeps
+from vera.config import checked, resolve
+from vera.errors import VeraError, redacted
+
+STYLE = {"ok": "green", "to do": "bold red", "needs a network": "yellow", "not needed here": "dim", "note": "cyan"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artefact", nargs="?", help="a table, a figure or a sweep; default: the whole paper")
+    parser.add_argument(
+        "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
+    )
+    options = parser.parse_args()
+    try:
+        wanted = sweeps(options.artefact)
+        found = [cell for name, sweep in wanted.items() for cell in cells(name, sweep, options.overrides)]
+        lines = examine(found, options.overrides)
+    except VeraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return show(lines)
+
+
+def examine(found: list[Cell], overrides: list[str]):
+    """The doctor's lines for these cells."""
+    from vera import doctor  # brings torch, which --help and a wrong name do not need
+    from vera.judge.endpoint import JudgeSettings
+    from vera.judge.questions import QuestionSource
+
+    # A cell's counts are those of its model and method at their published settings: the backbone outweighs any adapter.
+    wanted = [
+        doctor.Wanted(
+            cell.run,
+            len(cell.seeds),
+            counts().get(f"model={cell.run.model['name']} method={cell.run.method['name']}"),
+            estimate(cell.run),
+        )
+        for cell in found
+    ]
+    questions = {}
+    for sweep in dict.fromkeys(cell.sweep for cell in found):
+        given = [override for override in overrides if override.partition("=")[0] == "answers"]
+        answers = resolve("run", [f"sweep={sweep}", *given]).get("answers")
+        if answers:
+            source = checked(QuestionSource, answers["questions"], "questions")
+            questions[source.name] = source
+    judge = checked(JudgeSettings, resolve("judge", [])["judge"], "judge")
+    return doctor.examine(wanted, list(questions.values()), judge, ROOT / "constraints.txt")
+
+
+def show(lines) -> int:
+    """Print the lines and their sum; the exit status."""
+    from vera.doctor import describe, verdict
+
+    table = Table()
+    for column in ("", "Check", "Found", "What to do"):
+        table.add_column(column, overflow="fold")
+    for line in lines:
+        table.add_row(line.status, line.what, redacted(line.found), redacted(line.remedy), style=STYLE[line.status])
+    Console().print(table)
+    print(", ".join(f"{count} {status}" for status, count in describe(lines).items() if count))
+    return verdict(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,295 @@
+"""The doctor tells what is missing from what is there, and says what to do; the hub's answers are made here."""
+
+import io
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from huggingface_hub import HfFileSystem, constants
+
+from tests.conftest import ROOT
+from tests.hub_server import SHA, Hub
+from vera import doctor, hub
+from vera.config import build, checked, compose, resolve
+from vera.doctor import NETWORK, NOTE, OK, TODO, UNUSED, Line, Wanted, verdict
+from vera.judge.endpoint import JudgeSettings
+from vera.judge.questions import QuestionSource
+
+JUDGE = checked(JudgeSettings, resolve("judge", [])["judge"], "judge")
+TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+GLUE_CARD = {
+    "dataset_info": [
+        {
+            "config_name": "rte",
+            "features": [{"name": name, "dtype": "string"} for name in ("sentence1", "sentence2", "label", "idx")],
+            "splits": [{"name": name, "num_bytes": 1} for name in ("train", "validation", "test")],
+        },
+        {"config_name": "cola", "features": [{"name": "sentence"}], "splits": [{"name": "train"}, {"name": "validation"}]},
+    ]
+}
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    made = Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", made.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_, **__: None)
+    yield made
+    made.close()
+
+
+def model_line(*overrides, silence=None):
+    sizes = {}
+    return doctor.model_line(compose(overrides), silence, sizes), sizes
+
+
+def data_line(*overrides, silence=None):
+    return doctor.data_line(build(compose(overrides).task, "task").hub_data(), silence, {})
+
+
+LLAMA = ("model=llama2_7b", "task=alpaca")
+RTE = ("model=roberta_base", "task=rte")
+
+
+def test_a_model_that_is_there(server):
+    server.model("FacebookAI/roberta-base", *TEXT_FILES)
+    line, sizes = model_line(*RTE)
+    assert line == Line(OK, "model: roberta_base", f"FacebookAI/roberta-base@{SHA[:8]}, 0.0 MB")
+    assert sizes == {"FacebookAI/roberta-base": 1000}
+
+
+@pytest.mark.parametrize(
+    ("repository", "status", "found", "remedy"),
+    [
+        (None, TODO, "does not exist, or is private", "hf auth whoami"),
+        ({"files": TEXT_FILES, "gated": "manual"}, TODO, "is gated", "ask for access at https://huggingface.co/meta-llama"),
+        ({"files": TEXT_FILES, "gated": "manual", "access": True}, OK, SHA[:8], ""),
+        ({"files": (), "status": 403}, TODO, "HTTP 403", "ask for access"),
+        ({"files": (), "status": 401, "headers": {"X-Error-Message": "Invalid credentials"}}, TODO, "", "hf auth"),
+        ({"files": (), "status": 404, "headers": {"X-Error-Code": "RevisionNotFound"}}, TODO, "no revision main", "right"),
+        ({"files": (), "status": 500}, TODO, "HTTP 500", "try again later"),
+        (
+            {"files": ("config.json", "pytorch_model.bin", "tokenizer.json")},
+            TODO,
+            "no weights in safetensors",
+            "save_pretrained",
+        ),
+        ({"files": ("config.json", "model.safetensors")}, TODO, "no tokenizer", "save_pretrained"),
+        ({"files": ("model.safetensors",)}, TODO, "no config.json", "save_pretrained"),
+    ],
+)
+def test_a_model_that_the_hub_refuses(repository, status, found, remedy, server):
+    if repository is not None:
+        server.model("meta-llama/Llama-2-7b-hf", *repository.pop("files"), **repository)
+    line, _ = model_line(*LLAMA)
+    assert line.status == status and found in line.found and remedy in line.remedy, line
+
+
+def test_an_image_model_needs_its_processor(server):
+    server.model("google/vit-base-patch16-224-in21k", "config.json", "model.safetensors")
+    line, _ = model_line("model=vit_base", "task=cifar100")
+    assert line.status == TODO and "no preprocessor_config.json" in line.found
+
+
+def test_columns_from_the_card(server):
+    server.data("nyu-mll/glue", card=GLUE_CARD)
+    assert data_line(*RTE).status == OK
+    line = data_line("model=roberta_base", "task=cola")
+    assert line.status == TODO and "train has no column 'label'; it has sentence" in line.found
+    line = data_line("model=roberta_base", "task=mrpc")
+    assert line.status == NOTE and "neither card nor files" in line.found
+
+
+def parquet(*names) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({name: ["x"] for name in names}), buffer)
+    return buffer.getvalue()
+
+
+def test_columns_from_the_files(server):
+    splits = {split: parquet("meaning_representation", "human_reference") for split in ("train", "validation", "test")}
+    files = {f"default/{split}/0000.parquet": data for split, data in splits.items()}
+    server.data("tuetschek/e2e_nlg", files)
+    line = data_line("model=gpt2_medium", "task=e2e")
+    assert line.status == OK and "human_reference" in line.found, line
+    server.data("tuetschek/e2e_nlg", {**files, "default/test/0000.parquet": parquet("mr", "ref")})
+    HfFileSystem.clear_instance_cache()  # a commit has one content, elsewhere
+    line = data_line("model=gpt2_medium", "task=e2e")
+    assert line.status == TODO and "test has no column 'human_reference'; it has mr, ref" in line.found
+    del files["default/test/0000.parquet"]
+    server.data("tuetschek/e2e_nlg", files)
+    assert "no split 'test'" in data_line("model=gpt2_medium", "task=e2e").found
+
+
+def wanted(*overrides, counts=None, operations=None):
+    return Wanted(compose(overrides), 5, counts, operations)
+
+
+def examine(*items, questions=()):
+    return {line.what: line for line in doctor.examine(items, questions, JUDGE, ROOT / "constraints.txt")}
+
+
+def test_without_a_network_each_line_says_so_and_the_hub_is_asked_once(server, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    lines = examine(wanted(*RTE, counts={"adapter": 1, "backbone": 10**8}))
+    for what in ("hub", "model: roberta_base", "data: nyu-mll/glue rte"):
+        assert lines[what].status == NETWORK, lines[what]
+    assert "HF_HUB_OFFLINE=1" in lines["hub"].found and not server.asked
+    assert "400" in lines["disk"].found.replace(".0 MB", "") or "0.4 GB" in lines["disk"].found
+    server.close()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert examine(wanted(*RTE))["hub"].status == NETWORK
+    assert verdict([Line(OK, "", ""), Line(NETWORK, "", "")]) == 3
+    assert verdict([Line(TODO, "", ""), Line(NETWORK, "", "")]) == 1
+    assert verdict([Line(OK, "", ""), Line(UNUSED, "", ""), Line(NOTE, "", "")]) == 0
+
+
+def test_what_is_in_the_cache_needs_no_network(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repository, name, revision: f"/hub/{SHA}/{name}")
+    assert model_line(*RTE, silence="no network")[0].status == OK
+    (tmp_path / "datasets" / "nyu-mll___glue" / "rte" / "0.0.0").mkdir(parents=True)
+    (tmp_path / "datasets" / "nyu-mll___glue" / "rte" / "0.0.0" / "glue-train.arrow").write_bytes(b"")
+    assert data_line(*RTE, silence="no network").status == OK
+    assert data_line("model=roberta_base", "task=mrpc", silence="no network").status == NETWORK
+
+
+def test_local_paths_are_read_here(server, tmp_path):
+    (tmp_path / "model").mkdir()
+    folder = f"model.path={tmp_path / 'model'}"
+    assert "holds no config.json" in model_line(*RTE, folder)[0].found
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"")
+    assert "no weights in safetensors" in model_line(*RTE, folder)[0].found
+    for name in TEXT_FILES[1:]:
+        (tmp_path / "model" / name).write_bytes(b"")
+    assert model_line(*RTE, folder)[0].status == OK
+    run = compose([*RTE, f"task.data_dir={tmp_path}"])
+    (line,) = doctor.local_data([run])
+    assert line.status == TODO and "holds neither train.tsv" in line.found
+    rows = "sentence1\tsentence2\tlabel\na\tb\tentailment\n"
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text(rows)
+    assert doctor.local_data([run])[0].status == OK
+    assert not server.asked
+
+
+def test_local_parquet_columns(tmp_path):
+    run = compose(["model=vit_base", "task=food101", f"task.data_dir={tmp_path}"])
+    (tmp_path / "train-0.parquet").write_bytes(parquet("image", "label"))
+    assert "no parquet file of the split 'validation'" in doctor.local_data([run])[0].found
+    (tmp_path / "validation-0.parquet").write_bytes(parquet("image", "fine_label"))
+    assert "has no column 'label'" in doctor.local_data([run])[0].found
+    (tmp_path / "validation-0.parquet").write_bytes(b"PAR1")
+    assert "cannot be read as parquet" in doctor.local_data([run])[0].found
+    (tmp_path / "validation-0.parquet").write_bytes(parquet("image", "label"))
+    assert doctor.local_data([run])[0].status == OK
+
+
+def test_memory_against_the_gpu(monkeypatch):
+    large = wanted("model=roberta_large", "task=rte", counts={"adapter": 786_432, "backbone": 355_000_000}, operations=1e16)
+    lines = {line.what: line for line in doctor.memory([large])}
+    assert lines["GPU"].status == TODO and lines["memory: roberta_large"].status == TODO  # a day on a CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for total, status in ((80e9, OK), (8e9, TODO), (1e9, TODO)):
+        gpu = SimpleNamespace(name="X", total_memory=total)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, gpu=gpu: gpu)
+        line = {line.what: line for line in doctor.memory([large])}["memory: roberta_large"]
+        assert line.status == status, line
+        if total == 8e9:
+            fitting = int(line.remedy.removeprefix("train.micro_batch_size="))
+            run = compose(["model=roberta_large", "task=rte", line.remedy])
+            assert fitting >= 1 and sum(doctor.device_bytes(run, large.counts).values()) < total
+    assert line.remedy.startswith("a GPU with more than")
+
+
+def test_bytes_of_weights_and_training():
+    run = compose(["model=llama_7b", "task=alpaca"])
+    words = 2 * 32000 * 4096
+    assert doctor.weights_bytes(run, 6_738_415_616) == pytest.approx(2 * words + (6_738_415_616 - words) * 4.127 / 8)
+    run = compose(["model=roberta_base", "task=rte", "method=full"])
+    parts = doctor.device_bytes(run, {"adapter": 125_000_000, "backbone": 125_000_000})
+    assert parts["weights"] + parts["training"] == 16 * 125_000_000
+    parts = doctor.device_bytes(run, {"adapter": 1000, "backbone": 125_000_000})
+    assert parts["training"] == 16_000 and parts["weights"] == 4 * 125_000_000
+
+
+def test_a_full_disk(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    item = wanted(
+        "model=roberta_base", "task=rte", "method=full", "model.path=/x", counts={"adapter": 10**8, "backbone": 10**8}
+    )
+    lines = [line for line in doctor.disk([item], {"x": 10**9}) if line.status == TODO]
+    assert lines and "6.2 GB wanted" in lines[0].found and lines[0].remedy.startswith("free 6.2 GB")
+
+
+def test_packages(monkeypatch, tmp_path):
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("# comment\ntorch==0.1\nnumpy==99; python_version < '3'\n")
+    lines = doctor.packages(constraints, set())
+    assert [line.status for line in lines] == [NOTE, OK] and "torch" in lines[0].found and "numpy" not in lines[0].found
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "requires", lambda _: ["torch>=999", "no-such-package>=1", "x; extra == 'e2e'"]
+    )
+    lines = {line.what: line for line in doctor.packages(ROOT / "constraints.txt", set())}
+    assert lines["torch"].status == TODO and "needs >=999" in lines["torch"].found
+    assert lines["no-such-package"].found == "not installed" and "x" not in lines
+    assert "x" in {line.what for line in doctor.packages(ROOT / "constraints.txt", {"e2e"})}
+    monkeypatch.setattr(doctor.platform, "python_version_tuple", lambda: ("3", "9", "1"))
+    assert doctor.python().status == TODO
+
+
+def test_java(monkeypatch):
+    e2e = compose(["model=gpt2_medium", "task=e2e"])
+    monkeypatch.setattr(doctor, "unavailable", lambda: "needs Java: install it")
+    assert doctor.java([e2e]) == Line(TODO, "Java", "missing", "needs Java: install it")
+    monkeypatch.setattr(doctor, "unavailable", lambda: None)
+    assert doctor.java([e2e]).status == OK and doctor.java([compose()]).status == UNUSED
+
+
+def test_accounts(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    online = compose(["tracker=wandb", "tracker.mode=online"])
+    assert doctor.tracker([compose(["tracker=wandb"])]).status == UNUSED
+    assert doctor.tracker([online]).status == TODO
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret-of-wandb\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert doctor.tracker([online]) == Line(OK, "wandb login", "~/.netrc")
+    monkeypatch.setenv("WANDB_API_KEY", "distinctive-value")
+    assert "distinctive" not in str(doctor.tracker([online]))
+
+
+def test_the_judge(monkeypatch, tmp_path):
+    source = checked(QuestionSource, resolve("judge", [])["questions"], "questions")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    key, questions = doctor.judging([source], JUDGE, "no network", str(tmp_path))
+    assert key.status == TODO and "OPENAI_API_KEY is not set" in key.found and questions.status == NETWORK
+    monkeypatch.setenv("OPENAI_API_KEY", "distinctive-value")
+    given = source.model_copy(update={"data_dir": str(tmp_path)})
+    key, questions = doctor.judging([given], JUDGE, "no network", str(tmp_path))
+    assert key.status == OK and "distinctive" not in str(key) and questions.status == TODO
+    (tmp_path / "question.jsonl").write_text("{}")
+    assert doctor.judging([given], JUDGE, None, str(tmp_path))[1].status == OK
+    assert [line.status for line in doctor.judging([], JUDGE, None, str(tmp_path))] == [UNUSED]
+
+
+def test_the_command(tmp_path):
+    def run(*arguments):
+        script = str(ROOT / "scripts" / "doctor.py")
+        return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=tmp_path)
+
+    done = run("demo")
+    assert done.returncode == 0 and "not needed here" in done.stdout, done.stdout + done.stderr
+    done = run("glue_base", "--with", "task=rte")
+    assert done.returncode in (1, 3) and "needs a network" in done.stdout and "nyu-mll/glue" in done.stdout
+    done = run("table99")
+    assert done.returncode == 2 and done.stderr.startswith("error: ")

@@ -1,0 +1,155 @@
+"""A recorded run comes out again, and what does not agree is named. Nothing that a record says is executed or opened."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REHEARSAL, ROOT
+from vera.config import cell_id
+from vera.config import compose as compose_run
+from vera.errors import ConfigError, RecordError
+from vera.record import Record
+from vera.run import execute
+from vera.store import Store
+from vera.verify import compare, read_record, repeat, run_of
+
+SLOW = ("seconds", "started", "finished")
+
+
+SETTINGS = ["method=vera", "train.max_steps=3", "train.epochs=3", "train.batch_size=32"]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, cache):
+    """A record and its path, made once."""
+    folder = tmp_path_factory.mktemp("recorded")
+    places = [f"cache_dir={cache}", f"results_dir={folder / 'results'}", f"work_dir={folder / 'work'}"]
+    run = compose_run([*REHEARSAL, *SETTINGS, *places])
+    return execute(run), Store(run.results_dir).path(run.run_name)
+
+
+def changed(record, change):
+    """The record with another config whose identity holds."""
+    raw = json.loads(record.to_json())
+    change(raw["run"])
+    raw["run"]["cell_id"] = cell_id(raw["run"]["config"], raw["run"]["follows_seed"])
+    return Record.model_validate(raw)
+
+
+def without_times(record):
+    raw = json.loads(record.to_json())
+    for part in (raw["cost"], raw["provenance"]):
+        for key in SLOW:
+            part.pop(key, None)
+    return raw
+
+
+def test_same_config_and_seed_give_the_same_record(recorded, compose):
+    record, _ = recorded
+    assert without_times(execute(compose(*SETTINGS))) == without_times(record)
+
+
+def test_a_record_is_repeated_and_left_alone(recorded, cache):
+    record, path = recorded
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    found = compare(read_record(path), repeat(record, [f"cache_dir={cache}"]))
+    assert not found.differing() and not found.conditions
+    assert {"parameters.adapter", "epoch 1 accuracy", "epoch 2 train_loss", "best accuracy"} <= {v.name for v in found.values}
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_what_differs_is_named(recorded):
+    record, _ = recorded
+    raw = json.loads(record.to_json())
+    raw["scores"]["history"][0]["train_loss"] += 1e-9
+    raw["scores"]["history"][0]["metrics"]["f1"] = 0.5
+    raw["parameters"]["total"] += 1
+    raw["cost"]["threads"] += 1
+    raw["provenance"].update(git_dirty=None, data_fingerprint="other")
+    raw["provenance"]["versions"]["torch"] = "2.0"
+    found = compare(record, Record.model_validate(raw))
+    names = {value.name: value.difference for value in found.differing()}
+    assert names.keys() == {"epoch 1 train_loss", "epoch 1 f1", "parameters.total"}
+    assert names["epoch 1 f1"] == float("inf") and names["epoch 1 train_loss"] == pytest.approx(1e-9, rel=1e-4)
+    assert {name for name, _, _ in found.conditions} == {"git_dirty", "data_fingerprint", "versions.torch", "threads"}
+    assert {value.name for value in found.differing(1e-6)} == {"epoch 1 f1", "parameters.total"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: run["config"]["method"].update(_target_="os.system"), "method._target_: 'os.system' is not a component"),
+        (lambda run: run["config"]["method"].update(_target_="vera.methods.lora.Lora"), "conf/method has 'vera.methods.vera"),
+        (lambda run: run["config"]["model"].update(path="/etc"), "run.config.model.path shows a path"),
+        (lambda run: run["config"]["model"].update(path="local"), "give it again: model.path=/path/to/it"),
+        (lambda run: run["config"]["task"].update(version=9), "made with version 9 of task=digits"),
+        (lambda run: run.update(method="veera"), "conf/method has no 'veera'"),
+        (lambda run: run["config"]["model"].update(name="../../x"), "run.config.model.name is '../../x'"),
+        (lambda run: run["config"]["train"].update(command="rm"), "train.command"),
+        (lambda run: run["config"].update(train={"version": 1}), "train.epochs is missing"),
+    ],
+)
+def test_a_record_is_data(recorded, change, message, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        run_of(changed(recorded[0], change), [], tmp_path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_checkpoint_is_an_id_and_a_package_has_no_dots(recorded, tmp_path):
+    """A path or an importable parent package in a record's config is refused before anything is looked up."""
+    for change in ({"checkpoint": "/etc"}, {"checkpoint": "../x"}, {"package": "os.path/x"}, {"package": "x/../../etc"}):
+        record = changed(recorded[0], lambda run, change=change: run["config"]["model"].update(change))
+        with pytest.raises(ConfigError, match=rf"model\.{next(iter(change))}"):
+            repeat(record)
+
+
+def test_only_what_cannot_change_the_numbers_may_be_given(recorded, tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.lr=1: only model\.path"):
+        run_of(recorded[0], ["train.lr=1"], tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.path is given, but the recorded run read no such path"):
+        run_of(recorded[0], ["model.path=/x"], tmp_path)
+    run = run_of(recorded[0], ["train.micro_batch_size=4", "device=cpu"], tmp_path)
+    assert run.train.micro_batch_size == 4 and run.cell_id == recorded[0].run.cell_id and not run.train.save
+
+
+def test_local_paths_are_given_again(recorded, compose, tmp_path, cache):
+    """The model of a run that read a folder: refused without the folder, repeated with it."""
+    folder = next((cache / "tiny").glob("vit-*/config.json")).parent
+    run = compose("method=head", "model.size=full", f"model.path={folder}", "train.max_steps=2")
+    record = execute(run)
+    with pytest.raises(ConfigError, match=r"model\.path=/path/to/it"):
+        repeat(record, [f"cache_dir={cache}"])
+    assert not compare(record, repeat(record, [f"model.path={folder}", f"cache_dir={cache}"])).differing()
+
+
+def test_a_younger_neutral_key_stands_at_its_neutral_value(recorded, tmp_path):
+    """train.warmup_steps is younger than version 1 of conf/train: records without it mean null."""
+    old = changed(recorded[0], lambda run: [run["config"]["train"].pop(key) for key in ("warmup_steps", "neutral")])
+    assert old.run.cell_id == recorded[0].run.cell_id
+    assert run_of(old, [], tmp_path).train.warmup_steps is None
+
+
+def test_the_command(recorded, cache, tmp_path):
+    record, path = recorded
+
+    def run(path, *more):
+        command = [sys.executable, str(ROOT / "scripts" / "verify.py"), str(path), f"cache_dir={cache}", *more]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    done = run(path)
+    assert done.returncode == 0 and "equal: all" in done.stdout, done.stdout + done.stderr
+    raw = json.loads(record.to_json())
+    raw["scores"]["history"][0]["train_loss"] += 0.25
+    other = tmp_path / "tampered" / "runs" / path.name
+    other.parent.mkdir(parents=True)
+    other.write_text(json.dumps(raw))
+    done = run(other)
+    assert done.returncode == 1 and "differs: 1 of" in done.stdout and "epoch 1 train_loss" in done.stdout, done.stdout
+    assert "nothing around the run differs" in done.stdout
+    assert run(other, "--tolerance", "0.3").returncode == 0
+    done = run(tmp_path / "none.json")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    with pytest.raises(RecordError):
+        read_record(tmp_path / "none.json")

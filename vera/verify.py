@@ -1,0 +1,190 @@
+"""Repeat a recorded run from the config that its record holds, and compare the two records number by number."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vera.config import CONF_DIR, GROUPS, RunConfig, checked, component, resolve
+from vera.errors import ConfigError, RecordError
+from vera.record import Record
+from vera.run import execute
+from vera.store import Store
+
+LOCAL = "local"  # what a record says in place of a path
+PATHS = ("model.path", "model.data_dir", "task.data_dir", "task.cache_dir")
+OVERRIDES = (*PATHS, "train.micro_batch_size", "train.micro_batch_tokens", "train.eval_batch_size", "device", "cache_dir")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number of a run, as recorded and as it came out now; None where one of the two has no such number."""
+
+    name: str
+    recorded: float | None
+    repeated: float | None
+
+    @property
+    def difference(self) -> float:
+        """Absolute; infinite where one side is missing, 0 where both are."""
+        if self.recorded is None or self.repeated is None:
+            return 0.0 if self.recorded is self.repeated else math.inf
+        return abs(self.recorded - self.repeated)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """values: every number, in the order of the record; conditions: what differs in provenance (name, recorded, here)."""
+
+    values: list[Value]
+    conditions: list[tuple[str, str, str]]
+
+    def differing(self, tolerance: float = 0.0) -> list[Value]:
+        return [value for value in self.values if not value.difference <= tolerance]
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file of a results folder. Raises RecordError."""
+    found = Store(path.parent.parent).find(path.stem) if path.suffix == ".json" else None
+    if found is None:
+        raise RecordError(f"{path} is not there or is not called <run>.json")
+    return found
+
+
+def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
+    """The recorded run, to be computed below `folder`. `overrides`: KEY=VALUE for OVERRIDES.
+
+    The record is taken for data: its classes must be the ones that conf/ names for the model, task and method of these names,
+    and none of its paths is used. Raises ConfigError, also for a path that has to be given again, and for a record whose
+    config means another run today.
+    """
+    given = _given(overrides)
+    groups: dict[str, Any] = {}
+    for group in GROUPS:
+        values = dict(record.run.config[group])
+        here = _yaml(group, "default" if group == "train" else getattr(record.run, group))
+        if group != "train":
+            component(values, group)
+            for key in ("name", "_target_"):
+                if values.get(key) != here[key]:
+                    raise ConfigError(f"run.config.{group}.{key} is {values.get(key)!r}, conf/{group} has {here[key]!r}")
+        if values.get("version") != here["version"]:
+            raise ConfigError(
+                f"the record was made with version {values.get('version')!r} of {group}={here.get('name', 'default')}, this is "
+                f"version {here['version']}, which computes something else; its commit is {record.provenance.git_sha}"
+            )
+        # A key younger than the record: it stands at the value that means "as before".
+        younger = {key: value for key, value in (here.get("neutral") or {}).items() if key not in values}
+        groups[group] = {**values, **younger, "neutral": {**(values.get("neutral") or {}), **younger}}
+    groups["task"].pop("cache_dir", None)
+    for key in PATHS[:3]:
+        group, name = key.split(".")
+        value = groups[group].get(name)
+        if value is None:
+            if key in given:
+                raise ConfigError(f"{key} is given, but the recorded run read no such path")
+            continue
+        if value != LOCAL:
+            raise ConfigError(f"run.config.{key} shows a path, which no record of this project does")
+        if key == "model.data_dir" and key not in given:
+            given[key] = given.get("task.data_dir")
+        if given.get(key) is None:
+            raise ConfigError(f"the recorded run read a local {key}; give it again: {key}=/path/to/it")
+        groups[group][name] = given[key]
+    cache_dir = str(given.get("cache_dir", ".cache"))
+    if "cache_dir" in _yaml("task", record.run.task):
+        groups["task"]["cache_dir"] = cache_dir
+    for key in ("micro_batch_size", "micro_batch_tokens", "eval_batch_size"):
+        groups["train"][key] = given.get(f"train.{key}", groups["train"].get(key))
+    groups["train"]["save"] = False
+    run = checked(
+        RunConfig,
+        {
+            **groups,
+            "tracker": resolve("run", ["tracker=none"])["tracker"],
+            "seed": record.run.seed,
+            "results_dir": str(folder / "results"),
+            "work_dir": str(folder / "work"),
+            "cache_dir": cache_dir,
+            "device": given.get("device", "auto"),
+            "progress": False,
+            "follows_seed": record.run.follows_seed,
+        },
+    )
+    if (run.cell_id, run.run_name) != (record.run.cell_id, record.name):
+        raise ConfigError(f"the config in {record.name}.json makes the run {run.run_name}, not the recorded one")
+    return run
+
+
+def repeat(record: Record, overrides: Sequence[str] = (), threads: int | None = None) -> Record:
+    """The record of the same run computed again in a temporary folder, with as many threads as recorded unless told.
+
+    Raises VeraError.
+    """
+    before = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        run = run_of(record, overrides, Path(folder))
+        wanted = threads or min(record.cost.threads, os.cpu_count() or 1)
+        try:
+            torch.set_num_threads(max(1, wanted))
+            return execute(run)
+        finally:
+            torch.set_num_threads(before)
+
+
+def compare(recorded: Record, repeated: Record) -> Comparison:
+    """Every parameter count, every epoch's loss and metrics, and the selected epochs; and which conditions differ."""
+    old, new = dict(_numbers(recorded)), dict(_numbers(repeated))
+    names = [*old, *(name for name in new if name not in old)]
+    was, now = dict(_conditions(recorded)), dict(_conditions(repeated))
+    differing = [(name, was.get(name, "-"), now.get(name, "-")) for name in {**was, **now} if was.get(name) != now.get(name)]
+    return Comparison([Value(name, old.get(name), new.get(name)) for name in names], differing)
+
+
+def _numbers(record: Record) -> Iterator[tuple[str, float | None]]:
+    for name, count in record.parameters.model_dump().items():
+        yield f"parameters.{name}", count
+    for entry in record.scores.history:
+        yield f"epoch {entry.epoch} step", entry.step
+        yield f"epoch {entry.epoch} train_loss", entry.train_loss
+        for metric, value in entry.metrics.items():
+            yield f"epoch {entry.epoch} {metric}", value
+    for which in ("best", "last"):
+        selected = getattr(record.scores, which)
+        yield f"{which} epoch", selected.epoch
+        for metric, value in selected.metrics.items():
+            yield f"{which} {metric}", value
+
+
+def _conditions(record: Record) -> Iterator[tuple[str, str]]:
+    about = record.provenance.model_dump(exclude={"started", "finished", "versions", "notes"})
+    about |= {f"versions.{name}": version for name, version in record.provenance.versions.items()}
+    about |= record.cost.model_dump(include={"device", "precision", "threads"})
+    about |= {f"outputs{Path(path).suffix}": mark[:16] for path, mark in record.outputs.items()}
+    for name, value in about.items():
+        yield name, "-" if value is None else str(value)
+
+
+def _given(overrides: Sequence[str]) -> dict[str, Any]:
+    given = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or key not in OVERRIDES:
+            raise ConfigError(f"{override}: only {', '.join(OVERRIDES)} can be given; the rest is what the record says")
+        given[key] = int(value) if value.isdecimal() else value
+    return given
+
+
+def _yaml(group: str, name: str) -> dict[str, Any]:
+    path = CONF_DIR / group / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"conf/{group} has no {name!r}, which the record names")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
