@@ -42,6 +42,9 @@ demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (m
 test: setup .venv/e2e .venv/instruct ## the tests
 	$(PY) -m pytest $(ARGS)
 
+test-launchers: setup ## the digits sweep through joblib, submitit, Ray and two processes a run: the same table each time (minutes)
+	$(PY) scripts/launchers.py $(ARGS)
+
 lint: setup ## ruff
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

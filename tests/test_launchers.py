@@ -1,4 +1,4 @@
-"""Sweeps through Hydra's launchers: a line a run, finished runs skipped, failures heard of. (`make test-launchers` has more.)"""
+"""Sweeps through Hydra's launchers: a line a run, finished runs skipped, failures heard of (more: `make test-launchers`)."""
 
 import importlib.util
 
