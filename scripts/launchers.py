@@ -67,8 +67,8 @@ def table(folder: Path) -> dict[str, bytes]:
 
 
 def furthest(one: Path, other: Path) -> tuple[float, float, float]:
-    """The largest difference between two folders with the same runs: of an epoch's loss, of the metrics of the best and the last
-    epoch, of the metrics of any epoch."""
+    """The largest difference between two folders with the same runs: of an epoch's loss, of the metrics of the best and the
+    last epoch, of the metrics of any epoch."""
     losses, scores, metrics = [0.0], [0.0], [0.0]
     for a, b in zip(Store(one).records(), Store(other).records(), strict=True):
         for x, y in zip(a.scores.history, b.scores.history, strict=True):
