@@ -11,6 +11,7 @@ import json
 import os
 import random
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -24,15 +25,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-# The pretraining is a quarter of the demo's. State is written at every chance, so that kills hit its writing too.
+# A short pretraining and few epochs. State is written at every chance, so that kills hit its writing too.
+METHODS = "vera,lora,full"
 SWEEP = [
-    *("-m", "model=digits_vit", "task=digits", "method=vera,lora,full", "seed=0,1,2,3"),
-    *("model.pretrain.epochs=choice(10)", "train.checkpoint_seconds=0", "device=cpu", "progress=false"),
+    *("-m", "model=digits_vit", "task=digits", f"method={METHODS}", "seed=0,1"),
+    *("model.pretrain.epochs=choice(4)", "train.epochs=4", "train.checkpoint_seconds=0", "device=cpu", "progress=false"),
 ]
 CLAIM_TIMEOUT = 10  # seconds; a suspended worker sleeps longer
 WORKERS = 2
 FREE = [0, 40_000, 1_000_000, 3_000_000, 9_000_000, 12_000_000]  # bytes left on the full disks
 DISK = 64_000_000
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
 
 
 class Test:
@@ -58,7 +63,7 @@ class Test:
             when = self.random.choices(["started", "claimed", "operation"], [1, 4, 4])[0]
             if kind != "kill" and when == "operation":
                 when = "claimed"
-            return kind, when, self.random.uniform(0, 8), self.random.randint(1, 120)
+            return kind, when, self.random.uniform(0, 4), self.random.randint(1, 120)
 
     def give_back(self, kind: str) -> None:
         with self.lock:
@@ -77,15 +82,16 @@ class Folder:
         self.root, self.results, self.work = root, root / "results", root / "work"
         self.cache = cache or root / "cache"
 
-    def start(self, sweep: list[str], fault_at: int | None = None, **options) -> subprocess.Popen:
+    def arguments(self, sweep: list[str]) -> list[str]:
+        """Of scripts/train.py."""
         paths = [f"results_dir={self.results}", f"work_dir={self.work}", f"cache_dir={self.cache}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.code)}
-        if fault_at is not None:
-            environment["PYTHONPATH"] = f"{ROOT / 'tests' / 'faults'}{os.pathsep}{self.code}"
-            environment["VERA_FAULT_AT"] = str(fault_at)
-        command = [sys.executable, str(self.code / "scripts" / "train.py"), *sweep, f"claim_timeout={CLAIM_TIMEOUT}", *paths]
+        return [*sweep, f"claim_timeout={CLAIM_TIMEOUT}", *paths]
+
+    def start(self, sweep: list[str], **options) -> subprocess.Popen:
+        """The sweep as a command of its own."""
+        command = [sys.executable, str(self.code / "scripts" / "train.py"), *self.arguments(sweep)]
         return subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, **options
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, **options
         )
 
     def claimed_by(self, pid: int) -> bool:
@@ -109,6 +115,44 @@ class Folder:
         """Everything that a finished sweep must not leave."""
         claims = [*(self.results / "claims").glob("*"), *self.work.glob("*/state.safetensors"), *self.work.glob("*/*.old")]
         return [*self.temporaries(), *(str(path.relative_to(self.root)) for path in claims)]
+
+
+class Server:
+    """Forks one worker after the other (tests/faults/server.py)."""
+
+    def __init__(self, code: Path, scratch: Path, number: int):
+        self.errors = scratch / f"worker{number}.txt"
+        command = [sys.executable, str(ROOT / "tests" / "faults" / "server.py"), str(code), METHODS]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+        )
+        self.pid = 0
+        self.returncode: int | None = None
+
+    def start(self, arguments: list[str], fault_at: int | None) -> None:
+        request = {"args": arguments, "fault_at": fault_at, "stderr": str(self.errors)}
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+        self.returncode, self.pid = None, self._line()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether the worker has ended, within so many seconds."""
+        if self.returncode is None and select.select([self.process.stdout], [], [], seconds)[0]:
+            self.returncode = self._line()
+        return self.returncode is not None
+
+    def _line(self) -> int:
+        line = b""
+        while not line.endswith(b"\n"):  # unbuffered, so that select sees what has not been read
+            byte = os.read(self.process.stdout.fileno(), 1)
+            if not byte:
+                raise RuntimeError("the server of workers has ended")
+            line += byte
+        return int(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def comparable(record: dict) -> dict:
@@ -149,31 +193,25 @@ def differing(folder: Folder, wanted: dict[str, dict]) -> list[str]:
     return lines
 
 
-def mind(test: Test, folder: Folder, worker: int) -> None:
+def mind(test: Test, folder: Folder, server: Server) -> None:
     """Start a worker again and again, each time with a fault, until it finds the sweep done."""
     while True:
         fault = test.draw()
         kind, when, seconds, number = fault or ("none", "started", 0.0, 0)
-        process = folder.start(SWEEP, number if when == "operation" else None)
-        errors: list[str] = []
-        reader = threading.Thread(target=lambda p=process, to=errors: to.append(p.stderr.read()))
-        reader.start()
+        server.start(folder.arguments(SWEEP), number if when == "operation" else None)
         asked = 0.0
         if fault and when != "operation":
-            while when == "claimed" and process.poll() is None and not folder.claimed_by(process.pid):
-                time.sleep(0.02)
-            try:
-                process.wait(seconds)
-            except subprocess.TimeoutExpired:
+            while when == "claimed" and not folder.claimed_by(server.pid) and not server.wait(0.02):
+                pass
+            if not server.wait(seconds):
                 asked = time.monotonic()
-                process.send_signal({"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}[kind])
+                os.kill(server.pid, {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}[kind])
                 if kind == "stop":
                     time.sleep(1.5 * CLAIM_TIMEOUT)
-                    process.send_signal(signal.SIGCONT)
-        process.wait()
+                    os.kill(server.pid, signal.SIGCONT)
+        server.wait()
         seconds_to_leave = time.monotonic() - asked
-        reader.join()
-        text = errors[0]
+        text = server.errors.read_text()
         test.note(starts=1)
         with test.lock:
             if "Traceback" in text or "error:" in text:
@@ -181,21 +219,21 @@ def mind(test: Test, folder: Folder, worker: int) -> None:
             test.lines.update(line.split("  ")[0] for line in text.splitlines() if line.endswith(" s") and "accuracy" in line)
             test.counts["taken over by another worker"] += text.count("taken over")
             test.counts["waited for another worker"] += text.count("comes back to it")
-            if process.returncode == -signal.SIGKILL:
+            if server.returncode == -signal.SIGKILL:
                 test.counts["kills"] += 1
                 found = folder.temporaries()
                 pretraining = any("digits_vit" in path for path in found)
                 inside = "pretraining" if pretraining else "a half-written file" if found else when
                 test.where[{"operation": "at a file operation"}.get(inside, inside)] += 1
-            elif kind == "term" and process.returncode == 128 + signal.SIGTERM:
+            elif kind == "term" and server.returncode == 128 + signal.SIGTERM:
                 test.counts["terms"] += 1
                 test.slowest = max(test.slowest, seconds_to_leave)
                 test.where["SIGTERM with a checkpoint" if "at step" in text else "SIGTERM elsewhere"] += 1
-            elif process.returncode == 0 and kind == "stop" and asked:
+            elif server.returncode == 0 and kind == "stop" and asked:
                 test.counts["stops"] += 1
-            elif process.returncode != 0:
-                test.errors.append(f"exit status {process.returncode} after {kind} {when}: {text}")
-        if process.returncode == 0:
+            elif server.returncode != 0:
+                test.errors.append(f"exit status {server.returncode} after {kind} {when}: {text}")
+        if server.returncode == 0:
             if fault and not (kind == "stop" and asked):
                 test.give_back(kind)  # it was through before its time came
             return
@@ -223,12 +261,12 @@ def compare(folder: Folder, reference: Folder, errors: list[str]) -> None:
         errors.append("a failure was written")
 
 
-def sweep_under_faults(test: Test, folder: Folder, reference: Folder) -> None:
+def sweep_under_faults(test: Test, folder: Folder, reference: Folder, servers: list[Server]) -> None:
     stop, seen = threading.Event(), {}
     watcher = threading.Thread(target=watch, args=(folder, stop, seen, test.errors))
     watcher.start()
     test.lines.clear()
-    minders = [threading.Thread(target=mind, args=(test, folder, number)) for number in range(WORKERS)]
+    minders = [threading.Thread(target=mind, args=(test, folder, server)) for server in servers]
     for minder in minders:
         minder.start()
     for minder in minders:
@@ -315,19 +353,22 @@ def main() -> int:
         if process.returncode != 0:
             print(f"error: the uninterrupted sweep failed: {text}", file=sys.stderr)
             return 1
-        print(f"{time.monotonic() - began:5.0f} s  uninterrupted: {len(reference.records())} records", flush=True)
-        cache = None
+        reference_records = reference.records()
+        print(f"{time.monotonic() - began:5.0f} s  uninterrupted: {len(reference_records)} records", flush=True)
+        cache, servers = None, [Server(code, where, number) for number in range(WORKERS)]
         while test.left:
             folder = Folder(where / f"round{test.counts['rounds']}", code, cache)
-            sweep_under_faults(test, folder, reference)
+            sweep_under_faults(test, folder, reference, servers)
             cache = cache or folder.cache  # the first round pretrains under faults
             done = f"{test.counts['kills']} kills, {test.counts['terms']} SIGTERMs, {test.counts['stops']} suspensions"
             print(f"{time.monotonic() - began:5.0f} s  round {test.counts['rounds']}: {done}", flush=True)
             if test.errors:
                 break
+        for server in servers:
+            server.close()
         how = full_disks(test, where, reference, options.disks)
-        same = test.counts["records"]
-    print(f"{test.counts['starts']} starts of {WORKERS} workers in {test.counts['rounds']} sweeps of {len(SWEEP) and 12} runs:")
+        same, size = test.counts["records"], len(reference_records)
+    print(f"{test.counts['starts']} starts of {WORKERS} workers in {test.counts['rounds']} sweeps of {size} runs:")
     print(
         f"  {test.counts['kills']} SIGKILLs, {test.counts['terms']} SIGTERMs (slowest to leave: {test.slowest:.1f} s), "
         f"{test.counts['stops']} suspensions beyond the timeout of {CLAIM_TIMEOUT} s"

@@ -20,7 +20,7 @@ from vera.config import RunConfig, compose
 from vera.run import execute, prepare
 from vera.store import Store
 
-SETTINGS = ["scale=rehearsal", "device=cpu", "progress=false", "train.epochs=2", "train.max_steps=null", "train.batch_size=25"]
+SETTINGS = ["scale=rehearsal", "device=cpu", "progress=false", "train.epochs=1", "train.max_steps=null", "train.batch_size=25"]
 
 
 def runs(folder: Path) -> list[RunConfig]:

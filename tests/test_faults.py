@@ -22,7 +22,7 @@ from vera.store import Store
 from vera.train import loop as loops
 
 TEXT = ("model=roberta_base", "task=rte")
-LONG = (*TEXT, "train.epochs=2", "train.max_steps=null", "train.batch_size=5", "train.save=true")
+LONG = (*TEXT, "train.epochs=2", "train.max_steps=null", "train.batch_size=5", "train.save=true", "train.checkpoint_seconds=0")
 
 
 def weights(run):
@@ -68,13 +68,13 @@ def test_a_signal_anywhere_costs_nothing(where, signum, whole, compose, monkeypa
         else:
             from transformers import RobertaForSequenceClassification as Roberta
 
-            forward, evaluated = Roberta.forward, []
+            forward, trained = Roberta.forward, []
 
             def interrupted(model, *arguments, **named):
-                if not model.training:
-                    evaluated.append(1)
-                    if len(evaluated) == (1 if where == "evaluation" else 2):  # one batch an evaluation
-                        signal.raise_signal(signum)
+                if model.training:
+                    trained.append(1)
+                elif len(trained) == (5 if where == "evaluation" else 10):
+                    signal.raise_signal(signum)
                 return forward(model, *arguments, **named)
 
             patch.setattr(Roberta, "forward", interrupted)
@@ -171,7 +171,7 @@ class FullDisk:
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc")
 @pytest.mark.parametrize("what", ["state.safetensors", ".best-", "/runs/", "/failed/"])
 def test_a_full_disk_is_one_line_and_the_next_start_completes(what, whole, compose, monkeypatch):
-    run = compose(*LONG, "train.checkpoint_seconds=0")
+    run = compose(*LONG)
     root = Path(run.results_dir)
     with monkeypatch.context() as patch:
         disk = FullDisk(patch, "/runs/", what)
