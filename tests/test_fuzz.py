@@ -611,6 +611,17 @@ def test_judge_prompts_with_other_fields(change):
         read_prompts(Found("\n".join(map(json.dumps, rows)).encode(), "x", "", False), "single")
 
 
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")], {"x": {"y": float("-inf")}}])
+def test_notes_that_do_not_come_back_as_they_are(value, valid_records):
+    raw = {**valid_records[0], "provenance": {**valid_records[0]["provenance"], "notes": {"x": value}}}
+    with pytest.raises(RecordError, match=r"provenance\.notes"):
+        parse(json.dumps(raw), "x")
+    raw = json.loads(json.dumps(valid_records[0]))
+    raw["run"]["config"]["model"]["tiny"] = value
+    with pytest.raises(RecordError):
+        parse(json.dumps(raw), "x")
+
+
 @pytest.mark.parametrize("config", [{}, {"model": 1}, {"model": {}, "task": {}, "method": {"neutral": 5, "x": 1}, "train": {}}])
 def test_a_record_whose_config_is_none(config, valid_records):
     raw = {**valid_records[0], "run": {**valid_records[0]["run"], "config": config}}
@@ -655,7 +666,9 @@ def test_adapter_settings_of_other_types(change, adapters, tmp_path):
         load_adapter(Small(), tmp_path)
 
 
-@pytest.mark.parametrize("overrides", [["method._target_=[]"], ["model.targets=nan"], ["~model"], ["train.neutral=5"]])
+@pytest.mark.parametrize(
+    "overrides", [["method._target_=[]"], ["model.targets=nan"], ["~model"], ["train.neutral=5"], ["model=[[[1]]]"]]
+)
 def test_overrides_that_leave_no_run(overrides):
     with pytest.raises(VeraError) as error:
         build(compose(overrides).method, "method")

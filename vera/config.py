@@ -48,6 +48,7 @@ OPERATIONAL = frozenset(
         "train.save",
     }
 )
+UNHASHED = frozenset({"tiny", "neutral"})  # of every group, beside these
 SEED_REFERENCE = "${seed}"
 
 # For launchers that have to be told how many GPUs a run takes (conf/hydra/launcher).
@@ -201,11 +202,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+# What Hydra and OmegaConf raise for overrides that fit nowhere; the last ones where they expect a text and find a list.
+_COMPOSING = (
+    *(HydraException, OmegaConfBaseException, ValueError, RecursionError),
+    *(TypeError, AttributeError, AssertionError, LookupError),
+)
+
+
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The run that `python scripts/train.py OVERRIDES` would make. Raises ConfigError with one line."""
     try:
         return from_hydra(_compose(overrides))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except _COMPOSING as error:
         raise ConfigError(explain(error)) from None
 
 
@@ -213,7 +221,7 @@ def resolve(entry: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Another entry of conf/, composed and resolved to plain values. Raises ConfigError with one line."""
     try:
         return OmegaConf.to_container(_compose(overrides, entry), resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except _COMPOSING as error:
         raise ConfigError(explain(error)) from None
 
 
@@ -341,6 +349,8 @@ def choices(group: str) -> list[str]:
 def explain(error: Exception) -> str:
     """One line for what Hydra or OmegaConf says in several."""
     text = str(error)
+    if isinstance(error, (TypeError, AttributeError, AssertionError, RecursionError, KeyError)):
+        return f"these overrides make no configuration ({' '.join(text.split())[:200] or type(error).__name__})"
     if isinstance(error, ValueError) and "Config group override" in text:
         return "a config group is chosen by name, such as train=default"
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)

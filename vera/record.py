@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from vera.config import Name, Strict, cell_id, run_name
+from vera.config import GROUPS, OPERATIONAL, UNHASHED, Name, Strict, cell_id, run_name
 from vera.errors import RecordError
 
 SCHEMA = 1
@@ -29,6 +30,12 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _plain_values(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON values that come back as they are: numbers that are not finite would not. Raises ValueError."""
+    json.dumps(values, allow_nan=False)
+    return values
+
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -39,7 +46,7 @@ class Run(Strict):
     model: Name
     task: Name
     method: Name
-    seed: Count
+    seed: int = Field(ge=0, lt=2**31)
     cell_id: str = Field(pattern=r"^[0-9a-f]{64}$")
     follows_seed: list[str]
     config: dict[str, Any]
@@ -124,7 +131,7 @@ class Provenance(Strict):
     data_fingerprint: str
     train_rows: Count
     eval_rows: Count
-    notes: dict[str, Any] = {}
+    notes: Annotated[dict[str, Any], AfterValidator(_plain_values)] = {}
 
 
 class Record(Strict):
@@ -146,6 +153,8 @@ class Record(Strict):
             expected = cell_id(self.run.config, self.run.follows_seed)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"run.config is not the config of a run: {error}") from None
+        for group in GROUPS:  # what the hash leaves out comes back as it is, too
+            _plain_values({k: v for k, v in self.run.config[group].items() if f"{group}.{k}" in OPERATIONAL or k in UNHASHED})
         if expected != self.run.cell_id:
             raise ValueError(f"run.cell_id is {self.run.cell_id[:8]}, but run.config hashes to {expected[:8]}")
         return self
