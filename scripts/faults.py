@@ -222,7 +222,7 @@ def mind(test: Test, folder: Folder, server: Server) -> None:
             if server.returncode == -signal.SIGKILL:
                 test.counts["kills"] += 1
                 found = folder.temporaries()
-                pretraining = any("digits_vit" in path for path in found)
+                pretraining = any(path.startswith(("digits_vit/", "cache/digits_vit/")) for path in found)
                 inside = "pretraining" if pretraining else "a half-written file" if found else when
                 test.where[{"operation": "at a file operation"}.get(inside, inside)] += 1
             elif kind == "term" and server.returncode == 128 + signal.SIGTERM:
