@@ -128,10 +128,15 @@ def latex(table: Table) -> str:
 
 def show(table: Table) -> None:
     """Print a table; wide enough for every column when the output is not a terminal."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(_rich(table))
+    console().print(_rich(table))
+
+
+def console() -> Console:
+    """Where scripts print; wide enough for every column when that is not a terminal."""
+    made = Console(highlight=False)
+    if not made.is_terminal:
+        made.width = 200
+    return made
 
 
 def _rich(table: Table) -> RichTable:

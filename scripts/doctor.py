@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments.accounting import counts
 from experiments.plan import Cell, cells, estimate, sweeps
+from experiments.render import console
 from vera.config import checked, resolve
 from vera.errors import VeraError, redacted
 
@@ -80,7 +80,7 @@ def show(lines) -> int:
         table.add_column(column, overflow="fold")
     for line in lines:
         table.add_row(line.status, line.what, redacted(line.found), redacted(line.remedy), style=STYLE[line.status])
-    Console().print(table)
+    console().print(table)
     print(", ".join(f"{count} {status}" for status, count in describe(lines).items() if count))
     return verdict(lines)
 

@@ -14,11 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rich.console import Console
 from rich.live import Live
 
 from experiments import status
 from experiments.plan import cells, sweeps
+from experiments.render import console
 from vera.errors import VeraError
 
 REFRESH = 2.0  # seconds
@@ -35,7 +35,7 @@ def main() -> int:
     )
     parser.add_argument("--once", action="store_true", help="print once, as when the output is not a terminal")
     options = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    out = console()
     results = Path(options.results)
     try:
         wanted = {
@@ -44,10 +44,10 @@ def main() -> int:
         }
         every = set().union(*wanted.values())
         state = status.look(results)
-        if options.once or not console.is_terminal:
-            console.print(status.shown(state, wanted, results))
+        if options.once or not out.is_terminal:
+            out.print(status.shown(state, wanted, results))
             return 0
-        with Live(status.shown(state, wanted, results), console=console, auto_refresh=False, screen=False) as live:
+        with Live(status.shown(state, wanted, results), console=out, auto_refresh=False, screen=False) as live:
             while not status.finished(state, every):
                 time.sleep(REFRESH)
                 state = status.look(results)

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from rich.console import Console
 from rich.table import Table
 
+from experiments.render import console
 from vera.errors import VeraError
 from vera.verify import Comparison, compare, read_record, repeat
 
@@ -45,12 +45,12 @@ def main() -> int:
 def report(found: Comparison, tolerance: float) -> int:
     """Print what differs; the exit status."""
     differing = found.differing(tolerance)
-    console = Console()
+    out = console()
     if differing:
         table = Table("Number", "Recorded", "Repeated", "Differs by")
         for value in differing:
             table.add_row(value.name, _shown(value.recorded), _shown(value.repeated), f"{value.difference:.3g}")
-        console.print(table)
+        out.print(table)
     if found.conditions and (differing or tolerance == 0):
         print("what differs around the run:" if differing else "equal although this differs:")
         for name, recorded, here in found.conditions:
