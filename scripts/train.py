@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -231,6 +232,12 @@ def check_arguments(arguments: list[str]) -> None:
             raise ConfigError(f"{argument}: classes are not given on the command line; choose a component such as method=lora")
 
 
+def raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
+    """Whether an error comes out of one of these packages: what they make of overrides such as model=[[1]]."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").partition(".")[0] in packages
+
+
 def main(work: Work = train) -> int:
     set_up_logging()
     os.environ[MAIN_PROCESS] = str(os.getpid())
@@ -257,8 +264,8 @@ def main(work: Work = train) -> int:
         log.error("error: %s", error)
         return 1
     except Exception as error:
-        if "Unknown plugin class" in str(error):
-            log.error("error: %s", explain(error))
+        if "Unknown plugin class" in str(error) or raised_in(error, ("hydra", "omegaconf")):
+            log.error("error: %s", redacted(explain(error)))
             return 2
         if type(error).__module__.partition(".")[0] not in ("joblib", "ray", "submitit"):
             raise

@@ -367,7 +367,8 @@ def explain(error: Exception) -> str:
     missing = re.search(r"(?:In '[^']*': )?Could not find '([^']+)/([^'/]+)'", text)
     if missing:
         group, choice = missing.groups()
-        return f"{group}={choice}: no such choice; allowed: {', '.join(choices(group))}"
+        plugins = ", and those of installed plugins such as joblib" if group.startswith("hydra/") else ""
+        return f"{group}={choice}: no such choice; allowed: {', '.join(choices(group))}{plugins}"
     interpolation = re.search(r"Interpolation key '([^']+)' not found", text)
     if interpolation:
         key = re.search(r"full_key: (\S+)", text)
