@@ -125,9 +125,10 @@ def main() -> int:
         for label, goal, command in (
             ("make tables", GOALS["tables"], tables),
             ("make plan", GOALS["plan"], ["scripts/plan.py", "--results", str(results)]),
+            ("make status", None, ["scripts/status.py", "--results", str(results), "--once"]),
         ):
             seconds, memory = measure(command, 2)
-            rows.append([label, f"{seconds:.1f} s", f"{goal:g} s", f"{memory:.0f} MiB"])
+            rows.append([label, f"{seconds:.1f} s", f"{goal:g} s" if goal else "-", f"{memory:.0f} MiB"])
         seconds, memory = measure(train, 3)
         runs = sum(len(cell.seeds) for cell in cells("glue_large", sweeps("glue_large")["glue_large"]))
         what = f"a finished run in a sweep of {runs}, start of Python included"
