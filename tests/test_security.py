@@ -275,14 +275,14 @@ def test_a_record_has_names_that_are_names(key, record):
 
 
 def test_links_in_a_results_folder_lead_nowhere(record, tmp_path):
-    """A link that a stranger's results folder holds in a file's place is replaced, or refused; its target stays as it is."""
+    """A link in a file's place in a stranger's results folder is refused, or replaced; its target stays as it is."""
     precious = tmp_path / "precious"
     precious.write_text("mine")
     store = Store(tmp_path / "results")
     store.runs.mkdir(parents=True)
     store.path(record.name).symlink_to(precious)
-    store.write(record)
-    assert not store.path(record.name).is_symlink()
+    with pytest.raises(RecordError, match="never overwritten"):
+        store.write(record)
     (tmp_path / "lines.jsonl").symlink_to(precious)
     with pytest.raises(OSError):
         append_line(tmp_path / "lines.jsonl", "{}")

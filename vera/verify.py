@@ -105,11 +105,13 @@ def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
     for key in ("micro_batch_size", "micro_batch_tokens", "eval_batch_size"):
         groups["train"][key] = given.get(f"train.{key}", groups["train"].get(key))
     groups["train"]["save"] = False
+    usual = resolve("run", ["tracker=none"])
     run = checked(
         RunConfig,
         {
             **groups,
-            "tracker": resolve("run", ["tracker=none"])["tracker"],
+            "tracker": usual["tracker"],
+            "claim_timeout": usual["claim_timeout"],
             "seed": record.run.seed,
             "results_dir": str(folder / "results"),
             "work_dir": str(folder / "work"),
