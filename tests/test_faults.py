@@ -25,6 +25,14 @@ TEXT = ("model=roberta_base", "task=rte")
 LONG = (*TEXT, "train.epochs=2", "train.max_steps=null", "train.batch_size=5", "train.save=true", "train.checkpoint_seconds=0")
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A shell starts what it runs in the background with SIGINT ignored, and that is inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def weights(run):
     return kept(Path(run.work_dir) / run.run_name)
 

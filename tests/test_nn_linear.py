@@ -471,3 +471,12 @@ def test_a_product_is_not_shared_with_what_has_changed(name, change):
     b, d = model["v"].vectors["default"].b, model["v"].vectors["default"].d
     expected = torch.autograd.grad(reference(model["v"], x).sum(), (b, d))
     torch.testing.assert_close((b.grad, d.grad), expected)
+
+
+def test_the_update_works_on_inference_tensors():
+    """A quantised layer under inference_mode: such tensors do not say whether they were written to."""
+    model = make(dropout=0.1)
+    with torch.inference_mode():
+        x = torch.randn(4, 12)
+        model.train()
+        assert torch.isfinite(model(x)).all()

@@ -274,7 +274,7 @@ def test_the_state_of_another_run_is_refused(compose, tmp_path):
     with pytest.raises(TrainingError, match="its model_fingerprint differs"):
         Loop(run, backbone, method, task, data, tmp_path).fit()
     (tmp_path / "state.safetensors").write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(TrainingError, match="not the state of a run"):
+    with pytest.raises(TrainingError, match="not the state of this run"):
         Loop(run, *prepare(run), tmp_path).fit()
 
 

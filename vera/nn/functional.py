@@ -101,7 +101,8 @@ def image(x: Tensor, A: Tensor, of: Tensor, reader: object) -> Tensor:
     of      the tensor that x is a cast of, or x.
     reader  the layer that asks. One that asks again gets a new product: that is another forward pass.
     """
-    if torch.compiler.is_compiling():  # the compiler merges equal products by itself
+    # The compiler merges equal products by itself; an inference tensor does not say whether it was written to.
+    if torch.compiler.is_compiling() or of.is_inference() or A.is_inference():
         return _rows(x) @ A.to(x.dtype).T
     state = (of._version, x.dtype, A.data_ptr(), A._version, A.shape, A.stride(), A.dtype, A.device)
     if _last.of is not None and _last.of() is of and _last.state == state and id(reader) not in _last.readers:
