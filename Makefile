@@ -45,6 +45,7 @@ test: setup .venv/e2e .venv/instruct ## the tests
 
 test-launchers: setup ## the digits sweep through joblib, submitit, Ray and two processes a run: the same table each time (minutes)
 	$(PY) scripts/launchers.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
 
 lint: setup ## ruff
 	$(PY) -m ruff check .

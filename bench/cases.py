@@ -37,7 +37,7 @@ class Sizes:
         self.layers = {"base": 12, "large": 24, "llama": 4, "mixed": 12, "epoch": 12}
         if not gpu:
             self.layers = {"base": 3, "large": 2, "llama": 2, "mixed": 2, "epoch": 2}
-        self.rounds = 20 if gpu else 4
+        self.rounds = 20 if gpu else 10
         self.llama = (4096, 11008, 32) if gpu else (1024, 2752, 8)  # width, feed-forward, heads
         self.llama_ranks = (64, 1024) if gpu else (64, 256)
         self.llama_batch = (4, 512) if gpu else (2, 512)

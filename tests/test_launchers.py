@@ -11,6 +11,7 @@ from vera.run import execute
 from vera.store import Store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["joblib", "submitit", "ray"])
 def test_a_sweep_through_a_launcher(name, train, compose, tmp_path):
     package, extra, _, keys = LAUNCHERS[name]
@@ -41,7 +42,8 @@ def test_what_hydra_says_of_a_launcher_becomes_one_line():
     missing = Exception("In 'hydra/config': Could not find 'hydra/launcher/submitit_local'\n\nAvailable options")
     assert explain(missing).endswith("'.[slurm]'")
     unknown = Exception("In 'hydra/config': Could not find 'hydra/launcher/nonesuch'\n\nAvailable options")
-    assert explain(unknown) == "hydra/launcher=nonesuch: no such choice; allowed: ray, slurm"
+    expected = "no such choice; allowed: ray, slurm, and those of installed plugins such as joblib"
+    assert explain(unknown) == f"hydra/launcher=nonesuch: {expected}"
 
 
 @pytest.mark.parametrize("name", ["slurm", "ray"])

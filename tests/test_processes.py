@@ -69,6 +69,7 @@ def test_two_processes_give_the_numbers_of_one_and_a_failure_leaves_them_in_step
             torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-4, msg=f"{record.run.method}: {name}")
 
 
+@pytest.mark.slow
 def test_killed_in_one_process_and_resumed_by_all(launch, compose, tmp_path):
     """With dropout, which each process draws for itself: the resumed run has the bits of the one that was never killed."""
     keys = (*TEXT, "train.checkpoint_seconds=0")
@@ -87,6 +88,7 @@ def test_killed_in_one_process_and_resumed_by_all(launch, compose, tmp_path):
     assert a.scores == b.scores and (a.cost.examples, a.cost.tokens) == (b.cost.examples, b.cost.tokens)
 
 
+@pytest.mark.slow
 def test_a_failure_in_one_process_alone_ends_all_with_one_line_and_one_file(launch, tmp_path):
     done = launch("fail", *TEXT, f"results_dir={tmp_path / 'results'}")
     assert done.returncode != 0
@@ -122,6 +124,7 @@ def test_answers_and_launchers_want_one_process(train, monkeypatch, compose):
     assert done.returncode == 2 and "leave hydra/launcher out" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_sharded_llama_gives_the_numbers_of_one_process_and_the_same_adapter(launch, compose, tmp_path, monkeypatch):
     """FSDP: shares of 3 and 2 in pieces of 2 (process 1 has fewer); 4-bit weights and full fine-tuning are refused, and the
     sweep goes on. In bf16, the default, losses agree as well, but each step's rounding depends on the pieces."""

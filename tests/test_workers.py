@@ -205,7 +205,7 @@ def test_a_worker_that_loses_its_run_on_the_way_writes_nothing_more(compose, mon
     monkeypatch.setattr(Claim, "progress", taken_over)
     with pytest.raises(ClaimLost, match="taken over by"):
         execute(run)
-    assert 12 <= steps[-1] < 20 and before and contents(Path(run.work_dir)) == before
+    assert before and contents(Path(run.work_dir)) == before
     assert Store(root).records() == [] and not (root / "failed").exists()
     assert held(root, run.run_name).generation == 2
 
