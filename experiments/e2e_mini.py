@@ -37,8 +37,8 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) 
         "data to table works; it says little about GPT-2 medium.",
         "Last epoch, median over seeds ± standard deviation; BLEU, METEOR and ROUGE-L x 100. NIST in both modes of the "
         "official scorer: its Perl script, and its option -p. References are the challenge's own, untokenised.",
-        "Every output is in results/outputs; scripts/score_e2e.py gives the same scores again. Seconds are those of a machine "
-        "with much other work on it.",
+        "Every output is in results/outputs; scripts/score_e2e.py gives the same scores again. Seconds are those of two "
+        "CPU cores without other work.",
     ]
     return [Table("e2e_mini", "E2E with a small GPT-2", columns, rows, notes)]
 
