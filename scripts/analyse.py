@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiments import arguments
 from experiments.adapters import FIGURE3, FIGURE5
 from experiments.aggregate import PAPER_SEEDS
 from vera import analysis
@@ -30,9 +31,7 @@ def main() -> int:
     parser.add_argument("--results", default="results", help="folder with the records of the runs (default: results)")
     parser.add_argument("--work", default=None, help="folder with what the runs have saved (default: work/<results>)")
     parser.add_argument("--out", default=str(ROOT / "results" / "analysis"))
-    parser.add_argument(
-        "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
-    )
+    arguments.overrides(parser)
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in names]
     if unknown:

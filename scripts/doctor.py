@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from rich.table import Table
 
+from experiments import arguments
 from experiments.accounting import counts
 from experiments.plan import Cell, cells, estimate, sweeps
 from experiments.render import console
@@ -29,10 +30,8 @@ STYLE = {"ok": "green", "to do": "bold red", "needs a network": "yellow", "not n
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("artefact", nargs="?", help="a table, a figure or a sweep; default: the whole paper")
-    parser.add_argument(
-        "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
-    )
+    arguments.artefact(parser)
+    arguments.overrides(parser)
     options = parser.parse_args()
     try:
         wanted = sweeps(options.artefact)

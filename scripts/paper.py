@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiments import arguments
 from experiments.paper import paper, report
 from vera.errors import VeraError
 from vera.store import Store
@@ -18,7 +19,7 @@ from vera.store import Store
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", default="results", help="folder with runs/ (default: results)")
+    arguments.results(parser)
     parser.add_argument("--out", default=None, help="folder for tables/, figures/ and report/ (default: the results folder)")
     parser.add_argument("--report", action="store_true", help="write report/index.html and nothing else")
     options = parser.parse_args()

@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiments import arguments
 from experiments.plan import COLUMNS, TFLOPS, Plan, cells, failure, figures, sweeps
 from experiments.render import Table, show
 from vera.errors import VeraError
@@ -19,14 +20,10 @@ from vera.errors import VeraError
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "artefact", nargs="?", help="a table, a figure (or how they begin) or a sweep; default: the whole paper"
-    )
-    parser.add_argument("--results", default="results", help="folder with runs/ (default: results)")
+    arguments.artefact(parser)
+    arguments.results(parser)
     parser.add_argument("--scratch", default="results/scratch", help="folder of rehearsals (default: results/scratch)")
-    parser.add_argument(
-        "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
-    )
+    arguments.overrides(parser)
     parser.add_argument(
         "--tflops", type=float, default=TFLOPS, help=f"a GPU's sustained 10^12 operations a second ({TFLOPS:g})"
     )

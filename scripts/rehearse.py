@@ -18,6 +18,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiments import arguments
 from experiments.plan import REHEARSAL
 from vera.config import CONF_DIR, choices
 
@@ -46,9 +47,7 @@ def main() -> int:
     parser.add_argument("sweeps", nargs="*", help=f"which of {', '.join(choices('sweep'))}")
     parser.add_argument("--results", default="results/scratch", help="folder for the records (default: results/scratch)")
     parser.add_argument("--jobs", type=int, default=2, help="sweeps at a time (default: 2)")
-    parser.add_argument(
-        "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
-    )
+    arguments.overrides(parser)
     options = parser.parse_args()
     unknown = set(options.sweeps) - set(choices("sweep"))
     if unknown:

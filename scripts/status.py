@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from rich.live import Live
 
-from experiments import status
+from experiments import arguments, status
 from experiments.plan import cells, sweeps
 from experiments.render import console
 from vera.errors import VeraError
@@ -26,13 +26,9 @@ REFRESH = 2.0  # seconds
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "artefact", nargs="?", help="a table, a figure (or how they begin) or a sweep; default: the whole paper"
-    )
-    parser.add_argument("--results", default="results", help="folder with runs/ (default: results)")
-    parser.add_argument(
-        "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
-    )
+    arguments.artefact(parser)
+    arguments.results(parser)
+    arguments.overrides(parser)
     parser.add_argument("--once", action="store_true", help="print once, as when the output is not a terminal")
     options = parser.parse_args()
     out = console()

@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiments import arguments
 from experiments.artefacts import artefacts
 from experiments.comparison import STATS
 from experiments.judged import PAPER_JUDGE
@@ -26,11 +27,9 @@ def main() -> int:
     everything = artefacts()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(everything)} (or how they begin)")
-    parser.add_argument("--results", default="results", help="folder with runs/ (default: results)")
+    arguments.results(parser)
     parser.add_argument("--out", default=None, help="folder for tables/ and figures/ (default: the results folder)")
-    parser.add_argument(
-        "--with", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as given to train.py"
-    )
+    arguments.overrides(parser)
     parser.add_argument("--stat", choices=list(STATS), help="; ".join(f"{name}: {what}" for name, what in STATS.items()))
     parser.add_argument("--judge", default=PAPER_JUDGE, help=f"whose scores Tables 4 and 13 take (default: {PAPER_JUDGE})")
     parser.add_argument("--show", action="store_true", help="print the tables as well")

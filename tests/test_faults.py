@@ -235,7 +235,7 @@ def test_a_new_file_is_never_put_over_another(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_killed_at_every_file_operation_the_runs_end_with_the_same_numbers(tmp_path):
     """Two runs, killed at their first, second, third ... file operation: within claims, checkpoints, weights and records."""
-    command = [sys.executable, str(ROOT / "tests" / "fault_server.py"), str(tmp_path)]
+    command = [sys.executable, str(ROOT / "tests" / "faults" / "each_operation.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -58,10 +58,10 @@ def handled() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
+def deferred(noted: bool = True) -> Iterator[None]:
     """Inside, a first signal is only noted, for code that looks at `requested` often; a second one raises at once."""
     global _deferred
-    before, _deferred = _deferred, True
+    before, _deferred = _deferred, noted
     try:
         yield
     finally:
@@ -71,13 +71,9 @@ def deferred() -> Iterator[None]:
 @contextmanager
 def immediate() -> Iterator[None]:
     """Inside `deferred`: a part that takes long. A signal raises, and so does one that came before."""
-    global _deferred
-    before, _deferred = _deferred, False
-    try:
+    with deferred(False):
         check()
         yield
-    finally:
-        _deferred = before
 
 
 def requested() -> bool:

@@ -1,6 +1,6 @@
 """Runs a small digits sweep in forked children that die at their n-th file operation, n = 1, 2, 3, ...; one import for all.
 
-python tests/fault_server.py FOLDER    prints one JSON object: how many died, and the names of what they left when all was done.
+python tests/faults/each_operation.py FOLDER    prints one JSON object: how many died, and what they left when all was done.
 """
 # ruff: noqa: E402
 
@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "faults")]
 
 import sitecustomize as faults
