@@ -16,9 +16,9 @@ import yaml
 from experiments import accounting, analysis, bench, e2e_mini, figure4_gain, figure6_expressivity, miniature, table1
 from experiments.aggregate import PAPER_SEEDS, Cells, cell_records
 from experiments.minilm_methods import SWEEP
-from experiments.plan import read_sweep
 from experiments.published import FOLDER, Row, Statistic, load
 from experiments.render import DASH, Table
+from experiments.sweeps import read_sweep
 from experiments.verdicts import LEVEL, Line, Part, decide, verdict
 from vera.config import Strict, checked
 from vera.errors import ConfigError
@@ -329,8 +329,7 @@ def _equal_size(claim: Claim, cells: Cells) -> list[Line]:
 
 @check("gain")
 def _gain(claim: Claim, cells: Cells) -> list[Line]:
-    lines, bars = [], figure4_gain.published()
-    printed = {bar["label"]: bar["value"] for bar in bars}
+    lines, printed = [], figure4_gain.published()
     paper = f"VeRA {printed['VeRA']:.2f}, LoRA {printed['LoRA']:.2f} (% per 1K)"
     for setting, source in ((figure4_gain.FULL, "RTE, RoBERTa-large (% per 1K)"), (figure4_gain.MINIATURE, MINI)):
         baseline = cell_records(cells, [*setting.overrides, *setting.baseline])

@@ -9,10 +9,11 @@ from pathlib import Path
 from experiments import miniature
 from experiments.aggregate import Cells, cell_records, summarise, summarise_records
 from experiments.figures import METHOD_STYLE, figure, legend_below, save, seeds
+from experiments.published import figure as published
 from experiments.render import DASH, Table, interval, number
 from vera.runs.record import Record
 
-RANKS = {"vera": (1, 4, 16, 64, 256, 1024), "lora": (1, 2, 4, 8, 16, 32, 64)}
+RANKS = {row.method: row.grid["method.rank"] for row in published("figure2").rows}
 LABELS = {"vera": "VeRA", "lora": "LoRA"}
 
 

@@ -10,10 +10,10 @@ from experiments.aggregate import Cells
 from experiments.artefacts import artefacts
 from experiments.judged import PAPER_JUDGE, join
 from experiments.judged import table as judged_table
-from experiments.plan import prepare
 from experiments.published import Statistic
 from experiments.render import Table, latex, markdown
 from experiments.report import page
+from experiments.sweeps import prepare
 from vera.io.files import write_atomic
 from vera.runs.store import Store
 

@@ -8,15 +8,15 @@ import time
 
 from rich.console import Console
 
-from experiments import plan, status
+from experiments import status, sweeps
 from tests.conftest import ROOT
 from vera.runs.workers import FOLDER, acquire
 
-SWEEP = "mini_table6a"  # three cells, five seeds
+SWEEP = "ablations artefacts=[table6a] scale=mini"  # three cells, five seeds
 
 
 def names():
-    return sorted(name for cell in plan.cells(SWEEP, plan.read_sweep(SWEEP)) for name in cell.names())
+    return sorted(name for cell in sweeps.cells(sweeps.read_sweep("ablations"), SWEEP.split()[1:]) for name in cell.names())
 
 
 def text_of(state, wanted, results):
