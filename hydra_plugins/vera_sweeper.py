@@ -6,12 +6,12 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from experiments.sweeps import jobs
+from experiments.engine.sweeps import jobs
 from vera.runs import sweep
 
 
 class VeraSweeper(BasicSweeper):
-    """The runs of `artefacts` (`experiments.sweeps.jobs`), without those that `vera.runs.sweep.skip` knows to be done.
+    """The runs of `artefacts` (`experiments.engine.sweeps.jobs`), without those that `vera.runs.sweep.skip` knows to be done.
 
     Hydra composes every job twice, which takes a hundred times longer than reading its record.
     """

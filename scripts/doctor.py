@@ -18,11 +18,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from rich.table import Table
 
-from experiments import arguments
-from experiments.accounting import counts
-from experiments.plan import estimate
-from experiments.render import console
-from experiments.sweeps import Cell, cells, sweeps
+from experiments.engine import arguments
+from experiments.engine.accounting import counts
+from experiments.engine.plan import estimate
+from experiments.engine.render import console
+from experiments.engine.sweeps import Cell, cells, sweeps
 from vera.config import checked, resolve
 from vera.errors import VeraError, redacted
 

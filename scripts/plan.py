@@ -12,10 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import arguments
-from experiments.plan import COLUMNS, TFLOPS, Plan, failure, figures
-from experiments.render import Table, show
-from experiments.sweeps import cells, sweeps
+from experiments.engine import arguments
+from experiments.engine.plan import COLUMNS, TFLOPS, Plan, failure, figures
+from experiments.engine.render import Table, show
+from experiments.engine.sweeps import cells, sweeps
 from vera.errors import VeraError
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import arguments
-from experiments.plan import REHEARSAL
-from experiments.sweeps import read_sweep
+from experiments.engine import arguments
+from experiments.engine.plan import REHEARSAL
+from experiments.engine.sweeps import read_sweep
 from vera.config import choices, resolve
 
 

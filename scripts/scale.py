@@ -18,9 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.published import load, names
-from experiments.render import Table, show
-from experiments.sweeps import cells, prepare, read_sweep, sweeps
+from experiments.engine.published import load, names
+from experiments.engine.render import Table, show
+from experiments.engine.sweeps import cells, prepare, read_sweep, sweeps
 from vera.config import cell_id, run_name
 from vera.runs.record import parse
 

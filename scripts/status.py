@@ -16,9 +16,9 @@ sys.path.insert(0, str(ROOT))
 
 from rich.live import Live
 
-from experiments import arguments, status
-from experiments.render import console
-from experiments.sweeps import cells, sweeps
+from experiments.engine import arguments, status
+from experiments.engine.render import console
+from experiments.engine.sweeps import cells, sweeps
 from vera.errors import VeraError
 
 REFRESH = 2.0  # seconds

@@ -8,7 +8,7 @@ import time
 
 from rich.console import Console
 
-from experiments import status, sweeps
+from experiments.engine import status, sweeps
 from tests.conftest import ROOT
 from vera.runs.workers import FOLDER, acquire
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from experiments import plan, published, sweeps
+from experiments.engine import plan, published, sweeps
 from vera.config import CONF_DIR, choices, compose
 from vera.errors import ConfigError
 from vera.run import execute
