@@ -1,4 +1,4 @@
-"""Hydra's own sweeper over the rows of published tables, without the finished runs. Hydra looks for plugins in packages of this name."""
+"""Hydra's own sweeper, over rows of published tables and less the finished runs. Hydra looks for plugins in this package."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def rehearse(sweep: str, added: list[str], answers: bool, results: str, override
 
 
 def rehearsed(sweep: str) -> list[list[str]]:
-    """What to add to a sweep for each of its rehearsals: its own scale, and the models and tasks that stand for its own elsewhere."""
+    """What to add to a sweep for each of its rehearsals: nothing, and the model and task of another scale that it has."""
     stand_ins = []
     for scale in read_sweep(sweep).scales:
         chosen = resolve("run", [f"scale={scale}"])

@@ -71,8 +71,8 @@ def _gain(records: Sequence[Record], baseline: Sequence[Record]) -> Summary | No
 def _gains(setting: Setting, cells: Cells, overrides: Sequence[str]):
     """Label, records, baseline's records and gain of every method."""
     baseline = cell_records(cells, [*setting.overrides, *setting.baseline, *overrides])
-    for label, choice in setting.methods.items():
-        records = cell_records(cells, [*setting.overrides, *choice, *overrides])
+    for label, method in setting.methods.items():
+        records = cell_records(cells, [*setting.overrides, *method, *overrides])
         yield label, records, baseline, _gain(records, baseline)
 
 

@@ -71,15 +71,13 @@ class _Line(NamedTuple):
 
 def read_sweep(name: str) -> Sweep:
     """conf/sweep/<name>.yaml. Raises ConfigError naming file and key."""
-    loaded = _mapping("sweep", name)
+    loaded, where = _mapping("sweep", name), f"conf/sweep/{name}.yaml"
     try:
         params = loaded["hydra"]["sweeper"]["params"]
     except (KeyError, TypeError):
-        raise ConfigError(f"conf/sweep/{name}.yaml: no hydra.sweeper.params") from None
+        raise ConfigError(f"{where}: no hydra.sweeper.params") from None
     values = {key: loaded.get(key, []) for key in ("artefacts", "scales")}
-    return checked(
-        Sweep, {**values, "name": name, "params": params, "plain": loaded.keys() <= INERT}, f"conf/sweep/{name}.yaml"
-    )
+    return checked(Sweep, {**values, "name": name, "params": params, "plain": loaded.keys() <= INERT}, where)
 
 
 def sweeps(artefact: str | None = None) -> list[Sweep]:
