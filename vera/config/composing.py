@@ -29,8 +29,8 @@ OmegaConf.register_new_resolver("gpus_here", lambda: int(Path("/proc/driver/nvid
 def recipe(method: str, model: str) -> str:
     """Which yaml of conf/recipe holds a method's settings on a model.
 
-    <method>_<model>; or <model>, which then has those of every method; or <method>_<family>, where the family is the module of the
-    model's class. The first of them, which does not exist, where none does.
+    <method>_<model>; or <model>, which then has those of every method; or <method>_<family>, where the family is the module of
+    the model's class. The first of them, which does not exist, where none does.
     """
     path = CONF_DIR / "model" / f"{model}.yaml"
     target = re.search(r"^_target_:.*\.(\w+)\.\w+", path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
