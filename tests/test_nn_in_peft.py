@@ -15,14 +15,14 @@ from transformers import RobertaConfig, RobertaModel
 from transformers.pytorch_utils import Conv1D
 
 from vera.errors import AdapterError
-from vera.nn import accelerate, in_peft
+from vera.nn import accelerate, peft_layers
 
 
 @pytest.fixture(autouse=True)
 def any_size(monkeypatch):
     """The tests' layers are small; PEFT's warnings about our settings are no news."""
-    monkeypatch.setattr(in_peft, "TRAINED_ROWS", 0)
-    monkeypatch.setattr(in_peft, "EVALUATED_WORK", 0)
+    monkeypatch.setattr(peft_layers, "TRAINED_ROWS", 0)
+    monkeypatch.setattr(peft_layers, "EVALUATED_WORK", 0)
     warnings.simplefilter("ignore")
 
 
@@ -77,8 +77,8 @@ def gradients(model, x):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("training", [True, False])
 def test_forward_and_gradients_are_pefts(order, dropout, training, own_calls, monkeypatch):
-    plan = in_peft.Plan(order)
-    monkeypatch.setattr(in_peft, "plan", lambda *shape: plan)
+    plan = peft_layers.Plan(order)
+    monkeypatch.setattr(peft_layers, "plan", lambda *shape: plan)
     theirs = peft_model(dropout).train(training)
     ours = accelerate(copy.deepcopy(theirs))
     x = torch.randn(5, 3, 12)
@@ -347,7 +347,7 @@ def test_a_layer_that_comes_with_a_later_adapter_is_accelerated(own_calls):
     model.delete_adapter("default")
     model.set_adapter("q")
     model.add_adapter("later", VeraConfig(r=6, target_modules=["q", "k"]))
-    assert all(type(m) is in_peft.AcceleratedLinear for m in model.modules() if isinstance(m, PeftLinear))
+    assert all(type(m) is peft_layers.AcceleratedLinear for m in model.modules() if isinstance(m, PeftLinear))
     model.set_adapter("later")
     own_calls.clear()
     model(torch.randn(4, 12))

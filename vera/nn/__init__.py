@@ -3,15 +3,12 @@
 from vera.nn import VeraConfig, attach, merge, unmerge, save_adapter, load_adapter, AdapterBank
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from vera.errors import AdapterError
 from vera.nn.bank import AdapterBank
 from vera.nn.checkpoint import load_adapter, save_adapter
 from vera.nn.config import VeraConfig
+from vera.nn.in_peft import accelerate
 from vera.nn.inject import attach, merge, set_adapter, unmerge, vera_layers
+from vera.nn.lifecycle import delete_adapter, disabled, merge_and_unload, unload
 from vera.nn.linear import VeraLinear
 from vera.nn.projection import Projection
 
@@ -22,27 +19,14 @@ __all__ = [
     "VeraLinear",
     "accelerate",
     "attach",
+    "delete_adapter",
+    "disabled",
     "load_adapter",
     "merge",
+    "merge_and_unload",
     "save_adapter",
     "set_adapter",
+    "unload",
     "unmerge",
     "vera_layers",
 ]
-
-if TYPE_CHECKING:
-    from torch import nn
-
-
-def accelerate(model: nn.Module) -> nn.Module:
-    """Let PEFT's VeRA layers in a model compute with this library's functions, in place. Returns the model.
-
-    model: a PeftModel, or any module with VeRA layers of PEFT's in it. Its parameters, adapters, files and calls stay PEFT's;
-    whatever is unusual, and calls too small to gain, run PEFT's own forward. Layers that later adapters bring are accelerated,
-    too. What differs: second derivatives through an accelerated layer raise. Raises AdapterError without peft or such a layer.
-    """
-    try:
-        from vera.nn import in_peft
-    except ImportError as error:
-        raise AdapterError(f"accelerate needs peft with its VeRA layers: {error}") from None
-    return in_peft.accelerate(model)
