@@ -29,7 +29,7 @@ def unload(model: nn.Module) -> nn.Module:
 
 
 def merge_and_unload(model: nn.Module, name: str | None = None) -> nn.Module:
-    """Put W0 + dW of an adapter (default: the active one) into the bare layers for good, and its modules_to_save into the model.
+    """Put W0 + dW of an adapter (default: the active one) into the bare layers for good, and its head into the model.
 
     Returns the model, a plain one again: `save_pretrained` writes it and `from_pretrained` reads it. Sums are formed in float32
     at least and rounded once, to the dtype of W0. Raises AdapterError, with the model as it was, where `merge` does, and when
@@ -76,7 +76,7 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside: the bare backbone with its own head, unmerged. After, also after an exception: the adapter that was active (merged
+    """Inside: the bare backbone with its own head, unmerged. After, and after an exception: the adapter that was active (merged
     if it was) and every parameter's requires_grad. Calls may be nested."""
     before, merged = active_adapter(model), any(layer.merged is not None for _, layer in vera_layers(model))
     unmerge(model)
