@@ -103,7 +103,7 @@ def test_rows_from_the_hub(name, monkeypatch):
         return datasets.DatasetDict(train=hub_split(name), validation=hub_split(name))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows, source, commit = task(name).rows()
+    rows, source, commit = task(name).source_rows()
     assert asked == {"repository": "nyu-mll/glue", "subset": name, "revision": SHA}
     assert (source, commit) == (f"nyu-mll/glue {name}", SHA)
     texts, label = rows["train"][0]
@@ -123,4 +123,4 @@ def test_rows_of_another_shape_are_refused(change, message, monkeypatch):
     split = change(hub_split("rte"))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=split, validation=split))
     with pytest.raises(DataError, match=message):
-        task("rte").rows()
+        task("rte").source_rows()
