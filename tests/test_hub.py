@@ -114,7 +114,7 @@ def test_rows_from_the_hub(name, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda split: split.remove_columns("sentence2"), "has no column 'sentence2'"),
+        (lambda split: split.remove_columns("sentence2"), "no column 'sentence2'"),
         (lambda split: split.remove_columns("label").add_column("label", [-1, 0]), "row 0: unknown label -1"),
     ],
 )
