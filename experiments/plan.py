@@ -19,7 +19,7 @@ from experiments.render import DASH
 from vera.compositions import compose_all, composed
 from vera.config import CONF_DIR, RunConfig, Strict, checked, choices, explain, run_name
 from vera.errors import ConfigError
-from vera.json_text import read_json
+from vera.files import read_json
 from vera.record import parse
 from vera.store import stems
 

@@ -19,8 +19,7 @@ from tests.conftest import REHEARSAL, ROOT
 from vera import errors
 from vera.config import CONF_DIR, build, choices, compose, resolve
 from vera.errors import ConfigError, DataError, ModelError, RecordError, VeraError, redacted
-from vera.files import append_line, write_atomic
-from vera.json_text import read_json
+from vera.files import append_line, read_json, write_atomic
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.prompts import read_prompts
 from vera.judge.sources import Found, PinnedFile

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from vera.errors import AdapterError
-from vera.nn.checkpoint import CONFIG_FILE, Reader
-from vera.nn.config import VeraConfig
-from vera.nn.inject import projection_keys, replace_module, target_shapes, vera_layers
-from vera.nn.projection import Projection
+from .checkpoint import CONFIG_FILE, Reader
+from .config import VeraConfig
+from .errors import AdapterError
+from .inject import projection_keys, replace_module, target_shapes, vera_layers
+from .names import matches
+from .projection import Projection
 
 
 class AdapterBank:
@@ -168,11 +169,7 @@ class AdapterBank:
         sizes = {f"{name}.vera_lambda_b": (d_out,) for name, (d_out, _) in shapes.items()}
         sizes |= {f"{name}.vera_lambda_d": (config.rank,) for name in shapes}
         vectors = sum(math.prod(shape) for shape in sizes.values())
-        saved = {
-            path: module
-            for path, module in self.model.named_modules()
-            if any(path == name or path.endswith(f".{name}") for name in config.modules_to_save)
-        }
+        saved = {path: module for path, module in self.model.named_modules() if matches(path, config.modules_to_save)}
         for path, module in saved.items():
             sizes |= {f"{path}.{name}": tuple(value.shape) for name, value in module.named_parameters()}
         width = sum(math.prod(shape) for shape in sizes.values())

@@ -22,12 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from vera.errors import AdapterError
-from vera.files import write_atomic
-from vera.json_text import read_json
-from vera.nn.config import VeraConfig
-from vera.nn.inject import (
-    _inside,
+from .config import VeraConfig
+from .errors import AdapterError
+from .files import read_json, write_atomic
+from .inject import (
     attach,
     configs,
     find_targets,
@@ -36,8 +34,9 @@ from vera.nn.inject import (
     target_shapes,
     vera_layers,
 )
-from vera.nn.linear import VeraLinear
-from vera.nn.projection import draw, fingerprint
+from .linear import VeraLinear
+from .names import inside
+from .projection import draw, fingerprint
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -67,7 +66,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
         tensors[f"{path}.vera_lambda_d"] = layer.vectors[name].d
     if compact:
         tensors = {COMPACT: torch.cat([vector.detach().to("cpu") for vector in tensors.values()])}
-    tensors |= {path: value for path, value in model.named_parameters() if _inside(path, config.modules_to_save)}
+    tensors |= {path: value for path, value in model.named_parameters() if inside(path, config.modules_to_save)}
     tensors = {_PREFIX + key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
     prints = {layer.projections[name].key: layer.projections[name].fingerprint for layer in layers.values()}
     metadata = {
@@ -137,7 +136,7 @@ class Reader:
             config = _checked_replace(weights_file, config, changes)
         # PEFT lists every name a head may have; those that are neither in the model nor in the file mean nothing.
         names = [*self._parameters, *tensors]
-        saved = [module for module in config.modules_to_save if any(_inside(path, (module,)) for path in names)]
+        saved = [module for module in config.modules_to_save if any(inside(path, (module,)) for path in names)]
         config = replace(config, modules_to_save=tuple(saved))
         if existing is not None:
             _same_adapter(folder / CONFIG_FILE, existing, config)
@@ -167,7 +166,7 @@ class Reader:
         for name, (d_out, _) in shapes.items():
             expected[f"{name}.vera_lambda_b"] = (d_out,)
             expected[f"{name}.vera_lambda_d"] = (config.rank,)
-        expected |= {name: shape for name, shape in self._parameters.items() if _inside(name, config.modules_to_save)}
+        expected |= {name: shape for name, shape in self._parameters.items() if inside(name, config.modules_to_save)}
         values = {key: value for key, value in tensors.items() if not key.endswith(("vera_A", "vera_B"))}
         missing, foreign = sorted(expected.keys() - values.keys()), sorted(values.keys() - expected.keys())
         if missing or foreign:

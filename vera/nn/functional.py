@@ -95,7 +95,7 @@ _last = _Last()
 
 
 @torch.no_grad()
-def image(x: Tensor, A: Tensor, of: Tensor, reader: object) -> Tensor:
+def projected(x: Tensor, A: Tensor, of: Tensor, reader: object) -> Tensor:
     """u = A x, [N, r]; matrices that read the same x through the same A in turn, such as q, k and v, share one u.
 
     of      the tensor that x is a cast of, or x.
@@ -122,7 +122,8 @@ def _vector_gradients(product: Tensor, B: Tensor, b: Tensor, d: Tensor, need_b: 
 
 
 class ActivationOrder(torch.autograd.Function):
-    """`adapted_linear` in the activation order, given u = `image`(x, A). Saves u, r wide, and nothing of the width of x or h.
+    """`adapted_linear` in the activation order, given u = `projected`(x, A). Saves u, r wide, and
+    nothing of the width of x or h.
 
     Backward: dx = g W0 + (g diag(b) B diag(d)) A.
     """
@@ -152,7 +153,7 @@ class ActivationOrder(torch.autograd.Function):
 class Update(torch.autograd.Function):
     """h + diag(b) B diag(d) A z, where a frozen layer with a call of its own gave h: quantised, or with dropout before z.
 
-    u = `image`(z, A) is given.
+    u = `projected`(z, A) is given.
     """
 
     @staticmethod
@@ -176,7 +177,7 @@ class Update(torch.autograd.Function):
 class WeightOrder(torch.autograd.Function):
     """`adapted_linear` in the weight order: W is composed once a step and dx = g W, so that nothing but P is added.
 
-    Saves u = `image`(x, A) where it is given, else x; and W, when the plan says so.
+    Saves u = `projected`(x, A) where it is given, else x; and W, when the plan says so.
     """
 
     @staticmethod

@@ -8,17 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from vera.errors import AdapterError
-from vera.nn.config import VeraConfig
-from vera.nn.linear import VeraLinear
-from vera.nn.projection import Projection
+from .config import VeraConfig
+from .errors import AdapterError
+from .linear import VeraLinear
+from .names import inside, matches
+from .projection import Projection
 
 _CONFIGS = "vera_configs"
-
-
-def _inside(name: str, modules: tuple[str, ...]) -> bool:
-    """Whether a dotted name lies in one of the modules, each matched as a run of whole path components."""
-    return any(f".{module}." in f".{name}." for module in modules)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -33,11 +29,11 @@ def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
     Raises AdapterError when a target name fits no layer.
     """
     linear = {name: module for name, module in model.named_modules() if _is_linear(module) and ".base_layer" not in name}
-    linear = {name: module for name, module in linear.items() if not _inside(name, config.modules_to_save)}
+    linear = {name: module for name, module in linear.items() if not inside(name, config.modules_to_save)}
     found: dict[str, nn.Module] = {}
     unused = set(config.targets)
     for name, module in linear.items():
-        fitting = [target for target in config.targets if name == target or name.endswith("." + target)]
+        fitting = matches(name, config.targets)
         if fitting:
             found[name] = module
             unused.difference_update(fitting)
@@ -103,7 +99,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
         raise AdapterError("unmerge the model before attaching another adapter")
     targets = find_targets(model, config)
     for module in config.modules_to_save:
-        if not any(_inside(path, (module,)) for path, _ in model.named_parameters()):
+        if not any(inside(path, (module,)) for path, _ in model.named_parameters()):
             raise AdapterError(f"modules_to_save names {module!r}, which this model does not have")
     projections = {projection.key: projection for _, layer in vera_layers(model) for projection in layer.projections.values()}
     for path, key in projection_keys(config, target_shapes(targets)).items():
@@ -139,7 +135,7 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
             vectors.set_trainable(other == name)
     if name is not None and attached[name].modules_to_save:
         for path, parameter in model.named_parameters():
-            if _inside(path, attached[name].modules_to_save):
+            if inside(path, attached[name].modules_to_save):
                 parameter.requires_grad_(True)
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vera.errors import AdapterError
-from vera.nn.config import VeraConfig
-from vera.nn.functional import ActivationOrder, Plan, Update, WeightOrder, adapted_linear, compose, image, plan
-from vera.nn.projection import Projection
+from .config import VeraConfig
+from .errors import AdapterError
+from .functional import ActivationOrder, Plan, Update, WeightOrder, adapted_linear, compose, plan, projected
+from .projection import Projection
 
 
 class Vectors(nn.Module):
@@ -96,7 +96,7 @@ class VeraLinear(nn.Module):
             with torch.autocast(device, enabled=False):
                 z = F.dropout(x, dropout) if dropout else x
                 cast = z.to(dtype)
-                return Update.apply(h, cast, A, B, b, d, image(cast, A, z, self))
+                return Update.apply(h, cast, A, B, b, d, projected(cast, A, z, self))
         bias = self.bias if self.bias is None else self.bias.to(dtype)
         plan = self._plan(x, b, d)
         with torch.autocast(device, enabled=False):
@@ -105,9 +105,9 @@ class VeraLinear(nn.Module):
                 return adapted_linear(plan.order, x, self.weight, bias, A, B, b, d)
             if plan.order == "weight":
                 saves_u = plan.through_u and A.shape[0] < A.shape[1] and (b.requires_grad or d.requires_grad)
-                u = image(x, A, of, self) if saves_u else None
+                u = projected(x, A, of, self) if saves_u else None
                 return WeightOrder.apply(x, self.weight, bias, A, B, b, d, u, plan.through_u, plan.keep_weight)
-            return ActivationOrder.apply(x, self.weight, bias, A, B, b, d, image(x, A, of, self))
+            return ActivationOrder.apply(x, self.weight, bias, A, B, b, d, projected(x, A, of, self))
 
     def _plan(self, x: Tensor, b: Tensor, d: Tensor) -> Plan:
         """The layer's own `plan` if it has one, else the cheapest for these shapes.

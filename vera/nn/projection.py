@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vera.errors import AdapterError
+from .errors import AdapterError
 
 
 def draw(rank: int, d_in: int, d_out: int, seed: int, init: str = "kaiming_uniform") -> tuple[Tensor, Tensor]:
