@@ -14,19 +14,18 @@ from tests.conftest import ROOT
 # Left to right. A module may import from its own layer and from those before it.
 LAYERS = [
     ("vera.nn",),
-    ("vera.errors", "vera.files", "vera.interrupt"),
+    ("vera.errors", "vera.io.files", "vera.runs.interrupt"),
     ("vera.config",),
-    ("vera.compositions",),
-    ("vera.record",),
-    ("vera.store", "vera.claims", "vera.sweep"),
+    ("vera.runs.record",),
+    ("vera.runs.store", "vera.runs.workers", "vera.runs.sweep"),
     ("vera.judge",),
-    ("vera.seeds", "vera.hub", "vera.cache", "vera.rows"),
+    ("vera.seeds", "vera.io.hub", "vera.io.cache", "vera.io.rows"),
     ("vera.models",),
     ("vera.methods",),
     ("vera.tasks",),
     ("vera.train",),
-    ("vera.run", "vera.accounting"),
-    ("vera.answers", "vera.analysis", "vera.verify", "vera.doctor"),
+    ("vera.run", "vera.checks.counts"),
+    ("vera.trained", "vera.checks.verify", "vera.checks.doctor"),
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -53,7 +52,7 @@ def layer(name: str) -> int | None:
 @pytest.mark.parametrize("path", modules("vera"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_left(path):
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    if name == "vera":
+    if path.name == "__init__.py" and not imports(path):
         return
     here = layer(name)
     assert here is not None, f"{name} belongs to no layer"
@@ -65,8 +64,7 @@ def test_imports_point_left(path):
 
 @pytest.mark.parametrize("path", modules("experiments"), ids=lambda path: path.name)
 def test_experiments_read_records_only(path):
-    allowed = ("vera.compositions", "vera.config", "vera.errors", "vera.files", "vera.nn.count")
-    allowed += ("vera.record", "vera.store", "vera.claims", "vera.judge.record")
+    allowed = ("vera.config", "vera.errors", "vera.io.files", "vera.nn.count", "vera.runs", "vera.judge.judgement")
     for imported in imports(path):
         assert not imported.startswith("torch"), imported
         assert not imported.startswith("vera.") or imported.startswith(allowed), imported
@@ -115,7 +113,7 @@ def test_the_loop_names_no_method_model_or_task():
         "vera.config",
         "vera.errors",
         "vera.nn.count",
-        "vera.store",
+        "vera.runs.store",
         "vera.judge.grade",
         *(f"experiments.{path.stem}" for path in modules("experiments")),
     ],
