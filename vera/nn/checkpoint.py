@@ -219,9 +219,7 @@ class Reader:
 
 def _norm(layer: nn.Module) -> float | None:
     """Frobenius norm of W0 to seven digits; None where W0 is quantised or has no storage."""
-    weight = layer.weight
-    if isinstance(layer, VeraLinear) and layer._base_weight is not None:
-        weight = layer._base_weight
+    weight = (layer.base_layer if isinstance(layer, VeraLinear) else layer).weight
     if not weight.is_floating_point() or weight.is_meta:
         return None
     return float(f"{torch.linalg.vector_norm(weight.detach().float()).item():.7g}")
