@@ -199,7 +199,7 @@ class VeraLinear(nn.Module):
         self._sum, self._sum_of, self._sum_at, self.merged = None, [], [], None
 
     def _is_sum(self, graph: bool) -> bool:
-        """Whether W can stand for a merged layer in a call: it has become no other kind, and its W0 and bias are not trained."""
+        """Whether W can stand for a merged layer in a call: it is still of such a kind, and its W0 and bias are not trained."""
         if obstacle(self.base_layer) is not None:
             return False
         return not (graph and any(parameter.requires_grad for parameter in self.base_layer.parameters()))
