@@ -34,6 +34,10 @@ def modules(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -51,7 +55,7 @@ def layer(name: str) -> int | None:
 
 @pytest.mark.parametrize("path", modules("vera"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_left(path):
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    name = dotted(path)
     if path.name == "__init__.py" and not imports(path):
         return
     here = layer(name)
@@ -68,13 +72,16 @@ def test_experiments_read_records_only(path):
     for imported in imports(path):
         assert not imported.startswith("torch"), imported
         assert not imported.startswith("vera.") or imported.startswith(allowed), imported
+        if path.parent.name == "engine":
+            assert not imported.startswith("experiments.artefacts"), f"{path.name} of the engine names {imported}"
 
 
 def test_the_method_stands_alone(tmp_path):
     """vera/nn imports torch, safetensors and itself, by relative names: a copy of the folder works under any name."""
     outside = {"torch", "safetensors", "__future__", *sys.stdlib_module_names}
     for path in modules("vera/nn"):
-        assert {name.partition(".")[0] for name in imports(path)} <= outside, path
+        also = {"peft"} if path.name == "peft_layers.py" else set()  # imported by `accelerate` when it is called
+        assert {name.partition(".")[0] for name in imports(path)} <= outside | also, path
     shutil.copytree(ROOT / "vera" / "nn", tmp_path / "copied", ignore=shutil.ignore_patterns("__pycache__"))
     code = """if True:
         import sys, torch, copied
@@ -98,6 +105,12 @@ def test_public_names_of_the_method_are_not_those_of_its_modules():
     assert not {path.stem for path in modules("vera/nn")} & set(vera.nn.__all__)
 
 
+def test_the_method_imports_peft_only_when_asked():
+    code = "import sys, vera.nn; [getattr(vera.nn, name) for name in vera.nn.__all__]; "
+    code += "sys.exit(any(name in sys.modules for name in ('peft', 'transformers', 'vera.nn.peft_layers')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_the_loop_names_no_method_model_or_task():
     from vera.config import choices
 
@@ -115,7 +128,7 @@ def test_the_loop_names_no_method_model_or_task():
         "vera.nn.count",
         "vera.runs.store",
         "vera.judge.grade",
-        *(f"experiments.{path.stem}" for path in modules("experiments")),
+        *map(dotted, modules("experiments")),
     ],
 )
 def test_reporting_imports_no_torch(module):

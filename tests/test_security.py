@@ -82,9 +82,9 @@ def test_no_source_loads_pickles_or_runs_text(path):
 
 
 def test_only_three_places_import_by_name():
-    """vera.config.components, from an allow-list; experiments.artefacts, from its own folder; vera.nn, from its own table."""
+    """vera.config.components, from an allow-list; experiments.engine.registry, from its folder; vera.nn, from its own table."""
     found = {path.relative_to(ROOT).as_posix() for path in SOURCES for _, name in calls(path) if name.endswith("import_module")}
-    assert found == {"vera/config/components.py", "experiments/artefacts.py", "vera/nn/__init__.py"}
+    assert found == {"vera/config/components.py", "experiments/engine/registry.py", "vera/nn/__init__.py"}
 
 
 @pytest.fixture

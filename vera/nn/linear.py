@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from .base_layer import device_of, obstacle, plain
 from .config import VeraConfig
@@ -197,6 +198,17 @@ class VeraLinear(nn.Module):
     def unmerge(self) -> None:
         """Forget W. Does nothing when not merged."""
         self._sum, self._sum_of, self._sum_at, self.merged = None, [], [], None
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Put W, rounded to the dtype of W0, into the base layer for good, if it is merged; the tie to another layer ends."""
+        if self.merged is None:
+            return
+        W, base = self._merged_weight(), self.base_layer
+        if parametrize.is_parametrized(base, "weight"):
+            parametrize.remove_parametrizations(base, "weight")
+        base.weight = nn.Parameter(W.to(base.weight.dtype), base.weight.requires_grad)
+        self.unmerge()
 
     def _is_sum(self, graph: bool) -> bool:
         """Whether W can stand for a merged layer in a call: it is still of such a kind, and its W0 and bias are not trained."""
