@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from bench import table12
 from experiments.engine.comparison import compare
 from experiments.engine.judged import join
 from experiments.engine.judged import table as judged_table
@@ -460,11 +461,13 @@ def test_table_12_has_dashes_without_a_gpu(monkeypatch, capsys):
 
 
 def test_table_12_measures_what_it_says(monkeypatch):
-    table12 = script("table12")
     options = argparse.Namespace(tiny=True, steps=2, warmup=0, length=16, rounds=1)
     vera = table12.in_a_process("vera", options)  # as on a GPU
     assert len(vera["seconds"]) == 2 and vera["peak_memory_bytes"] is None
     assert vera["parameters"] == 2 * (5 * 16 + 2 * 32 + 7 * 64)
+    with monkeypatch.context() as broken, pytest.raises(ConfigError, match="vera: no message"):
+        broken.setattr(sys, "executable", "/bin/false")
+        table12.in_a_process("vera", options)
     lora = table12.measure("lora", 1, 0, 16, True)
     assert lora["parameters"] == 2 * 64 * (4 * 32 + 3 * 48) and torch.get_default_dtype() == torch.float32
     lora, vera = {**lora, "seconds": [2.0], "peak_memory_bytes": 10e9}, {**vera, "seconds": [3.0], "peak_memory_bytes": 8e9}
@@ -472,6 +475,3 @@ def test_table_12_measures_what_it_says(monkeypatch):
     bench = table12.compare(options)
     assert [case["ratio"]["median"] for case in bench["cases"]] == [1.5, 0.8]
     assert table12.table(bench).rows[-1] == ["ours", "VeRA / LoRA", "1.500", "0.800"]
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(ConfigError, match="vera: no message"):
-        script("table12").in_a_process("vera", options)

@@ -28,7 +28,8 @@ from vera.run import execute
 from vera.runs.record import Record
 from vera.runs.store import Store
 
-SOURCES = [path for folder in ("vera", "scripts", "experiments", "bench") for path in sorted((ROOT / folder).rglob("*.py"))]
+FOLDERS = ("vera", "scripts", "experiments", "bench", "tests/system")
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 # Nothing is executed
