@@ -1,9 +1,8 @@
 """A run's weights leave for plain transformers and PEFT, with the run's own logits; what cannot leave is refused by name."""
 
 import json
-import os
+import runpy
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -146,16 +145,17 @@ def test_a_cut_is_the_nearest_matrix_of_its_rank_and_says_what_is_lost(runs, tmp
     assert PeftConfig.from_pretrained(tmp_path / "cut").lora_alpha == 2
 
 
-def test_the_command_from_a_record_says_whose_weights_these_are_and_no_path(runs, tmp_path, cache):
+def test_the_command_from_a_folder_says_whose_weights_these_are_and_no_path(runs, cache, monkeypatch, capsys):
     run, record, folder = runs("gpt2 vera")
-    command = [sys.executable, str(ROOT / "scripts/export.py"), "work/results/" + folder.name, "out", "--to", "lora"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, f"cache_dir={cache}"], cwd=folder.parents[2], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    command = ["export.py", f"work/results/{folder.name}", "out", "--to", "lora", f"cache_dir={cache}"]
+    monkeypatch.chdir(folder.parents[2])
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "scripts/export.py"), run_name="__main__")
+    printed = capsys.readouterr()
+    assert left.value.code == 0, printed.err
     out = folder.parents[2] / "out"
-    assert done.stdout.startswith("out: LoRA of rank ") and sorted(p.name for p in out.iterdir()) == [
+    assert printed.out.startswith("out: LoRA of rank ") and sorted(p.name for p in out.iterdir()) == [
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
