@@ -149,8 +149,8 @@ def test_the_rows_of_a_subset_are_the_same_for_every_seed_and_never_held_out(bac
         ('[{"instruction": "a", "output": "b"}, {"output": "b"}]', "row 1: no 'instruction'"),
         ('[{"instruction": "a", "output": 3}]', "row 0: 'output' is not a text"),
         ('[{"instruction": " ", "output": "b"}]', "row 0: empty 'instruction'"),
-        ('["a"]', "row 0: not an object"),
-        ('{"instruction": "a"}', "is not a list of rows"),
+        ('["a"]', "row 0 is not an object"),
+        ('{"instruction": "a"}', ":1: no 'output'"),
         ("[{", "is not a JSON file"),
     ],
 )
@@ -162,7 +162,7 @@ def test_bad_rows_are_named(content, words, tmp_path):
 
 
 def test_a_folder_without_rows_and_no_hub(tmp_path, backbone):
-    with pytest.raises(DataError, match="holds none of alpaca_data_cleaned"):
+    with pytest.raises(DataError, match="holds neither alpaca_data_cleaned"):
         read_rows(tmp_path)
     with pytest.raises(DataError, match=r"yahma/alpaca-cleaned cannot be loaded from the hub .* task.data_dir="):
         alpaca().load(backbone, 0)

@@ -17,7 +17,7 @@ LAYERS = [
     ("vera.runs.record",),
     ("vera.runs.store", "vera.runs.workers", "vera.runs.sweep"),
     ("vera.judge",),
-    ("vera.seeds", "vera.io.hub", "vera.io.cache", "vera.io.rows"),
+    ("vera.seeds", "vera.io"),
     ("vera.models",),
     ("vera.methods",),
     ("vera.tasks",),
