@@ -12,7 +12,7 @@ from experiments.engine.render import DASH
 from experiments.engine.sweeps import Cell
 from vera.config import RunConfig
 from vera.config.memory import composed
-from vera.io.json_text import read_json
+from vera.io.files import read_json
 from vera.runs.record import parse
 from vera.runs.store import stems
 

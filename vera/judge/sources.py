@@ -14,8 +14,7 @@ from pydantic import Field
 
 from vera.config import Strict
 from vera.errors import DataError
-from vera.io.files import write_atomic
-from vera.io.json_text import read_json
+from vera.io.files import read_json, write_atomic
 
 TIMEOUT_SECONDS = 20
 
