@@ -97,12 +97,13 @@ def _no_link(path: str, flags: int) -> int:
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
-    """The whole lines of a file that `append_line` writes; [] when there is none."""
+    """The whole lines of a file that `append_line` writes; [] when there is none. A line ends with a line feed and with nothing
+    else: texts may hold other separators, such as U+2028. Raises UnicodeDecodeError, a ValueError, for what is not UTF-8."""
     try:
         with open(path, "rb") as file:
             size = _whole(file)
             file.seek(0)
-            return file.read(size).decode().splitlines()
+            return file.read(size).decode().split("\n")[:-1]
     except FileNotFoundError:
         return []
 

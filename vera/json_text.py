@@ -6,20 +6,29 @@ import json
 from typing import Any
 
 
-def read_json(text: str | bytes) -> Any:
+def read_json(text: str | bytes, mend: bool = False) -> Any:
     """The value of a JSON text (UTF-8; a byte-order mark is skipped).
 
     Raises ValueError for everything that is not JSON, is nested too deeply to be read, or holds half of a surrogate pair,
-    which no text can be written with.
+    which no text can be written with; with `mend` these halves become U+FFFD.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")
     try:
         value = json.loads(text.removeprefix("\ufeff"))
         if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
+            written = json.dumps(value, ensure_ascii=False)
+            if mend and mended(written) != written:
+                return json.loads(mended(written))
+            written.encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeEncodeError as error:
         raise ValueError(f"half of a surrogate pair: {error.object[error.start]!r}") from None
     return value
+
+
+def mended(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, so that it can be written; two halves that belong together are
+    one character again."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
