@@ -9,7 +9,7 @@ from experiments.aggregate import Cells, Summary, cell_records, summarise, summa
 from experiments.figures import PALETTE, figure, save, seeds
 from experiments.published import Statistic
 from experiments.render import DASH, Table, interval, number
-from vera.record import Record
+from vera.runs.record import Record
 
 METHODS = {
     "head": "Head only",

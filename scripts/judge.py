@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.progress import Progress
 
-from vera import interrupt
 from vera.config import checked, resolve
 from vera.errors import VeraError
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.grade import judge
+from vera.judge.judgement import Answers, find
 from vera.judge.questions import QuestionSource
-from vera.judge.record import Answers, find
+from vera.runs import interrupt
 
 
 def main(arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from vera.config import Strict
 from vera.errors import ConfigError, JudgeError
-from vera.json_text import mended
+from vera.io.json_text import mended
 from vera.judge.verdicts import Rule
 
 HIDDEN = "[key]"
@@ -213,8 +213,8 @@ def _body(error: Any) -> dict[str, Any]:
 
 
 def _text(message: Any) -> str:
-    """The words of a message: its content as a text or as a list of parts, those that are text (no reasoning); what a model says
-    in place of an answer where there is none. Raises TypeError for anything else."""
+    """The words of a message: its content as a text or as a list of parts, those that are text (no reasoning); what a model
+    says in place of an answer where there is none. Raises an error for anything else."""
     content = message.content
     if content is None:
         content = getattr(message, "refusal", None) or ""

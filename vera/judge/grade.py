@@ -18,16 +18,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vera import interrupt
 from vera.errors import ConfigError, DataError, JudgeError, RecordError
-from vera.files import append_line, read_lines
-from vera.json_text import read_json
+from vera.io.files import append_line, read_lines
+from vera.io.json_text import read_json
 from vera.judge.endpoint import Endpoint, ItemError, JudgeSettings, Reply
+from vera.judge.judgement import SCHEMA, Answers, Judged, digest, find, judged_name, write
 from vera.judge.prompts import Prompt, Prompts, own_prompts, read_prompts
 from vera.judge.questions import Id, Question, QuestionSet, QuestionSource, described, load_questions, parse_turns
-from vera.judge.record import SCHEMA, Answers, Judged, digest, find, judged_name, write
 from vera.judge.sources import Found, fetch, in_folder
 from vera.judge.verdicts import read_verdict
+from vera.runs import interrupt
 
 IN_A_ROW = 4  # requests without an answer, one after another, after which an endpoint is taken to be out of order
 GLANCE = 0.2  # seconds between two looks for a signal
@@ -113,8 +113,8 @@ def messages(item: Item, prompts: Prompts, source: QuestionSource, questions: Qu
 
 
 def find_prompts(source: QuestionSource, choice: str, cache_dir: str | Path) -> Prompts:
-    """The wording to use: the one in the folder of the questions, or the official one fetched; ours where that is the choice, and
-    for questions that are made up.
+    """The wording to use: the one in the folder of the questions, or the official one fetched; ours where that is the choice,
+    and for questions that are made up.
 
     Raises DataError where there is none, before anything is asked, and for choice "official" also when it is not the official
     file.
@@ -336,7 +336,13 @@ class Desk:
 
 def _line(item: Item, attempt: int, reply: Reply | None = None, failure: str | None = None) -> dict[str, Any]:
     """A verdict as it is kept, or why there is none."""
-    about = {"item": item.key, "question_id": item.question.id, "turn": item.turn, "order": list(item.order), "attempt": attempt}
+    about = {
+        "item": item.key,
+        "question_id": item.question.id,
+        "turn": item.turn,
+        "order": list(item.order),
+        "attempt": attempt,
+    }
     said = {
         "scores": None,
         "verdict": reply.text if reply else "",
@@ -354,7 +360,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         texts = read_lines(path)
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: not UTF-8 at byte {error.start}") from None
-    for number, text in enumerate(texts, start=1):
+    for number, text in enumerate(dict.fromkeys(texts), start=1):  # an interruption may have one written twice
         try:
             value = read_json(text)
             good = isinstance(value["item"], str) and isinstance(value["verdict"], str)
@@ -387,7 +393,8 @@ def _nothing(lines: list[dict[str, Any]], wanted: int, verdicts: Path) -> str:
     if failures and not texts:
         return f"{failures[-1]}; so it was for every one of {wanted} verdicts"
     first = " ".join(texts[0].split())[-80:] if texts else ""
-    return f"not one of {wanted} verdicts holds a rating as the prompt asks for it (the first ends {first!r}); they are kept in {verdicts}"
+    read = f"not one of {wanted} verdicts holds a rating as the prompt asks for it"
+    return f"{read} (the first ends {first!r}); they are kept in {verdicts}"
 
 
 def _record(identity, public, used, answers, wanted, kept, lines, started) -> Judged:

@@ -114,8 +114,8 @@ def own_prompts() -> Prompts:
 
 
 def read_prompts(found: Found, grading: Grading) -> Prompts:
-    """FastChat's judge_prompts.jsonl (single: the verdict ends with [[rating]]) or the older prompt.jsonl (pairwise: a first line
-    with two scores, for mathematics a tuple). Raises DataError."""
+    """FastChat's judge_prompts.jsonl (single: the verdict ends with [[rating]]) or the older prompt.jsonl (pairwise: a first
+    line with two scores, for mathematics a tuple). Raises DataError."""
     prompts: dict[str, Prompt] = {}
     asked: dict[str, Any] = {}
     for place, row in json_lines(found.data, found.where):
@@ -136,7 +136,9 @@ def read_prompts(found: Found, grading: Grading) -> Prompts:
         if name not in prompts:
             raise DataError(f"{found.where}: no judge prompt for {name}")
         if grading == "single" and asked[name] not in (None, "[[rating]]"):
-            raise DataError(f"{found.where}: judge prompt {name} asks for {str(asked[name])[:40]!r}; this program reads [[rating]]")
+            raise DataError(
+                f"{found.where}: judge prompt {name} asks for {str(asked[name])[:40]!r}; this program reads [[rating]]"
+            )
         fields = FIELDS["pairwise" if grading == "pairwise" else "multi" if name.endswith("multi-turn") else "single"]
         _check_fields(f"{found.where}: judge prompt {name}", prompts[name].template, fields)
     return Prompts("official" if found.official else "other", found.sha256, {name: prompts[name] for name in needed})
