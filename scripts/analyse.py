@@ -14,9 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import arguments
-from experiments.adapters import FIGURE3, FIGURE5
-from experiments.aggregate import PAPER_SEEDS
+from experiments.artefacts.figure3_magnitudes import MEASURED as FIGURE3
+from experiments.artefacts.figure5_similarity import MEASURED as FIGURE5
+from experiments.engine import arguments
+from experiments.engine.aggregate import PAPER_SEEDS
 from vera.config import RunConfig, compose
 from vera.errors import AdapterError, VeraError
 from vera.io.files import write_atomic

@@ -18,10 +18,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from rich.table import Table
 
-from experiments import arguments
-from experiments.accounting import counts
-from experiments.plan import Cell, cells, estimate, sweeps
-from experiments.render import console
+from experiments.engine import arguments
+from experiments.engine.accounting import counts
+from experiments.engine.plan import Cell, cells, estimate, sweeps
+from experiments.engine.render import console
 from vera.config import checked, resolve
 from vera.errors import VeraError, redacted
 

@@ -12,9 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import arguments
-from experiments.plan import COLUMNS, TFLOPS, Plan, cells, failure, figures, sweeps
-from experiments.render import Table, show
+from experiments.engine import arguments
+from experiments.engine.plan import COLUMNS, TFLOPS, Plan, cells, failure, figures, sweeps
+from experiments.engine.render import Table, show
 from vera.errors import VeraError
 
 

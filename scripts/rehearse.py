@@ -18,8 +18,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import arguments
-from experiments.plan import REHEARSAL
+from experiments.engine import arguments
+from experiments.engine.plan import REHEARSAL
 from vera.config import CONF_DIR, choices
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.plan import cells, prepare, sweeps
-from experiments.published import load, names
-from experiments.render import Table, show
+from experiments.engine.plan import cells, prepare, sweeps
+from experiments.engine.published import load, names
+from experiments.engine.render import Table, show
 from vera.config import cell_id, run_name
 from vera.runs.record import parse
 

@@ -16,9 +16,9 @@ sys.path.insert(0, str(ROOT))
 
 from rich.live import Live
 
-from experiments import arguments, status
-from experiments.plan import cells, sweeps
-from experiments.render import console
+from experiments.engine import arguments, status
+from experiments.engine.plan import cells, sweeps
+from experiments.engine.render import console
 from vera.errors import VeraError
 
 REFRESH = 2.0  # seconds

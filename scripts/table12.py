@@ -20,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.published import load
-from experiments.render import DASH, Table, show
+from experiments.engine.published import load
+from experiments.engine.render import DASH, Table, show
 from vera.config import build, compose
 from vera.errors import ConfigError, VeraError
 from vera.io.files import write_atomic

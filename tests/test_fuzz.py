@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-from experiments import plan, published
+from experiments.engine import plan, published
 from tests import fuzzing
 from tests.fuzzing import broken_bytes, broken_json, broken_lines, broken_value, tried
 from vera.config import CONF_DIR, build, choices, compose
@@ -265,7 +265,7 @@ JUDGEMENT = {
 
 @pytest.mark.parametrize(("schema", "valid"), [(Answers, ANSWERED), (Judged, JUDGEMENT)])
 def test_records_of_answers_and_judgements(fuzz, schema, valid, tmp_path):
-    from experiments.judged import table
+    from experiments.engine.judged import table
 
     path = tmp_path / "judged" / "x.json"
     path.parent.mkdir()

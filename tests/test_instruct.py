@@ -11,9 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from experiments.comparison import compare
-from experiments.judged import join
-from experiments.judged import table as judged_table
+from experiments.engine.comparison import compare
+from experiments.engine.judged import join
+from experiments.engine.judged import table as judged_table
 from tests.conftest import ROOT
 from tests.judge_server import Judge
 from vera.checks.counts import account

@@ -32,6 +32,10 @@ def modules(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -49,7 +53,7 @@ def layer(name: str) -> int | None:
 
 @pytest.mark.parametrize("path", modules("vera"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_left(path):
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    name = dotted(path)
     if path.name == "__init__.py" and not imports(path):
         return
     here = layer(name)
@@ -67,12 +71,21 @@ def test_experiments_read_records_only(path):
     for imported in imports(path):
         assert not imported.startswith("torch"), imported
         assert not imported.startswith("vera.") or imported.startswith(allowed), imported
+        if path.parent.name == "engine":
+            assert not imported.startswith("experiments.artefacts"), f"{path.name} of the engine names {imported}"
 
 
 def test_the_method_needs_torch_and_safetensors_alone():
     outside = {"torch", "safetensors", "vera", "__future__"} | set(sys.stdlib_module_names)
     for path in modules("vera/nn"):
+        if path.name in ("in_peft.py", "peft_layers.py"):  # imported by `accelerate` when it is called
+            continue
         assert {name.partition(".")[0] for name in imports(path)} <= outside, path
+
+
+def test_the_method_imports_peft_only_when_asked():
+    code = "import sys, vera.nn; sys.exit(any(name in sys.modules for name in ('peft', 'transformers', 'vera.nn.peft_layers')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_the_loop_names_no_method_model_or_task():
@@ -86,7 +99,7 @@ def test_the_loop_names_no_method_model_or_task():
 
 @pytest.mark.parametrize(
     "module",
-    ["vera.config", "vera.runs.store", "vera.judge.grade", *(f"experiments.{path.stem}" for path in modules("experiments"))],
+    ["vera.config", "vera.runs.store", "vera.judge.grade", *map(dotted, modules("experiments"))],
 )
 def test_reporting_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

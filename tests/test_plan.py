@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from experiments import plan, published
+from experiments.engine import plan, published, registry
 from tests.conftest import ROOT
 from tests.test_experiments import record
 from vera.config import choices, compose
@@ -44,9 +44,7 @@ def test_every_row_of_every_published_table_is_in_some_sweep():
 
 
 def test_every_artefact_that_a_sweep_names_exists():
-    from experiments.artefacts import artefacts
-
-    known = set(artefacts())
+    known = registry.names()
     for name, sweep in plan.sweeps().items():
         for artefact in sweep.artefacts:
             assert any(of.startswith(artefact) for of in known), f"{name} fills {artefact}, which nothing renders"

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from experiments import report
-from experiments.paper import draw, tables
-from experiments.plan import Plan
-from experiments.render import DASH, Sourced, Table
+from experiments.engine import report
+from experiments.engine.paper import draw, tables
+from experiments.engine.plan import Plan
+from experiments.engine.render import DASH, Sourced, Table
 from scripts.check import differences
 from tests.conftest import ROOT
 from tests.test_experiments import by_cell, record

@@ -83,9 +83,9 @@ def test_no_source_loads_pickles_or_runs_text(path):
 
 
 def test_only_two_places_import_by_name():
-    """vera.config.components, from an allow-list, and experiments.artefacts, from its own folder."""
+    """vera.config.components, from an allow-list, and experiments.engine.registry, from its own folder."""
     found = {path.relative_to(ROOT).as_posix() for path in SOURCES for _, name in calls(path) if name.endswith("import_module")}
-    assert found == {"vera/config/components.py", "experiments/artefacts.py"}
+    assert found == {"vera/config/components.py", "experiments/engine/registry.py"}
 
 
 @pytest.fixture

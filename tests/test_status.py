@@ -8,7 +8,7 @@ import time
 
 from rich.console import Console
 
-from experiments import plan, status
+from experiments.engine import plan, status
 from tests.conftest import ROOT
 from vera.runs.workers import FOLDER, acquire
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from experiments import plan
+from experiments.engine import plan
 from vera.config import CONF_DIR, choices, compose
 from vera.run import execute
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vera.errors import AdapterError
+from vera.nn import heads
 from vera.nn.config import VeraConfig
 from vera.nn.linear import VeraLinear
 from vera.nn.projection import Projection
@@ -91,7 +92,8 @@ def configs(model: nn.Module) -> dict[str, VeraConfig]:
 def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Module:
     """Put a new adapter on a model, in place, and make it the active one. Returns the model.
 
-    Freezes everything but the adapter's own b and d and the modules in `modules_to_save`. Equal projections are stored once,
+    Freezes everything but the adapter's own b and d and its copies of the modules in `modules_to_save`, which start from the
+    backbone's own. Equal projections are stored once,
     also across adapters. Raises AdapterError when the name is taken, the model is merged or a target fits no layer; the model
     is then as it was.
     """
@@ -102,9 +104,11 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
     if any(layer.merged is not None for _, layer in vera_layers(model)):
         raise AdapterError("unmerge the model before attaching another adapter")
     targets = find_targets(model, config)
-    for module in config.modules_to_save:
-        if not any(_inside(path, (module,)) for path, _ in model.named_parameters()):
-            raise AdapterError(f"modules_to_save names {module!r}, which this model does not have")
+    for path in targets:
+        owner = heads.owner(model, path)
+        if owner is not None:
+            raise AdapterError(f"{path} belongs to modules_to_save of adapter {owner!r}, of which it is one copy")
+    copies = heads.copies(model, config.modules_to_save)
     projections = {projection.key: projection for _, layer in vera_layers(model) for projection in layer.projections.values()}
     for path, key in projection_keys(config, target_shapes(targets)).items():
         module = targets[path]
@@ -118,12 +122,13 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
             projections[key] = Projection(*key, device=weight.device, dtype=dtype)
         module.add(name, config, projections[key])
     setattr(model, _CONFIGS, {**configs(model), name: config})
+    heads.add(model, name, copies)
     set_adapter(model, name)
     return model
 
 
 def set_adapter(model: nn.Module, name: str | None) -> None:
-    """Choose the active adapter, the only one that is trainable; None runs (and freezes) the bare backbone.
+    """Choose the active adapter, the only one that is trainable; None runs (and freezes) the bare backbone and its own head.
 
     Raises AdapterError for a name that is not attached or a merged model.
     """
@@ -132,15 +137,14 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
         raise AdapterError(f"no adapter is called {name!r}; attached: {', '.join(attached) or 'none'}")
     if any(layer.merged is not None for _, layer in vera_layers(model)):
         raise AdapterError("unmerge the model before choosing another adapter")
+    heads.put(model, name)
     model.requires_grad_(False)
     for _, layer in vera_layers(model):
         layer.active = name if name in layer.vectors else None
         for other, vectors in layer.vectors.items():
             vectors.set_trainable(other == name)
-    if name is not None and attached[name].modules_to_save:
-        for path, parameter in model.named_parameters():
-            if _inside(path, attached[name].modules_to_save):
-                parameter.requires_grad_(True)
+    for module in heads.of(model, name).values():
+        module.requires_grad_(True)
 
 
 def merge(model: nn.Module) -> nn.Module:
