@@ -44,7 +44,7 @@ test: setup .venv/e2e .venv/instruct ## the tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-launchers: setup ## the digits sweep through joblib, submitit, Ray and two processes a run: the same table each time (minutes)
-	$(PY) scripts/launchers.py $(ARGS)
+	$(PY) tests/system/launchers.py $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
 
 lint: setup ## ruff
@@ -132,13 +132,13 @@ status: setup ## what is done, running (where, since when, how long yet), failed
 	@$(PY) scripts/status.py $(ARTEFACT) $(ARGS)
 
 test-faults: setup ## the digits sweep under 50 kills, full disks and suspended workers gives the uninterrupted records (minutes)
-	@$(PY) scripts/faults.py $(ARGS)
+	@$(PY) tests/system/faults.py $(ARGS)
 
 rehearse: setup .venv/e2e .venv/instruct ## every sweep with tiny random models and synthetic data, records and tables in results/scratch (minutes)
 	@$(PY) scripts/rehearse.py $(ARGS)
 
 bench-store: setup ## time and memory of tables, plan and a finished sweep with 100,000 synthetic records (minutes)
-	@$(PY) scripts/scale.py $(ARGS)
+	@$(PY) tests/system/scale.py $(ARGS)
 
 bench: setup ## time, memory and file size against PEFT, to results/bench (ARGS='a b' for some cases, --data /path/to/glue for f)
 	$(PY) scripts/bench.py $(ARGS)

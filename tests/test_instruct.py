@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from bench import table12
 from experiments.engine.comparison import compare
 from experiments.engine.judged import join
 from experiments.engine.judged import table as judged_table
@@ -149,8 +150,8 @@ def test_the_rows_of_a_subset_are_the_same_for_every_seed_and_never_held_out(bac
         ('[{"instruction": "a", "output": "b"}, {"output": "b"}]', "row 1: no 'instruction'"),
         ('[{"instruction": "a", "output": 3}]', "row 0: 'output' is not a text"),
         ('[{"instruction": " ", "output": "b"}]', "row 0: empty 'instruction'"),
-        ('["a"]', "row 0: not an object"),
-        ('{"instruction": "a"}', "is not a list of rows"),
+        ('["a"]', "row 0 is not an object"),
+        ('{"instruction": "a"}', ":1: no 'output'"),
         ("[{", "is not a JSON file"),
     ],
 )
@@ -162,7 +163,7 @@ def test_bad_rows_are_named(content, words, tmp_path):
 
 
 def test_a_folder_without_rows_and_no_hub(tmp_path, backbone):
-    with pytest.raises(DataError, match="holds none of alpaca_data_cleaned"):
+    with pytest.raises(DataError, match="holds neither alpaca_data_cleaned"):
         read_rows(tmp_path)
     with pytest.raises(DataError, match=r"yahma/alpaca-cleaned cannot be loaded from the hub .* task.data_dir="):
         alpaca().load(backbone, 0)
@@ -529,11 +530,13 @@ def test_table_12_has_dashes_without_a_gpu(monkeypatch, capsys):
 
 
 def test_table_12_measures_what_it_says(monkeypatch):
-    table12 = script("table12")
     options = argparse.Namespace(tiny=True, steps=2, warmup=0, length=16, rounds=1)
     vera = table12.in_a_process("vera", options)  # as on a GPU
     assert len(vera["seconds"]) == 2 and vera["peak_memory_bytes"] is None
     assert vera["parameters"] == 2 * (5 * 16 + 2 * 32 + 7 * 64)
+    with monkeypatch.context() as broken, pytest.raises(ConfigError, match="vera: no message"):
+        broken.setattr(sys, "executable", "/bin/false")
+        table12.in_a_process("vera", options)
     lora = table12.measure("lora", 1, 0, 16, True)
     assert lora["parameters"] == 2 * 64 * (4 * 32 + 3 * 48) and torch.get_default_dtype() == torch.float32
     lora, vera = {**lora, "seconds": [2.0], "peak_memory_bytes": 10e9}, {**vera, "seconds": [3.0], "peak_memory_bytes": 8e9}
@@ -541,6 +544,3 @@ def test_table_12_measures_what_it_says(monkeypatch):
     bench = table12.compare(options)
     assert [case["ratio"]["median"] for case in bench["cases"]] == [1.5, 0.8]
     assert table12.table(bench).rows[-1] == ["ours", "VeRA / LoRA", "1.500", "0.800"]
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(ConfigError, match="vera: no message"):
-        script("table12").in_a_process("vera", options)

@@ -28,7 +28,8 @@ from vera.run import execute
 from vera.runs.record import Record
 from vera.runs.store import Store
 
-SOURCES = [path for folder in ("vera", "scripts", "experiments", "bench") for path in sorted((ROOT / folder).rglob("*.py"))]
+FOLDERS = ("vera", "scripts", "experiments", "bench", "tests/system")
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 # Nothing is executed
@@ -178,12 +179,12 @@ def test_scripts_beside_data_are_never_run(trace, tmp_path, cache):
         (tmp_path / name / "dataset.pkl").write_bytes(pickle.dumps(Bomb(trace)))
     images = ["model=vit_base", "task=resisc45", f"task.data_dir={tmp_path / 'images'}", f"task.cache_dir={tmp_path / 'cache'}"]
     with pytest.raises(DataError):
-        build(compose(images).task, "task").rows()
+        build(compose(images).task, "task").source_rows()
     (tmp_path / "images" / "train.parquet").write_bytes(pickle.dumps(Bomb(trace)))
     with pytest.raises(DataError):
-        build(compose(images).task, "task").rows()
+        build(compose(images).task, "task").source_rows()
     with pytest.raises(DataError):
-        build(compose(["model=roberta_base", "task=rte", f"task.data_dir={tmp_path / 'glue'}"]).task, "task").rows()
+        build(compose(["model=roberta_base", "task=rte", f"task.data_dir={tmp_path / 'glue'}"]).task, "task").source_rows()
     with pytest.raises(ConfigError, match=r"task\.repository"):
         build(compose([*images[:2], f"task.repository={tmp_path / 'images'}"]).task, "task")
     with pytest.raises(RuntimeError, match="scripts are no longer supported"):

@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vera.config import paths  # noqa: F401 (its resolvers)
 from vera.config.components import CONF_DIR, choices
 from vera.config.identity import GROUPS, SEED_REFERENCE
 from vera.config.schema import RunConfig, checked
@@ -124,6 +125,10 @@ def explain(error: Exception) -> str:
     if launcher:
         extra = {"submitit": "slurm"}.get(launcher.group(1), launcher.group(1))
         return f"hydra/launcher: its package is not installed; pip install -c constraints.txt -e '.[{extra}]'"
+    sweep = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if sweep:
+        key, _, value = sweep.group(1).partition("=")
+        return f"{key}={value} is a sweep over several values: add -m; for one value with a comma write \"{key}='{value}'\""
     missing = re.search(r"(?:In '[^']*': )?Could not find '([^']+)/([^'/]+)'", text)
     if missing:
         group, choice = missing.groups()

@@ -30,6 +30,7 @@ from vera.nn.config import VeraConfig
 from vera.nn.inject import (
     _inside,
     attach,
+    check_no_bank,
     configs,
     find_targets,
     projection_keys,
@@ -99,6 +100,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
     otherwise the adapter is attached. Everything is checked before anything is changed: AdapterError names the file and what
     does not fit (foreign or truncated file, fingerprint of A and B, shape, backbone).
     """
+    check_no_bank(model)
     existing = configs(model).get(name)
     config, values = Reader(model).read(folder, existing)
     if existing is None:

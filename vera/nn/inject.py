@@ -15,6 +15,7 @@ from vera.nn.linear import VeraLinear
 from vera.nn.projection import Projection
 
 _CONFIGS = "vera_configs"
+_BANK = "vera_bank"  # in every layer that an AdapterBank has wrapped
 
 
 def _inside(name: str, modules: tuple[str, ...]) -> bool:
@@ -89,6 +90,12 @@ def configs(model: nn.Module) -> dict[str, VeraConfig]:
     return dict(getattr(model, _CONFIGS, {}))
 
 
+def check_no_bank(model: nn.Module) -> None:
+    """Raises AdapterError for a model that an AdapterBank has wrapped."""
+    if any(_BANK in vars(module) for module in model.modules()):
+        raise AdapterError("the model is in an AdapterBank, which brings adapters of its own; close the bank first")
+
+
 def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Module:
     """Put a new adapter on a model, in place, and make it the active one. Returns the model.
 
@@ -97,6 +104,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
     also across adapters. Raises AdapterError when the name is taken, the model is merged or a target fits no layer; the model
     is then as it was.
     """
+    check_no_bank(model)
     if name in configs(model):
         raise AdapterError(f"there is an adapter called {name!r} already")
     if not name or "." in name:

@@ -1,7 +1,7 @@
 """The digits sweep (LoRA and VeRA, two seeds) through every launcher: all end with the local sweep's table, byte for byte.
 
-python scripts/launchers.py                  all of them
-python scripts/launchers.py joblib ddp       some of them
+python tests/system/launchers.py                  all of them
+python tests/system/launchers.py joblib ddp       some of them
 
 Each sweep has a results folder of its own below a temporary one, two workers, and one thread a worker; only the pretrained
 backbone is shared. Two processes on one run (ddp) add up in another order than one, so their losses differ by rounding, and a
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from vera.runs.store import Store

@@ -1,7 +1,7 @@
 """A trained run's beam search, batched and merged, against transformers' own call on the adapted model, token by token.
 
-python scripts/decoding.py model=gpt2_mini task=e2e method=vera seed=0 task.data_dir=/path/to/e2e
-python scripts/decoding.py --prompts 300 ...     how many of the test inputs (default: all)
+python tests/system/decoding.py model=gpt2_mini task=e2e method=vera seed=0 task.data_dir=/path/to/e2e
+python tests/system/decoding.py --prompts 300 ...     how many of the test inputs (default: all)
 
 n-gram blocking is off in both: transformers' own forbids copies out of the prompt, the task's does not. The calls are timed in
 turns, a batch each.
@@ -14,7 +14,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from vera.config import build, compose

@@ -1,7 +1,7 @@
 """What a results folder of many records costs: synthetic ones in a temporary folder, then tables, plan and a finished sweep.
 
-python scripts/scale.py                      100,000 records
-python scripts/scale.py --records 20000
+python tests/system/scale.py                      100,000 records
+python tests/system/scale.py --records 20000
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections import defaultdict
 from itertools import count, cycle, islice
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from experiments.engine.plan import cells, prepare, sweeps

@@ -1,8 +1,8 @@
 """The fault test: the digits sweep with two workers that are killed, interrupted, suspended and run out of disk, again and
 again at seeded random moments, must end with the records of an uninterrupted one.
 
-python scripts/faults.py                      50 kills, 8 SIGTERMs, 3 suspensions, 5 full disks (minutes)
-python scripts/faults.py --kills 200 --seed 7
+python tests/system/faults.py                      50 kills, 8 SIGTERMs, 3 suspensions, 5 full disks (minutes)
+python tests/system/faults.py --kills 200 --seed 7
 """
 
 import argparse
@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 # A short pretraining and few epochs. State is written at every chance, so that kills hit its writing too.
