@@ -129,6 +129,10 @@ def elements(parameter: nn.Parameter) -> int:
     return parameter.numel() if packed is None else packed.shape.numel()
 
 
+def quantised(weight: Tensor) -> bool:
+    return not weight.is_floating_point() or weight.element_size() < 2
+
+
 def mergeable(weight: Tensor) -> bool:
     """Whether a small update can be added to a weight: not to a quantised one, nor to one rounded to half precision, nor to one
     of which each process holds a part."""

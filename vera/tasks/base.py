@@ -71,6 +71,11 @@ class Task(Component):
         """Size of the head: the number of classes, 1 for regression, 0 where the language model's own head serves."""
         raise NotImplementedError
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the classes, in the order of the outputs, where they are known without the data."""
+        return None
+
     def hub_data(self) -> HubData | None:
         """What `load` reads from the hub; None where it reads nothing from there."""
         return None

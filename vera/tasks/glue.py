@@ -70,6 +70,10 @@ class Glue(Task):
         labels = SUBSETS[self.subset].labels
         return 1 if labels is None else len(labels)
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        return SUBSETS[self.subset].labels
+
     def score(self, logits, labels):
         predictions = logits.squeeze(-1) if self.outputs == 1 else logits.argmax(-1)
         return compute(self.subset, predictions.numpy(), labels.numpy())
