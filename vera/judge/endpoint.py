@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from vera.config import Strict
 from vera.errors import ConfigError, JudgeError
-from vera.io.json_text import mended
+from vera.io.files import mended
 from vera.judge.verdicts import Rule
 
 HIDDEN = "[key]"

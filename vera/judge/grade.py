@@ -19,8 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vera.errors import ConfigError, DataError, JudgeError, RecordError
-from vera.io.files import append_line, read_lines
-from vera.io.json_text import read_json
+from vera.io.files import append_line, read_json, read_lines
 from vera.judge.endpoint import Endpoint, ItemError, JudgeSettings, Reply
 from vera.judge.judgement import SCHEMA, Answers, Judged, digest, find, judged_name, write
 from vera.judge.prompts import Prompt, Prompts, own_prompts, read_prompts

@@ -16,8 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from vera.config import RunConfig, Strict, build, component
 from vera.errors import ConfigError, ModelError, RecordError, TrainingError
-from vera.io.files import append_line, read_lines
-from vera.io.json_text import read_json
+from vera.io.files import append_line, read_json, read_lines
 from vera.judge.judgement import SCHEMA, Answers, answers_name, digest, find, write
 from vera.judge.questions import Question, QuestionSet, QuestionSource, described, load_questions
 from vera.methods.base import Method

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from vera.checks.verify import read_record, run_of
 from vera.config import RunConfig, build, component
 from vera.errors import AdapterError, ConfigError, ModelError, RecordError
-from vera.io.files import move_folder, write_atomic
-from vera.io.json_text import read_json
+from vera.io.files import move_folder, read_json, write_atomic
 from vera.methods import fused
 from vera.methods.adalora import AdaLora
 from vera.methods.base import Method, in_modules, quantised
