@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from vera.nn.files import link_new, read_json, sync, write_atomic
+from vera.nn.files import HalfCharacter, link_new, read_json, sync, write_atomic
 
 __all__ = ["append_line", "link_new", "move_folder", "read_json", "read_lines", "remove_temporaries", "write_atomic"]
+
+
+def mended(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, so that it can be written; two halves that belong together are
+    one character again."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def read_mended_json(text: str) -> Any:
+    """`read_json`, with its texts mended. Raises ValueError for the rest."""
+    try:
+        return read_json(text)
+    except HalfCharacter:
+        return json.loads(mended(json.dumps(json.loads(text.removeprefix("\ufeff")), ensure_ascii=False)))
 
 
 def remove_temporaries(folder: str | os.PathLike, name: str = "") -> None:
@@ -50,12 +65,13 @@ def _no_link(path: str, flags: int) -> int:
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
-    """The whole lines of a file that `append_line` writes; [] when there is none."""
+    """The whole lines of a file that `append_line` writes; [] when there is none. A line ends with a line feed and with nothing
+    else: texts may hold other separators, such as U+2028. Raises UnicodeDecodeError, a ValueError, for what is not UTF-8."""
     try:
         with open(path, "rb") as file:
             size = _whole(file)
             file.seek(0)
-            return file.read(size).decode().splitlines()
+            return file.read(size).decode().split("\n")[:-1]
     except FileNotFoundError:
         return []
 

@@ -68,6 +68,10 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+class HalfCharacter(ValueError):
+    """Half of a surrogate pair, which no text can be written with."""
+
+
 def read_json(text: str | bytes) -> Any:
     """The value of a JSON text (UTF-8; a byte-order mark is skipped).
 
@@ -83,5 +87,5 @@ def read_json(text: str | bytes) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeEncodeError as error:
-        raise ValueError(f"half of a surrogate pair: {error.object[error.start]!r}") from None
+        raise HalfCharacter(f"half of a surrogate pair: {error.object[error.start]!r}") from None
     return value
