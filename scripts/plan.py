@@ -6,6 +6,7 @@ python scripts/plan.py --commands         how to run what is missing
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def main() -> int:
         "--tflops", type=float, default=TFLOPS, help=f"a GPU's sustained 10^12 operations a second ({TFLOPS:g})"
     )
     parser.add_argument("--commands", action="store_true", help="print one command for each sweep that is not done")
-    options = parser.parse_args()
+    options = arguments.parsed(parser)
     if not options.tflops > 0:
         parser.error("--tflops must be positive")
     try:
@@ -40,7 +41,7 @@ def main() -> int:
             for sweep, found in wanted:
                 status = plan.status(found)
                 if status.missing or status.failed:
-                    print(" ".join(["python scripts/train.py", f"sweep={sweep.label}", *options.overrides]))
+                    print(shlex.join(["python", "scripts/train.py", f"sweep={sweep.label}", *options.overrides]))
             return 0
         if options.artefact is None:
             rows = [[", ".join(sweep.artefacts), sweep.label, *figures(plan.status(found))] for sweep, found in wanted]
