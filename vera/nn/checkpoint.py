@@ -37,7 +37,7 @@ from .inject import (
     vera_layers,
 )
 from .linear import VeraLinear
-from .names import inside
+from .names import inside, plain_path, unwrapped
 from .projection import draw, fingerprint
 
 CONFIG_FILE = "adapter_config.json"
@@ -55,12 +55,17 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
     for PEFT, which then refuses them. Both files are written beside and then renamed. Raises AdapterError when the model has
     no such adapter.
     """
+    model = unwrapped(model)
     attached = configs(model)
     if name is None:
         name = next((layer.active for _, layer in vera_layers(model) if layer.active), None)
     if name not in attached:
         raise AdapterError(f"no adapter to save: {name!r} is not attached (attached: {', '.join(attached) or 'none'})")
     config = attached[name]
+    if any(
+        value.is_meta for _, layer in vera_layers(model) if name in layer.vectors for value in layer.vectors[name].parameters()
+    ):
+        raise AdapterError(f"adapter {name!r} has no values yet (meta device), so there is nothing to save")
     layers = {path: layer for path, layer in vera_layers(model) if name in layer.vectors}
     tensors: dict[str, Tensor] = {}
     for path, layer in layers.items():
@@ -100,10 +105,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
     does not fit (foreign or truncated file, fingerprint of A and B, shape, backbone).
     """
     check_no_bank(model)
+    given, model = model, unwrapped(model)
     existing = configs(model).get(name)
     config, values = Reader(model).read(folder, existing)
     if existing is None:
-        attach(model, config, name)
+        attach(given, config, name)
     else:
         set_adapter(model, name)
     with torch.no_grad():
@@ -114,15 +120,15 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
         for path, module in heads.of(model, name).items():
             for key, tensor in heads.tensors(module).items():
                 tensor.copy_(values.pop(f"{path}.{key}"))
-    return model
+    return given
 
 
 class Reader:
     """Reads and checks adapter files for one backbone. What the checks need of the backbone is computed once."""
 
     def __init__(self, model: nn.Module):
-        self.model = model
-        self._modules = list(model.named_modules(remove_duplicate=False))
+        self.model = model = unwrapped(model)
+        self._modules = [(plain_path(path), module) for path, module in model.named_modules(remove_duplicate=False)]
         self._heads: dict[tuple, dict[str, tuple[tuple[int, ...], torch.dtype, str]]] = {}
         self._targets: dict[tuple, dict[str, nn.Module]] = {}
         self._norms: dict[str, float | None] = {}
