@@ -12,6 +12,7 @@ from .errors import AdapterError
 INITS = ("kaiming_uniform", "kaiming_normal", "uniform_0_0.1")
 SHARINGS = ("shared", "unique")
 TRAINED = ("both", "only_b", "only_d")
+PROJECTION_DTYPES = ("float32", "bfloat16", "float16")
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32, in which b and d are kept
 SMALLEST = 2.0**-149
 
@@ -28,6 +29,8 @@ class VeraConfig:
     sharing          shared: one pair A, B for all layers; unique: a pair for each (Table 7).
     train            both; only_b: d stays at d_init; only_d: b stays at 1 and d starts at 0 (Table 6a).
     dropout          on the adapter's input while training; 0 in the paper's runs.
+    projection_dtype to which A and B are rounded whatever the backbone's dtype: float32 (as drawn), or bfloat16 or float16, as
+                     PEFT rounds them beside a backbone in half precision.
     modules_to_save  names of modules that stay trainable and travel with the adapter, such as a classification head.
 
     Raises AdapterError for a value outside these.
@@ -42,6 +45,7 @@ class VeraConfig:
     train: str = "both"
     dropout: float = 0.0
     modules_to_save: tuple[str, ...] = field(default=())
+    projection_dtype: str = "float32"
 
     def __post_init__(self):
         for key in ("targets", "modules_to_save"):
@@ -54,7 +58,12 @@ class VeraConfig:
             object.__setattr__(self, key, _real(key, getattr(self, key)))
         if not 0.0 <= self.dropout < 1.0:
             raise AdapterError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
-        for key, allowed in (("init", INITS), ("sharing", SHARINGS), ("train", TRAINED)):
+        for key, allowed in (
+            ("init", INITS),
+            ("sharing", SHARINGS),
+            ("train", TRAINED),
+            ("projection_dtype", PROJECTION_DTYPES),
+        ):
             if getattr(self, key) not in allowed:
                 raise AdapterError(f"{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}")
         if abs(self.d_init) < SMALLEST and self.train != "only_d":

@@ -24,21 +24,13 @@ def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
 
     Raises AdapterError when a target name fits no layer, or one to which no adapter can be put.
     """
-    model = unwrapped(model)
-    adapted = {f"{name}.base_layer" for name, _ in vera_layers(model)}
-    linear: dict[str, nn.Module] = {}
-    names: dict[int, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        name = plain_path(path)
-        if is_linear(module) and name not in adapted | linear.keys() and not inside(name, config.modules_to_save):
-            linear[name] = module
-            names.setdefault(id(module), []).append(name)
+    linear, names, in_heads = linear_layers(model, config.modules_to_save)
     found: dict[str, nn.Module] = {}
     unused = set(config.targets)
     for name, module in linear.items():
         fitting = matches(name, config.targets)
         if fitting:
-            check_adaptable(model, name, module)
+            check_adaptable(unwrapped(model), name, module)
             others = [other for other in names[id(module)] if other != name and matches(other, config.targets)]
             if others:
                 raise AdapterError(
@@ -46,12 +38,33 @@ def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
                 )
             found[name] = module
             unused.difference_update(fitting)
+    for name in sorted(unused):
+        if any(matches(path, [name]) for path in in_heads):
+            raise AdapterError(f"the layer {name} lies in modules_to_save, so it is trained whole and takes no adapter")
     if unused:
         suffixes = sorted({re.sub(r"^.*\.", "", name) for name in linear})
         raise AdapterError(
             f"no linear layer is called {', '.join(sorted(unused))}; this model has {', '.join(suffixes) or 'none'}"
         )
     return found
+
+
+def linear_layers(model: nn.Module, modules_to_save: tuple[str, ...]) -> tuple[dict[str, nn.Module], dict, list[str]]:
+    """The linear layers of a model by name, all names of each (by its id), and the names of those in modules_to_save."""
+    adapted = {f"{name}.base_layer" for name, _ in vera_layers(model)}
+    linear: dict[str, nn.Module] = {}
+    names: dict[int, list[str]] = {}
+    in_heads = []
+    for path, module in unwrapped(model).named_modules(remove_duplicate=False):
+        name = plain_path(path)
+        if not is_linear(module) or name in adapted or name in linear:
+            continue
+        if inside(name, modules_to_save):
+            in_heads.append(name)
+        else:
+            linear[name] = module
+            names.setdefault(id(module), []).append(name)
+    return linear, names, in_heads
 
 
 def target_shapes(targets: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
@@ -65,14 +78,15 @@ def projection_keys(config: VeraConfig, shapes: dict[str, tuple[int, int]]) -> d
     Shared: the largest d_out and the largest d_in, sliced by each layer. Unique: each layer's own shape, and the seed of the
     i-th target is projection_seed + i * 1,000,003, so that neighbouring seeds do not overlap.
     """
+    drawn = (config.init, config.projection_dtype)
     if config.sharing == "unique":
         return {
-            name: (config.rank, d_in, d_out, config.projection_seed + index * 1_000_003, config.init)
+            name: (config.rank, d_in, d_out, config.projection_seed + index * 1_000_003, *drawn)
             for index, (name, (d_out, d_in)) in enumerate(shapes.items())
         }
     d_out = max(shape[0] for shape in shapes.values())
     d_in = max(shape[1] for shape in shapes.values())
-    return dict.fromkeys(shapes, (config.rank, d_in, d_out, config.projection_seed, config.init))
+    return dict.fromkeys(shapes, (config.rank, d_in, d_out, config.projection_seed, *drawn))
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
