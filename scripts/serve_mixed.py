@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from vera.errors import DataError, VeraError
-from vera.io.json_text import read_json
+from vera.io.files import read_json
 from vera.io.rows import read_text
 from vera.models.base import SAFE
 from vera.models.tiny import tiny_checkpoint

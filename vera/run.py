@@ -199,6 +199,7 @@ def _train(
             "notes": {**data.notes, **loop.final.notes},
         },
         outputs={path: records.text_hash(text) for path, text in files.items()},
+        weights=loop.weights,
     )
     return record, files
 

@@ -19,7 +19,7 @@ from experiments.engine.render import DASH
 from vera.config import CONF_DIR, RunConfig, Strict, checked, choices, explain, run_name
 from vera.config.memory import compose_all, composed
 from vera.errors import ConfigError
-from vera.io.json_text import read_json
+from vera.io.files import read_json
 from vera.runs.record import parse
 from vera.runs.store import stems
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet
 
 from vera.errors import DataError
-from vera.io.json_text import read_json
+from vera.io.files import read_json
 from vera.io.rows import read_text
 
 FORMATS = (".parquet", ".jsonl", ".json")  # the first that a split has is read
