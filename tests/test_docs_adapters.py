@@ -37,10 +37,9 @@ def test_the_python_snippets_run_in_their_order(tmp_path, monkeypatch):
 def test_the_shell_snippets_run(tmp_path, cache):
     shim = tmp_path / "bin" / "python"
     shim.parent.mkdir()
-    more = " ".join([*REHEARSAL, f"cache_dir={cache}"])
+    more = " ".join([*REHEARSAL, "results_dir=results", "train.save=true"])
     shim.write_text(
-        "#!/bin/sh\n"
-        f'case "$1" in *train.py) exec {sys.executable} "$@" {more} results_dir=results train.save=true ;; *) exec {sys.executable} "$@" cache_dir={cache} ;; esac\n'
+        f'#!/bin/sh\ncase "$1" in *train.py) more="{more}" ;; esac\nexec {sys.executable} "$@" $more cache_dir={cache}\n'
     )
     shim.chmod(0o755)
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
