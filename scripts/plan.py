@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.engine import arguments
+from experiments.engine import arguments, judging
 from experiments.engine.plan import COLUMNS, TFLOPS, Plan, cells, failure, figures, sweeps
 from experiments.engine.render import Table, show
 from vera.errors import VeraError
@@ -27,19 +27,24 @@ def main() -> int:
     parser.add_argument(
         "--tflops", type=float, default=TFLOPS, help=f"a GPU's sustained 10^12 operations a second ({TFLOPS:g})"
     )
-    parser.add_argument("--commands", action="store_true", help="print one command for each sweep that is not done")
+    parser.add_argument("--commands", action="store_true", help="print the commands for what is missing")
     options = parser.parse_args()
     if not options.tflops > 0:
         parser.error("--tflops must be positive")
     try:
         plan = Plan(Path(options.results), Path(options.scratch), options.tflops)
-        wanted = {name: (sweep, cells(name, sweep, options.overrides)) for name, sweep in sweeps(options.artefact).items()}
+        of_runs, of_judge = judging.split(options.overrides)
+        wanted = {name: (sweep, cells(name, sweep, of_runs)) for name, sweep in sweeps(options.artefact).items()}
+        fills = {artefact for sweep, _ in wanted.values() for artefact in sweep.artefacts}
+        judged = judging.wanted(fills, Path(options.results), options.overrides)
         each = {name: plan.status(found) for name, (_, found) in wanted.items()}
         whole = plan.status([cell for _, found in wanted.values() for cell in found])
         if options.commands:
             for name, status in each.items():
                 if status.missing or status.failed:
-                    print(" ".join(["python scripts/train.py", f"sweep={name}", *options.overrides]))
+                    print(" ".join(["python scripts/train.py", f"sweep={name}", *of_runs]))
+            for one in judged:
+                print(*one.commands(options.results, of_judge), sep="\n")
             return 0
         if options.artefact is None:
             rows = [[", ".join(sweep.artefacts), name, *figures(each[name])] for name, (sweep, _) in wanted.items()]
@@ -60,6 +65,8 @@ def main() -> int:
             "lower bound, without padding and decoding.",
         ]
         show(Table("plan", "The plan", columns, [*rows, [*lead, *figures(whole)]], notes, [len(rows)]))
+        if judged:
+            show(judging.table(judged))
         for name in sorted(whole.failed):
             print(f"failed: {name}: {failure(plan.results, name)}")
     except (VeraError, OSError) as error:

@@ -44,8 +44,7 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
     notes: dict[str, set[str]] = {}
     names = {name.strip() for name in judge.split(",")}
     for record in find_all(Judged, results / "judged"):
-        official = record.questions.official and record.judge["prompts"] == "official"
-        if not names & {record.judge["model"], record.judge.get("counts_as")} or not official:
+        if not counts(record, names):
             continue
         for answer, score in zip(record.answers, record.scores, strict=True):
             run, metric = answer["run"], judged_metric(record.questions.name)
@@ -60,6 +59,12 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
             scores[key] = (score["mean"], record.name)
             notes.setdefault(metric, set()).update(_about(record, answer["name"], score["n"]))
     return Judgements(cells, scores, {metric: sorted(found) for metric, found in notes.items()}) if scores else cells
+
+
+def counts(record: Judged, judges: set[str]) -> bool:
+    """Whether a table takes the scores: of one of these judges or declared to stand for one, official questions and wording."""
+    official = record.questions.official and record.judge["prompts"] == "official"
+    return official and bool(judges & {record.judge["model"], record.judge.get("counts_as")})
 
 
 def _about(record: Judged, name: str, read: int) -> list[str]:
