@@ -21,8 +21,9 @@ from rich.table import Table
 
 from experiments.engine import arguments
 from experiments.engine.accounting import counts
-from experiments.engine.plan import Cell, cells, estimate, sweeps
+from experiments.engine.plan import estimate
 from experiments.engine.render import console
+from experiments.engine.sweeps import Cell, cells, sweeps
 from vera.config import checked, resolve
 from vera.errors import VeraError, redacted
 
@@ -35,9 +36,8 @@ def main() -> int:
     arguments.overrides(parser)
     options = parser.parse_args()
     try:
-        wanted = sweeps(options.artefact)
         of_runs = [override for override in options.overrides if not override.startswith(("questions.", "judge."))]
-        found = [cell for name, sweep in wanted.items() for cell in cells(name, sweep, of_runs)]
+        found = [cell for sweep in sweeps(options.artefact) for cell in cells(sweep, of_runs)]
         lines = examine(found, options.overrides)
     except VeraError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -63,13 +63,11 @@ def examine(found: list[Cell], overrides: list[str]):
     ]
     questions = {}
     for sweep in dict.fromkeys(cell.sweep for cell in found):
-        given = [override for override in overrides if override.startswith(("answers=", "answers."))]
-        if resolve("run", [f"sweep={sweep}", *(override for override in given if override.startswith("answers="))]).get(
-            "answers"
-        ):
-            given += [f"answers.{override}" for override in overrides if override.startswith("questions.")]
-            answers = resolve("run", [f"sweep={sweep}", *given])["answers"]
-            source = checked(QuestionSource, answers["questions"], "questions")
+        chosen = [f"sweep={sweep}", *(override for override in overrides if override.startswith("answers="))]
+        if resolve("run", chosen).get("answers"):
+            chosen += [override for override in overrides if override.startswith("answers.")]
+            chosen += [f"answers.{override}" for override in overrides if override.startswith("questions.")]
+            source = checked(QuestionSource, resolve("run", chosen)["answers"]["questions"], "questions")
             questions[source.name] = source
     of_judge = [override for override in overrides if override.startswith("judge.")]
     judge = checked(JudgeSettings, resolve("judge", of_judge)["judge"], "judge")

@@ -21,7 +21,7 @@ from vera.errors import AdapterError, ConfigError, ModelError, RecordError
 from vera.io.files import move_folder, read_json, write_atomic
 from vera.methods import fused
 from vera.methods.adalora import AdaLora
-from vera.methods.base import Method, in_modules, quantised
+from vera.methods.base import Method, quantised
 from vera.methods.bitfit import BitFit
 from vera.methods.full import Full
 from vera.methods.head import Head
@@ -33,6 +33,7 @@ from vera.models.base import Backbone
 from vera.models.gpt2 import join_attention
 from vera.nn.inject import replace_module
 from vera.nn.linear import VeraLinear
+from vera.nn.names import inside
 from vera.runs.record import Record
 from vera.runs.store import Store
 from vera.seeds import seed_everything
@@ -252,7 +253,7 @@ def _write_adapter(run, record, backbone, folder, tensors, config) -> None:
 def _head(backbone: Backbone) -> dict[str, Tensor]:
     """The head's tensors, trained or as the seed drew them: no checkpoint has them."""
     state = backbone.model.state_dict()
-    return {name: state[name].detach().cpu() for name in state if in_modules(name, backbone.head)}
+    return {name: state[name].detach().cpu() for name in state if inside(name, backbone.head)}
 
 
 @torch.no_grad()
