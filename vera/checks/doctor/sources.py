@@ -41,7 +41,9 @@ def model_line(run: RunConfig, silence: str | None, sizes: dict[str, int]) -> Li
     sizes[model.checkpoint] = sum(size for name, size in found.files.items() if name.endswith(".safetensors"))
     missing = model.lacking(set(found.files))
     if missing:
-        return Line(TODO, what, f"{model.checkpoint}: {missing}", "another revision, or save_pretrained() to a folder and model.path=")
+        return Line(
+            TODO, what, f"{model.checkpoint}: {missing}", "another revision, or save_pretrained() to a folder and model.path="
+        )
     return Line(OK, what, f"{model.checkpoint}@{found.commit[:8]}, {gb(sizes[model.checkpoint])}")
 
 
