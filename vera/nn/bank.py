@@ -136,9 +136,9 @@ class AdapterBank:
             raise AdapterError(f"an adapter's name must be a string, got {name!r}")
         config, values = self._reader.read(folder)
         whole = {key: values.pop(key) for key in list(values) if not values[key].is_floating_point()}
-        values = {key: value.to(self.dtype) for key, value in values.items()}
         for key, value in values.items():
-            if not torch.isfinite(value).all():
+            narrower = torch.finfo(self.dtype).max < torch.finfo(value.dtype).max
+            if narrower and not torch.isfinite(value.to(self.dtype)).all():
                 raise AdapterError(f"{folder}: {key} holds a value that is too large for {self.dtype}")
         with self._lock:
             if self.config is None:
@@ -146,7 +146,7 @@ class AdapterBank:
             else:
                 self._same_kind(config, values, folder)
             slot = self._place()
-            self._row(slot).copy_(torch.cat([values[key].flatten() for key in self._sizes]))
+            self._row(slot).copy_(torch.cat([values[key].flatten().to(self.dtype) for key in self._sizes]))
             self._forget(name)
             self._slots[name] = slot
             if whole:
