@@ -10,11 +10,12 @@ from experiments.engine import miniature
 from experiments.engine.aggregate import Cells, cell_records, summarise, summarise_records
 from experiments.engine.claims import Claim, by_seed, decides
 from experiments.engine.plots import METHOD_STYLE, figure, legend_below, save, seeds
+from experiments.engine.published import figure as published
 from experiments.engine.render import DASH, Table, interval, number
 from experiments.engine.verdicts import Line, Part, decide
 from vera.runs.record import Record
 
-RANKS = {"vera": (1, 4, 16, 64, 256, 1024), "lora": (1, 2, 4, 8, 16, 32, 64)}
+RANKS = {row.method: row.grid["method.rank"] for row in published("figure2").rows}
 LABELS = {"vera": "VeRA", "lora": "LoRA"}
 
 

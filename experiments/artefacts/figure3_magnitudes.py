@@ -9,6 +9,7 @@ from experiments.engine import analysis, miniature
 from experiments.engine.aggregate import Cells, paired, summarise
 from experiments.engine.claims import Claim, decides, over_layers
 from experiments.engine.plots import PALETTE, figure, legend_below, save
+from experiments.engine.published import choice
 from experiments.engine.render import DASH, Table, interval, number, signed
 from experiments.engine.verdicts import Line, Part, decide
 
@@ -16,11 +17,11 @@ from experiments.engine.verdicts import Line, Part, decide
 MEASURED = {
     "figure3": (
         "Figure 3: size of the trained d by layer, RTE, RoBERTa-large",
-        ["model=roberta_large", "task=rte", "method=vera"],
+        ["model=roberta_large", "task=rte", *choice("figure3", "vera")],
     ),
     "figure3_mini": (
         f"Figure 3, {miniature.LABEL}: size of the trained d by layer",
-        [*miniature.OVERRIDES, "method=vera", "method.rank=64"],
+        [*miniature.OVERRIDES, *choice("figure3", "vera", "mini")],
     ),
 }
 PAPER_NOTE = (

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from experiments import RESULTS
 from experiments.engine import miniature
 from experiments.engine.aggregate import Cells, Summary, cell_records, summarise, summarise_records
 from experiments.engine.claims import Claim, decides
 from experiments.engine.plots import PALETTE, figure, save, seeds
+from experiments.engine.published import choice
+from experiments.engine.published import figure as published_figure
 from experiments.engine.render import DASH, Table, interval, number
 from experiments.engine.verdicts import Line, Part, decide
 from vera.runs.record import Record
 
-PUBLISHED = RESULTS / "paper" / "figure4.yaml"
 FORMULA = (
     "Gain = 100 x (accuracy of the method / accuracy of the head alone) / trained parameters in thousands, as the paper's "
     "caption has it: a ratio of accuracies, which favours few parameters whatever they achieve."
@@ -41,16 +39,16 @@ FULL = Setting(
     "figure4",
     "Figure 4: gain per 1K trained parameters, RTE, RoBERTa-large",
     ["model=roberta_large", "task=rte"],
-    ["method=head", "train.epochs=40", "train.batch_size=128", "train.head_lr=2.0e-3"],
-    {"LoRA": ["method=lora"], "VeRA": ["method=vera"]},
+    choice("figure4", "head"),
+    {"LoRA": choice("figure4", "lora"), "VeRA": choice("figure4", "vera")},
     ["The paper prints the bars' values and not the baseline's accuracy."],
 )
 MINIATURE = Setting(
     "figure4_mini",
     f"Figure 4, {miniature.LABEL}: gain per 1K trained parameters",
     miniature.OVERRIDES,
-    ["method=head", "train.head_lr=1.0e-2"],
-    {"Full": ["method=full"], "LoRA r=8": ["method=lora"], "VeRA r=256": ["method=vera"]},
+    choice("figure4", "head", "mini"),
+    {label: choice("figure4", m, "mini") for label, m in (("Full", "full"), ("LoRA r=8", "lora"), ("VeRA r=256", "vera"))},
     [miniature.NOTE, miniature.SCORE],
 )
 
@@ -73,20 +71,21 @@ def _gain(records: Sequence[Record], baseline: Sequence[Record]) -> Summary | No
 def _gains(setting: Setting, cells: Cells, overrides: Sequence[str]):
     """Label, records, baseline's records and gain of every method."""
     baseline = cell_records(cells, [*setting.overrides, *setting.baseline, *overrides])
-    for label, choice in setting.methods.items():
-        records = cell_records(cells, [*setting.overrides, *choice, *overrides])
+    for label, method in setting.methods.items():
+        records = cell_records(cells, [*setting.overrides, *method, *overrides])
         yield label, records, baseline, _gain(records, baseline)
 
 
-def published() -> list[dict]:
-    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["bars"]
+def published() -> dict[str, float]:
+    """The printed bars by label."""
+    return {row.label: row.value for row in published_figure("figure4").rows if row.value is not None}
 
 
 def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
     """The paper's bars with ours beside them, and the same formula in miniature."""
     tables = []
     for setting in (FULL, MINIATURE):
-        printed = {bar["label"]: f"{bar['value']:.2f}" for bar in published()} if setting is FULL else {}
+        printed = {label: f"{value:.2f}" for label, value in published().items()} if setting is FULL else {}
         rows = []
         for label, records, baseline, gain in _gains(setting, cells, overrides):
             row = [label, *[DASH] * 6, printed.pop(label, DASH)]
@@ -114,7 +113,7 @@ def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path
     written = []
     for setting in (FULL, MINIATURE):
         ours = {label: gain for label, _, _, gain in _gains(setting, cells, overrides) if gain is not None}
-        paper = {bar["label"]: bar["value"] for bar in published()} if setting is FULL else {}
+        paper = published() if setting is FULL else {}
         labels = list(dict.fromkeys([*paper, *ours]))
         if not labels:
             continue
@@ -152,8 +151,7 @@ def _short(value: float) -> str:
 
 @decides("gain")
 def _more_per_parameter(claim: Claim, cells: Cells) -> list[Line]:
-    lines, bars = [], published()
-    printed = {bar["label"]: bar["value"] for bar in bars}
+    lines, printed = [], published()
     paper = f"VeRA {printed['VeRA']:.2f}, LoRA {printed['LoRA']:.2f} (% per 1K)"
     for setting, source in ((FULL, "RTE, RoBERTa-large (% per 1K)"), (MINIATURE, miniature.SOURCE)):
         baseline = cell_records(cells, [*setting.overrides, *setting.baseline])

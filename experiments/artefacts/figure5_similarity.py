@@ -10,6 +10,7 @@ from experiments.engine import analysis, miniature
 from experiments.engine.aggregate import Cells, paired, summarise
 from experiments.engine.claims import Claim, decides, over_layers
 from experiments.engine.plots import PALETTE, figure, legend_below, save
+from experiments.engine.published import choice
 from experiments.engine.render import DASH, Table, interval, number, signed
 from experiments.engine.verdicts import Line, Part, decide
 
@@ -17,13 +18,11 @@ from experiments.engine.verdicts import Line, Part, decide
 MEASURED = {
     "figure5": (
         "Figure 5: similarity of weight differences, query, RTE, RoBERTa-large",
-        ["model=roberta_large", "task=rte", "method=vera", "method.rank=64"],
-        ["model=roberta_large", "task=rte", "method=lora", "method.rank=64"],
+        *(["model=roberta_large", "task=rte", *choice("figure5", method)] for method in ("vera", "lora")),
     ),
     "figure5_mini": (
         f"Figure 5, {miniature.LABEL}: similarity of weight differences, query",
-        [*miniature.OVERRIDES, "method=vera", "method.rank=64"],
-        [*miniature.OVERRIDES, "method=lora", "method.rank=64"],
+        *([*miniature.OVERRIDES, *choice("figure5", method, "mini")] for method in ("vera", "lora")),
     ),
 }
 SERIES = {"lora_vera": "LoRA-VeRA", "lora_random": "LoRA-Random"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.engine.aggregate import Cells, common, epoch_of, paired, permutation_p, summarise_records
-from experiments.engine.plan import cells as sweep_cells
-from experiments.engine.plan import read_sweep
 from experiments.engine.published import Statistic
 from experiments.engine.render import DASH, Table, interval, number, signed
+from experiments.engine.sweeps import cells as sweep_cells
+from experiments.engine.sweeps import read_sweep
 
 SWEEP = "minilm_methods"
 REFERENCE = "lora"
@@ -31,7 +31,7 @@ LABELS = {
 
 def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
     """One line a method of the sweep, in its order."""
-    wanted = sweep_cells(SWEEP, read_sweep(SWEEP), overrides)
+    wanted = sweep_cells(read_sweep(SWEEP), overrides)
     found = {cell.run.method["name"]: cells.get(cell.run.cell_id, []) for cell in wanted}
     reference = found[REFERENCE]
     rows = []

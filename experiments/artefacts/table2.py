@@ -5,8 +5,8 @@ from __future__ import annotations
 from experiments.artefacts.minilm_methods import SWEEP
 from experiments.engine.aggregate import Cells
 from experiments.engine.claims import Claim, by_seed, decides, fewer, mean_over, row_of
-from experiments.engine.plan import read_sweep
 from experiments.engine.published import load
+from experiments.engine.sweeps import read_sweep
 from experiments.engine.verdicts import Line, Part, decide
 
 

@@ -10,10 +10,10 @@ from experiments.engine import registry
 from experiments.engine.aggregate import Cells
 from experiments.engine.judged import PAPER_JUDGE, join
 from experiments.engine.judged import table as judged_table
-from experiments.engine.plan import prepare
 from experiments.engine.published import Statistic
 from experiments.engine.render import Table, latex, markdown
 from experiments.engine.report import page
+from experiments.engine.sweeps import prepare
 from vera.io.files import write_atomic
 from vera.runs.store import Store
 

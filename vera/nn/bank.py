@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from vera.errors import AdapterError
-from vera.nn import heads
-from vera.nn.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Reader
-from vera.nn.config import VeraConfig
-from vera.nn.functional import image
-from vera.nn.inject import projection_keys, replace_module, target_shapes, vera_layers
-from vera.nn.projection import Projection
-from vera.nn.rows import RowWise
+from . import heads
+from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Reader
+from .config import VeraConfig
+from .errors import AdapterError
+from .functional import projected
+from .inject import projection_keys, replace_module, target_shapes, vera_layers
+from .projection import Projection
+from .rows import RowWise
 
 _BLOCK = 2**26  # bytes of the table that are allocated at once, at least one adapter's
 
@@ -450,7 +450,7 @@ class _Layer(_Wrapper):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         with torch.autocast(device, enabled=False):
             A, B = self.projection.sliced(self.in_features, self.out_features)
-            batch.product = image(x.to(dtype), A, x, self)
+            batch.product = projected(x.to(dtype), A, x, self)
             u = batch.product.view(*x.shape[:-1], -1)
             y = F.linear(u * batch.vector(f"{self.path}.vera_lambda_d", x, dtype, copies), B.to(dtype)).to(h.dtype)
             return torch.addcmul(h, y, batch.vector(f"{self.path}.vera_lambda_b", x, h.dtype, copies), out=y)

@@ -22,13 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from vera.errors import AdapterError
-from vera.io.files import write_atomic
-from vera.io.json_text import read_json
-from vera.nn import heads
-from vera.nn.config import VeraConfig
-from vera.nn.inject import (
-    _inside,
+from . import heads
+from .config import VeraConfig
+from .errors import AdapterError
+from .files import read_json, write_atomic
+from .inject import (
     attach,
     check_no_bank,
     configs,
@@ -38,8 +36,9 @@ from vera.nn.inject import (
     target_shapes,
     vera_layers,
 )
-from vera.nn.linear import VeraLinear
-from vera.nn.projection import draw, fingerprint
+from .linear import VeraLinear
+from .names import inside
+from .projection import draw, fingerprint
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -142,7 +141,7 @@ class Reader:
             config = _checked_replace(weights_file, config, changes)
         # PEFT lists every name a head may have; those that are neither in the model nor in the file mean nothing.
         names = [*(path for path, _ in self._modules), *tensors]
-        saved = [module for module in config.modules_to_save if any(_inside(path, (module,)) for path in names)]
+        saved = [module for module in config.modules_to_save if any(inside(path, (module,)) for path in names)]
         config = replace(config, modules_to_save=tuple(saved))
         if existing is not None:
             _same_adapter(folder / CONFIG_FILE, existing, config)
@@ -246,9 +245,7 @@ class Reader:
 
 def _norm(layer: nn.Module) -> float | None:
     """Frobenius norm of W0 to seven digits; None where W0 is quantised or has no storage."""
-    weight = layer.weight
-    if isinstance(layer, VeraLinear) and layer._base_weight is not None:
-        weight = layer._base_weight
+    weight = (layer.base_layer if isinstance(layer, VeraLinear) else layer).weight
     if not weight.is_floating_point() or weight.is_meta:
         return None
     return float(f"{torch.linalg.vector_norm(weight.detach().float()).item():.7g}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from vera.errors import AdapterError
+from .errors import AdapterError
 
 
 def accelerate(model: nn.Module) -> nn.Module:
@@ -15,7 +15,7 @@ def accelerate(model: nn.Module) -> nn.Module:
     too. What differs: second derivatives through an accelerated layer raise. Raises AdapterError without peft or such a layer.
     """
     try:
-        from vera.nn.peft_layers import AcceleratedLinear, AcceleratedModel, Linear, VeraModel
+        from .peft_layers import AcceleratedLinear, AcceleratedModel, Linear, VeraModel
     except ImportError as error:
         raise AdapterError(f"accelerate needs peft with its VeRA layers: {error}") from None
     for module in model.modules():

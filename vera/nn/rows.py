@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vera.errors import AdapterError
+from .errors import AdapterError
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, enum.Enum, torch.dtype, torch.device, torch.layout)
 _MOST = 4  # tensors that may have the rows in front; each doubles the readings of a call
