@@ -322,7 +322,7 @@ def case_g(sizes: Sizes) -> list[Row]:
 
 
 def case_h(sizes: Sizes) -> list[Row]:
-    """A bank of many adapters: a mixed batch (its adapters change from call to call), loading, memory, and the file beyond it."""
+    """A bank of many adapters: a mixed batch (other adapters at each call), loading, memory, and the file beyond it."""
     layers, device, rows, count, length = sizes.layers["mixed"], sizes.device, [], sizes.adapters[0], 128
     ids = torch.randint(5, 999, (count, length)).to(device)
     bare = roberta(768, layers).eval().to(device)

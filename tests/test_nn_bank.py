@@ -525,7 +525,9 @@ def test_threads_and_tasks_have_their_own_batches(tmp_path):
     async def tasks():
         return await asyncio.gather(task(["a"] * 4), task(["b"] * 4))
 
-    for results, name in zip(asyncio.run(tasks()), "ab", strict=True):
+    answers = asyncio.run(tasks())
+    assert torch.is_grad_enabled()  # though the first batch ended while the second one was in use
+    for results, name in zip(answers, "ab", strict=True):
         for result in results:
             assert_rows(result, found, [name] * 4)
 

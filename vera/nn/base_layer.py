@@ -103,5 +103,17 @@ def check_adaptable(model: nn.Module, path: str, layer: nn.Module) -> None:
         )
 
 
+def called(layer: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+    """What a base layer returns. Raises AdapterError for something to which no update can be added."""
+    h = layer(x, *args, **kwargs)
+    if not isinstance(h, Tensor) or h.shape != (*x.shape[:-1], layer.out_features):
+        got = list(h.shape) if isinstance(h, Tensor) else type(h).__name__
+        raise AdapterError(
+            f"{type(layer).__name__} returns {got} for an input of shape {list(x.shape)}; "
+            f"an update can be added to [..., {layer.out_features}] alone"
+        )
+    return h
+
+
 def _name(kind: object) -> str:
     return str(kind).removeprefix("torch.")
