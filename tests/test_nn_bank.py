@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.pytorch_utils import Conv1D
 
 from vera.errors import AdapterError
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter, set_adapter
@@ -760,6 +761,7 @@ def hooked(d_in, d_out):
 
 kept = []
 KINDS = {
+    "transposed": lambda d_in, d_out: Conv1D(d_out, d_in),
     "subclass": Plus,
     "hook that keeps its output": hooked,
     "weight_norm": lambda *s: nn.utils.parametrizations.weight_norm(nn.Linear(*s)),
