@@ -495,11 +495,14 @@ class _Saved(_Wrapper):
         super().__init__(bank, path, base_layer)
         self.places = places  # of its tensors in a row of the table: start and shape
         self.__dict__["row_wise"] = RowWise(base_layer, path)
+        self.__dict__["lock"] = threading.RLock()  # an adapter's tensors stand in the one module while it computes for them
 
     def forward(self, *args, **named):
-        batch = self.batch
-        if batch is None:
-            return self.base_layer(*args, **named)
+        with self.lock:
+            batch = self.batch
+            return self.base_layer(*args, **named) if batch is None else self._by_rows(batch, args, named)
+
+    def _by_rows(self, batch: _Batch, args: tuple, named: dict):
         found = [leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor) and leaf.dim()]
         if not found:
             raise AdapterError(f"{self.path} is called without a tensor: its rows are not known")
@@ -527,7 +530,8 @@ class _Saved(_Wrapper):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            value = getattr(super().__getattr__("base_layer"), name)
+            with self.lock:
+                value = getattr(super().__getattr__("base_layer"), name)
         return self._outside(value, f".{name}") if isinstance(value, (Tensor, nn.Module)) else value
 
     def _outside(self, value, what: str):
