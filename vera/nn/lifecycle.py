@@ -48,8 +48,6 @@ def merge_and_unload(model: nn.Module, name: str | None = None) -> nn.Module:
         if name is not None and name != before:
             set_adapter(model, before)
         raise
-    for _, layer in vera_layers(model):
-        layer.settle()
     return _strip(model)
 
 
