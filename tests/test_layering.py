@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 # Left to right. A module may import from its own layer and from those before it.
 LAYERS = [
     ("vera.nn",),
-    ("vera.errors", "vera.io.files", "vera.runs.interrupt"),
+    ("vera.errors", "vera.io.files", "vera.runs.interrupt", "vera.runs.screen"),
     ("vera.config",),
     ("vera.runs.record",),
     ("vera.runs.store", "vera.runs.workers", "vera.runs.sources", "vera.runs.sweep", "vera.runs.kept"),

@@ -63,7 +63,7 @@ _PURE = {
     "recipe",
 }
 _RESOLVER = re.compile(r"\$\{\s*([A-Za-z_][\w.]*)\s*:")
-_KEYS = RunConfig.model_fields.keys() - {"follows_seed", "unhashed"}  # which are found, not given
+_KEYS = RunConfig.model_fields.keys() - {"follows_seed", "unhashed", "variant"}  # which are found, not given
 _READ = {*_KEYS, "answers", "models_dir", "data_root"}  # at the top level; the others there are what a recipe refers to
 _GIVEN = re.compile(r"[+~]*(?:model|task|method|train)\.(?:neutral|version)\b")
 
@@ -134,13 +134,25 @@ def _checked(cfg: DictConfig, overrides: Sequence[str]) -> tuple[RunConfig, list
             _check_name(known[group], group)
     run = checked(RunConfig, {**known, "unhashed": [key for key in unhashed if not key.startswith("tracker.")]})
     following = _following(cfg, resolved, run.seed)
-    run = run.model_copy(update={"follows_seed": _only_the_seed(following, run)})
+    run = run.model_copy(update={"follows_seed": _only_the_seed(following, run), "variant": _variant(run, overrides)})
     try:
         _ = run.cell_id
     except (ValueError, TypeError, AttributeError) as error:  # a number that is not finite, half a surrogate pair
         raise ConfigError(f"the configuration has no identity: {error}") from None
     _check_recipe(recipe(run.method["name"], run.model["name"]))
     return run, [dotted for dotted, _, _ in following]
+
+
+def _variant(run: RunConfig, overrides: Sequence[str]) -> str:
+    """The overrides that tell this run from others of its model, task and method, as a person reads them."""
+    said = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        group, _, name = key.partition(".")
+        values = getattr(run, group) if group in GROUPS[:3] else None
+        if name and (group == "train" or (values is not None and name.partition(".")[0] not in group_marks(values, group))):
+            said[name if group == "method" else key] = value
+    return " ".join(f"{key}={value}" for key, value in said.items())
 
 
 def _refuse_unread(cfg: DictConfig, resolved: dict[str, Any], overrides: Sequence[str]) -> None:
