@@ -96,12 +96,16 @@ def _of_records(summary: Summary, records: Sequence[Record]) -> Summary:
 
 
 def _mixed(records: Sequence[Record]) -> tuple[str, ...]:
-    sources = {
+    return tuple(name for name, found in sources(records).items() if len(found) > 1)
+
+
+def sources(records: Sequence[Record]) -> dict[str, set[str]]:
+    """What runs that are compared should have in common, and all values of it that these have."""
+    return {
         "backbone": {record.provenance.model_fingerprint for record in records},
         "data": {record.provenance.data_fingerprint for record in records},
         "precision": {record.cost.precision for record in records},
     }
-    return tuple(name for name, found in sources.items() if len(found) > 1)
 
 
 @dataclass(frozen=True)

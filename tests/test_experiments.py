@@ -282,12 +282,23 @@ def test_digits_verdict_is_honest():
     assert "missing" in digits.verdict({**mine, "lora": []})
 
 
-def test_digits_comparison_says_whether_the_medians_agree():
+def test_digits_comparison_is_seed_by_seed_and_says_whether_it_agrees():
     mine, theirs = digits.records(cells_of_digits()), digits.records(cells_of_digits())
     assert all("identical, seed by seed" in line for line in digits.compare(mine, theirs))
     assert all("agrees" in line for line in digits.compare(mine, digits.records(cells_of_digits(0.005))))
     assert all("DIFFERS" in line for line in digits.compare(mine, digits.records(cells_of_digits(0.05))))
     assert "nothing to compare" in digits.compare(mine, {**theirs, "head": []})[0]
+    low = by_cell(*(record(["method=vera"], seed, score) for seed, score in enumerate([0.76, 0.72, 0.72, 0.72, 0.72])))
+    high = by_cell(*(record(["method=vera"], seed, score) for seed, score in enumerate([0.79, 0.75, 0.75, 0.725, 0.725])))
+    line = next(line for line in digits.compare(digits.records(low), digits.records(high)) if "VeRA" in line)
+    assert "-2.0" in line and "DIFFERS" in line
+
+
+def test_digits_comparison_on_another_backbone_agrees_with_nothing():
+    mine = digits.records(by_cell(record(["method=vera"], 0, 0.741, model_fingerprint="feed")))
+    first, *lines = digits.compare(mine, digits.records(cells_of_digits()))
+    assert "another backbone (feed here, " in first
+    assert not any("agrees" in line or "DIFFERS" in line for line in lines)
 
 
 def test_the_picture_is_the_same_bytes_every_time(tmp_path):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
+from vera import seeds
 from vera.config import CONF_DIR, GROUPS, RunConfig, checked, component, resolve
 from vera.errors import ConfigError, RecordError
 from vera.record import Record
@@ -131,15 +131,10 @@ def repeat(record: Record, overrides: Sequence[str] = (), threads: int | None = 
 
     Raises VeraError.
     """
-    before = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         run = run_of(record, overrides, Path(folder))
-        wanted = threads or min(record.cost.threads, os.cpu_count() or 1)
-        try:
-            torch.set_num_threads(max(1, wanted))
+        with seeds.threads(max(1, threads or min(record.cost.threads, os.cpu_count() or 1))):
             return execute(run)
-        finally:
-            torch.set_num_threads(before)
 
 
 def compare(recorded: Record, repeated: Record) -> Comparison:
