@@ -127,15 +127,33 @@ def test_head_and_adapter_have_their_own_learning_rates(compose, tmp_path):
             assert moved == (group != frozen)
 
 
-def test_weight_decay_spares_biases_and_norms(compose):
-    config = compose("method=full", "train.weight_decay=0.1", "train.head_weight_decay=0.2")
+@pytest.mark.parametrize("model", ["digits_vit digits", "roberta_base rte", "gpt2_medium e2e", "llama2_7b alpaca"])
+def test_weight_decay_spares_biases_and_norms_by_their_type(model, compose):
+    name, task = model.split()
+    choice = [f"model={name}", f"task={task}", "method=full", "train.weight_decay=0.1", "train.head_weight_decay=0.2"]
+    choice += ["model.quantisation=none"] * name.startswith("llama")
+
+    def decays(*more):
+        config = compose(*choice, *more)
+        backbone, method, _, _ = prepare(config)
+        groups = method.parameter_groups(backbone)
+        found = {id(p): g["weight_decay"] for g in optimizer(groups, config.train).param_groups for p in g["params"]}
+        assert len(found) == len(groups["adapter"]) + len(groups["head"])
+        return {n: (group, p, found[id(p)]) for group, named in groups.items() for n, p in named}
+
+    for name, (group, parameter, decay) in decays().items():
+        exempt = name.endswith("bias") or parameter.dim() == 1  # a fully trained backbone's other tensors are matrices
+        assert decay == (0.0 if exempt else {"adapter": 0.1, "head": 0.2}[group]), name
+    for name, (group, _, decay) in decays("train.decay_biases_and_norms=true").items():
+        assert decay == {"adapter": 0.1, "head": 0.2}[group], name
+
+
+def test_trained_vectors_that_are_no_bias_are_decayed(compose):
+    config = compose("method=vera", "train.weight_decay=0.1")
     backbone, method, _, _ = prepare(config)
     groups = method.parameter_groups(backbone)
-    decays = {id(p): g["weight_decay"] for g in optimizer(groups, config.train).param_groups for p in g["params"]}
-    for name, parameter in groups["adapter"] + groups["head"]:
-        exempt = name.endswith("bias") or "norm" in name
-        expected = 0.0 if exempt else (0.2 if name.startswith("classifier") else 0.1)
-        assert decays[id(parameter)] == expected, name
+    found = {id(p): g["weight_decay"] for g in optimizer(groups, config.train).param_groups for p in g["params"]}
+    assert {found[id(p)] for _, p in groups["adapter"]} == {0.1} and all(p.dim() == 1 for _, p in groups["adapter"])
 
 
 @pytest.mark.parametrize(("schedule", "wanted"), [("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]), ("constant", [0, 0.5, 1, 1, 1, 1])])
