@@ -12,8 +12,8 @@ from scipy.stats import bootstrap, permutation_test, ttest_ind_from_stats
 from scipy.stats import t as student
 
 from experiments.published import Statistic
-from vera.compositions import composed
-from vera.record import Record
+from vera.config.memory import composed
+from vera.runs.record import Record
 
 PAPER_SEEDS = 5
 

@@ -21,7 +21,7 @@ from experiments.aggregate import (
 from experiments.judged import Judgements
 from experiments.published import Column, Published, Row, Statistic, load, run_of
 from experiments.render import DASH, Sourced, Table, interval, number, signed
-from vera.record import Record
+from vera.runs.record import Record
 
 STATS = {
     "median": "median over seeds of each run's best epoch",

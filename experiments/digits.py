@@ -10,7 +10,7 @@ from experiments.aggregate import Cells, cell_records, common, paired, sources, 
 from experiments.figures import PALETTE, figure, save, seeds
 from experiments.published import Statistic
 from experiments.render import DASH, Table, interval, number, signed
-from vera.record import Record
+from vera.runs.record import Record
 
 METHODS = {
     "head": "Head only",

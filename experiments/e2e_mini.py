@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from experiments.aggregate import Cells, cell_records, summarise, summarise_records
 from experiments.render import DASH, Table, number
-from vera.record import Record
+from vera.runs.record import Record
 
 METHODS = {"full": "Full", "lora": "LoRA r=4", "vera": "VeRA r=256"}
 METRICS = {"BLEU": (100, 1), "NIST": (1, 2), "NIST_py": (1, 2), "METEOR": (100, 1), "ROUGE_L": (100, 1), "CIDEr": (1, 2)}

@@ -10,7 +10,7 @@ from experiments import miniature
 from experiments.aggregate import Cells, cell_records, summarise, summarise_records
 from experiments.figures import METHOD_STYLE, figure, legend_below, save, seeds
 from experiments.render import DASH, Table, interval, number
-from vera.record import Record
+from vera.runs.record import Record
 
 RANKS = {"vera": (1, 4, 16, 64, 256, 1024), "lora": (1, 2, 4, 8, 16, 32, 64)}
 LABELS = {"vera": "VeRA", "lora": "LoRA"}

@@ -12,7 +12,7 @@ from experiments import miniature
 from experiments.aggregate import Cells, Summary, cell_records, summarise, summarise_records
 from experiments.figures import PALETTE, figure, save, seeds
 from experiments.render import DASH, Table, interval, number
-from vera.record import Record
+from vera.runs.record import Record
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "paper" / "figure4.yaml"
 FORMULA = (

@@ -9,8 +9,8 @@ from experiments.aggregate import Cells
 from experiments.published import judged_metric
 from experiments.render import DASH, Table
 from vera.errors import RecordError
-from vera.judge.record import Judged, find_all
-from vera.record import Record
+from vera.judge.judgement import Judged, find_all
+from vera.runs.record import Record
 
 PAPER_JUDGE = "gpt-4"
 

@@ -14,8 +14,8 @@ from experiments.plan import prepare
 from experiments.published import Statistic
 from experiments.render import Table, latex, markdown
 from experiments.report import page
-from vera.files import write_atomic
-from vera.store import Store
+from vera.io.files import write_atomic
+from vera.runs.store import Store
 
 
 def read(results: Path, judge: str = PAPER_JUDGE) -> Cells:

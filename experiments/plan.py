@@ -16,12 +16,12 @@ from pydantic import Field
 
 from experiments.accounting import counts
 from experiments.render import DASH
-from vera.compositions import compose_all, composed
 from vera.config import CONF_DIR, RunConfig, Strict, checked, choices, explain, run_name
+from vera.config.memory import compose_all, composed
 from vera.errors import ConfigError
-from vera.json_text import read_json
-from vera.record import parse
-from vera.store import stems
+from vera.io.json_text import read_json
+from vera.runs.record import parse
+from vera.runs.store import stems
 
 # In fp32 whatever the sweep says: in bf16 a tiny model gives every example the same output, and no correlation is defined.
 REHEARSAL = ("scale=rehearsal", "train.precision=fp32")

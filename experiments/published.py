@@ -11,8 +11,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from vera.compositions import composed
 from vera.config import RunConfig, Strict, checked
+from vera.config.memory import composed
 from vera.errors import ConfigError
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "paper"

@@ -20,7 +20,7 @@ from experiments.plan import COLUMNS, Cell, Plan, cells, failure, figures, read_
 from experiments.render import DASH, Sourced, Table, notes_of
 from experiments.verdicts import IN_MINIATURE
 from vera.config import choices
-from vera.record import Record
+from vera.runs.record import Record
 
 FOLDER = Path(__file__).resolve().parent / "page"
 LEVEL = 0.05

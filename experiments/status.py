@@ -14,8 +14,8 @@ from rich.text import Text
 
 from experiments.plan import failure
 from experiments.render import DASH
-from vera import claims
-from vera.claims import Held
+from vera.runs import workers
+from vera.runs.workers import Held
 
 SHOWN_FAILURES = 20
 
@@ -32,7 +32,7 @@ class State:
 def look(results: Path) -> State:
     """The folder as it is now; no record is read, so 100,000 of them cost a tenth of a second."""
     done = _stems(results / "runs")
-    running = {name: held for name, held in claims.every(results).items() if name not in done}
+    running = {name: held for name, held in workers.every(results).items() if name not in done}
     return State(done, _stems(results / "failed") - done - running.keys(), running)
 
 

@@ -11,8 +11,8 @@ import yaml
 from experiments.accounting import UNITS, counts, prints
 from experiments.published import FOLDER, Statistic
 from experiments.render import DASH, Table
-from vera.compositions import composed
 from vera.config import RunConfig, Strict, checked
+from vera.config.memory import composed
 
 MARK = "‡"
 METHODS = {"lora": "LoRA", "vera": "VeRA"}

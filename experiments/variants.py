@@ -8,7 +8,7 @@ from experiments import miniature
 from experiments.aggregate import Cells, cell_records, paired_records, summarise_records
 from experiments.published import Row, Statistic, load
 from experiments.render import DASH, Table, number, signed
-from vera.record import Record
+from vera.runs.record import Record
 
 TABLES = {"table6_mini": ("table6a", "table6b", "table6c"), "table7_mini": ("table7",)}
 DIFFERENCE_NOTE = "Difference to the part's first row, seed by seed, with the 95% interval of the mean (Student's t)."

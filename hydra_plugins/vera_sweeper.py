@@ -5,11 +5,11 @@ from __future__ import annotations
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
-from vera import sweep
+from vera.runs import sweep
 
 
 class VeraSweeper(BasicSweeper):
-    """The product of all swept keys, in Hydra's order, without the jobs that `vera.sweep.skip` knows to be done.
+    """The product of all swept keys, in Hydra's order, without the jobs that `vera.runs.sweep.skip` knows to be done.
 
     Hydra composes every job twice, which takes a hundred times longer than reading its record.
     """

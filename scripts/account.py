@@ -15,12 +15,12 @@ sys.path.insert(0, str(ROOT))
 from experiments import accounting, published, table1
 from experiments.render import show
 from vera.errors import VeraError
-from vera.files import write_atomic
+from vera.io.files import write_atomic
 
 
 def count_rows() -> dict[str, dict[str, int]]:
     """{adapter, head, total, adapter_bytes, backbone} of every row in results/paper that names a run, and of Table 1."""
-    from vera.accounting import account  # brings torch
+    from vera.checks.counts import account  # brings torch
 
     counted = {}
     for name in published.names():

@@ -17,11 +17,11 @@ sys.path.insert(0, str(ROOT))
 from experiments import arguments
 from experiments.adapters import FIGURE3, FIGURE5
 from experiments.aggregate import PAPER_SEEDS
-from vera import analysis
 from vera.config import RunConfig, compose
 from vera.errors import AdapterError, VeraError
-from vera.files import write_atomic
-from vera.store import Store
+from vera.io.files import write_atomic
+from vera.runs.store import Store
+from vera.trained import adapters
 
 
 def main() -> int:
@@ -57,8 +57,8 @@ def magnitudes(name: str, store: Store, work: Path, overrides: list[str]) -> dic
     runs = finished([*FIGURE3[name][1], *overrides], store, work)
     norms: dict[str, list[list[float]]] = {}
     for run, folder in runs:
-        vectors = analysis.trained_vectors(folder)
-        for target, paths in analysis.by_target(list(vectors), run.model["targets"]).items():
+        vectors = adapters.trained_vectors(folder)
+        for target, paths in adapters.by_target(list(vectors), run.model["targets"]).items():
             norms.setdefault(target, []).append([round(vectors[path][1].double().norm().item(), 6) for path in paths])
     method = runs[0][0].method
     return {
@@ -80,12 +80,12 @@ def similarities(name: str, store: Store, work: Path, overrides: list[str]) -> d
     if not pairs:
         raise AdapterError("no seed has both a LoRA and a VeRA adapter")
     for (run, vera_folder), (_, lora_folder) in pairs:
-        differences = [analysis.weight_differences(folder) for folder in (vera_folder, lora_folder)]
-        paths = analysis.by_target(list(differences[0]), run.model["targets"])["query"]
+        differences = [adapters.weight_differences(folder) for folder in (vera_folder, lora_folder)]
+        paths = adapters.by_target(list(differences[0]), run.model["targets"])["query"]
         by_vera, by_lora = ([difference[path] for path in paths] for difference in differences)
-        found["lora_vera"].append([round(analysis.cosine(a, b), 8) for a, b in zip(by_lora, by_vera, strict=True)])
-        randoms = [analysis.random_matrix(a.shape, run.seed, layer) for layer, a in enumerate(by_lora)]
-        found["lora_random"].append([round(analysis.cosine(a, b), 8) for a, b in zip(by_lora, randoms, strict=True)])
+        found["lora_vera"].append([round(adapters.cosine(a, b), 8) for a, b in zip(by_lora, by_vera, strict=True)])
+        randoms = [adapters.random_matrix(a.shape, run.seed, layer) for layer, a in enumerate(by_lora)]
+        found["lora_random"].append([round(adapters.cosine(a, b), 8) for a, b in zip(by_lora, randoms, strict=True)])
     return {
         "what": "cosine of the flattened weight differences of the query matrices for each seed and layer; best epoch",
         "rank": pairs[0][0][0].method["rank"],
@@ -99,7 +99,7 @@ def finished(overrides: list[str], store: Store, work: Path) -> list[tuple[RunCo
     """The runs of one cell that have a record and a saved adapter, by seed. Raises AdapterError when there is none."""
     runs = [compose([*overrides, f"seed={seed}"]) for seed in range(PAPER_SEEDS)]
     found = [(run, work / run.run_name / "best") for run in runs]
-    found = [(run, folder) for run, folder in found if store.find(run.run_name) and (folder / analysis.CONFIG_FILE).exists()]
+    found = [(run, folder) for run, folder in found if store.find(run.run_name) and (folder / adapters.CONFIG_FILE).exists()]
     if not found:
         raise AdapterError(
             f"no saved adapter of {runs[0].run_name} in {work} with a record in {store.root}; make it with "

@@ -27,8 +27,8 @@ def answer(cfg: DictConfig, run: RunConfig) -> str:
     values = OmegaConf.to_container(cfg, resolve=True).get("answers") or {}
     if "chat" not in values:
         raise ConfigError(f"which questions? Give answers= one of {', '.join(choices('answers'))}")
-    from vera.answers import AnswerSettings
-    from vera.answers import answer as compute
+    from vera.trained.answers import AnswerSettings
+    from vera.trained.answers import answer as compute
 
     record, path, computed = compute(run, checked(AnswerSettings, values, "answers"))
     notes = [f"{record.cut} answers cut at max_new_tokens"] * bool(record.cut)

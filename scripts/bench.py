@@ -36,7 +36,7 @@ def main() -> int:
     from bench.cases import NeedsMore, measure_case
     from bench.measure import machine
     from vera.errors import VeraError
-    from vera.files import write_atomic
+    from vera.io.files import write_atomic
 
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: --device cuda: this machine has no CUDA GPU that torch can use", file=sys.stderr)

@@ -38,8 +38,8 @@ def compare(options: argparse.Namespace) -> int:
     import torch
     from transformers import GenerationConfig
 
-    from vera.answers import load_trained
     from vera.models.decoding import generate_ids
+    from vera.trained.answers import load_trained
 
     run = compose(options.overrides)
     task = build(run.task, "task")

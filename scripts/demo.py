@@ -9,8 +9,8 @@ sys.path.insert(0, str(ROOT))
 from experiments import digits
 from experiments.render import latex, markdown, show
 from vera.errors import VeraError
-from vera.files import write_atomic
-from vera.store import Store
+from vera.io.files import write_atomic
+from vera.runs.store import Store
 
 
 def main(folder: str = "results/demo") -> int:

@@ -45,7 +45,7 @@ def main() -> int:
 
 def examine(found: list[Cell], overrides: list[str]):
     """The doctor's lines for these cells."""
-    from vera import doctor  # brings torch, which --help and a wrong name do not need
+    from vera.checks import doctor  # brings torch, which --help and a wrong name do not need
     from vera.judge.endpoint import JudgeSettings
     from vera.judge.questions import QuestionSource
 
@@ -72,7 +72,7 @@ def examine(found: list[Cell], overrides: list[str]):
 
 def show(lines) -> int:
     """Print the lines and their sum; the exit status."""
-    from vera.doctor import describe, verdict
+    from vera.checks.doctor import describe, verdict
 
     table = Table()
     for column in ("", "Check", "Found", "What to do"):

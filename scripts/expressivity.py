@@ -20,7 +20,7 @@ from scipy.optimize import least_squares
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vera.files import write_atomic
+from vera.io.files import write_atomic
 
 SIZE = 10
 LORA_RANKS = (1, 2, 3, 4, 5, 6, 8, 10)

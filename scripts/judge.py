@@ -19,8 +19,8 @@ from vera.config import checked, resolve
 from vera.errors import VeraError
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.grade import judge
+from vera.judge.judgement import Answers, find
 from vera.judge.questions import QuestionSource
-from vera.judge.record import Answers, find
 
 
 def main(arguments: list[str]) -> int:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 from experiments import arguments
 from experiments.paper import paper, report
 from vera.errors import VeraError
-from vera.store import Store
+from vera.runs.store import Store
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from experiments.plan import cells, prepare, sweeps
 from experiments.published import load, names
 from experiments.render import Table, show
 from vera.config import cell_id, run_name
-from vera.record import parse
+from vera.runs.record import parse
 
 GOALS = {"tables": 20.0, "plan": 5.0, "skip": 0.05}
 

@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from vera.errors import DataError, VeraError
-from vera.json_text import read_json
+from vera.io.json_text import read_json
 from vera.models.base import SAFE
 from vera.models.tiny import tiny_checkpoint
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter

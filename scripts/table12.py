@@ -24,7 +24,7 @@ from experiments.published import load
 from experiments.render import DASH, Table, show
 from vera.config import build, compose
 from vera.errors import ConfigError, VeraError
-from vera.files import write_atomic
+from vera.io.files import write_atomic
 
 METHODS = ("lora", "vera")
 RANK = 64

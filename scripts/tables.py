@@ -20,7 +20,7 @@ from experiments.judged import PAPER_JUDGE
 from experiments.paper import draw, read, tables, write
 from experiments.render import show
 from vera.errors import VeraError
-from vera.store import Store
+from vera.runs.store import Store
 
 
 def main() -> int:

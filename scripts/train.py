@@ -33,12 +33,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vera import claims, interrupt, sweep
 from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
 from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, redacted
-from vera.files import write_atomic
-from vera.record import Record
-from vera.store import Store
+from vera.io.files import write_atomic
+from vera.runs import interrupt, sweep, workers
+from vera.runs.record import Record
+from vera.runs.store import Store
 
 log = logging.getLogger("vera")
 
@@ -59,7 +59,7 @@ def train(cfg: DictConfig, run: RunConfig) -> str:
     began = time.monotonic()
     store = Store(run.results_dir)
     record = None if LAUNCHED > 1 else store.find(run.run_name)  # several processes decide together
-    if record is not None and not claims.remains(store.root, run.run_name):
+    if record is not None and not workers.remains(store.root, run.run_name):
         return line(record, "already done")
     done = store.path(run.run_name).exists()
     from vera.run import execute  # brings torch, which a finished run does not need

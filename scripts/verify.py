@@ -19,8 +19,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from rich.table import Table
 
 from experiments.render import console
+from vera.checks.verify import Comparison, compare, read_record, repeat
 from vera.errors import VeraError
-from vera.verify import Comparison, compare, read_record, repeat
 
 
 def main() -> int:

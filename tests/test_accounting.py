@@ -6,7 +6,7 @@ import pytest
 
 from experiments import accounting, published, table1
 from experiments.accounting import prints
-from vera.accounting import account
+from vera.checks.counts import account
 from vera.config import compose
 from vera.errors import ConfigError
 from vera.nn.count import lora_parameters, vera_parameters

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from experiments import adapters
+from experiments import adapters as looked_into
 from experiments import analysis as measurements
-from vera import analysis
 from vera.errors import AdapterError
 from vera.run import execute, prepare
+from vera.trained import adapters
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def trained(compose, tmp_path):
 )
 def test_weight_differences_are_those_of_the_merged_model(method, overrides, trained):
     backbone, built, folder = trained(method, *overrides)
-    found = analysis.weight_differences(folder)
+    found = adapters.weight_differences(folder)
     weights = dict(backbone.model.named_parameters())
     name = {path: next(n for n in weights if n.startswith(f"{path}.base_layer") and n.endswith("weight")) for path in found}
     before = {path: weights[name[path]].detach().clone() for path in found}
@@ -50,7 +50,7 @@ def test_weight_differences_are_those_of_the_merged_model(method, overrides, tra
 
 def test_trained_vectors(trained):
     backbone, _, folder = trained("vera", "method.rank=5")
-    vectors = analysis.trained_vectors(folder)
+    vectors = adapters.trained_vectors(folder)
     parameters = dict(backbone.model.named_parameters())
     for path, (b, d) in vectors.items():
         assert torch.equal(d, parameters[f"{path}.vectors.default.d"]) and torch.equal(
@@ -61,19 +61,19 @@ def test_trained_vectors(trained):
 def test_what_cannot_be_read_is_refused_in_one_line(trained, tmp_path):
     _, _, unique = trained("vera", "method.sharing=unique")
     with pytest.raises(AdapterError, match="for one shared pair of matrices"):
-        analysis.weight_differences(unique)
+        adapters.weight_differences(unique)
     with pytest.raises(AdapterError, match="no adapter here"):
-        analysis.weight_differences(tmp_path / "none")
+        adapters.weight_differences(tmp_path / "none")
     _, _, lora = trained("lora")
     with pytest.raises(AdapterError, match="holds no VeRA adapter"):
-        analysis.trained_vectors(lora)
+        adapters.trained_vectors(lora)
     config = json.loads((lora / "adapter_config.json").read_text())
     (lora / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "OFT"}))
     with pytest.raises(AdapterError, match=r"neither a VeRA nor a LoRA adapter .*'OFT'"):
-        analysis.weight_differences(lora)
+        adapters.weight_differences(lora)
     (lora / "adapter_model.safetensors").write_bytes(b"x")
     with pytest.raises(AdapterError, match="no readable adapter"):
-        analysis.weight_differences(lora)
+        adapters.weight_differences(lora)
 
 
 def test_other_random_matrices_are_noticed(trained):
@@ -81,22 +81,22 @@ def test_other_random_matrices_are_noticed(trained):
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "projection_prng_key": 99}))
     with pytest.raises(AdapterError, match="not those of the training"):
-        analysis.weight_differences(folder)
+        adapters.weight_differences(folder)
 
 
 def test_layers_are_in_the_order_of_their_numbers():
     names = [f"encoder.layer.{layer}.attention.{name}" for layer in (10, 2, 0) for name in ("value", "query")]
-    found = analysis.by_target(names, {"query": ["query", "q_proj"], "key": "key", "value": "value"})
+    found = adapters.by_target(names, {"query": ["query", "q_proj"], "key": "key", "value": "value"})
     assert list(found) == ["query", "value"]
     assert found["query"] == [f"encoder.layer.{layer}.attention.query" for layer in (0, 2, 10)]
 
 
 def test_cosine():
     a, b = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    assert analysis.cosine(a, a) == pytest.approx(1) and analysis.cosine(a, -3 * a) == pytest.approx(-1)
-    assert analysis.cosine(a, b) == pytest.approx(math.sqrt(0.5))
-    first, again, other = (analysis.random_matrix(torch.Size([64, 64]), 0, layer) for layer in (1, 1, 2))
-    assert torch.equal(first, again) and abs(analysis.cosine(first, other)) < 0.1
+    assert adapters.cosine(a, a) == pytest.approx(1) and adapters.cosine(a, -3 * a) == pytest.approx(-1)
+    assert adapters.cosine(a, b) == pytest.approx(math.sqrt(0.5))
+    first, again, other = (adapters.random_matrix(torch.Size([64, 64]), 0, layer) for layer in (1, 1, 2))
+    assert torch.equal(first, again) and abs(adapters.cosine(first, other)) < 0.1
 
 
 def analyse(monkeypatch, *arguments):
@@ -122,7 +122,7 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
     assert norms["seeds"] == cosines["seeds"] == [0, 1] and norms["initial"] == pytest.approx(0.8)
     assert {target: len(values) for target, values in norms["norms"].items()} == {"query": 2, "value": 2}
     folder = tmp_path / "work" / norms["runs"][1] / "best"
-    vectors = analysis.trained_vectors(folder)
+    vectors = adapters.trained_vectors(folder)
     second_value = [d for path, (_, d) in vectors.items() if ".1." in path and path.endswith(("value", "v_proj"))]
     assert norms["norms"]["value"][1][1] == pytest.approx(second_value[0].norm().item(), abs=1e-5)
     assert all(-1 <= value <= 1 for series in ("lora_vera", "lora_random") for seed in cosines[series] for value in seed)
@@ -141,6 +141,6 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
 def test_measurements_name_runs_that_compose():
     from vera.config import compose as vera_compose
 
-    for _, *choices in [*adapters.FIGURE3.values(), *adapters.FIGURE5.values()]:
+    for _, *choices in [*looked_into.FIGURE3.values(), *looked_into.FIGURE5.values()]:
         for overrides in choices:
             vera_compose(overrides)

@@ -13,9 +13,10 @@ from huggingface_hub import HfFileSystem, constants
 
 from tests.conftest import ROOT
 from tests.hub_server import SHA, Hub
-from vera import doctor, hub
+from vera.checks import doctor
+from vera.checks.doctor import NETWORK, NOTE, OK, TODO, UNUSED, Line, Wanted, verdict
 from vera.config import build, checked, compose, resolve
-from vera.doctor import NETWORK, NOTE, OK, TODO, UNUSED, Line, Wanted, verdict
+from vera.io import hub
 from vera.judge.endpoint import JudgeSettings
 from vera.judge.questions import QuestionSource
 

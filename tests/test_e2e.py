@@ -13,7 +13,7 @@ from vera.config import build, compose
 from vera.errors import DataError, ModelError
 from vera.models.decoding import generate_ids
 from vera.run import execute, prepare
-from vera.store import Store
+from vera.runs.store import Store
 from vera.tasks import e2e_metrics
 from vera.tasks.e2e import FILES, by_meaning, context, parse
 from vera.tasks.e2e_metrics import METRICS, compute, nist, read_files, unavailable

@@ -13,7 +13,7 @@ from experiments.comparison import compare
 from experiments.render import DASH, Table, interval, latex, markdown, number
 from vera.config import compose
 from vera.errors import ConfigError, RecordError
-from vera.record import Record
+from vera.runs.record import Record
 
 
 def record(overrides, seed, score, last=None, metrics=None, parameters=3072, **provenance) -> Record:

@@ -14,11 +14,11 @@ import pytest
 
 from scripts.faults import comparable, kept
 from tests.conftest import REHEARSAL, ROOT
-from vera import interrupt
 from vera.errors import TrainingError
-from vera.files import move_folder, write_atomic
+from vera.io.files import move_folder, write_atomic
 from vera.run import execute
-from vera.store import Store
+from vera.runs import interrupt
+from vera.runs.store import Store
 from vera.train import loop as loops
 
 TEXT = ("model=roberta_base", "task=rte")

@@ -25,14 +25,14 @@ from tests import fuzzing
 from tests.fuzzing import broken_bytes, broken_json, broken_lines, broken_value, tried
 from vera.config import CONF_DIR, build, choices, compose
 from vera.errors import AdapterError, DataError, RecordError, VeraError
+from vera.io.rows import read_csv
+from vera.judge.judgement import Answers, Judged, find
 from vera.judge.prompts import OWN, parse_pair, parse_rating, read_prompts
 from vera.judge.questions import parse_questions, parse_turns
-from vera.judge.record import Answers, Judged, find
 from vera.judge.sources import Found
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, save_adapter
-from vera.record import Failure, parse
-from vera.rows import read_csv
-from vera.store import Store
+from vera.runs.record import Failure, parse
+from vera.runs.store import Store
 from vera.tasks.alpaca import read_rows
 from vera.tasks.e2e import E2E
 from vera.tasks.e2e_metrics import read_files

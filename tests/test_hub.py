@@ -6,9 +6,9 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from vera import hub
 from vera.config import build, compose
 from vera.errors import DataError
+from vera.io import hub
 from vera.tasks.glue import SUBSETS
 
 SHA = "0123456789abcdef0123456789abcdef01234567"

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vera import hub
 from vera.config import build
 from vera.errors import DataError
+from vera.io import hub
 from vera.run import execute
 from vera.tasks import image_cache, image_rows
 from vera.tasks.image_rows import from_folder, synthetic

@@ -16,19 +16,19 @@ from experiments.judged import join
 from experiments.judged import table as judged_table
 from tests.conftest import ROOT
 from tests.judge_server import Judge
-from vera.accounting import account
-from vera.answers import AnswerSettings, Chat, answer
+from vera.checks.counts import account
 from vera.config import build, checked, choices, compose, resolve
 from vera.errors import ConfigError, DataError, ModelError, RecordError
 from vera.judge.endpoint import JudgeSettings
 from vera.judge.grade import judge
+from vera.judge.judgement import Judged
 from vera.judge.questions import QuestionSource, load_questions
-from vera.judge.record import Judged
 from vera.methods.base import count
 from vera.models.decoding import generate_ids
 from vera.run import execute, prepare
-from vera.store import Store
+from vera.runs.store import Store
 from vera.tasks.alpaca import read_rows
+from vera.trained.answers import AnswerSettings, Chat, answer
 
 BASE = ["model=llama_7b", "task=alpaca"]
 SMALL = ["model.size=tiny", "model.tiny.hidden_size=16", "task.synthetic=true"]
@@ -313,7 +313,7 @@ def test_the_chat_template_and_the_end_token(backbone):
 
 
 def test_answers_are_kept_question_by_question_and_go_on_after_a_crash(trained, monkeypatch):
-    import vera.answers as module
+    import vera.trained.answers as module
 
     real, calls = module.answer_batch, []
 
@@ -352,7 +352,7 @@ def test_another_setting_or_the_bare_backbone_makes_other_answers(trained):
 
 
 def test_a_prompt_longer_than_the_model_loses_its_left_but_the_begin_token(backbone, monkeypatch):
-    import vera.answers as module
+    import vera.trained.answers as module
 
     seen = []
 

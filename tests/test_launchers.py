@@ -8,7 +8,7 @@ from scripts.launchers import LAUNCHERS, installed
 from tests.conftest import ROOT
 from vera.config import explain
 from vera.run import execute
-from vera.store import Store
+from vera.runs.store import Store
 
 
 @pytest.mark.slow

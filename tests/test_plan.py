@@ -11,10 +11,10 @@ import yaml
 from experiments import plan, published
 from tests.conftest import ROOT
 from tests.test_experiments import record
-from vera.compositions import Compositions
 from vera.config import choices, compose
+from vera.config.memory import Compositions
 from vera.errors import ConfigError
-from vera.store import Store
+from vera.runs.store import Store
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tests.conftest import REHEARSAL, ROOT
 from vera.errors import ConfigError, TrainingError
 from vera.models.llama import Llama
-from vera.record import Record
 from vera.run import execute
-from vera.store import Store
+from vera.runs.record import Record
+from vera.runs.store import Store
 from vera.train.processes import Processes
 
 TEXT = ("model=roberta_base", "task=rte", "train.batch_size=5", "train.epochs=2", "train.max_steps=null")
@@ -115,7 +115,7 @@ def test_one_process_needs_nobody():
 
 
 def test_answers_and_launchers_want_one_process(train, monkeypatch, compose):
-    from vera.answers import answer
+    from vera.trained.answers import answer
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="written by one process"):

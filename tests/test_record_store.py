@@ -7,9 +7,9 @@ import stat
 import pytest
 
 from vera.errors import RecordError
-from vera.record import Record, parse, text_hash
 from vera.run import execute
-from vera.store import Store, output_path
+from vera.runs.record import Record, parse, text_hash
+from vera.runs.store import Store, output_path
 
 
 @pytest.fixture(scope="module")

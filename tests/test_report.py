@@ -164,7 +164,7 @@ def test_records_hold_no_markup_in_the_source(page):
 
 
 def test_equal_records_give_equal_bytes(folder, page, tmp_path):
-    from vera.store import Store
+    from vera.runs.store import Store
 
     found = Store(folder).by_cell()
     pictures = [path for path in draw(found, tmp_path) if path.suffix == ".svg"]

@@ -19,14 +19,14 @@ from tests.conftest import REHEARSAL, ROOT
 from vera import errors
 from vera.config import CONF_DIR, build, choices, compose, resolve
 from vera.errors import ConfigError, DataError, ModelError, RecordError, VeraError, redacted
-from vera.files import append_line, write_atomic
-from vera.json_text import read_json
+from vera.io.files import append_line, write_atomic
+from vera.io.json_text import read_json
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.prompts import read_prompts
 from vera.judge.sources import Found, PinnedFile
-from vera.record import Record
 from vera.run import execute
-from vera.store import Store
+from vera.runs.record import Record
+from vera.runs.store import Store
 
 SOURCES = [path for folder in ("vera", "scripts", "experiments", "bench") for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -83,9 +83,9 @@ def test_no_source_loads_pickles_or_runs_text(path):
 
 
 def test_only_two_places_import_by_name():
-    """vera.config.component, from an allow-list, and experiments.artefacts, from its own folder."""
+    """vera.config.components, from an allow-list, and experiments.artefacts, from its own folder."""
     found = {path.relative_to(ROOT).as_posix() for path in SOURCES for _, name in calls(path) if name.endswith("import_module")}
-    assert found == {"vera/config.py", "experiments/artefacts.py"}
+    assert found == {"vera/config/components.py", "experiments/artefacts.py"}
 
 
 @pytest.fixture

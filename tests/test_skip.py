@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from vera import compositions, sweep
 from vera.config import compose
+from vera.config import memory as compositions
+from vera.runs import sweep
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments import plan, status
 from tests.conftest import ROOT
-from vera.claims import FOLDER, acquire
+from vera.runs.workers import FOLDER, acquire
 
 SWEEP = "mini_table6a"  # three cells, five seeds
 

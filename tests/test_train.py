@@ -16,7 +16,7 @@ from tests.conftest import REHEARSAL, ROOT
 from vera.config import TrainConfig
 from vera.errors import ConfigError, TrainingError
 from vera.run import execute, prepare
-from vera.store import Store
+from vera.runs.store import Store
 from vera.train.loop import Loop, best_epoch, make_accelerator, similar_lengths
 from vera.train.optim import lr_factor, optimizer
 

@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from tests.conftest import REHEARSAL, ROOT
+from vera.checks.verify import compare, read_record, repeat, run_of
 from vera.config import cell_id
 from vera.config import compose as compose_run
 from vera.errors import ConfigError, RecordError
-from vera.record import Record
 from vera.run import execute
-from vera.store import Store
-from vera.verify import compare, read_record, repeat, run_of
+from vera.runs.record import Record
+from vera.runs.store import Store
 
 SLOW = ("seconds", "started", "finished")
 

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REHEARSAL, ROOT
-from vera import claims
-from vera.claims import Claim, acquire, held, remains
 from vera.errors import Claimed, ClaimLost, RecordError
 from vera.run import execute
-from vera.store import Store
+from vera.runs import workers
+from vera.runs.store import Store
+from vera.runs.workers import Claim, acquire, held, remains
 
 NAME = "model--task--method--0123abcd--s1"
 
 
 def silent(root, seconds, name=NAME, generation=1):
     """Make a claim look as if its last sign of life was so long ago, by the file server's clock."""
-    path = root / claims.FOLDER / f"{name}.{generation}.json"
+    path = root / workers.FOLDER / f"{name}.{generation}.json"
     then = path.stat().st_mtime - seconds
     os.utime(path, (then, then))
 
@@ -44,15 +44,14 @@ def test_a_run_is_claimed_once_and_released(tmp_path):
 
 
 def test_the_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path):
-    code = (
-        f"import os; from pathlib import Path; from vera.claims import acquire; acquire(Path({str(tmp_path)!r}), {NAME!r}, 9e9)"
-    )
+    code = "import os; from pathlib import Path; from vera.runs.workers import acquire; "
+    code += f"acquire(Path({str(tmp_path)!r}), {NAME!r}, 9e9)"
     subprocess.run([sys.executable, "-c", code + "; os._exit(0)"], check=True, cwd=ROOT)
     assert held(tmp_path, NAME).dead
     claim = acquire(tmp_path, NAME, 9e9)
     assert claim.generation == 2
     claim.release()
-    assert list((tmp_path / claims.FOLDER).iterdir()) == []
+    assert list((tmp_path / workers.FOLDER).iterdir()) == []
 
 
 def test_a_pid_that_another_process_has_now_counts_as_gone(tmp_path):
@@ -75,8 +74,8 @@ def test_on_another_machine_only_silence_counts_and_the_file_server_s_clock(tmp_
 
 
 def test_a_file_that_is_no_claim_is_waited_for_and_then_replaced(tmp_path):
-    (tmp_path / claims.FOLDER).mkdir()
-    (tmp_path / claims.FOLDER / f"{NAME}.3.json").write_text("")
+    (tmp_path / workers.FOLDER).mkdir()
+    (tmp_path / workers.FOLDER / f"{NAME}.3.json").write_text("")
     with pytest.raises(Claimed, match="somebody unknown"):
         acquire(tmp_path, NAME, 60)
     silent(tmp_path, 61, generation=3)
@@ -126,7 +125,7 @@ def test_signs_of_life_continue_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     claim.beat()
     assert held(tmp_path, NAME).beat > before.beat + 90
-    assert len(list((tmp_path / claims.FOLDER).iterdir())) == 1
+    assert len(list((tmp_path / workers.FOLDER).iterdir())) == 1
 
 
 def _race(root, start, won):
@@ -196,7 +195,7 @@ def test_a_worker_that_loses_its_run_on_the_way_writes_nothing_more(compose, mon
         steps.append(step)
         if step == 12:
             with monkeypatch.context() as patch:
-                patch.setattr(claims.Held, "dead", True)
+                patch.setattr(workers.Held, "dead", True)
                 acquire(root, run.run_name, 300)
             before.update(contents(Path(run.work_dir)))
         progress(claim, step, total)

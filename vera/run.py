@@ -14,16 +14,16 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vera import claims, interrupt
-from vera import record as records
 from vera.config import CONF_DIR, RunConfig, build, component
 from vera.errors import Claimed, ConfigError, OutOfStep, RecordError, TrainingError, VeraError, redacted
-from vera.files import remove_temporaries
+from vera.io.files import remove_temporaries
 from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
-from vera.record import Failure, Record
+from vera.runs import interrupt, workers
+from vera.runs import record as records
+from vera.runs.record import Failure, Record
+from vera.runs.store import Store, output_path
 from vera.seeds import seed_everything
-from vera.store import Store, output_path
 from vera.tasks.base import Data, Task
 from vera.train.loop import Loop, best_epoch
 from vera.train.processes import Processes, together
@@ -52,7 +52,7 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
     """The record of a run. A finished run is never repeated, an unfinished one goes on; what killed workers left is removed.
 
     Any failure is written to results_dir/failed and raised as a VeraError; only Claimed (another worker has the run), and an
-    interruption (vera.interrupt), leave nothing there.
+    interruption (vera.runs.interrupt), leave nothing there.
 
     Several processes (vera.train.processes) call this together and return the same record; the main one claims the run, decides
     what is done and writes it. A failure that the others have not had as well is raised as OutOfStep: they can then only be
@@ -62,16 +62,16 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
     processes.runs += 1
     store, name = Store(run.results_dir), run.run_name
     work = Path(run.work_dir) / name
-    claim: claims.Claim | None = None
+    claim: workers.Claim | None = None
 
     def begin() -> dict[str, str] | None:
         """The record of a finished run, or who else has it; None when it is now this process's."""
         nonlocal claim
         found = store.find(name)
-        if found is not None and not claims.remains(store.root, name):
+        if found is not None and not workers.remains(store.root, name):
             return {"record": found.to_json()}
         try:
-            claim = claims.acquire(store.root, name, run.claim_timeout)
+            claim = workers.acquire(store.root, name, run.claim_timeout)
         except Claimed as other:  # if it is done, its worker has not left yet
             return {"claimed": str(other)} if found is None else {"record": found.to_json()}
         try:
@@ -99,7 +99,7 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
 
 
 def _compute(
-    run: RunConfig, store: Store, work: Path, claim: claims.Claim | None, show_progress: bool, processes: Processes
+    run: RunConfig, store: Store, work: Path, claim: workers.Claim | None, show_progress: bool, processes: Processes
 ) -> Record:
     """Train, and write the record or the failure, as long as the claim holds (the main process's; the others have none)."""
 
@@ -149,7 +149,7 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
 
 
 def _train(
-    run: RunConfig, work: Path, claim: claims.Claim | None, show_progress: bool, processes: Processes
+    run: RunConfig, work: Path, claim: workers.Claim | None, show_progress: bool, processes: Processes
 ) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
     started = now()

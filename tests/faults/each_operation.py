@@ -18,7 +18,7 @@ import sitecustomize as faults
 from scripts.faults import comparable, kept
 from vera.config import RunConfig, compose
 from vera.run import execute, prepare
-from vera.store import Store
+from vera.runs.store import Store
 
 SETTINGS = ["scale=rehearsal", "device=cpu", "progress=false", "train.epochs=1", "train.max_steps=null", "train.batch_size=25"]
 

@@ -17,12 +17,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vera.errors import ConfigError, DataError, JudgeError, RecordError
-from vera.files import append_line, read_lines
-from vera.json_text import read_json
+from vera.io.files import append_line, read_lines
+from vera.io.json_text import read_json
 from vera.judge.endpoint import Endpoint, JudgeSettings, Reply
+from vera.judge.judgement import SCHEMA, Answers, Judged, digest, find, judged_name, write
 from vera.judge.prompts import Prompts, own_prompts, parse_pair, parse_rating, read_prompts
 from vera.judge.questions import Id, Question, QuestionSet, QuestionSource, described, load_questions, parse_turns
-from vera.judge.record import SCHEMA, Answers, Judged, digest, find, judged_name, write
 from vera.judge.sources import Found, fetch, in_folder
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from vera.config import Name, Strict
 from vera.errors import DataError
-from vera.judge.record import Questions
+from vera.judge.judgement import Questions
 from vera.judge.sources import Found, PinnedFile, fetch, in_folder, json_lines
 
 Id = int | str

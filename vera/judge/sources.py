@@ -14,8 +14,8 @@ from pydantic import Field
 
 from vera.config import Strict
 from vera.errors import DataError
-from vera.files import write_atomic
-from vera.json_text import read_json
+from vera.io.files import write_atomic
+from vera.io.json_text import read_json
 
 TIMEOUT_SECONDS = 20
 

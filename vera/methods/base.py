@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from vera.config import Component
 from vera.errors import ConfigError, ModelError
-from vera.files import write_atomic
+from vera.io.files import write_atomic
 from vera.models.base import Backbone, Model
 
 WEIGHTS_FILE = "trained.safetensors"

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save as safetensors_bytes
 
 from vera.errors import ModelError
-from vera.files import write_atomic
+from vera.io.files import write_atomic
 from vera.methods.base import TargetedMethod, mergeable, read_tensors
 
 ADAPTER = "default"  # PEFT's name of the one adapter that we put on

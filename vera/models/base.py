@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import nn
 from transformers import PretrainedConfig
 
-from vera import hub
 from vera.config import Component, HubId
 from vera.errors import ConfigError, ModelError
+from vera.io import hub
 from vera.models.tiny import architecture, tiny_checkpoint
 
 

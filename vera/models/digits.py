@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
-from vera.cache import make_folder
+from vera.io.cache import make_folder
 from vera.models.base import Architecture
 from vera.models.image import ImageClassifier
 from vera.models.tiny import image_processor

@@ -14,12 +14,12 @@ from tokenizers.trainers import BpeTrainer
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from vera.cache import make_folder
 from vera.errors import DataError, ModelError
+from vera.io.cache import make_folder
+from vera.io.rows import read_csv
 from vera.models.base import Architecture
 from vera.models.gpt2 import Gpt2
 from vera.models.tiny import END, bytes_of, causal_tokenizer
-from vera.rows import read_csv
 from vera.seeds import forked, generator, threads
 
 log = logging.getLogger(__name__)

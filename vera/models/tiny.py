@@ -22,8 +22,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from vera.cache import make_folder
 from vera.errors import ConfigError
+from vera.io.cache import make_folder
 from vera.seeds import forked
 
 CONFIGS = {"roberta": RobertaConfig, "bert": BertConfig, "vit": ViTConfig, "gpt2": GPT2Config, "llama": LlamaConfig}

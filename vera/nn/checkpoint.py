@@ -23,8 +23,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.files import write_atomic
-from vera.json_text import read_json
+from vera.io.files import write_atomic
+from vera.io.json_text import read_json
 from vera.nn.config import VeraConfig
 from vera.nn.inject import (
     _inside,

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from pydantic import Field, field_validator
 
-from vera import hub
 from vera.errors import DataError
-from vera.json_text import read_json
+from vera.io import hub
+from vera.io.json_text import read_json
 from vera.models.base import Backbone
 from vera.seeds import generator
 from vera.tasks.base import Data, HubData

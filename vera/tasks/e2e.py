@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from vera import hub
 from vera.errors import DataError
+from vera.io import hub
+from vera.io.rows import read_csv
 from vera.models.base import Backbone
 from vera.models.decoding import Decoding, generate
-from vera.rows import read_csv
 from vera.seeds import derive
 from vera.tasks.base import Data, Final, HubData
 from vera.tasks.e2e_metrics import CAPTION_METRICS, NIST_MODES, compute, unavailable

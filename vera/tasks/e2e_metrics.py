@@ -25,7 +25,7 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from vera.errors import DataError
-from vera.rows import read_csv, read_text
+from vera.io.rows import read_csv, read_text
 
 METRICS = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")  # NIST as published: the challenge's Perl script
 NIST_PY = "NIST_py"  # the scorer's option -p, by which the LoRA repository scores E2E

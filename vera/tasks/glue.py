@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from vera import hub
 from vera.errors import ConfigError, DataError
+from vera.io import hub
 from vera.models.base import Backbone
 from vera.seeds import derive
 from vera.tasks.base import Data, HubData, Task

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vera.cache import make_folder
 from vera.errors import DataError
+from vera.io.cache import make_folder
 from vera.models.image import Pixels
 from vera.tasks.image_rows import Rows
 

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet
 from PIL import Image
 
-from vera import hub
 from vera.errors import DataError
+from vera.io import hub
 from vera.seeds import derive
 
 IMAGE, LABEL = "image", "label"

@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vera import interrupt
 from vera.methods.base import Method
 from vera.models.base import Backbone
+from vera.runs import interrupt
 from vera.tasks.base import Data, Final, Task
 from vera.train.processes import Processes
 

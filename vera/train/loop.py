@@ -22,12 +22,12 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vera import interrupt
 from vera.config import RunConfig
 from vera.errors import ConfigError, TrainingError
-from vera.files import move_folder, write_atomic
+from vera.io.files import move_folder, write_atomic
 from vera.methods.base import Method
 from vera.models.base import Backbone
+from vera.runs import interrupt
 from vera.seeds import generator, seed_everything
 from vera.tasks.base import Data, Final, Task
 from vera.train import state
@@ -114,7 +114,7 @@ class Loop:
     def fit(self) -> None:
         """Train to the end, from the kept state when there is one. Raises TrainingError when the loss is not finite.
 
-        A signal (vera.interrupt) ends it with a checkpoint after the step at hand, or in an evaluation at once.
+        A signal (vera.runs.interrupt) ends it with a checkpoint after the step at hand, or in an evaluation at once.
         """
         seed_everything(self.run.seed, "dropout", self.processes.rank)
         self._resume()

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from vera.errors import TrainingError
-from vera.files import write_atomic
-from vera.json_text import read_json
+from vera.io.files import write_atomic
+from vera.io.json_text import read_json
 
 FILE = "state.safetensors"
 KEPT = ("trained", "method")  # tensors of the method, in groups that come back as they were given

@@ -15,9 +15,9 @@ import yaml
 from vera import seeds
 from vera.config import CONF_DIR, GROUPS, RunConfig, checked, component, resolve
 from vera.errors import ConfigError, RecordError
-from vera.record import Record
 from vera.run import execute
-from vera.store import Store
+from vera.runs.record import Record
+from vera.runs.store import Store
 
 LOCAL = "local"  # what a record says in place of a path
 PATHS = ("model.path", "model.data_dir", "task.data_dir", "task.cache_dir")

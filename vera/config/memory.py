@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vera.config import CONF_DIR, RunConfig, compose
-from vera.files import write_atomic
+from vera.io.files import write_atomic
 
 FOLDER = Path(".cache") / "compositions"
 CHUNK = 8

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from vera.files import move_folder, remove_temporaries
+from vera.io.files import move_folder, remove_temporaries
 
 
 def make_folder(folder: Path, complete: str, make: Callable[[Path], None]) -> Path:

@@ -18,11 +18,11 @@ from huggingface_hub import constants
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import Version
 
-from vera import hub
-from vera.accounting import account
+from vera.checks.counts import account
 from vera.config import RunConfig, build, component
 from vera.errors import ConfigError, DataError, VeraError
-from vera.hub import HubProblem
+from vera.io import hub
+from vera.io.hub import HubProblem
 from vera.judge.endpoint import JudgeSettings
 from vera.judge.questions import QuestionSource
 from vera.judge.sources import fetch, in_folder

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from vera.config import Strict
 from vera.errors import Claimed, ClaimLost, RecordError
-from vera.files import link_new, remove_temporaries
+from vera.io.files import link_new, remove_temporaries
 
 FOLDER = "claims"
 BEATS = 20  # signs of life in a timeout

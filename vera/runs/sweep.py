@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from vera import claims
-from vera.compositions import composed
+from vera.config.memory import composed
 from vera.errors import VeraError
-from vera.record import Record
-from vera.store import Store
+from vera.runs import workers
+from vera.runs.record import Record
+from vera.runs.store import Store
 
 # Whether there is nothing to do for a job, from its overrides. The sweep's script says; asked before any job is composed.
 skip: Callable[[list[str]], bool] | None = None
@@ -26,7 +26,7 @@ def finished(overrides: list[str]) -> Record | None:
         run = composed(cell)
         if seeds:
             run = run.model_copy(update={"seed": int(seeds[-1])})
-        if claims.remains(Path(run.results_dir), run.run_name):  # to be cleaned up, or its worker has not left yet
+        if workers.remains(Path(run.results_dir), run.run_name):  # to be cleaned up, or its worker has not left yet
             return None
         return Store(run.results_dir).find(run.run_name)
     except (VeraError, ValueError):  # whoever starts the job says what is wrong

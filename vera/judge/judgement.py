@@ -13,8 +13,8 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from vera.config import Name, Strict
 from vera.errors import RecordError
-from vera.files import write_atomic
-from vera.record import Count, Finite, Run
+from vera.io.files import write_atomic
+from vera.runs.record import Count, Finite, Run
 
 SCHEMA = 1
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

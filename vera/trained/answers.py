@@ -16,16 +16,16 @@ from pydantic import Field, field_validator
 
 from vera.config import RunConfig, Strict, build, component
 from vera.errors import ConfigError, ModelError, RecordError, TrainingError
-from vera.files import append_line, read_lines
-from vera.json_text import read_json
+from vera.io.files import append_line, read_lines
+from vera.io.json_text import read_json
+from vera.judge.judgement import SCHEMA, Answers, answers_name, digest, find, write
 from vera.judge.questions import Question, QuestionSet, QuestionSource, described, load_questions
-from vera.judge.record import SCHEMA, Answers, answers_name, digest, find, write
 from vera.methods.base import Method
 from vera.models.base import Backbone, Model
 from vera.models.decoding import Decoding, generate_ids, text_of
-from vera.record import Record, Run
 from vera.run import code, now
-from vera.store import Store
+from vera.runs.record import Record, Run
+from vera.runs.store import Store
 from vera.train.loop import make_accelerator
 from vera.train.processes import launched
 

@@ -1,0 +1,154 @@
+"""What a run's configuration may hold: every key declared, with its type and range."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from vera.config.identity import GROUPS, cell_id, run_name
+from vera.errors import ConfigError
+
+# A word that becomes part of a file's name: no separator, no leading dot.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=64)]
+# A repository on the hub, as opposed to a path or an address.
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$", max_length=128)]
+
+
+class Strict(BaseModel):
+    """A mapping whose every key is declared: an unknown one, or a value of the wrong type or range, is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Component(Strict):
+    """What every model, task and method yaml has beside its own keys.
+
+    name     the yaml's file name, which is what records and tables call it.
+    version  raised when a default, a metric or the meaning of a key changes; part of a run's identity.
+    neutral  keys younger than `version`, each at the value that means "as before": left out of the identity at that value,
+             so that a new key leaves old records valid.
+    """
+
+    name: Name
+    version: int = Field(ge=1)
+    neutral: dict[str, Any] = {}
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainConfig(Strict):
+    """The training loop's settings; `conf/train/default.yaml` says what each one is."""
+
+    version: int = Field(ge=1)
+    neutral: dict[str, Any] = {}
+    epochs: int = Field(ge=1)
+    max_steps: int | None = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(ge=0)
+    head_lr: float = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    head_weight_decay: float = Field(ge=0)
+    decay_biases_and_norms: bool
+    betas: tuple[Beta, Beta]
+    eps: float = Field(gt=0)
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_ratio: float | None = Field(ge=0, le=1)
+    warmup_steps: int | None = Field(ge=0)
+    clip: float = Field(ge=0)
+    precision: Literal["auto", "fp32", "bf16"]
+    micro_batch_size: int | None = Field(ge=1)
+    micro_batch_tokens: int | None = Field(ge=1)
+    eval_batch_size: int = Field(ge=1)
+    checkpoint_seconds: float = Field(ge=0)
+    save: bool
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _one_warmup(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        ratio = info.data.get("warmup_ratio")
+        if steps is not None and ratio is not None:
+            raise PydanticCustomError(
+                "two_warmups",
+                "a warm-up is given by ratio or by steps; set train.warmup_ratio={ratio} to null",
+                {"ratio": ratio},
+            )
+        return steps
+
+
+_NAME = TypeAdapter(Name)
+
+
+class RunConfig(Strict):
+    """One run, resolved. `model`, `task` and `method` are the keyword arguments of their `_target_`."""
+
+    model: dict[str, Any]
+    task: dict[str, Any]
+    method: dict[str, Any]
+    train: TrainConfig
+    tracker: dict[str, Any]
+    seed: int = Field(ge=0, lt=2**31)
+    results_dir: str
+    work_dir: str
+    cache_dir: str
+    device: str = Field(pattern=r"^(auto|cpu|cuda)$")
+    progress: bool | Literal["auto"]
+    claim_timeout: float = Field(ge=1)
+    follows_seed: list[str] = []
+
+    @field_validator(*GROUPS[:3])
+    @classmethod
+    def _has_a_name(cls, group: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        try:
+            _NAME.validate_python(group.get("name"))
+        except ValidationError:
+            raise PydanticCustomError("name", "its name becomes part of a file's name: letters, digits, _ . -") from None
+        return group
+
+    @property
+    def scientific(self) -> dict[str, Any]:
+        """The four groups that decide what a run computes, as plain values."""
+        return {**{group: getattr(self, group) for group in GROUPS[:3]}, "train": self.train.model_dump(mode="json")}
+
+    @property
+    def cell_id(self) -> str:
+        return cell_id(self.scientific, self.follows_seed)
+
+    @property
+    def run_name(self) -> str:
+        return run_name(self.model["name"], self.task["name"], self.method["name"], self.cell_id, self.seed)
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def checked(schema: type[_Model], values: dict[str, Any], where: str = "") -> _Model:
+    """Build a pydantic model; its errors become one line that names key, problem and value."""
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+        if first["type"] == "extra_forbidden":
+            allowed = ", ".join(sorted(schema.model_fields))
+            raise ConfigError(f"{key} is not a key; allowed: {allowed}") from None
+        if first["type"] == "missing":
+            raise ConfigError(f"{key} is missing") from None
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise ConfigError(f"{key}: {message}, got {shown(first['input'])}{more}") from None
+    except TypeError:  # keys that are no words
+        raise ConfigError(f"{where or schema.__name__}: its keys must be words") from None
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200
+_short.maxlong = 40
+
+
+def shown(value: Any) -> str:
+    """A value in an error: whole when it is short, whatever a stranger's file has nested into it."""
+    return _short.repr(value)

@@ -1,0 +1,1 @@
+"""Reading and writing: whole files, JSON, rows, cached folders, the hub."""

@@ -1,0 +1,1 @@
+"""What finished runs have left: their adapters from the inside, and answers from their weights."""
