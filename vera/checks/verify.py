@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from vera import seeds
-from vera.config import CONF_DIR, GROUPS, RunConfig, checked, component, resolve
+from vera.config import CONF_DIR, GROUPS, RunConfig, beside, checked, component, resolve, younger
 from vera.errors import ConfigError, RecordError
 from vera.run import execute
 from vera.runs.record import Record
@@ -82,8 +82,8 @@ def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
                 f"version {here['version']}, which computes something else; its commit is {record.provenance.git_sha}"
             )
         # A key younger than the record: it stands at the value that means "as before".
-        younger = {key: value for key, value in (here.get("neutral") or {}).items() if key not in values}
-        groups[group] = {**values, **younger, "neutral": {**(values.get("neutral") or {}), **younger}}
+        added = younger(values, here.get("neutral") or {})
+        groups[group] = {**beside(values, added), "neutral": beside(values.get("neutral") or {}, added)}
     groups["task"].pop("cache_dir", None)
     for key in PATHS[:3]:
         group, name = key.split(".")

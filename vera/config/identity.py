@@ -43,14 +43,40 @@ def cell_id(config: dict[str, Any], follows_seed: Sequence[str] = ()) -> str:
         values = dict(config[group])
         if group == "model" and values.get("size") == "full":
             values.pop("tiny", None)  # the rehearsal's stand-in says nothing about the real model
-        neutral = values.pop("neutral", None) or {}
-        for key, value in values.items():
+        for key, value in without_neutral(values, values.pop("neutral", None) or {}).items():
             dotted = f"{group}.{key}"
-            if dotted in OPERATIONAL or (key in neutral and neutral[key] == value):
-                continue
-            kept[dotted] = SEED_REFERENCE if dotted in follows_seed else _plain(value)
+            if dotted not in OPERATIONAL:
+                kept[dotted] = SEED_REFERENCE if dotted in follows_seed else _plain(value)
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def without_neutral(values: dict[str, Any], neutral: dict[str, Any]) -> dict[str, Any]:
+    """The values that are not neutral; of a mapping of which `neutral` names a part, those of its keys."""
+    kept = {}
+    for key, value in values.items():
+        if key not in neutral:
+            kept[key] = value
+        elif neutral[key] != value:
+            nested = isinstance(value, dict) and isinstance(neutral[key], dict)
+            kept[key] = without_neutral(value, neutral[key]) if nested else value
+    return kept
+
+
+def younger(values: dict[str, Any], neutral: dict[str, Any]) -> dict[str, Any]:
+    """The neutral keys that the values of an older configuration lack."""
+    nested = {
+        key: younger(values[key], part)
+        for key, part in neutral.items()
+        if isinstance(part, dict) and isinstance(values.get(key), dict)
+    }
+    return {**{key: part for key, part in neutral.items() if key not in values}, **{k: v for k, v in nested.items() if v}}
+
+
+def beside(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """`values`, and of `more` what they lack, in mappings within as well."""
+    nested = {k: beside(v, more[k]) for k, v in values.items() if isinstance(v, dict) and isinstance(more.get(k), dict)}
+    return {**more, **values, **nested}
 
 
 def run_name(model: str, task: str, method: str, cell: str, seed: int) -> str:
