@@ -6,8 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import digits
-from experiments.render import latex, markdown, show
+from experiments.artefacts import digits
+from experiments.engine.render import latex, markdown, show
 from vera.errors import VeraError
 from vera.io.files import write_atomic
 from vera.runs.store import Store

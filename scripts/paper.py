@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import arguments
-from experiments.paper import paper, report
+from experiments.engine import arguments
+from experiments.engine.paper import paper, report
 from vera.errors import VeraError
 from vera.runs.store import Store
 

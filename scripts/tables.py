@@ -13,18 +13,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import arguments
-from experiments.artefacts import artefacts
-from experiments.comparison import STATS
-from experiments.judged import PAPER_JUDGE
-from experiments.paper import draw, read, tables, write
-from experiments.render import show
+from experiments.engine import arguments, registry
+from experiments.engine.comparison import STATS
+from experiments.engine.judged import PAPER_JUDGE
+from experiments.engine.paper import draw, read, tables, write
+from experiments.engine.render import show
 from vera.errors import VeraError
 from vera.runs.store import Store
 
 
 def main() -> int:
-    everything = artefacts()
+    everything = registry.names()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(everything)} (or how they begin)")
     arguments.results(parser)

@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from rich.table import Table
 
-from experiments.render import console
+from experiments.engine.render import console
 from vera.checks.verify import Comparison, compare, read_record, repeat
 from vera.errors import VeraError
 

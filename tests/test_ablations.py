@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from experiments import analysis, figure2_ranks, figure4_gain, figure6_expressivity, variants
-from experiments.aggregate import paired, paired_records
-from experiments.comparison import compare
-from experiments.render import DASH, markdown, signed
+from experiments.artefacts import figure2_ranks, figure4_gain, figure6_expressivity, variants
+from experiments.engine import analysis
+from experiments.engine.aggregate import paired, paired_records
+from experiments.engine.comparison import compare
+from experiments.engine.render import DASH, markdown, signed
 from scripts import expressivity
 from tests.test_experiments import by_cell, record
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from experiments import accounting, published, table1
-from experiments.accounting import prints
+from experiments.artefacts import table1
+from experiments.engine import accounting, published
+from experiments.engine.accounting import prints
 from vera.checks.counts import account
 from vera.config import compose
 from vera.errors import ConfigError

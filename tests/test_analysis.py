@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from experiments import adapters as looked_into
-from experiments import analysis as measurements
+from experiments.artefacts import figure3_magnitudes, figure5_similarity
+from experiments.engine import analysis as measurements
 from vera.errors import AdapterError
 from vera.run import execute, prepare
 from vera.trained import adapters
@@ -128,8 +128,6 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
     assert all(-1 <= value <= 1 for series in ("lora_vera", "lora_random") for seed in cosines[series] for value in seed)
     assert len(cosines["runs"]) == 4 and str(tmp_path) not in json.dumps([norms, cosines])
 
-    from experiments import figure3_magnitudes, figure5_similarity
-
     for module, name in ((figure3_magnitudes, "figure3"), (figure5_similarity, "figure5")):
         full, mini = module.build({})
         assert full.rows == [["–"] * len(full.columns)] and len(mini.rows) >= 2 and "miniature" in mini.title
@@ -141,6 +139,6 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
 def test_measurements_name_runs_that_compose():
     from vera.config import compose as vera_compose
 
-    for _, *choices in [*looked_into.FIGURE3.values(), *looked_into.FIGURE5.values()]:
+    for _, *choices in [*figure3_magnitudes.MEASURED.values(), *figure5_similarity.MEASURED.values()]:
         for overrides in choices:
             vera_compose(overrides)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from bench import cases, measure
-from experiments import bench as table
-from experiments.render import markdown
+from experiments.artefacts import bench as table
+from experiments.engine.render import markdown
 from tests.conftest import ROOT
 from vera.nn import VeraConfig, attach
 from vera.nn.functional import Plan

@@ -159,7 +159,7 @@ def test_meaning_representations():
 
 
 def test_contexts_equal_loras_on_the_real_data(shared_e2e):
-    rows, source, _ = task(data_dir=str(shared_e2e)).rows()
+    rows, source, _ = task(data_dir=str(shared_e2e)).source_rows()
     assert source == "the challenge's CSV files"
     assert {split: (len(found), len(by_meaning(found))) for split, found in rows.items()} == {
         "train": (42061, 4862),
@@ -172,7 +172,7 @@ def test_contexts_equal_loras_on_the_real_data(shared_e2e):
 
 
 def test_a_small_folder_is_read_with_quotes_and_line_breaks(folder):
-    rows, _, _ = task(data_dir=str(folder)).rows()
+    rows, _, _ = task(data_dir=str(folder)).source_rows()
     assert [mr for mr, _ in rows["train"]] == ["name[The Mill], priceRange[£20-25], familyFriendly[yes]", "name[Zizzi]"]
     assert by_meaning(rows["test"])[rows["test"][0][0]] == ['The Mill, a "pub". It is cheap.']
 
@@ -192,15 +192,15 @@ def test_malformed_files_name_file_and_line(case, folder):
     text, message = BAD_ROWS[case]
     (folder / "trainset.csv").write_text(text)
     with pytest.raises(DataError, match=message) as error:
-        task(data_dir=str(folder)).rows()
+        task(data_dir=str(folder)).source_rows()
     assert "\n" not in str(error.value)
 
 
 def test_missing_files_and_an_unreachable_hub_say_what_to_give(tmp_path):
     with pytest.raises(DataError, match=r"does not hold trainset.csv, devset.csv, testset_w_refs.csv"):
-        task(data_dir=str(tmp_path)).rows()
+        task(data_dir=str(tmp_path)).source_rows()
     with pytest.raises(DataError, match=r"tuetschek/e2e_nlg cannot be loaded .*task.data_dir=/path/to/e2e"):
-        task().rows()
+        task().source_rows()
 
 
 def hu2022(folder, **files):
@@ -218,7 +218,7 @@ HU_LINES = (
 
 
 def test_hu_et_als_texts_are_read_as_they_are(tmp_path, compose, cache):
-    rows, source, _ = hu2022(tmp_path).rows()
+    rows, source, _ = hu2022(tmp_path).source_rows()
     assert source == "the texts of Hu et al."
     assert by_meaning(rows["test"]) == {
         "name : The Mill | family friendly : no": ["The Mill is not family - friendly .", "The Mill , a pub for adults ."],
@@ -240,8 +240,8 @@ def test_hu_et_als_real_files_hold_the_challenges_contexts(shared_e2e, tmp_path)
     for name in ("valid.txt", "test.txt"):
         (tmp_path / name).write_bytes((shared_e2e / "lora_format" / name).read_bytes())
     (tmp_path / "train.txt").write_text(HU_LINES)  # theirs is not here
-    theirs = task(data_dir=str(tmp_path), format="hu2022").rows()[0]
-    ours = task(data_dir=str(shared_e2e)).rows()[0]
+    theirs = task(data_dir=str(tmp_path), format="hu2022").source_rows()[0]
+    ours = task(data_dir=str(shared_e2e)).source_rows()[0]
     for split in ("validation", "test"):
         assert [meaning for meaning, _ in theirs[split]] == [context(mr) for mr, _ in ours[split]]
     assert len(by_meaning(theirs["test"])) == 630 and sum(map(len, by_meaning(theirs["test"]).values())) == 4693
@@ -256,12 +256,12 @@ def test_bad_input_of_hu_et_als_format_is_one_line(tmp_path, folder):
         ("\n", r"train.txt is empty"),
     ):
         with pytest.raises(DataError, match=message):
-            hu2022(tmp_path, train=text).rows()
+            hu2022(tmp_path, train=text).source_rows()
     (tmp_path / "train.txt").unlink()
     with pytest.raises(DataError, match=r"does not hold train.txt, which task.format=hu2022 reads"):
-        task(data_dir=str(tmp_path), format="hu2022").rows()
+        task(data_dir=str(tmp_path), format="hu2022").source_rows()
     with pytest.raises(DataError, match=r"not on the hub: give the folder .* with task.data_dir=/path/to/e2e"):
-        task(format="hu2022").rows()
+        task(format="hu2022").source_rows()
     with pytest.raises(ConfigError, match=r"task.format: .*'challenge' or 'hu2022', got 'lora'"):
         task(format="lora")
     with pytest.raises(ConfigError, match=r"task.decoding.search: .*'transformers' or 'hu2022', got 'beam'"):
@@ -424,7 +424,7 @@ def test_the_committed_outputs_give_the_committed_scores(shared_e2e):
     kept = [record for record in store.records() if record.outputs]
     if not kept:
         pytest.skip("no record with outputs is committed")
-    references = list(by_meaning(task(data_dir=str(shared_e2e)).rows()[0]["test"]).values())
+    references = list(by_meaning(task(data_dir=str(shared_e2e)).source_rows()[0]["test"]).values())
     for record in kept:
         outputs = store.read_output(record, "txt").removesuffix("\n").split("\n")
         again = {"BLEU": e2e_metrics.bleu(outputs, references), **nist(outputs, references)}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.faults import comparable, kept
 from tests.conftest import REHEARSAL, ROOT
+from tests.system.faults import comparable, kept
 from vera.errors import TrainingError
 from vera.io.files import move_folder, write_atomic
 from vera.run import execute

@@ -20,16 +20,17 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-from experiments import plan, published
+from experiments.engine import plan, published
 from tests import fuzzing
 from tests.fuzzing import broken_bytes, broken_json, broken_lines, broken_value, tried
 from vera.config import CONF_DIR, build, choices, compose
 from vera.errors import AdapterError, DataError, RecordError, VeraError
 from vera.io.rows import read_csv
 from vera.judge.judgement import Answers, Judged, find
-from vera.judge.prompts import OWN, parse_pair, parse_rating, read_prompts
+from vera.judge.prompts import OWN, read_prompts
 from vera.judge.questions import parse_questions, parse_turns
 from vera.judge.sources import Found
+from vera.judge.verdicts import read_verdict
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, save_adapter
 from vera.runs.record import Failure, parse
 from vera.runs.store import Store
@@ -118,7 +119,7 @@ def test_e2e_csv(fuzz, tmp_path):
 
     def check(data):
         (tmp_path / "trainset.csv").write_bytes(data)
-        found = tried("CSV (E2E)", settings.rows)
+        found = tried("CSV (E2E)", settings.source_rows)
         assert found is None or all(mr.strip() and ref.strip() for mr, ref in found[0]["train"])
 
     fuzz(broken_bytes([E2E_CSV]), check)
@@ -131,7 +132,7 @@ def test_e2e_lines_of_hu_et_al(fuzz, tmp_path):
 
     def check(data):
         (tmp_path / "train.txt").write_bytes(data)
-        found = tried("lines (E2E, Hu et al.)", settings.rows)
+        found = tried("lines (E2E, Hu et al.)", settings.source_rows)
         assert found is None or all(meaning and ref and "||" not in meaning + ref for meaning, ref in found[0]["train"])
 
     fuzz(broken_bytes([HU2022_TXT]), check)
@@ -218,9 +219,10 @@ def test_verdicts(fuzz):
     words = st.sampled_from(["[[7]]", "[[", "]]", "(8, 3)", "8 3", "10.5", "[[9.5, 2]]", "\n", " ", "9" * 400, "[[NaN]]"])
 
     def check(parts):
-        for parse_verdict in (parse_rating, parse_pair):
-            scores = tried("verdicts", lambda parse_verdict=parse_verdict: parse_verdict("".join(parts)))
-            assert scores is None or all(1 <= score <= 10 for score in scores)
+        for form in ("rating", "pair", "first line", "tuple"):
+            for rule in ("own", "fastchat"):
+                scores = tried("verdicts", lambda form=form, rule=rule: read_verdict("".join(parts), "stop", form, rule))
+                assert scores is None or all(1 <= score <= 10 for score in scores)
 
     fuzz(st.lists(st.one_of(words, st.text(max_size=5)), max_size=8), check)
 
@@ -283,7 +285,7 @@ JUDGEMENT = {
 
 @pytest.mark.parametrize(("schema", "valid"), [(Answers, ANSWERED), (Judged, JUDGEMENT)])
 def test_records_of_answers_and_judgements(fuzz, schema, valid, tmp_path):
-    from experiments.judged import table
+    from experiments.engine.judged import table
 
     path = tmp_path / "judged" / "x.json"
     path.parent.mkdir()

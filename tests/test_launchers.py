@@ -3,8 +3,8 @@
 import importlib
 
 import pytest
-
 from scripts.launchers import LAUNCHERS, installed
+
 from tests.conftest import ROOT
 from vera.config import explain
 from vera.run import execute

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from experiments import report
-from experiments.paper import draw, tables
-from experiments.plan import Plan
-from experiments.render import DASH, Sourced, Table
+from experiments.engine import report
+from experiments.engine.paper import draw, tables
+from experiments.engine.plan import Plan
+from experiments.engine.render import DASH, Sourced, Table
 from scripts.check import differences
 from tests.conftest import ROOT
 from tests.test_experiments import by_cell, record
@@ -191,7 +191,7 @@ def test_every_run_has_a_state(folder):
     states = [c["seeds"] for c in listed["glue_large"]["cells"]]
     assert {"done": [0, 1, 2, 3, 4], "failed": [], "missing": []} in states
     assert {"done": [], "failed": [0], "missing": [1, 2, 3, 4]} in states
-    assert sum(len(seeds) for state in states for seeds in state.values()) == 30
+    assert sum(len(seeds) for state in states for seeds in state.values()) == 42 * 5  # seven rows, six tasks
     assert listed["in no sweep"]["cells"][0]["seeds"]["done"] == [7]  # seed 7 is nobody's
     assert Plan(folder).done == {path.stem for path in (folder / "runs").glob("*.json")}
 

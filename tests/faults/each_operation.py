@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "faults")]
 
 import sitecustomize as faults
 
-from scripts.faults import comparable, kept
+from tests.system.faults import comparable, kept
 from vera.config import RunConfig, compose
 from vera.run import execute, prepare
 from vera.runs.store import Store

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from peft import AdaLoraConfig
 from peft.tuners.adalora import AdaLoraModel
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
+from torch import Tensor
 
-from vera.methods.peft import ADAPTER, PeftMethod, stored_name
+from vera.errors import ModelError
+from vera.io.files import read_json
+from vera.methods import fused
+from vera.methods.peft import ADAPTER, CONFIG_FILE, PeftMethod, stored_name
 
 SCORES = ("exp_avg_ipt", "exp_avg_unc")  # PEFT's smoothed importance and its uncertainty
 
@@ -128,4 +134,40 @@ class AdaLora(PeftMethod):
             for part, dim in (("lora_E", 0), ("lora_A", 0), ("lora_B", 1)):
                 key = name.replace("lora_E", part)
                 tensors[key] = tensors[key].index_select(dim, rows.nonzero().flatten()).contiguous()
-        return tensors, {**changes, "rank_pattern": left or None}
+        pattern = fused.together(backbone.model, {name: torch.tensor(rows) for name, rows in left.items()})
+        return tensors, {**changes, "rank_pattern": {name: rows.tolist() for name, rows in pattern.items()} or None}
+
+    def whole(self, stored, folder):
+        """Zeros in the place of the triplets that were pruned."""
+        whole = dict(stored)
+        for name, kept in _rank_pattern(folder).items():
+            for key, dim in ((name, 0), (name[:-1] + "A", 0), (name[:-1] + "B", 1)):
+                if key not in stored or stored[key].shape[dim] != int(kept.sum()):
+                    raise ModelError(f"{folder / CONFIG_FILE}: rank_pattern does not fit the tensors of {key}")
+                shape = list(stored[key].shape)
+                shape[dim] = len(kept)
+                whole[key] = stored[key].new_zeros(shape).index_copy_(dim, kept.nonzero().flatten(), stored[key])
+        return whole
+
+    def load(self, backbone, model_config, folder):
+        super().load(backbone, model_config, folder)
+        pattern = fused.apart(backbone.model, _rank_pattern(folder), folder / CONFIG_FILE)
+        by_stored = {stored_name(name): name for name, _ in backbone.model.named_parameters()}
+        kept = {by_stored[name]: rows.tolist() for name, rows in pattern.items()}
+        self._tuner.peft_config[ADAPTER].rank_pattern = kept or None
+
+
+def _rank_pattern(folder: Path) -> dict[str, Tensor]:
+    """Which triplets an adapter file holds, [r] by a layer's lora_E; {} when nothing was pruned. Raises ModelError."""
+    path = folder / CONFIG_FILE
+    try:
+        pattern = read_json(path.read_bytes()).get("rank_pattern") or {}
+        return {name: torch.tensor(kept, dtype=torch.bool) for name, kept in pattern.items() if _is_pattern(name, kept)}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+
+
+def _is_pattern(name: str, kept: list) -> bool:
+    if not name.endswith(".lora_E") or not isinstance(kept, list) or not all(type(value) is bool for value in kept):
+        raise ValueError(f"rank_pattern of {name} is not a list of true and false for a lora_E")
+    return True

@@ -13,13 +13,16 @@ from safetensors.torch import save as safetensors_bytes
 
 from vera.errors import ModelError
 from vera.io.files import write_atomic
+from vera.methods import fused
 from vera.methods.base import TargetedMethod, mergeable, read_tensors
 
 ADAPTER = "default"  # PEFT's name of the one adapter that we put on
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 
 
 class PeftMethod(TargetedMethod):
-    """A subclass says what PEFT is to do in `peft_config`. Adapter files are PEFT's, with the head among modules_to_save."""
+    """A subclass says what PEFT is to do in `peft_config`. Adapter files are PEFT's, with the head among modules_to_save, for
+    the model as transformers has it."""
 
     def peft_config(self, backbone, model_config) -> PeftConfig:
         """PEFT's config for one backbone; target_modules are names that PEFT matches by their end."""
@@ -59,8 +62,9 @@ class PeftMethod(TargetedMethod):
 
     def load(self, backbone, model_config, folder):
         self.attach(backbone, model_config)
-        path = folder / "adapter_model.safetensors"
-        tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in read_tensors(path).items()}
+        path = folder / WEIGHTS_FILE
+        stored = {name.removeprefix("base_model.model."): tensor for name, tensor in read_tensors(path).items()}
+        tensors = fused.apart(backbone.model, self.whole(stored, folder), path)
         named = {stored_name(name): parameter for name, parameter in backbone.model.named_parameters()}
         needed = {stored_name(name) for name in self.trained(backbone)}
         for name in sorted(needed | tensors.keys()):
@@ -70,13 +74,18 @@ class PeftMethod(TargetedMethod):
             for name, tensor in tensors.items():
                 named[name].copy_(tensor)
 
+    def whole(self, stored, folder):
+        """The tensors of an adapter file in the shapes that `attach` gives."""
+        return stored
+
     def saved(self, backbone):
         """The tensors of an adapter file, by their names in the model, and what its config says beside `peft_config`."""
         return self.trained(backbone), {}
 
     def save(self, backbone, folder):
         named, changes = self.saved(backbone)
-        tensors = {f"base_model.model.{stored_name(name)}": tensor for name, tensor in named.items()}
+        stored = fused.together(backbone.model, {stored_name(name): tensor for name, tensor in named.items()})
+        tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in stored.items()}
         config = {
             **backbone.model.peft_config[ADAPTER].to_dict(),
             **changes,
@@ -84,11 +93,13 @@ class PeftMethod(TargetedMethod):
             "target_modules": sorted(self.layers(backbone)),
             "modules_to_save": list(backbone.head) if self.train_head else None,
         }
-        write_atomic(folder / "adapter_model.safetensors", safetensors_bytes(tensors, {"format": "pt"}))
-        write_atomic(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True, default=_json) + "\n")
+        config = fused.plain_config(backbone.model, config)
+        write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, {"format": "pt"}))
+        write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True, default=json_value) + "\n")
 
 
-def _json(value):
+def json_value(value):
+    """What JSON cannot hold of PEFT's configs, as PEFT writes it."""
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 

@@ -7,9 +7,19 @@ from typing import Literal
 
 from pydantic import Field
 
+from vera.io.files import write_atomic
 from vera.methods.base import TargetedMethod, mergeable
+from vera.models.gpt2 import SplitProjection
 from vera.nn import VeraConfig, attach, load_adapter, merge, save_adapter, unmerge
 from vera.nn.inject import vera_layers
+
+SPLIT = """This VeRA adapter is for GPT-2 with its attention split: query, key and value are linear maps of their own
+(vera.models.gpt2.split_attention), each with its own d and the first rows of B. PEFT's VeRA on the fused c_attn has one d for
+all three and other rows of B, so it cannot say the same, and refuses this folder. As a LoRA it fits plain transformers and PEFT
+exactly:
+
+    python scripts/export.py RUN_FOLDER OUT --to lora
+"""
 
 
 class Vera(TargetedMethod):
@@ -53,3 +63,5 @@ class Vera(TargetedMethod):
 
     def save(self, backbone, folder):
         save_adapter(backbone.model, folder)
+        if any(isinstance(module, SplitProjection) for module in backbone.model.modules()):
+            write_atomic(folder / "README.md", SPLIT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -44,6 +45,29 @@ class _WrittenOnly(LogitsProcessor):
         return self.inner(input_ids[:, self.prompt_length :], scores)
 
 
+class Draws(LogitsProcessor):
+    """Lets a greedy search draw each text from softmax(logits / temperature) among the `top_k` likeliest tokens (0: all): the
+    largest of logits / temperature + Gumbel noise is such a draw.
+
+    One temperature and one CPU generator a text, so that neither the batch it is in nor the device changes what is drawn. At
+    temperature 0 the likeliest token is taken.
+    """
+
+    def __init__(self, temperatures: Sequence[float], generators: Sequence[torch.Generator], top_k: int):
+        self.temperatures, self.generators, self.top_k = temperatures, generators, top_k
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        drawn = scores.clone()
+        for row, (temperature, generator) in enumerate(zip(self.temperatures, self.generators, strict=True)):
+            if temperature > 0:
+                likeliest = scores[row].topk(min(self.top_k or scores.shape[1], scores.shape[1]))
+                waits = torch.empty(len(likeliest.values)).exponential_(generator=generator)
+                noise = -waits.clamp_min(torch.finfo(waits.dtype).tiny).log().to(scores.device)
+                drawn[row] = -torch.inf
+                drawn[row, likeliest.indices] = likeliest.values.float() / temperature + noise
+        return drawn
+
+
 def generate(backbone: Backbone, prompts: list[list[int]], decoding: Decoding, batch_size: int) -> list[str]:
     """One text for each prompt (token ids), in their order, each cut before the first of `decoding.stop`.
 
@@ -53,11 +77,21 @@ def generate(backbone: Backbone, prompts: list[list[int]], decoding: Decoding, b
 
 
 @torch.inference_mode()
-def generate_ids(backbone: Backbone, prompts: list[list[int]], decoding: Decoding, batch_size: int) -> list[list[int]]:
+def generate_ids(
+    backbone: Backbone,
+    prompts: list[list[int]],
+    decoding: Decoding,
+    batch_size: int,
+    chosen_by: Callable[[list[int]], LogitsProcessor] | None = None,
+) -> list[list[int]]:
     """What is written after each prompt, up to and without the token that ends it; `batch_size` prompts at a time, by length.
 
-    Raises ConfigError when a prompt and max_new_tokens are more than the model can read.
+    chosen_by: from the indices of the prompts of a batch to what changes their scores last (Draws); greedy search only.
+    Raises ConfigError when a prompt and max_new_tokens are more than the model can read, and for `chosen_by` in another search
+    than transformers'.
     """
+    if chosen_by is not None and decoding.search != "transformers":
+        raise ConfigError(f"decoding.search={decoding.search} draws nothing; sampled answers take transformers")
     tokenizer, model = backbone.preprocess, backbone.model
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, prompts)) + decoding.max_new_tokens
@@ -74,15 +108,19 @@ def generate_ids(backbone: Backbone, prompts: list[list[int]], decoding: Decodin
         inputs = tokenizer.pad(
             {"input_ids": [prompts[row] for row in rows]}, padding_side="left", return_tensors="pt", verbose=False
         ).to(model.device)
-        search = _search_hu2022 if decoding.search == "hu2022" else _search_transformers
-        found = search(backbone, inputs, decoding, ends)
+        if decoding.search == "hu2022":
+            found = _search_hu2022(backbone, inputs, decoding, ends)
+        else:
+            found = _search_transformers(backbone, inputs, decoding, ends, [] if chosen_by is None else [chosen_by(rows)])
         for row, ids in zip(rows, found, strict=True):
             written[row] = ids[: min((ids.index(end) for end in ends if end in ids), default=len(ids))]
     return written
 
 
-def _search_transformers(backbone: Backbone, inputs: dict[str, Tensor], decoding: Decoding, ends: list[int]) -> list[list[int]]:
-    """What transformers' own search writes after each left-padded prompt, padding included."""
+def _search_transformers(
+    backbone: Backbone, inputs: dict[str, Tensor], decoding: Decoding, ends: list[int], last: list[LogitsProcessor]
+) -> list[list[int]]:
+    """What transformers' own search writes after each left-padded prompt, padding included; `last` changes its scores last."""
     tokenizer, width = backbone.preprocess, inputs["input_ids"].shape[1]
     settings = GenerationConfig(
         num_beams=decoding.beams,
@@ -98,7 +136,7 @@ def _search_transformers(backbone: Backbone, inputs: dict[str, Tensor], decoding
     processors = []
     if decoding.no_repeat_ngram:
         processors.append(_WrittenOnly(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram), width))
-    found = backbone.model.generate(**inputs, generation_config=settings, logits_processor=processors)
+    found = backbone.model.generate(**inputs, generation_config=settings, logits_processor=[*processors, *last])
     return found[:, width:].tolist()
 
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+from transformers.pytorch_utils import Conv1D
 
 from vera.models.base import Layout
 from vera.models.causal import CausalLM
@@ -33,18 +34,37 @@ class Gpt2(CausalLM):
         return {"embd_pdrop": self.dropout, "attn_pdrop": self.dropout, "resid_pdrop": self.dropout}
 
 
+PARTS = ("query", "key", "value")
+
+
 class SplitProjection(nn.Module):
-    """c_attn of one block as three linear maps; [..., d] -> [..., 3d], laid out as before."""
+    """c_attn of one block as three linear maps; [..., d] -> [..., 3d], laid out as before.
+
+    width: 3 d, the fused output; `rows` says which of it a part has.
+    """
 
     def __init__(self, fused: nn.Module):
         super().__init__()
-        d_in, d_out = fused.weight.shape[0], fused.weight.shape[1] // 3  # Conv1D keeps its weight as [d_in, 3 d_out]
-        for index, name in enumerate(("query", "key", "value")):
-            part = slice(index * d_out, (index + 1) * d_out)
-            linear = nn.Linear(d_in, d_out, device="meta")
+        d_in, self.width = fused.weight.shape  # Conv1D keeps its weight as [d_in, 3 d_out]
+        for name in PARTS:
+            part = self.rows(name)
+            linear = nn.Linear(d_in, self.width // len(PARTS), device="meta")
             linear.weight = nn.Parameter(fused.weight.detach()[:, part].t().contiguous())
             linear.bias = nn.Parameter(fused.bias.detach()[part].clone())
             setattr(self, name, linear)
+
+    def rows(self, part: str) -> slice:
+        d_out = self.width // len(PARTS)
+        index = PARTS.index(part)
+        return slice(index * d_out, (index + 1) * d_out)
+
+    def joined(self) -> Conv1D:
+        """The fused projection again, as transformers has it."""
+        parts = [getattr(self, name) for name in PARTS]
+        fused = Conv1D(self.width, parts[0].in_features)
+        fused.weight = nn.Parameter(torch.cat([part.weight.detach().t() for part in parts], dim=1))
+        fused.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))
+        return fused
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat((self.query(x), self.key(x), self.value(x)), dim=-1)
@@ -55,4 +75,12 @@ def split_attention(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, GPT2Attention) and not module.is_cross_attention:
             module.c_attn = SplitProjection(module.c_attn)
+    return model
+
+
+def join_attention(model: nn.Module) -> nn.Module:
+    """Undo `split_attention`, in place. Returns the model."""
+    for module in model.modules():
+        if isinstance(module, GPT2Attention) and isinstance(module.c_attn, SplitProjection):
+            module.c_attn = module.c_attn.joined()
     return model

@@ -22,13 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from vera.errors import AdapterError
-from vera.io.files import write_atomic
-from vera.io.json_text import read_json
-from vera.nn.config import VeraConfig
-from vera.nn.inject import (
-    _inside,
+from . import heads
+from .config import VeraConfig
+from .errors import AdapterError
+from .files import read_json, write_atomic
+from .inject import (
     attach,
+    check_no_bank,
     configs,
     find_targets,
     projection_keys,
@@ -36,8 +36,9 @@ from vera.nn.inject import (
     target_shapes,
     vera_layers,
 )
-from vera.nn.linear import VeraLinear
-from vera.nn.projection import draw, fingerprint
+from .linear import VeraLinear
+from .names import inside
+from .projection import draw, fingerprint
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -67,7 +68,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
         tensors[f"{path}.vera_lambda_d"] = layer.vectors[name].d
     if compact:
         tensors = {COMPACT: torch.cat([vector.detach().to("cpu") for vector in tensors.values()])}
-    tensors |= {path: value for path, value in model.named_parameters() if _inside(path, config.modules_to_save)}
+    for path, module in heads.of(model, name).items():
+        tensors |= {f"{path}.{key}": value.clone() for key, value in heads.tensors(module).items()}  # one may have two names
     tensors = {_PREFIX + key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
     prints = {layer.projections[name].key: layer.projections[name].fingerprint for layer in layers.values()}
     metadata = {
@@ -97,6 +99,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
     otherwise the adapter is attached. Everything is checked before anything is changed: AdapterError names the file and what
     does not fit (foreign or truncated file, fingerprint of A and B, shape, backbone).
     """
+    check_no_bank(model)
     existing = configs(model).get(name)
     config, values = Reader(model).read(folder, existing)
     if existing is None:
@@ -108,9 +111,9 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
             if name in layer.vectors:
                 layer.vectors[name].b.copy_(values.pop(f"{path}.vera_lambda_b"))
                 layer.vectors[name].d.copy_(values.pop(f"{path}.vera_lambda_d"))
-        parameters = dict(model.named_parameters())
-        for path, value in values.items():
-            parameters[path].copy_(value)
+        for path, module in heads.of(model, name).items():
+            for key, tensor in heads.tensors(module).items():
+                tensor.copy_(values.pop(f"{path}.{key}"))
     return model
 
 
@@ -119,7 +122,8 @@ class Reader:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self._parameters = {path: tuple(value.shape) for path, value in model.named_parameters()}
+        self._modules = list(model.named_modules(remove_duplicate=False))
+        self._heads: dict[tuple, dict[str, tuple[tuple[int, ...], torch.dtype, str]]] = {}
         self._targets: dict[tuple, dict[str, nn.Module]] = {}
         self._norms: dict[str, float | None] = {}
         self._prints: dict[tuple, str] = {}
@@ -136,8 +140,8 @@ class Reader:
             changes = {key: ours[key] for key in ("init", "sharing", "train") if key in ours}
             config = _checked_replace(weights_file, config, changes)
         # PEFT lists every name a head may have; those that are neither in the model nor in the file mean nothing.
-        names = [*self._parameters, *tensors]
-        saved = [module for module in config.modules_to_save if any(_inside(path, (module,)) for path in names)]
+        names = [*(path for path, _ in self._modules), *tensors]
+        saved = [module for module in config.modules_to_save if any(inside(path, (module,)) for path in names)]
         config = replace(config, modules_to_save=tuple(saved))
         if existing is not None:
             _same_adapter(folder / CONFIG_FILE, existing, config)
@@ -146,7 +150,7 @@ class Reader:
         shapes = target_shapes(targets)
         if COMPACT in tensors:
             tensors = _spread(weights_file, tensors, shapes, config.rank)
-        values = self._match(weights_file, tensors, shapes, config)
+        values = self._match(weights_file, tensors, shapes, config.rank, self._saved(folder / CONFIG_FILE, config))
         self._check_backbone(weights_file, targets, ours)
         self._check_projection(weights_file, tensors, projection_keys(config, shapes), ours)
         return config, values
@@ -161,13 +165,28 @@ class Reader:
                 raise AdapterError(f"{path} does not fit this model: {error}") from None
         return self._targets[key]
 
-    def _match(self, path: Path, tensors: dict[str, Tensor], shapes: dict, config: VeraConfig) -> dict[str, Tensor]:
-        """The file's tensors by the model's names, after checking that names and shapes are exactly the expected ones."""
+    def _saved(self, path: Path, config: VeraConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype, str]]:
+        """Shape, dtype and first name of every tensor of the modules that the adapter brings copies of."""
+        names = config.modules_to_save
+        if names not in self._heads:
+            try:
+                found = heads.find(self._modules, names)
+                state = {f"{name}.{key}": value for name in found for key, value in heads.tensors(found[name]).items()}
+            except AdapterError as error:
+                raise AdapterError(f"{path} does not fit this model: {error}") from None
+            first: dict[int, str] = {}
+            self._heads[names] = {
+                key: (tuple(value.shape), value.dtype, first.setdefault(id(value), key)) for key, value in state.items()
+            }
+        return self._heads[names]
+
+    def _match(self, path: Path, tensors: dict[str, Tensor], shapes: dict, rank: int, saved: dict) -> dict[str, Tensor]:
+        """The file's tensors by the model's names, after checking that names, shapes and dtypes are the expected ones."""
         expected = {}
         for name, (d_out, _) in shapes.items():
-            expected[f"{name}.vera_lambda_b"] = (d_out,)
-            expected[f"{name}.vera_lambda_d"] = (config.rank,)
-        expected |= {name: shape for name, shape in self._parameters.items() if _inside(name, config.modules_to_save)}
+            for key, size in ((f"{name}.vera_lambda_b", d_out), (f"{name}.vera_lambda_d", rank)):
+                expected[key] = ((size,), torch.float32, key)
+        expected |= saved
         values = {key: value for key, value in tensors.items() if not key.endswith(("vera_A", "vera_B"))}
         missing, foreign = sorted(expected.keys() - values.keys()), sorted(values.keys() - expected.keys())
         if missing or foreign:
@@ -177,11 +196,17 @@ class Reader:
                 if names
             ]
             raise AdapterError(f"{path} does not fit this model: it {' and '.join(what)}")
-        for key, shape in expected.items():
-            if tuple(values[key].shape) != shape:
-                raise AdapterError(f"{path}: {key} has shape {list(values[key].shape)}, this model needs {list(shape)}")
-            if not torch.isfinite(values[key]).all():
+        for key, (shape, dtype, first) in expected.items():
+            found = values[key]
+            if tuple(found.shape) != shape:
+                raise AdapterError(f"{path}: {key} has shape {list(found.shape)}, this model needs {list(shape)}")
+            if found.dtype not in _DTYPES if dtype.is_floating_point else found.dtype != dtype:
+                kind, needed = (str(each).removeprefix("torch.") for each in (found.dtype, dtype))
+                raise AdapterError(f"{path}: {key} holds {kind}, this model needs {needed}")
+            if not torch.isfinite(found).all():
                 raise AdapterError(f"{path}: {key} holds values that are not finite")
+            if first != key and not torch.equal(found, values[first]):
+                raise AdapterError(f"{path}: {key} and {first} differ, but they are one tensor in this model")
         return values
 
     def _check_backbone(self, path: Path, targets: dict[str, nn.Module], ours: dict) -> None:
@@ -220,9 +245,7 @@ class Reader:
 
 def _norm(layer: nn.Module) -> float | None:
     """Frobenius norm of W0 to seven digits; None where W0 is quantised or has no storage."""
-    weight = layer.weight
-    if isinstance(layer, VeraLinear) and layer._base_weight is not None:
-        weight = layer._base_weight
+    weight = (layer.base_layer if isinstance(layer, VeraLinear) else layer).weight
     if not weight.is_floating_point() or weight.is_meta:
         return None
     return float(f"{torch.linalg.vector_norm(weight.detach().float()).item():.7g}")
@@ -300,9 +323,6 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
     problem = _problem(ours)
     if problem:
         raise AdapterError(f"{path}: the metadata {problem}")
-    for key, value in tensors.items():
-        if value.dtype not in _DTYPES:
-            raise AdapterError(f"{path}: {key} holds {str(value.dtype).removeprefix('torch.')}, no floating-point numbers")
     return {key.removeprefix(_PREFIX): value for key, value in tensors.items()}, ours
 
 

@@ -14,12 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 from vera.errors import DataError
-from vera.io import hub
+from vera.io import hub, tables
+from vera.io.hub import HubData
 from vera.io.rows import read_csv, read_text
 from vera.models.base import Backbone
 from vera.models.decoding import Decoding, generate
 from vera.seeds import derive
-from vera.tasks.base import Data, Final, HubData
+from vera.tasks.base import Data, Final
 from vera.tasks.e2e_metrics import CAPTION_METRICS, NIST_MODES, compute, unavailable
 from vera.tasks.language import LanguageTask, collate
 
@@ -64,7 +65,7 @@ class E2E(LanguageTask):
     def _prepare(self, backbone: Backbone) -> Data:
         self.check_length(backbone)
         tokenizer = backbone.preprocess
-        rows, source, commit = self.rows()
+        rows, source, commit = self.read()
         examples, truncated = {}, {}
         for split in ("train", "validation"):
             prompts = encode_prompts(tokenizer, self._contexts(meaning for meaning, _ in rows[split]))
@@ -92,14 +93,8 @@ class E2E(LanguageTask):
             return None
         return HubData(REPOSITORY, REVISION, None, tuple(FILES), HUB_COLUMNS)
 
-    def inspect(self):
-        self.rows()
-
-    def rows(self) -> tuple[dict[str, list[Row]], str, str | None]:
-        """Rows of the splits "train", "validation" and "test", where they come from, and the hub's commit.
-
-        Raises DataError for files that are missing, or not in the format.
-        """
+    def source_rows(self) -> tuple[dict[str, list[Row]], str, str | None]:
+        """Rows of the splits "train", "validation" and "test", where they come from, and the hub's commit."""
         if self.synthetic:
             return synthetic_rows(self.format), "synthetic", None
         if self.format == HU2022:
@@ -108,34 +103,35 @@ class E2E(LanguageTask):
                     f"task.format={HU2022} reads {', '.join(HU_FILES.values())}, which are not on the hub: give the folder "
                     f"{HU_SOURCE} with task.data_dir=/path/to/e2e, or choose task.format={CHALLENGE}"
                 )
-            files = self._files(Path(self.data_dir), HU_FILES)
+            files = {split: Path(self.data_dir) / name for split, name in HU_FILES.items()}
+            missing = [path.name for path in files.values() if not path.is_file()]
+            if missing:
+                raise DataError(
+                    f"task.data_dir={self.data_dir} does not hold {', '.join(missing)}, which task.format={HU2022} reads"
+                )
             return {split: read_hu2022(path) for split, path in files.items()}, "the texts of Hu et al.", None
         if self.data_dir is not None:
-            files = self._files(Path(self.data_dir), FILES)
-            rows = {
-                split: [_checked(where, mr, ref) for where, (mr, ref) in read_csv(path, COLUMNS)]
-                for split, path in files.items()
-            }
-            return rows, "the challenge's CSV files", None
+            return self._from_folder(Path(self.data_dir))
         instead = "give a folder with " + ", ".join(FILES.values()) + " with task.data_dir=/path/to/e2e"
-        loaded, commit = hub.load_dataset(REPOSITORY, None, instead, REVISION)
-        splits = {}
-        for split in FILES:
-            missing = set(HUB_COLUMNS) - set(loaded[split].column_names)
-            if missing:
-                raise DataError(f"{REPOSITORY} ({split}) has no column {sorted(missing)[0]!r}")
-            pairs = zip(*(loaded[split][column] for column in HUB_COLUMNS), strict=True)
-            splits[split] = [_checked(f"{REPOSITORY} ({split}) row {index}", mr, ref) for index, (mr, ref) in enumerate(pairs)]
-        return splits, REPOSITORY, commit
+        found, commit = hub.load_rows(self.hub_data(), instead)
+        return {split: [_checked(where, *pair) for where, pair in rows] for split, rows in found.items()}, REPOSITORY, commit
 
     def _contexts(self, meanings: Iterable[str]) -> list[str]:
         return list(meanings) if self.format == HU2022 else [context(meaning) for meaning in meanings]
 
-    def _files(self, folder: Path, names: dict[str, str]) -> dict[str, Path]:
-        missing = [name for name in names.values() if not (folder / name).is_file()]
-        if missing:
-            raise DataError(f"task.data_dir={folder} does not hold {', '.join(missing)}, which task.format={self.format} reads")
-        return {split: folder / name for split, name in names.items()}
+    @staticmethod
+    def _from_folder(folder: Path) -> tuple[dict[str, list[Row]], str, str | None]:
+        missing = [name for name in FILES.values() if not (folder / name).is_file()]
+        if not missing:
+            found = {split: read_csv(folder / name, COLUMNS) for split, name in FILES.items()}
+            source, commit = "the challenge's CSV files", None
+        else:
+            files = {split: tables.split_files(folder, split) for split in FILES}
+            if not all(files.values()):
+                raise DataError(f"task.data_dir={folder} does not hold {', '.join(missing)}, nor the hub's files of each split")
+            found = {split: tables.read_columns(names, HUB_COLUMNS) for split, names in files.items()}
+            source, commit = f"{REPOSITORY}, local files", hub.commit_in(str(folder))
+        return {split: [_checked(where, *pair) for where, pair in rows] for split, rows in found.items()}, source, commit
 
     def finish(self, backbone, data, batch_size):
         began = time.monotonic()
@@ -209,6 +205,8 @@ def by_meaning(rows: list[Row]) -> dict[str, list[str]]:
 
 
 def _checked(where: str, mr: str, ref: str) -> Row:
+    if not isinstance(mr, str) or not isinstance(ref, str):
+        raise DataError(f"{where}: meaning representation and reference must be texts")
     try:
         parse(mr)
     except ValueError as error:

@@ -1,0 +1,46 @@
+"""Counts: what each row trains, counted on the adapted models (scripts/account.py), against what the paper prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.engine.accounting import counts, key, prints
+from experiments.engine.published import Statistic, load, names
+from experiments.engine.render import DASH, Table
+
+
+def build(cells: Any = None, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
+    """Every '# trainable parameters' cell of the paper's tables of scores."""
+    rows, remarks = [], []
+    for name in names():
+        published = load(name)
+        for row in published.rows:
+            for printed, kind in ((row.params, "adapter"), (row.bytes, "adapter_bytes")):
+                if printed is None or printed == "-" or row.method is None:
+                    continue
+                counted = counts().get(key(row))
+                label = [published.table, published.models[row.model], row.label, printed]
+                if counted is None:
+                    rows.append([*label, DASH, "not counted"])
+                    continue
+                how = prints(printed, counted[kind])
+                rows.append([*label, f"{counted[kind]:,}", how or ("differs" if row.remark else "DIFFERS")])
+                if how is None and row.remark:
+                    remarks.append(
+                        f"Table {published.table}, {published.models[row.model]}, {row.label} ({printed}): {row.remark}."
+                    )
+    notes = [
+        "ours: counted on the adapted full-size model without weights, the head left out; four bytes a value.",
+        "rounded, cut off: how our count becomes the printed one.",
+        *dict.fromkeys(remarks),
+    ]
+    return [
+        Table(
+            "counts",
+            "Trained parameters: every printed count",
+            ["Table", "Model", "Method", "Paper", "Ours", "Match"],
+            rows,
+            notes,
+        )
+    ]

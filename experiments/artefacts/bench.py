@@ -1,0 +1,105 @@
+"""Measured ratios against PEFT (results/bench), one table for all machines. Table 12 is the paper's own measurement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from experiments import RESULTS
+from experiments.engine.aggregate import Cells
+from experiments.engine.claims import Claim, decides
+from experiments.engine.render import DASH, Table
+from experiments.engine.verdicts import Line
+
+MEASURED = RESULTS / "bench"
+
+
+def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+    """One line a figure. Nothing here comes from the records of runs."""
+    rows, rules, notes = [], [], []
+    for path in sorted(MEASURED.glob("*.json")):
+        if path.name == "table12.json":  # by scripts/table12.py; Table 12's claims read it
+            continue
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        machine = measured["machine"]
+        if not measured["cases"]:
+            continue
+        for row in measured["cases"]:
+            ratio, goal = row["ratio"], row["goal"]
+            spread = DASH if row["rounds"] == 1 else f"[{ratio['min']:.2f}, {ratio['max']:.2f}]"
+            rows.append(
+                [
+                    row["case"],
+                    row["what"],
+                    row["shapes"],
+                    f"{ratio['median']:.3f}",
+                    spread,
+                    DASH if goal is None else f"{goal:.2f}{'' if ratio['median'] <= goal else ' missed'}",
+                    _figure(row["ours"], row["unit"]),
+                    _figure(row["other"], row["unit"]),
+                ]
+            )
+        rules.append(len(rows))
+        loads = [row["load_average"] for row in measured["cases"]]
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        notes.append(
+            f"{machine['device']}, {machine['threads']} threads of {machine['cores']} cores, {machine['memory_gib']} GiB; "
+            f"{machine['system']}; {versions}; load average while measuring {min(loads):.1f} to {max(loads):.1f}."
+        )
+        if machine["kind"] == "cpu":
+            notes.append("A CPU takes fewer layers and a smaller Llama; the full-size cases need a GPU.")
+        notes += [f"Case {entry['case']} not measured there, needs {entry['why']}." for entry in measured["left_out"]]
+    columns = ["Case", "What", "Shapes", "Ratio", "Spread", "Goal", "Ours", "Other"]
+    notes = [
+        "Ours divided by the other: below 1 is faster or smaller. Times are medians of alternating runs in one process, spread "
+        "is the smallest and the largest ratio of a round. Memory is weights, optimiser states and the most that a step "
+        "allocates. Multiply-adds are those of all matrix products of a step: the ratio that a machine would show on which "
+        "nothing else took time.",
+        *notes,
+    ]
+    return [Table("bench", "Speed, memory and size against PEFT", columns, rows, notes, rules)] if rows else []
+
+
+def _figure(value: float, unit: str) -> str:
+    """Four digits at least, and no exponent."""
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.4g} {unit}"
+
+
+def ratios(name: str, fits: Callable[[dict], bool], limit: float, paper: str, full: Callable[[dict, dict], bool]) -> list[Line]:
+    """Measured ratios of results/bench (ours / other), one line each: supported when every round is at most `limit`.
+
+    A single figure (bytes of memory) has no rounds and is compared as it is. full: whether a row is the paper's experiment.
+    """
+    lines = []
+    for path in sorted(MEASURED.glob("*.json")):
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        for row in filter(fits, measured["cases"]):
+            low, middle, high = (row["ratio"][key] for key in ("min", "median", "max"))
+            reading = "supported" if high <= limit else "not supported" if low > limit else "undecided"
+            lines.append(
+                Line(
+                    f"{measured['machine']['device']}: {row['shapes']}{_load(row)}",
+                    paper,
+                    f"{middle:.3f}",
+                    f"ratio at most {limit:g} in every round",
+                    f"rounds from {low:.3f} to {high:.3f}" if low < high else "one figure, no spread",
+                    reading,
+                    not full(measured["machine"], row),
+                )
+            )
+    return lines or [Line(name, paper, DASH, DASH, DASH, "not run")]
+
+
+def _load(row: dict) -> str:
+    return f"; load average {row['load_average']:.1f}" if "load_average" in row else ""
+
+
+@decides("merged")
+def _merged(claim: Claim, cells: Cells) -> list[Line]:
+    return ratios(
+        "results/bench",
+        lambda row: row["what"].startswith("merged inference / bare"),
+        1 + claim.margin,
+        claim.paper,
+        lambda machine, row: machine.get("kind") == "cuda",
+    )

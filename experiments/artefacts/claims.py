@@ -1,0 +1,57 @@
+"""The paper's claims: a verdict each, and all the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.engine import miniature
+from experiments.engine.aggregate import PAPER_SEEDS, Cells
+from experiments.engine.claims import evidence, stated
+from experiments.engine.published import Statistic
+from experiments.engine.render import Table
+from experiments.engine.verdicts import LEVEL, verdict
+
+
+def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
+    """The verdicts, one line a claim, and all the evidence. Neither `overrides` nor `stat` changes what a claim is about."""
+    found = evidence(cells)
+    verdicts, lines, rules = [], [], []
+    for claim in stated():
+        word, deciding = verdict(found[claim.id])
+        mini = [line.reading for line in found[claim.id] if line.miniature and line.reading not in ("not run", "supported")]
+        if word == "not run" and mini:
+            word = f"not run ({mini[0]} in miniature)"
+        verdicts.append([claim.claim, claim.where, deciding.paper, deciding.ours, word, deciding.test, deciding.result])
+        for line in found[claim.id]:
+            lines.append(
+                [
+                    claim.claim,
+                    claim.rule,
+                    "miniature" if line.miniature else "the paper's",
+                    line.source,
+                    line.ours,
+                    line.reading,
+                    line.test,
+                    line.result,
+                ]
+            )
+        rules.append(len(lines))
+    notes = [
+        "Verdicts: supported, not supported, undecided, not run, supported in miniature only. The line shown is the one that "
+        "the verdict rests on; claims_evidence has all of them.",
+        "Differences are the first minus the second, mean over pairs of one seed with Student's 90% interval, which fits "
+        f"one-sided tests at {LEVEL:.0%}. A claim about several cells needs all of them (largest p) and falls with one "
+        f"(smallest p times their number). It takes {PAPER_SEEDS} pairs to decide.",
+        "Five pairs cannot give less than p = 0.0625 under sign flips, which assume nothing about the distribution; Student's "
+        "test assumes normal differences.",
+        "Verdicts are not corrected for the number of claims: of twenty that are false one would pass. The margins of what "
+        "counts as the same are ours (results/paper/claims.yaml); the paper names none.",
+        "Counts need no test. A factor is met when our ratio, rounded to one digit, is at least the claimed one.",
+        miniature.NOTE,
+    ]
+    columns = ["Claim", "Where", "Paper", "Ours", "Verdict", "Test", "Result"]
+    details = ["Claim", "Decided by", "Experiment", "Source", "Ours", "Reading", "Test", "Result"]
+    return [
+        Table("claims", "The paper's claims", columns, verdicts, notes),
+        Table("claims_evidence", "The paper's claims: all the evidence", details, lines, notes[1:], rules),
+    ]

@@ -1,0 +1,165 @@
+"""Figure 4: performance gain per thousand trained parameters over training the head alone (appendix B)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.engine import miniature
+from experiments.engine.aggregate import Cells, Summary, cell_records, summarise, summarise_records
+from experiments.engine.claims import Claim, decides
+from experiments.engine.plots import PALETTE, figure, save, seeds
+from experiments.engine.published import choice
+from experiments.engine.published import figure as published_figure
+from experiments.engine.render import DASH, Table, interval, number
+from experiments.engine.verdicts import Line, Part, decide
+from vera.runs.record import Record
+
+FORMULA = (
+    "Gain = 100 x (accuracy of the method / accuracy of the head alone) / trained parameters in thousands, as the paper's "
+    "caption has it: a ratio of accuracies, which favours few parameters whatever they achieve."
+)
+COLUMNS = ["Method", "Trained", "n", "Gain (% per 1K)", "95% interval", "Accuracy", "Head alone", "Paper's gain"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """baseline: what makes the head-only run with VeRA's hyperparameters. methods: label to the method's overrides."""
+
+    name: str
+    title: str
+    overrides: list[str]
+    baseline: list[str]
+    methods: dict[str, list[str]]
+    notes: list[str]
+
+
+FULL = Setting(
+    "figure4",
+    "Figure 4: gain per 1K trained parameters, RTE, RoBERTa-large",
+    ["model=roberta_large", "task=rte"],
+    choice("figure4", "head"),
+    {"LoRA": choice("figure4", "lora"), "VeRA": choice("figure4", "vera")},
+    ["The paper prints the bars' values and not the baseline's accuracy."],
+)
+MINIATURE = Setting(
+    "figure4_mini",
+    f"Figure 4, {miniature.LABEL}: gain per 1K trained parameters",
+    miniature.OVERRIDES,
+    choice("figure4", "head", "mini"),
+    {label: choice("figure4", m, "mini") for label, m in (("Full", "full"), ("LoRA r=8", "lora"), ("VeRA r=256", "vera"))},
+    [miniature.NOTE, miniature.SCORE],
+)
+
+
+def by_seed(records: Sequence[Record], baseline: Sequence[Record]) -> dict[int, float]:
+    """The formula for each seed that both have."""
+    heads = {record.run.seed: record.score() for record in baseline}
+    return {
+        record.run.seed: 100 * (record.score() / heads[record.run.seed]) / (record.parameters.adapter / 1000)
+        for record in records
+        if record.run.seed in heads
+    }
+
+
+def _gain(records: Sequence[Record], baseline: Sequence[Record]) -> Summary | None:
+    gains = by_seed(records, baseline)
+    return summarise(list(gains.values())) if gains else None
+
+
+def _gains(setting: Setting, cells: Cells, overrides: Sequence[str]):
+    """Label, records, baseline's records and gain of every method."""
+    baseline = cell_records(cells, [*setting.overrides, *setting.baseline, *overrides])
+    for label, method in setting.methods.items():
+        records = cell_records(cells, [*setting.overrides, *method, *overrides])
+        yield label, records, baseline, _gain(records, baseline)
+
+
+def published() -> dict[str, float]:
+    """The printed bars by label."""
+    return {row.label: row.value for row in published_figure("figure4").rows if row.value is not None}
+
+
+def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+    """The paper's bars with ours beside them, and the same formula in miniature."""
+    tables = []
+    for setting in (FULL, MINIATURE):
+        printed = {label: f"{value:.2f}" for label, value in published().items()} if setting is FULL else {}
+        rows = []
+        for label, records, baseline, gain in _gains(setting, cells, overrides):
+            row = [label, *[DASH] * 6, printed.pop(label, DASH)]
+            if records:
+                row[1] = f"{records[0].parameters.adapter:,}"
+                row[5] = number(summarise_records(records), 100)
+            if baseline:
+                row[6] = number(summarise_records(baseline), 100)
+            if gain is not None:
+                digits = 2 if gain.median >= 0.1 else 4
+                row[2:5] = [str(gain.n), number(gain, digits=digits), interval(gain, digits=digits)]
+            rows.append(row)
+        rows = [[label, *[DASH] * 6, value] for label, value in printed.items()] + rows
+        notes = [
+            *setting.notes,
+            FORMULA,
+            "Median over seeds ± standard deviation, each seed against the head alone of that seed.",
+        ]
+        tables.append(Table(setting.name, setting.title, COLUMNS, rows, notes))
+    return tables
+
+
+def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
+    """figure4 (always: the paper's bars are printed) and figure4_mini (where there are records), as pdf and png."""
+    written = []
+    for setting in (FULL, MINIATURE):
+        ours = {label: gain for label, _, _, gain in _gains(setting, cells, overrides) if gain is not None}
+        paper = published() if setting is FULL else {}
+        labels = list(dict.fromkeys([*paper, *ours]))
+        if not labels:
+            continue
+        canvas, axes = figure(width=5.0, height=3.4)
+        bars = {}
+        if paper:
+            bars["paper, as printed"] = (paper, {"color": "white", "edgecolor": PALETTE[0], "hatch": "///"})
+        if ours:
+            label = f"ours, median over seeds ({seeds([gain.n for gain in ours.values()])}), 95% bootstrap interval"
+            bars[label] = ({method: gain.median for method, gain in ours.items()}, {"color": PALETTE[2]})
+        width = 0.7 / len(bars)
+        for index, (name, (values, style)) in enumerate(bars.items()):
+            at = [labels.index(label) + (index - (len(bars) - 1) / 2) * width for label in values]
+            axes.bar(at, values.values(), width, label=name, **style)
+            for x, (label, height) in zip(at, values.items(), strict=True):
+                top = height
+                if style["color"] != "white" and ours[label].interval is not None:
+                    low, top = ours[label].interval
+                    axes.plot([x, x], [low, top], color=PALETTE[0], linewidth=1.2)
+                axes.annotate(_short(height), (x, top), textcoords="offset points", xytext=(0, 3), ha="center", fontsize=7)
+        axes.set_xticks(range(len(labels)), [label.replace(" (", "\n(") for label in labels], fontsize=7)
+        axes.grid(visible=False, axis="x")
+        axes.margins(y=0.15)
+        axes.set_xlabel("Method")
+        axes.set_ylabel("Gain (% per 1K parameters)")
+        axes.set_title(setting.title, fontsize=7)
+        axes.legend(fontsize=7, loc="upper left")
+        written += save(canvas, folder / setting.name)
+    return written
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value < 1 else f"{value:.2f}"
+
+
+@decides("gain")
+def _more_per_parameter(claim: Claim, cells: Cells) -> list[Line]:
+    lines, printed = [], published()
+    paper = f"VeRA {printed['VeRA']:.2f}, LoRA {printed['LoRA']:.2f} (% per 1K)"
+    for setting, source in ((FULL, "RTE, RoBERTa-large (% per 1K)"), (MINIATURE, miniature.SOURCE)):
+        baseline = cell_records(cells, [*setting.overrides, *setting.baseline])
+        vera, lora = (
+            by_seed(cell_records(cells, [*setting.overrides, f"method={method}"]), baseline) for method in ("vera", "lora")
+        )
+        part = Part("VeRA - LoRA", [vera[seed] - lora[seed] for seed in vera if seed in lora], 1, 2)
+        small = setting is MINIATURE
+        source = source.replace("accuracy, points", "% per 1K")
+        lines.append(decide(source, paper, [part], "better", miniature=small))
+    return lines

@@ -1,0 +1,36 @@
+"""What Table 12 decides: time and memory at rank 64, against LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from experiments.artefacts.bench import ratios
+from experiments.engine.aggregate import Cells
+from experiments.engine.claims import Claim, decides
+from experiments.engine.published import load
+from experiments.engine.verdicts import Line
+
+
+def _against_lora(what: str, table12: str) -> Callable[[dict], bool]:
+    """Rows at equal rank: Table 12's own, and Llama's blocks at rank 64."""
+    return lambda row: row["case"] == table12 or (row["what"] == f"{what} / LoRA r=64" and "r=64," in row["shapes"])
+
+
+def _is_table12(machine: dict, row: dict) -> bool:
+    return row["case"].startswith("table12")
+
+
+@decides("time")
+def _time(claim: Claim, cells: Cells) -> list[Line]:
+    vera, lora = (row.cells["time"] for row in load("table12").rows[::-1])
+    paper = f"{float(vera) / float(lora):.3f} ({vera} / {lora} minutes)"
+    return ratios("results/bench", _against_lora("training step", "table12_time"), 1 + claim.margin, paper, _is_table12)
+
+
+@decides("memory")
+def _memory(claim: Claim, cells: Cells) -> list[Line]:
+    vera, lora = (row.cells["memory"] for row in load("table12").rows[::-1])
+    paper = f"{float(vera) / float(lora):.3f} ({vera} / {lora} GB)"
+    return ratios(
+        "results/bench", _against_lora("peak memory of a step", "table12_memory"), 1 + claim.margin, paper, _is_table12
+    )

@@ -1,0 +1,183 @@
+"""Seeds of a cell to one number with its uncertainty."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from scipy.stats import bootstrap, permutation_test, ttest_ind_from_stats
+from scipy.stats import t as student
+
+from experiments.engine.published import Statistic
+from vera.config.memory import composed
+from vera.runs.record import Record
+
+PAPER_SEEDS = 5
+
+Cells = Mapping[str, list[Record]]  # by cell_id, each list by seed
+
+
+@dataclass(frozen=True)
+class Summary:
+    """n seeds of one cell: median, mean, sample standard deviation and bootstrap 95% interval of the median.
+
+    std and interval are None for a single seed. `mixed` names what the seeds should have in common and do not: backbone,
+    data or precision. cell: the cell_id of the records, "" where the values come from no records.
+    """
+
+    values: tuple[float, ...]
+    median: float
+    mean: float
+    std: float | None
+    interval: tuple[float, float] | None
+    mixed: tuple[str, ...] = ()
+    cell: str = ""
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    def centre(self, stat: Statistic) -> float:
+        """The number that stands for the seeds: their mean, their best, or else their median."""
+        return {"mean": self.mean, "best": max(self.values)}.get(stat, self.median)
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Statistics of at least one value."""
+    values = tuple(float(value) for value in values)
+    return Summary(
+        values=values,
+        median=statistics.median(values),
+        mean=statistics.fmean(values),
+        std=statistics.stdev(values) if len(values) > 1 else None,
+        interval=_bootstrap(values) if len(values) > 1 else None,
+    )
+
+
+@lru_cache(maxsize=1 << 14)
+def _bootstrap(values: tuple[float, ...]) -> tuple[float, float]:
+    """95% interval of the median (percentile, 9,999 resamples). The seed is fixed: tables do not vary."""
+    rng = np.random.default_rng(0)
+    found = bootstrap((np.array(values),), np.median, confidence_level=0.95, method="percentile", rng=rng)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def epoch_of(stat: Statistic) -> str:
+    """Which epoch of a run a statistic reads: the last one, or the best one by the task's primary metric."""
+    return "last" if stat == "last" else "best"
+
+
+def cell_records(cells: Cells, overrides: Sequence[str]) -> list[Record]:
+    """The records of the cell that `python scripts/train.py OVERRIDES` would fill, by seed; [] when nobody has run it."""
+    return cells.get(composed(overrides).cell_id, [])
+
+
+def summarise_records(records: Sequence[Record], metric: str | None = None, select: str = "best") -> Summary:
+    """One metric (default: the primary one) of at least one record, at the best or the last epoch.
+
+    Raises RecordError when a record lacks the metric.
+    """
+    return _of_records(summarise([record.score(metric, select) for record in records]), records)
+
+
+def summarise_cost(records: Sequence[Record], field: str) -> Summary | None:
+    """One number of the records' cost, or None where a record does not have it (peak memory on a CPU)."""
+    values = [getattr(record.cost, field) for record in records]
+    if not values or None in values:
+        return None
+    return _of_records(summarise(values), records)
+
+
+def _of_records(summary: Summary, records: Sequence[Record]) -> Summary:
+    return replace(summary, mixed=_mixed(records), cell=records[0].run.cell_id)
+
+
+def _mixed(records: Sequence[Record]) -> tuple[str, ...]:
+    return tuple(name for name, found in sources(records).items() if len(found) > 1)
+
+
+def sources(records: Sequence[Record]) -> dict[str, set[str]]:
+    """What runs that are compared should have in common, and all values of it that these have."""
+    return {
+        "backbone": {record.provenance.model_fingerprint for record in records},
+        "data": {record.provenance.data_fingerprint for record in records},
+        "precision": {record.cost.precision for record in records},
+    }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of n paired differences, and its interval (Student's t). interval is None for a single pair."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    n: int
+
+
+def paired(ours: Sequence[float], others: Sequence[float], confidence: float = 0.95) -> Difference:
+    """ours - others, pair by pair; at least one pair."""
+    differences = [a - b for a, b in zip(ours, others, strict=True)]
+    n, mean = len(differences), statistics.fmean(differences)
+    if n == 1:
+        return Difference(mean, None, 1)
+    half = float(student.ppf((1 + confidence) / 2, n - 1)) * statistics.stdev(differences) / n**0.5
+    return Difference(mean, (mean - half, mean + half), n)
+
+
+def exceeds_p(differences: Sequence[float], bound: float = 0.0) -> float | None:
+    """One-sided p of Student's test that the mean is above `bound`; None for fewer than two. Equal values leave no doubt."""
+    if len(differences) < 2:
+        return None
+    above, spread = statistics.fmean(differences) - bound, statistics.stdev(differences)
+    if spread == 0:
+        return 0.0 if above > 0 else 1.0
+    return float(student.sf(above / spread * len(differences) ** 0.5, len(differences) - 1))
+
+
+def deviation_p(values: Sequence[float], printed: float, spread: float | None, seeds: int = PAPER_SEEDS) -> float | None:
+    """Two-sided p that the values and a published figure have one mean; None for a single value.
+
+    Welch's test where the figure comes with a standard deviation (over `seeds` runs), else Student's against a constant.
+    """
+    if len(values) < 2:
+        return None
+    mean, std = statistics.fmean(values), statistics.stdev(values)
+    if std == 0 and not spread:
+        return 1.0 if mean == printed else 0.0
+    if spread is None:
+        return float(2 * student.sf(abs(mean - printed) / std * len(values) ** 0.5, len(values) - 1))
+    return float(ttest_ind_from_stats(mean, std, len(values), printed, spread, seeds, equal_var=False).pvalue)
+
+
+def permutation_p(ours: Sequence[float], others: Sequence[float]) -> float | None:
+    """Two-sided p of the mean paired difference over all changes of sign (n = 5: 0.0625 at the least); None for one pair."""
+    if len(ours) < 2:
+        return None
+    samples = (np.array(ours), np.array(others))
+    rng = np.random.default_rng(0)
+    return float(permutation_test(samples, _mean_difference, permutation_type="samples", vectorized=True, rng=rng).pvalue)
+
+
+def _mean_difference(ours, others, axis):
+    return np.mean(ours - others, axis=axis)
+
+
+def common(
+    ours: Sequence[Record], others: Sequence[Record], metric: str | None = None, select: str = "best"
+) -> tuple[list[float], list[float]]:
+    """The scores of both sides over the seeds that both have.
+
+    Runs of one seed share training rows, data order and the head's initial weights, which is why pairs say more.
+    """
+    by_seed = {record.run.seed: record for record in others}
+    both = [record for record in ours if record.run.seed in by_seed]
+    return [r.score(metric, select) for r in both], [by_seed[r.run.seed].score(metric, select) for r in both]
+
+
+def paired_records(ours: Sequence[Record], others: Sequence[Record]) -> Difference | None:
+    """The best epoch's primary metric, `ours` minus `others`, over common seeds; None when there are none."""
+    sides = common(ours, others)
+    return paired(*sides) if sides[0] else None

@@ -1,0 +1,137 @@
+"""The paper's claims: what they are, who decides them, and where the evidence comes from.
+
+results/paper/claims.yaml states them, the artefacts decide them (`decides`), and experiments/engine/verdicts.py has the rules.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+
+import yaml
+
+from experiments.engine import accounting, registry
+from experiments.engine.aggregate import Cells, cell_records
+from experiments.engine.published import FOLDER, Row, load
+from experiments.engine.render import DASH
+from experiments.engine.verdicts import Line
+from vera.config import Strict, checked
+from vera.errors import ConfigError
+
+
+class Claim(Strict):
+    """One statement of the paper. factor: by model, so many times fewer parameters. rule: what would decide it."""
+
+    id: str
+    claim: str
+    where: str
+    paper: str | None = None
+    factor: dict[str, float] = {}
+    margin: float | None = None
+    rule: str = "the ratio of the counts, rounded to one digit, is at least the claimed one"
+
+
+class Claims(Strict):
+    claims: list[Claim]
+
+
+@lru_cache(maxsize=1)
+def stated() -> tuple[Claim, ...]:
+    """results/paper/claims.yaml. Raises ConfigError naming the key."""
+    where = "results/paper/claims.yaml"
+    try:
+        return tuple(checked(Claims, yaml.safe_load((FOLDER / "claims.yaml").read_text(encoding="utf-8")), where).claims)
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+Check = Callable[[Claim, Cells], list[Line]]
+CHECKS: dict[str, Check] = {}
+
+
+def decides(*claims: str) -> Callable[[Check], Check]:
+    """Register what looks for the evidence of these claims (ids of results/paper/claims.yaml); artefacts call it."""
+
+    def register(function: Check) -> Check:
+        CHECKS.update(dict.fromkeys(claims, function))
+        return function
+
+    return register
+
+
+# Lines that need no differences.
+
+
+def fewer(factors: Mapping[str, float], table: str) -> Line:
+    """LoRA's count divided by VeRA's for each model, against the claimed factor; both counted, so there is nothing to test."""
+    paper, ours, met = [], [], []
+    for model, factor in factors.items():
+        lora, vera = (row_of(table, model, method) for method in ("lora", "vera"))
+        paper.append(f"{quantity(lora.params) / quantity(vera.params):.1f} ({lora.params} / {vera.params})")
+        counts = [next(iter(accounting.trained(row)), None) for row in (lora, vera)]
+        if None in counts:
+            return Line("counts", "; ".join(paper), DASH, DASH, DASH, "not run")
+        ratio = counts[0] / counts[1]
+        ours.append(f"{ratio:.1f} ({counts[0]:,} / {counts[1]:,})")
+        met.append(float(f"{ratio:.1g}") >= factor)
+    claimed = "/".join(dict.fromkeys(f"{factor:g}" for factor in factors.values()))
+    result = f"at least {claimed}, rounded to one digit: {sum(met)} of {len(met)}"
+    return Line("counts", "; ".join(paper), "; ".join(ours), "counting", result, "supported" if all(met) else "not supported")
+
+
+# Where differences come from.
+
+
+def by_seed(
+    cells: Cells, ours: Sequence[str], others: Sequence[str], metric: str | None = None, select: str = "best"
+) -> dict[int, float]:
+    """Ours minus others for every seed that both have, of the records with this metric."""
+    sides = []
+    for overrides in (ours, others):
+        found = cell_records(cells, overrides)
+        scored = [r for r in found if (metric or r.scores.primary) in getattr(r.scores, select).metrics]
+        sides.append({record.run.seed: record.score(metric, select) for record in scored})
+    return {seed: value - sides[1][seed] for seed, value in sides[0].items() if seed in sides[1]}
+
+
+def mean_over(found: Iterable[dict[int, float]]) -> list[float]:
+    """The mean over cells for every seed that all of them have."""
+    found = list(found)
+    seeds = set.intersection(*(set(one) for one in found))
+    return [statistics.fmean(one[seed] for one in found) for seed in sorted(seeds)]
+
+
+def row_of(table: str, model: str, method: str) -> Row:
+    """The published row of a method as it is, without a variant."""
+    (row,) = (r for r in load(table).rows if (r.model, r.method, r.variant) == (model, method, {}))
+    return row
+
+
+def quantity(text: str) -> float:
+    """0.061M, 96KB: the number meant."""
+    value, unit = re.fullmatch(r"([\d.]+)(\D*)", text).groups()
+    return float(value) * accounting.UNITS[unit]
+
+
+def printed_mean(cell: str) -> float:
+    return float(cell.partition("±")[0])
+
+
+def over_layers(seeds: Sequence[Sequence[float]], half: bool) -> list[float]:
+    """For each seed the mean over layers, or that of the second half minus that of the first."""
+    if not half:
+        return [statistics.fmean(seed) for seed in seeds]
+    middle = len(seeds[0]) // 2
+    return [statistics.fmean(seed[-middle:]) - statistics.fmean(seed[:middle]) for seed in seeds]
+
+
+def evidence(cells: Cells) -> dict[str, list[Line]]:
+    """Every claim's lines by id, in the yaml's order. Raises ConfigError for a claim without a check, or the reverse."""
+    registry.load_all()
+    ids = [claim.id for claim in stated()]
+    if sorted(ids) != sorted(CHECKS):
+        odd = ", ".join(sorted(set(ids) ^ set(CHECKS)) or sorted(ids))
+        raise ConfigError(f"results/paper/claims.yaml: claims and what experiments/artefacts decides differ: {odd}")
+    return {claim.id: CHECKS[claim.id](claim, cells) for claim in stated()}

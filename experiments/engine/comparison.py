@@ -1,0 +1,193 @@
+"""A published table beside ours: every printed row, below it the runs that repeat it, and what a reviewer asks for."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from experiments.engine.accounting import trained
+from experiments.engine.aggregate import (
+    Cells,
+    Summary,
+    cell_records,
+    common,
+    deviation_p,
+    epoch_of,
+    paired,
+    permutation_p,
+    summarise_cost,
+    summarise_records,
+)
+from experiments.engine.judged import Judgements
+from experiments.engine.published import Column, Published, Row, Statistic, load, run_of
+from experiments.engine.render import DASH, Sourced, Table, interval, number, signed
+from vera.runs.record import Record
+
+STATS = {
+    "median": "median over seeds of each run's best epoch",
+    "mean": "mean over seeds of each run's best epoch",
+    "last": "median over seeds of each run's last epoch",
+    "best": "the best seed at its best epoch (what selection can do, not a result)",
+}
+
+
+def compare(name: str, cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
+    """results/paper/<name>.yaml against the records: the table, its cells one a line, and VeRA against LoRA seed by seed.
+
+    `overrides` apply to every run. stat: default the paper's own for this table. The second and third table appear with the
+    first record. Raises ConfigError for a row that no config can produce and RecordError for a record without the metric.
+    """
+    published = load(name)
+    stat = stat or published.stat
+    rows: list[list[str]] = []
+    details: list[list[str]] = []
+    rules: list[int] = []
+    averages = any(row.average for row in published.rows)
+    for row in published.rows:
+        group = published.models[row.model]
+        printed = [row.cells[key] for key in published.columns]
+        rows.append([group, row.label, "paper", row.params or DASH, *printed, *([row.average or DASH] if averages else [])])
+        if row.method is not None:
+            found = {t: cell_records(cells, _run(name, row, t, overrides)) for t in published.tasks()}
+            rows.append(_ours(published, row, found, stat, averages))
+            details += _details(published, row, found)
+        elif untrained := _untrained(published, row, cells, averages):
+            rows.append(untrained)
+        rules.append(len(rows))
+    columns = ["Model", "Method", "Source", "Trained", *(c.label for c in published.columns.values()), *(["Avg."] * averages)]
+    notes = [
+        *published.notes,
+        f"ours: {STATS[stat]} ± standard deviation; n is given where it is not 5; a dash is a cell that nobody has run.",
+        "Trained: parameters outside the head; paper as printed, ours counted on the adapted model.",
+    ]
+    tables = [Table(name, f"Table {published.table}: {published.title}", columns, rows, notes, rules)]
+    if details:
+        tables.append(Table(f"{name}_cells", f"Table {published.table}, cell by cell", DETAILS, details, [SELECTION]))
+    tests = _tests(name, published, cells, overrides, stat)
+    if tests:
+        tables.append(
+            Table(f"{name}_tests", f"Table {published.table}: VeRA against LoRA, seed by seed", TESTS, tests, [TEST_NOTE])
+        )
+    return tables
+
+
+DETAILS = [
+    "Model",
+    "Method",
+    "Column",
+    "n",
+    "Median best",
+    "95% interval",
+    "Mean best",
+    "Std",
+    "Median last",
+    "Selection",
+    "Paper",
+]
+SELECTION = "Selection: median best minus median last epoch, what choosing the epoch on the evaluation set adds to a score."
+TESTS = ["Model", "Column", "n", "Mean difference [95%]", "p"]
+TEST_NOTE = (
+    "VeRA - LoRA over common seeds, with Student's interval, and a paired permutation test, two-sided. Five pairs cannot give "
+    "less than p = 0.0625."
+)
+
+
+def _run(name: str, row: Row, task: str, overrides: Sequence[str]) -> list[str]:
+    run_of(name, row, task, overrides)  # names file and row when it cannot be composed
+    return [*row.overrides(task), *overrides]
+
+
+def _summary(column: Column, records: Sequence[Record], select: str) -> Summary | None:
+    records = _scored(column, records, select)
+    if not records:
+        return None
+    return summarise_cost(records, column.cost) if column.cost else summarise_records(records, column.score, select)
+
+
+def _scored(column: Column, records: Sequence[Record], select: str) -> list[Record]:
+    """The records with something in this column: runs are judged later than they are made, if at all."""
+    return [r for r in records if not column.judged or column.score in getattr(r.scores, select).metrics]
+
+
+def _ours(published: Published, row: Row, found: Cells, stat: Statistic, averages: bool) -> list[str]:
+    summaries = {k: _summary(c, found[c.task], epoch_of(stat)) for k, c in published.columns.items()}
+    values = [
+        _beside(number(summaries[k], c.scale, c.digits, stat), summaries[k], row.cells[k], c, stat)
+        for k, c in published.columns.items()
+    ]
+    counts = {record.parameters.adapter for records in found.values() for record in records} or trained(row)
+    line = [published.models[row.model], row.label, "ours", " / ".join(f"{n:,}" for n in sorted(counts)) or DASH, *values]
+    if averages:
+        whole = None not in summaries.values()
+        centres = [c.scale * summaries[k].centre(stat) for k, c in published.columns.items()] if whole else []
+        line.append(f"{statistics.fmean(centres):.1f}" if whole else DASH)
+    return line
+
+
+def _beside(text: str, summary: Summary | None, printed: str, column: Column, stat: Statistic) -> str:
+    """Our figure with its deviation from the printed one."""
+    if summary is None:
+        return text
+    value, _, spread = printed.partition("±")
+    centre, spread = float(value) / column.scale, float(spread) / column.scale if spread else None
+    deviation = column.scale * summary.centre(stat) - float(value)
+    return Sourced(text, summary.cell, deviation, deviation_p(summary.values, centre, spread))
+
+
+def _untrained(published: Published, row: Row, cells: Cells, averages: bool) -> list[str] | None:
+    """What judges say of a backbone as it is; None when they have not been asked."""
+    bare = cells.bare if isinstance(cells, Judgements) else {}
+    scores = [(column, bare.get((row.model, column.score))) for column in published.columns.values()]
+    if all(score is None for _, score in scores):
+        return None
+    values = [DASH if score is None else f"{c.scale * score:.{c.digits}f} (n=1)" for c, score in scores]
+    return [published.models[row.model], row.label, "ours", DASH, *values, *([DASH] if averages else [])]
+
+
+def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:
+    lines = []
+    for key, column in published.columns.items():
+        best, last = (_summary(column, found[column.task], select) for select in ("best", "last"))
+        if best is None or last is None:
+            continue
+
+        def text(value: float | None, column=column) -> str:
+            return DASH if value is None else f"{column.scale * value:.{column.digits}f}"
+
+        lines.append(
+            [
+                published.models[row.model],
+                row.label,
+                column.label,
+                str(best.n),
+                text(best.median),
+                interval(best, column.scale, column.digits),
+                text(best.mean),
+                text(best.std),
+                text(last.median),
+                text(best.median - last.median),
+                row.cells[key],
+            ]
+        )
+    return lines
+
+
+def _tests(name: str, published: Published, cells: Cells, overrides: Sequence[str], stat: Statistic) -> list[list[str]]:
+    lines = []
+    for model, label in published.models.items():
+        rows = {row.method: row for row in published.rows if row.model == model and row.method in ("vera", "lora")}
+        if len(rows) < 2:
+            continue
+        for column in published.columns.values():
+            if column.score is None:
+                continue
+            ours, others = (
+                _scored(column, cell_records(cells, _run(name, rows[m], column.task, overrides)), epoch_of(stat))
+                for m in ("vera", "lora")
+            )
+            sides = common(ours, others, column.score, epoch_of(stat))
+            if sides[0]:
+                p = permutation_p(*sides)
+                difference = signed(paired(*sides), column.scale, column.digits)
+                lines.append([label, column.label, str(len(sides[0])), difference, DASH if p is None else f"{p:.4f}"])
+    return lines

@@ -1,0 +1,193 @@
+"""results/paper: the paper's tables as printed, each row with the runs of this project that fill it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field, model_validator
+
+from experiments import RESULTS
+from vera.config import RunConfig, Strict, checked
+from vera.config.memory import composed
+from vera.errors import ConfigError
+
+FOLDER = RESULTS / "paper"
+Statistic = Literal["median", "mean", "last", "best"]
+Schema = TypeVar("Schema", bound=Strict)
+
+
+class Column(Strict):
+    """One measured quantity: a metric of a task's runs, a field of their cost, or a judge's mean score on a question set.
+
+    Printed as scale x value with `digits`.
+    """
+
+    label: str
+    task: str
+    metric: str | None = None
+    cost: str | None = None
+    judged: str | None = None
+    scale: float = 1.0
+    digits: int = 1
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if sum(source is not None for source in (self.metric, self.cost, self.judged)) != 1:
+            raise ValueError("give one of metric, cost and judged")
+        return self
+
+    @property
+    def score(self) -> str | None:
+        """The name under which a record's metrics hold this quantity; None for a cost."""
+        return self.metric or (judged_metric(self.judged) if self.judged else None)
+
+
+def judged_metric(questions: str) -> str:
+    """How the judge's mean score on a question set is called among a record's metrics."""
+    return f"judged:{questions}"
+
+
+class Runs(Strict):
+    """The runs that fill a row: one model and method, at its recipe but for the keys of `variant`.
+
+    scale  the only scale (conf/scale) at which there is such a row; None for every one.
+    """
+
+    label: str
+    model: str
+    method: str | None
+    variant: dict[str, Any] = {}
+    scale: Literal["paper", "mini"] | None = None
+
+    def overrides(self, task: str) -> list[str]:
+        """What to give to scripts/train.py, in front of the seed."""
+        return [f"model={self.model}", f"task={task}", f"method={self.method}", *(f"{k}={v}" for k, v in self.variant.items())]
+
+
+class Row(Runs):
+    """One published line. params, bytes, cells and average are as printed.
+
+    remark   why a printed count cannot be had from the method's formula.
+    """
+
+    params: str | None = None
+    bytes: str | None = None
+    source: str
+    average: str | None = None
+    remark: str | None = None
+    cells: dict[str, str]
+
+
+class Series(Runs):
+    """One line or bar of a figure. grid: a key and its values, one run each. value: as printed, where it is."""
+
+    method: str | None = None
+    grid: dict[str, list[Any]] = Field({}, max_length=1)
+    value: float | None = None
+
+    def points(self) -> list[Series]:
+        """One for each value of the grid."""
+        points = [{key: value} for key, values in self.grid.items() for value in values]
+        return [self.model_copy(update={"variant": {**self.variant, **point}, "grid": {}}) for point in points] or [self]
+
+
+class Figure(Strict):
+    """The runs behind one figure, and what is printed in it."""
+
+    figure: str
+    title: str
+    tasks: list[str]
+    notes: list[str] = []
+    rows: list[Series] = Field(min_length=1)
+
+
+class Published(Strict):
+    """One table. stat: what the paper takes over the seeds, and so do we unless asked otherwise."""
+
+    table: str
+    title: str
+    stat: Statistic
+    models: dict[str, str]
+    columns: dict[str, Column] = Field(min_length=1)
+    notes: list[str] = []
+    rows: list[Row] = Field(min_length=1)
+
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(column.task for column in self.columns.values()))
+
+
+def load(name: str, folder: Path | None = None) -> Published:
+    """results/paper/<name>.yaml of a table. Raises ConfigError that names the file and the key."""
+    published = _read(Published, name, folder)
+    where = f"results/paper/{name}.yaml"
+    for index, row in enumerate(published.rows):
+        if row.cells.keys() != published.columns.keys():
+            columns = ", ".join(published.columns)
+            raise ConfigError(f"{where}.rows.{index}.cells ({row.label}): has {', '.join(row.cells)}; columns are {columns}")
+        if row.model not in published.models:
+            raise ConfigError(f"{where}.rows.{index}.model ({row.label}): {row.model!r} is not among `models`")
+    return published
+
+
+def figure(name: str, folder: Path | None = None) -> Figure:
+    """results/paper/<name>.yaml of a figure. Raises ConfigError that names the file and the key."""
+    return _read(Figure, name, folder)
+
+
+def rows_of(name: str) -> tuple[Sequence[Runs], list[str]]:
+    """The rows of a table or figure, and its tasks. Raises ConfigError where results/paper has no rows for it."""
+    if name in names():
+        table = load(name)
+        return table.rows, table.tasks()
+    if not (FOLDER / f"{name}.yaml").is_file():
+        known = sorted([*names(), *(path.stem for path in FOLDER.glob("figure*.yaml"))])
+        raise ConfigError(f"artefacts: results/paper has no rows for {name!r}; there are {', '.join(known)}")
+    found = figure(name)
+    return [point for row in found.rows for point in row.points()], found.tasks
+
+
+def choice(name: str, method: str, scale: str = "paper") -> list[str]:
+    """Method and variant of a figure's row for a method at a scale, as overrides."""
+    row = next(row for row in figure(name).rows if row.method == method and row.scale in (None, scale))
+    return [f"method={method}", *(f"{key}={value}" for key, value in row.variant.items())]
+
+
+def _read(schema: type[Schema], name: str, folder: Path | None) -> Schema:
+    where = f"results/paper/{name}.yaml"
+    try:
+        return checked(schema, _mapping((folder or FOLDER) / f"{name}.yaml"), where)
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # YAML raises ValueError for a date that does not exist
+        raise ConfigError(f"{where}: {' '.join(str(error).split())[:300]}") from None
+
+
+def names(folder: Path | None = None) -> list[str]:
+    """Every table of scores in results/paper, in the paper's order."""
+    found = [path.stem for path in (folder or FOLDER).glob("table*.yaml") if "columns" in _mapping(path)]
+    return sorted(found, key=lambda name: (int(re.search(r"\d+", name).group()), name))
+
+
+def run_of(name: str, row: Row, task: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run (at the config's own seed) that fills a row's cells of one task. Raises ConfigError naming file and row."""
+    try:
+        return composed([*row.overrides(task), *overrides])
+    except ConfigError as error:
+        raise ConfigError(f"results/paper/{name}.yaml: row {row.label!r} of {row.model}: {error}") from None
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    loaded = _parsed(path.read_text(encoding="utf-8"))
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"results/paper/{path.name}: not a mapping")
+    return loaded
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    return yaml.safe_load(text)

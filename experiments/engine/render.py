@@ -1,0 +1,148 @@
+"""A table of strings as Markdown, LaTeX or terminal output, and the way numbers are printed in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from experiments.engine.aggregate import PAPER_SEEDS, Difference, Summary
+from experiments.engine.published import Statistic
+
+DASH = "–"
+MIXED = "†"
+MIXED_NOTE = f"{MIXED} seeds that were run on different backbones, data or precision."
+
+
+class Sourced(str):
+    """Printed text that knows where it comes from: the cell_id of its records, and how it differs from the published figure.
+
+    deviation: ours minus the paper's in the printed unit; p: of aggregate.deviation_p. None where there is nothing to compare.
+    """
+
+    cell: str
+    deviation: float | None
+    p: float | None
+
+    def __new__(cls, text: str, cell: str, deviation: float | None = None, p: float | None = None):
+        made = super().__new__(cls, text)
+        made.cell, made.deviation, made.p = cell, deviation, p
+        return made
+
+
+@dataclass
+class Table:
+    """name: file stem. rows: strings, one for each column. rules: row numbers after which a line is drawn."""
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+    rules: list[int] = field(default_factory=list)
+
+
+def number(summary: Summary | None, scale: float = 1.0, digits: int = 1, stat: Statistic = "median") -> str:
+    """Median (or what `stat` says), standard deviation, a mark for unlike seeds and, where it is not the paper's five, n.
+
+    A dash for nothing. What comes from records remembers their cell (Sourced)."""
+    if summary is None:
+        return DASH
+    text = f"{scale * summary.centre(stat):.{digits}f}"
+    if summary.std is not None:
+        text += f"±{scale * summary.std:.{digits}f}"
+    if summary.mixed:
+        text += MIXED
+    return Sourced(text if summary.n == PAPER_SEEDS else f"{text} (n={summary.n})", summary.cell)
+
+
+def interval(summary: Summary | Difference | None, scale: float = 1.0, digits: int = 1) -> str:
+    """The interval that a summary (bootstrap, of the median) or a difference (Student's t, of the mean) comes with."""
+    if summary is None or summary.interval is None:
+        return DASH
+    low, high = summary.interval
+    return f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+
+
+def signed(difference: Difference | None, scale: float = 1.0, digits: int = 1) -> str:
+    """A paired difference with its interval; a dash for nothing."""
+    if difference is None:
+        return DASH
+    text = f"{scale * difference.mean:+.{digits}f}"
+    if difference.interval is not None:
+        low, high = difference.interval
+        text += f" [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+    return text
+
+
+def notes_of(table: Table) -> list[str]:
+    """The table's notes, and what its marks mean."""
+    return table.notes + [MIXED_NOTE] * any(MIXED in cell for row in table.rows for cell in row)
+
+
+def markdown(table: Table) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    lines = [f"# {table.title}", "", line(table.columns), "|" + "---|" * len(table.columns)]
+    lines += [line(row) for row in table.rows]
+    notes = notes_of(table)
+    if notes:
+        lines += ["", *(f"- {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    DASH: "--",
+    MIXED: r"$\dagger$",
+}
+
+
+def latex(table: Table) -> str:
+    """A booktabs tabular, ready for \\input."""
+
+    def line(cells: list[str]) -> str:
+        return " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
+
+    spec = "l" * min(3, len(table.columns)) + "r" * max(0, len(table.columns) - 3)
+    lines = [f"% {table.title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule", line(table.columns), r"\midrule"]
+    for index, row in enumerate(table.rows, start=1):
+        lines.append(line(row))
+        if index in table.rules and index < len(table.rows):
+            lines.append(r"\midrule")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def show(table: Table) -> None:
+    """Print a table; wide enough for every column when the output is not a terminal."""
+    console().print(_rich(table))
+
+
+def console() -> Console:
+    """Where scripts print; wide enough for every column when that is not a terminal."""
+    made = Console(highlight=False, markup=False)
+    if not made.is_terminal:
+        made.width = 200
+    return made
+
+
+def _rich(table: Table) -> RichTable:
+    view = RichTable(title=table.title, title_justify="left", caption="\n".join(notes_of(table)), caption_justify="left")
+    for column in table.columns:
+        view.add_column(column)
+    for index, row in enumerate(table.rows, start=1):
+        view.add_row(*row, end_section=index in table.rules)
+    return view

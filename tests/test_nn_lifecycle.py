@@ -1,0 +1,204 @@
+"""Unloading, merging for good, deleting and disabling adapters."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, RobertaConfig
+
+from vera.errors import AdapterError
+from vera.nn import (
+    VeraConfig,
+    attach,
+    delete_adapter,
+    disabled,
+    load_adapter,
+    merge,
+    merge_and_unload,
+    save_adapter,
+    set_adapter,
+    unload,
+    unmerge,
+    vera_layers,
+)
+
+IDS = torch.arange(5, 12)[None]
+
+
+def roberta():
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50, num_labels=3
+    )
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def llama(**settings):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+    return AutoModelForCausalLM.from_config(LlamaConfig(**sizes), **settings).eval()
+
+
+def config(*targets, head=()):
+    return VeraConfig(rank=8, targets=targets or ("query", "value"), modules_to_save=head)
+
+
+@torch.no_grad()
+def trained(model, seed=1):
+    """Values as training would give them, for whatever trains."""
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.5)
+    return model
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(IDS).logits
+
+
+def two_adapters():
+    """A classifier with a head for each adapter: model, bare logits, logits of "a" and of "b", which is active."""
+    model = roberta()
+    bare = logits(model)
+    trained(attach(model, config(head=("classifier",)), "a"), 1)
+    first = logits(model)
+    trained(attach(model, config("query", "key", head=("classifier",)), "b"), 2)
+    return model, bare, first, logits(model)
+
+
+def is_plain(model, like):
+    return (
+        not list(vera_layers(model))
+        and [(n, type(m)) for n, m in model.named_modules()] == [(n, type(m)) for n, m in like.named_modules()]
+        and list(model.state_dict()) == list(like.state_dict())
+        and vars(model).keys() == vars(like).keys()
+    )
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_unload_gives_the_model_of_before(merged):
+    model, *_ = two_adapters()
+    if merged:
+        merge(model)
+    like = roberta()
+    assert unload(model) is model and is_plain(model, like)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, like.state_dict()[name]), name
+    attach(model, config(), "a")  # the name is free again
+
+
+def test_merge_and_unload_writes_a_plain_model_with_the_head(tmp_path):
+    model, bare, first, second = two_adapters()
+    plain = merge_and_unload(copy.deepcopy(model))
+    assert is_plain(plain, roberta())
+    torch.testing.assert_close(logits(plain), second, rtol=1e-5, atol=1e-6)
+    plain.save_pretrained(tmp_path)
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    torch.testing.assert_close(loaded.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(logits(loaded), second, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits(merge_and_unload(model, "a")), first, rtol=1e-5, atol=1e-6)
+    assert (first - bare).abs().max() > 1e-2 and (second - first).abs().max() > 1e-2
+
+
+def test_merge_and_unload_of_a_language_model_in_half_precision_rounds_a_float32_sum_once(tmp_path):
+    model = llama(dtype=torch.bfloat16)
+    trained(attach(model, config("q_proj", "v_proj")))
+    layer = dict(vera_layers(model))["model.layers.1.self_attn.v_proj"]
+    A, B, b, d = (tensor.double() for tensor in layer.matrices("default"))
+    exact = layer.base_layer.weight.double() + b[:, None] * B @ (d[:, None] * A)
+    plain = merge_and_unload(model)
+    weight = plain.model.layers[1].self_attn.v_proj.weight
+    assert weight.dtype == torch.bfloat16
+    assert torch.equal(weight, exact.float().bfloat16()) or (weight.double() - exact).abs().max() <= (exact.abs() * 2**-8).max()
+    plain.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    torch.testing.assert_close(loaded.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(logits(loaded), logits(plain), rtol=0.01, atol=0.001)
+
+
+def test_a_merge_that_cannot_be_leaves_everything_as_it_was():
+    model, _, _, second = two_adapters()
+    with torch.no_grad():
+        dict(vera_layers(model))["roberta.encoder.layer.1.attention.self.query"].vectors["a"].b.fill_(float("inf"))
+    with pytest.raises(AdapterError, match="not finite"):
+        merge_and_unload(model, "a")
+    assert torch.equal(logits(model), second)
+    set_adapter(model, None)
+    with pytest.raises(AdapterError, match="no adapter is active, so there is nothing to merge; attached: a, b"):
+        merge_and_unload(model)
+    with pytest.raises(AdapterError, match="no adapter is called 'c'; attached: a, b"):
+        merge_and_unload(model, "c")
+
+
+def test_delete_adapter(tmp_path):
+    model, bare, first, second = two_adapters()
+    save_adapter(model, tmp_path, "a")
+    key = dict(vera_layers(model))["roberta.encoder.layer.0.attention.self.key"]
+    delete_adapter(model, "a")
+    assert torch.equal(logits(model), second)
+    assert not any(name.endswith("value") for name, _ in vera_layers(model)) and key.vectors.keys() == {"b"}
+    with pytest.raises(AdapterError, match="no adapter is called 'a'; attached: b"):
+        delete_adapter(model, "a")
+    load_adapter(model, tmp_path, "a")
+    torch.testing.assert_close(logits(model), first)
+    delete_adapter(model, "a")  # the active one
+    assert torch.equal(logits(model), bare)
+    set_adapter(model, "b")
+    assert torch.equal(logits(model), second)
+    merge(model)
+    with pytest.raises(AdapterError, match="'b' is merged"):
+        delete_adapter(model, "b")
+    unmerge(model)
+    delete_adapter(model, "b")
+    assert is_plain(model, roberta()) and torch.equal(logits(model), bare)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_disabled_is_the_bare_backbone_and_comes_back(merged):
+    model, bare, _, second = two_adapters()
+    frozen = next(p for p in model.parameters() if p.requires_grad)
+    frozen.requires_grad_(False)
+    thawed = model.roberta.embeddings.word_embeddings.weight.requires_grad_(True)
+    if merged:
+        merge(model)
+    before = logits(model)
+    grads = [p.requires_grad for p in model.parameters()]
+    for attempt in range(2):
+        with pytest.raises(KeyError), disabled(model) as inside:
+            assert inside is model and torch.equal(logits(model), bare)
+            with disabled(model):
+                assert torch.equal(logits(model), bare)
+            assert torch.equal(logits(model), bare)
+            if attempt:
+                set_adapter(model, "a")
+            raise KeyError
+        assert torch.equal(logits(model), before)
+        assert [p.requires_grad for p in model.parameters()] == grads and thawed.requires_grad and not frozen.requires_grad
+        assert all(layer.merged == ("b" if merged else None) for _, layer in vera_layers(model) if "b" in layer.vectors)
+    torch.testing.assert_close(before, second, rtol=1e-5, atol=1e-6)
+
+
+def test_disabled_on_a_bare_model_and_after_deleting_inside():
+    model = nn.Sequential(nn.Linear(4, 4))
+    with disabled(model):
+        pass
+    attach(model, VeraConfig(rank=2, targets=("0",)))
+    with disabled(model):
+        delete_adapter(model, "default")
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_layer_under_two_names_is_bare_under_both():
+    model = nn.Module()
+    model.first = nn.Linear(4, 4)
+    model.second = nn.Sequential(model.first)
+    try:
+        attach(model, VeraConfig(rank=2, targets=("first",)))
+    except AdapterError:
+        return
+    unload(model)
+    assert type(model.first) is type(model.second[0]) is nn.Linear

@@ -1,0 +1,111 @@
+"""An adapter's way out of a model: unloaded, merged for good, deleted, or disabled for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from . import heads
+from .errors import AdapterError
+from .inject import _CONFIGS, configs, merge, replace_module, set_adapter, unmerge, vera_layers
+from .linear import VeraLinear
+
+
+def active_adapter(model: nn.Module) -> str | None:
+    """The name of the active adapter, None for the bare backbone."""
+    return next((layer.active for _, layer in vera_layers(model) if layer.active is not None), None)
+
+
+def unload(model: nn.Module) -> nn.Module:
+    """Take every adapter off, in place: the bare layers, with W0 bit for bit, and the backbone's own head. Returns the model.
+
+    Parameters stay frozen, as `attach` has left them.
+    """
+    unmerge(model)
+    set_adapter(model, None)
+    return _strip(model)
+
+
+def merge_and_unload(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Put W0 + dW of an adapter (default: the active one) into the bare layers for good, and its head into the model.
+
+    Returns the model, a plain one again: `save_pretrained` writes it and `from_pretrained` reads it. Sums are formed in float32
+    at least and rounded once, to the dtype of W0. Raises AdapterError, with the model as it was, where `merge` does, and when
+    there is no such adapter.
+    """
+    before = active_adapter(model)
+    if name is None and before is None:
+        raise AdapterError(
+            f"no adapter is active, so there is nothing to merge; attached: {', '.join(configs(model)) or 'none'}"
+        )
+    if name is not None and name != before:
+        set_adapter(model, name)
+    try:
+        merge(model)
+    except AdapterError:
+        if name is not None and name != before:
+            set_adapter(model, before)
+        raise
+    for _, layer in vera_layers(model):
+        layer.settle()
+    return _strip(model)
+
+
+def delete_adapter(model: nn.Module, name: str) -> nn.Module:
+    """Forget one adapter, its vectors and its modules_to_save, in place. Returns the model.
+
+    When it was the active one the bare backbone is active then. A layer that no other adapter is on is bare again. Raises
+    AdapterError for a name that is not attached, and while the adapter is merged.
+    """
+    attached = configs(model)
+    if name not in attached:
+        raise AdapterError(f"no adapter is called {name!r}; attached: {', '.join(attached) or 'none'}")
+    if any(layer.merged == name for _, layer in vera_layers(model)):
+        raise AdapterError(f"adapter {name!r} is merged; unmerge the model before deleting it")
+    if active_adapter(model) == name:
+        set_adapter(model, None)
+    heads.drop(model, name)
+    for _, layer in vera_layers(model):
+        if name in layer.vectors:
+            del layer.vectors[name], layer.projections[name]
+    setattr(model, _CONFIGS, {other: config for other, config in attached.items() if other != name})
+    if len(attached) == 1:
+        return _strip(model)
+    return _bare(model, [layer for _, layer in vera_layers(model) if not layer.vectors])
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside: the bare backbone with its own head, unmerged. After, and after an exception: the adapter that was active (merged
+    if it was) and every parameter's requires_grad. Calls may be nested."""
+    before, merged = active_adapter(model), any(layer.merged is not None for _, layer in vera_layers(model))
+    unmerge(model)
+    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        set_adapter(model, None)
+        yield model
+    finally:
+        unmerge(model)
+        set_adapter(model, before if before in configs(model) else None)
+        for parameter, requires_grad in grads:
+            parameter.requires_grad_(requires_grad)
+        if merged and active_adapter(model) is not None:
+            merge(model)
+
+
+def _strip(model: nn.Module) -> nn.Module:
+    """Take off all wrappers and all that `attach` has noted; what is in the layers and in the model's head now stays."""
+    heads.release(model)
+    if hasattr(model, _CONFIGS):
+        delattr(model, _CONFIGS)
+    return _bare(model, [layer for _, layer in vera_layers(model)])
+
+
+def _bare(model: nn.Module, layers: list[VeraLinear]) -> nn.Module:
+    """Put these layers' base layers in their places, under every name they have."""
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if any(module is layer for layer in layers):
+            replace_module(model, path, module.base_layer)
+    return model
