@@ -145,7 +145,7 @@ def test_outputs_with_meaning_representations_are_put_in_order(tmp_path):
     (tmp_path / "ref.csv").write_text("mr,ref\nname[A],a one\nname[B],b one\nname[A],a two\n")
     assert read_files(tmp_path / "out.tsv", tmp_path / "ref.csv") == (["a", "b"], [["a one", "a two"], ["b one"]])
     (tmp_path / "out.tsv").write_text("MR\toutput\nname[B]\tb\nname[C]\ta\n")
-    with pytest.raises(DataError, match=r"has no output for 'name\[A\]'"):
+    with pytest.raises(DataError, match=r"has nothing for 'name\[A\]'"):
         read_files(tmp_path / "out.tsv", tmp_path / "ref.csv")
 
 
