@@ -1,7 +1,7 @@
 """The loop: seeds arrive, accumulation is exact, a killed run ends with the same numbers, a diverging one stops."""
 
 import copy
-import json
+import math
 import os
 import signal
 import subprocess
@@ -203,17 +203,32 @@ def test_best_and_last_adapters_are_kept(compose):
     assert [path.suffix for path in Path(run.results_dir).rglob("*") if path.is_file()] == [".json"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_record(compose):
-    run = compose(
-        "train.lr=1e30", "train.head_lr=1e30", "train.clip=0", "train.max_steps=8", "train.warmup_ratio=0", "method=full"
+def test_a_loss_that_is_not_finite_leaves_a_record_that_says_so(compose, train):
+    explosive = (
+        "train.lr=1e30",
+        "train.head_lr=1e30",
+        "train.clip=0",
+        "train.max_steps=8",
+        "train.warmup_ratio=0",
+        "method=full",
     )
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+ of 8|not finite"):
-        execute(run)
-    store = Store(run.results_dir)
-    assert store.records() == []
-    failure = json.loads(next(store.failed.glob("*.json")).read_text())
-    assert failure["status"] == "failed"
-    assert "the loss is" in failure["error"] or "not finite" in failure["error"]
+    record = execute(compose(*explosive))
+    assert "the loss is" in record.collapsed or "not finite" in record.collapsed
+    assert record.scores.best.metrics == record.scores.last.metrics == {"accuracy": None} and record.score() == -math.inf
+    store = Store(compose(*explosive).results_dir)
+    assert store.records() == [record] and not list(store.failed.glob("*"))
+    again = train(*explosive, f"results_dir={store.root}")
+    assert again.returncode == 0 and "collapsed: " in again.stderr and "already done" in again.stderr, again.stderr
+
+
+def test_constant_predictions_leave_a_record_that_says_so(compose, monkeypatch):
+    run = compose("model=minilm", "task=stsb", "method=head", "train.epochs=2", "train.max_steps=null")
+    found = iter([{"pearson": 0.5, "spearman": 0.5}, {"pearson": None, "spearman": None}])
+    monkeypatch.setattr("vera.tasks.glue.Glue.score", lambda *_: next(found))
+    record = execute(run)
+    assert record.collapsed == "pearson is undefined after the last epoch: every prediction is the same"
+    assert (record.scores.best.epoch, record.scores.best.metrics["pearson"]) == (1, 0.5)
+    assert record.scores.last.metrics["pearson"] is None and record.score() == -math.inf
 
 
 def test_any_failure_is_recorded_and_said_in_one_line(compose, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.engine.aggregate import Cells, cell_records, common, paired, sources, summarise, summarise_records
 from experiments.engine.plots import PALETTE, figure, save, seeds
 from experiments.engine.published import Statistic
-from experiments.engine.render import DASH, Table, interval, number, signed
+from experiments.engine.render import DASH, INTERVAL, Table, interval, number, signed
 from vera.runs.record import Record
 
 METHODS = {
@@ -55,7 +55,7 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = 
                 number(last, 100),
             ]
         )
-    columns = ["Method", "Trained", "Bytes", "n", "Best epoch", "95% interval", "Last epoch"]
+    columns = ["Method", "Trained", "Bytes", "n", "Best epoch", INTERVAL, "Last epoch"]
     notes = [
         "Accuracy in percent on the UCI digits 5-9: 10 training images a class, all others for evaluation; a ViT pretrained "
         "on the digits 0-4 (d=128, 4 layers). Median over seeds ± standard deviation.",
@@ -72,6 +72,8 @@ def verdict(found: dict[str, list[Record]]) -> str:
     if not (found["lora"] and found["vera"]):
         return "VeRA and LoRA cannot be compared yet: runs are missing."
     lora, vera = (summarise_records(found[method]) for method in ("lora", "vera"))
+    if vera.collapsed or lora.collapsed:
+        return f"VeRA and LoRA are not compared: {vera.collapsed} and {lora.collapsed} of their seeds have collapsed."
     gap = 100 * (vera.median - lora.median)
     fewer = found["lora"][0].parameters.adapter / found["vera"][0].parameters.adapter
     relation = f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} LoRA's"
@@ -142,7 +144,7 @@ def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path
     axes.set_xlabel("Trained parameters (without the head)")
     axes.set_ylabel("Accuracy on digits 5-9 (%)")
     count = seeds([len(runs) for runs in found.values()])
-    axes.set_title(f"Median over seeds ({count}), 95% bootstrap interval, every seed", fontsize=8)
+    axes.set_title(f"Median over seeds ({count}), range of the seeds, every seed", fontsize=8)
     axes.legend(
         title="method (trained parameters)", fontsize=7, title_fontsize=7, loc="center right", bbox_to_anchor=(1.0, 0.38)
     )
