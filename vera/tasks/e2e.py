@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from vera.config import Source
 from vera.errors import DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
@@ -52,7 +53,7 @@ class E2E(LanguageTask):
     """
 
     format: Literal["challenge", "hu2022"] = "challenge"
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, Source] = None
     decoding: Decoding
 
     def load(self, backbone: Backbone, seed: int) -> Data:
