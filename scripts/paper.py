@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments.engine import arguments
-from experiments.engine.paper import paper, report
+from experiments.engine.paper import paper
 from vera.errors import VeraError
 from vera.runs.store import Store
 
@@ -25,7 +25,7 @@ def main() -> int:
     options = parser.parse_args()
     results = Path(options.results)
     try:
-        page = (report if options.report else paper)(results, Path(options.out or results))
+        page = paper(results, Path(options.out or results), page_alone=options.report)
     except (VeraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
