@@ -6,9 +6,6 @@ PY := .venv/bin/python
 METHOD ?= vera
 ARGS ?=
 FUZZ ?= 2000
-SWEEPS := $(basename $(notdir $(wildcard conf/sweep/*.yaml)))
-ABLATIONS := $(filter table6% table7% figure%,$(SWEEPS))
-MINIATURES := $(filter mini_%,$(SWEEPS))
 
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
@@ -75,7 +72,7 @@ check: setup ## fail when regenerating the tracked tables, figures and report gi
 digits: setup ## the demo's runs as records of this repository (results/runs)
 	$(PY) scripts/train.py sweep=demo results_dir=results $(ARGS)
 
-glue-base: setup ## Table 2, RoBERTa-base: six tasks x METHOD x 5 seeds with Table 8's values
+glue-base: setup ## Table 2, RoBERTa-base: the rows of METHOD x six tasks x 5 seeds
 	$(PY) scripts/train.py sweep=glue_base method=$(METHOD) $(ARGS)
 
 glue-large: setup ## Table 2, RoBERTa-large
@@ -90,20 +87,18 @@ minilm-methods: setup ## MiniLM on STS-B with every method x 5 seeds, small budg
 images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds
 	$(PY) scripts/train.py sweep=images $(ARGS)
 
-ablations: setup ## Tables 6 and 7, Figures 2 to 5 with RoBERTa-large
-	set -e; for sweep in $(ABLATIONS); do $(PY) scripts/train.py sweep=$$sweep $(ARGS); done
-	$(PY) scripts/train.py sweep=glue_large task=rte method=lora $(ARGS)
+ablations: setup ## Tables 6 and 7, Figures 2 to 5 with RoBERTa-large (ARGS='artefacts=[table6a]' for one of them)
+	$(PY) scripts/train.py sweep=ablations $(ARGS)
 	$(PY) scripts/analyse.py
 
 ablations-mini: setup ## the same in miniature on the digits ViT, as records of this repository (minutes, needs nothing else)
-	set -e; for sweep in $(MINIATURES); do $(PY) scripts/train.py sweep=$$sweep $(ARGS); done
-	$(PY) scripts/train.py sweep=demo method=full results_dir=results $(ARGS)
+	$(PY) scripts/train.py sweep=ablations scale=mini $(ARGS)
 	$(PY) scripts/analyse.py
 
 figure6: setup ## Figure 6 in full: fit random matrices again (a minute or two)
 	$(PY) scripts/expressivity.py
 
-e2e: setup .venv/e2e ## Table 3: E2E with GPT-2 medium and large x METHOD x 5 seeds
+e2e: setup .venv/e2e ## Table 3: E2E with GPT-2 medium and large, the rows of METHOD x 5 seeds
 	$(PY) scripts/train.py sweep=e2e method=$(METHOD) $(ARGS)
 
 e2e-mini: setup .venv/e2e ## E2E on two CPU cores with a small GPT-2 made here (ARGS='task.data_dir=/path/to/e2e'), and its table

@@ -21,6 +21,7 @@ from experiments.engine.aggregate import PAPER_SEEDS
 from vera.config import RunConfig, compose
 from vera.errors import AdapterError, VeraError
 from vera.io.files import write_atomic
+from vera.runs.kept import kept
 from vera.runs.store import Store
 from vera.trained import adapters
 
@@ -99,8 +100,11 @@ def similarities(name: str, store: Store, work: Path, overrides: list[str]) -> d
 def finished(overrides: list[str], store: Store, work: Path) -> list[tuple[RunConfig, Path]]:
     """The runs of one cell that have a record and a saved adapter, by seed. Raises AdapterError when there is none."""
     runs = [compose([*overrides, f"seed={seed}"]) for seed in range(PAPER_SEEDS)]
-    found = [(run, work / run.run_name / "best") for run in runs]
-    found = [(run, folder) for run, folder in found if store.find(run.run_name) and (folder / adapters.CONFIG_FILE).exists()]
+    found = []
+    for run in runs:
+        record = store.find(run.run_name)
+        if record is not None and (work / run.run_name / "best" / adapters.CONFIG_FILE).exists():
+            found.append((run, kept(record, work, "best")[0]))
     if not found:
         raise AdapterError(
             f"no saved adapter of {runs[0].run_name} in {work} with a record in {store.root}; make it with "

@@ -9,6 +9,9 @@ Answers go to results_dir/answers, question by question; the same command goes o
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -16,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from omegaconf import DictConfig, OmegaConf
-from train import main
+from rich.progress import Progress
+from train import log, main
 
 from vera.config import RunConfig, checked, choices
 from vera.errors import ConfigError
@@ -30,11 +34,37 @@ def answer(cfg: DictConfig, run: RunConfig) -> str:
     from vera.trained.answers import AnswerSettings
     from vera.trained.answers import answer as compute
 
-    record, path, computed = compute(run, checked(AnswerSettings, values, "answers"))
+    with progress(run) as shown:
+        record, path, computed = compute(run, checked(AnswerSettings, values, "answers"), shown)
     notes = [f"{record.cut} answers cut at max_new_tokens"] * bool(record.cut)
     notes += [f"{record.shortened} questions shortened"] * bool(record.shortened)
     done = f"{record.cost['seconds']:.1f} s" if computed else "already done"
     return "  ".join([f"{path}", f"{record.questions.count} questions", *notes, done])
+
+
+SECONDS = 60.0  # between two lines where nobody watches
+
+
+@contextmanager
+def progress(run: RunConfig) -> Iterator:
+    """A callback (questions done, of how many): a bar in a terminal, elsewhere a line now and then."""
+    if sys.stderr.isatty() if run.progress == "auto" else run.progress:
+        with Progress(transient=True) as bar:
+            task = bar.add_task(f"{run.run_name}: loading", total=None)
+
+            def show(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total, description=f"{run.run_name}: answering")
+
+            yield show
+        return
+    last = [time.monotonic()]
+
+    def tell(done: int, total: int) -> None:
+        if run.progress is not False and time.monotonic() - last[0] >= SECONDS:
+            last[0] = time.monotonic()
+            log.info("%s: %d of %d questions answered", run.run_name, done, total)
+
+    yield tell
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from rich.table import Table
 
 from experiments.engine import arguments
 from experiments.engine.accounting import counts
-from experiments.engine.plan import Cell, cells, estimate, sweeps
+from experiments.engine.plan import estimate
 from experiments.engine.render import console
+from experiments.engine.sweeps import Cell, cells, sweeps
 from vera.config import checked, resolve
 from vera.errors import VeraError, redacted
 
@@ -34,8 +35,7 @@ def main() -> int:
     arguments.overrides(parser)
     options = parser.parse_args()
     try:
-        wanted = sweeps(options.artefact)
-        found = [cell for name, sweep in wanted.items() for cell in cells(name, sweep, options.overrides)]
+        found = [cell for sweep in sweeps(options.artefact) for cell in cells(sweep, options.overrides)]
         lines = examine(found, options.overrides)
     except VeraError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,9 @@
 
 python scripts/judge.py results/answers/A.jsonl                               MT-Bench, one set of answers at a time
 python scripts/judge.py results/answers/A.jsonl results/answers/B.jsonl       Vicuna Eval, two side by side
-    ... judge.model=gpt-4-0613 judge.base_url=http://localhost:8000/v1 questions.data_dir=/path/to/mt_bench
+    ... judging=fastchat                                       asked for and read as FastChat does
+    ... judge.model=gpt-4-0613 judge.counts_as=gpt-4           a release that may fill Tables 4 and 13
+    ... judge.base_url=http://localhost:8000/v1 questions.data_dir=/path/to/mt_bench
 
 Every word with `=` is a key of conf/judge.yaml. Verdicts are kept as they come; the same command asks for what is missing.
 Several MT-Bench files are graded one after the other.
@@ -21,6 +23,7 @@ from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.grade import judge
 from vera.judge.judgement import Answers, find
 from vera.judge.questions import QuestionSource
+from vera.runs import interrupt
 
 
 def main(arguments: list[str]) -> int:
@@ -30,14 +33,15 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        for group in _groups(files, overrides):
-            _one(group, overrides)
+        with interrupt.handled():
+            for group in _groups(files, overrides):
+                _one(group, overrides)
     except VeraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    except interrupt.Interrupted as left:
+        print(left, file=sys.stderr)
+        return left.status
     return 0
 
 
@@ -79,6 +83,8 @@ def _one(files: list[str], overrides: list[str]) -> None:
         print(f"{answer['name']}  {score['mean']:.2f} of 10  (n={score['n']}; {turns})")
     if record.unreadable:
         print(f"{len(record.unreadable)} of {record.verdicts} verdicts could not be read: {', '.join(record.unreadable)}")
+    for key, reason in list(record.failed.items())[:5]:
+        print(f"{key}: {reason}")
     print(f"record {path}")
 
 

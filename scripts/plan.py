@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments.engine import arguments
-from experiments.engine.plan import COLUMNS, TFLOPS, Plan, cells, failure, figures, sweeps
+from experiments.engine.plan import COLUMNS, TFLOPS, Plan, failure, figures
 from experiments.engine.render import Table, show
+from experiments.engine.sweeps import cells, sweeps
 from vera.errors import VeraError
 
 
@@ -33,25 +34,25 @@ def main() -> int:
         parser.error("--tflops must be positive")
     try:
         plan = Plan(Path(options.results), Path(options.scratch), options.tflops)
-        wanted = {name: (sweep, cells(name, sweep, options.overrides)) for name, sweep in sweeps(options.artefact).items()}
-        each = {name: plan.status(found) for name, (_, found) in wanted.items()}
-        whole = plan.status([cell for _, found in wanted.values() for cell in found])
+        wanted = [(sweep, cells(sweep, options.overrides)) for sweep in sweeps(options.artefact)]
+        whole = plan.status([cell for _, found in wanted for cell in found])
         if options.commands:
-            for name, status in each.items():
+            for sweep, found in wanted:
+                status = plan.status(found)
                 if status.missing or status.failed:
-                    print(" ".join(["python scripts/train.py", f"sweep={name}", *options.overrides]))
+                    print(" ".join(["python scripts/train.py", f"sweep={sweep.label}", *options.overrides]))
             return 0
         if options.artefact is None:
-            rows = [[", ".join(sweep.artefacts), name, *figures(each[name])] for name, (sweep, _) in wanted.items()]
+            rows = [[", ".join(sweep.artefacts), sweep.label, *figures(plan.status(found))] for sweep, found in wanted]
             rows.sort()
             columns = ["Fills", "Sweep", *COLUMNS]
             lead = ["all", ""]
         else:
             rows = []
-            for name, (_, found) in wanted.items():
+            for sweep, found in wanted:
                 for cell in found:
                     what = " ".join(part for part in cell.overrides[1:] if part not in options.overrides)
-                    rows.append([name, what, *figures(plan.status([cell]))])
+                    rows.append([sweep.label, what, *figures(plan.status([cell]))])
             columns = ["Sweep", "Cell", *COLUMNS]
             lead = ["all", ""]
         notes = [

@@ -13,33 +13,35 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import yaml
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments.engine import arguments
 from experiments.engine.plan import REHEARSAL
-from vera.config import CONF_DIR, choices
+from experiments.engine.sweeps import read_sweep
+from vera.config import choices, resolve
 
 
-def rehearse(sweep: str, results: str, overrides: list[str]) -> tuple[str, int, float, str]:
+def rehearse(sweep: str, added: list[str], answers: bool, results: str, overrides: list[str]) -> tuple[str, int, float, str]:
     """(sweep, exit status, seconds, what it wrote to stderr); one thread, since two sweeps run at a time."""
     began = time.monotonic()
-    keys = [f"sweep={sweep}", *REHEARSAL, f"results_dir={results}", "device=cpu", *overrides]
+    keys = [f"sweep={sweep}", *added, *REHEARSAL, f"results_dir={results}", "device=cpu", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for script in ("train.py", "answer.py") if answers(sweep) else ("train.py",):
+    for script in ("train.py", "answer.py") if answers else ("train.py",):
         command = [sys.executable, str(ROOT / "scripts" / script), *keys]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             break
-    return sweep, done.returncode, time.monotonic() - began, done.stderr
+    return " ".join([sweep, *added]), done.returncode, time.monotonic() - began, done.stderr
 
 
-def answers(sweep: str) -> bool:
-    """Whether the runs of a sweep answer questions when they are trained."""
-    loaded = yaml.safe_load((CONF_DIR / "sweep" / f"{sweep}.yaml").read_text(encoding="utf-8"))
-    return any("override /answers" in entry for entry in loaded.get("defaults", []) if isinstance(entry, dict))
+def rehearsed(sweep: str) -> list[list[str]]:
+    """What to add to a sweep for each of its rehearsals: nothing, and the model and task of another scale that it has."""
+    stand_ins = []
+    for scale in read_sweep(sweep).scales:
+        chosen = resolve("run", [f"scale={scale}"])
+        stand_ins.append([f"{axis}={chosen[axis]['name']}" for axis in ("model", "task")])
+    return [[], *stand_ins]
 
 
 def main() -> int:
@@ -55,10 +57,11 @@ def main() -> int:
     began = time.monotonic()
     errors = 0
     with ThreadPoolExecutor(max(1, options.jobs)) as pool:
-        jobs = [pool.submit(rehearse, s, options.results, options.overrides) for s in options.sweeps or choices("sweep")]
-        for job in jobs:
+        answers = {sweep: "questions" in (resolve("run", [f"sweep={sweep}"])["answers"] or {}) for sweep in choices("sweep")}
+        every = [(s, added, answers[s]) for s in options.sweeps or choices("sweep") for added in rehearsed(s)]
+        for job in [pool.submit(rehearse, *one, options.results, options.overrides) for one in every]:
             sweep, status, seconds, stderr = job.result()
-            print(f"{'done' if status == 0 else 'FAILED':12}{sweep:28}{seconds:6.0f} s", flush=True)
+            print(f"{'done' if status == 0 else 'FAILED':12}{sweep:44}{seconds:6.0f} s", flush=True)
             if status:
                 errors += 1
                 print("\n".join(line for line in stderr.splitlines() if line.startswith("error")), file=sys.stderr)

@@ -22,7 +22,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from vera.errors import DataError, VeraError
-from vera.io.json_text import read_json
+from vera.io.files import read_json
+from vera.io.rows import read_text
 from vera.models.base import SAFE
 from vera.models.tiny import tiny_checkpoint
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter
@@ -68,10 +69,8 @@ def _serve(options: argparse.Namespace) -> int:
     print(f"{len(bank)} adapters of {bank.adapter_bytes:,} bytes; {len(requests)} requests in one batch", file=sys.stderr)
 
     def answers(model, rows: list[dict]) -> list:
-        texts = [[row["text"] for row in rows]]
-        if any("pair" in row for row in rows):
-            texts.append([row.get("pair", "") for row in rows])
-        batch = tokenizer(*texts, padding=True, truncation=True, return_tensors="pt").to(options.device)
+        encoded = [tokenizer(row["text"], row.get("pair"), truncation=True) for row in rows]  # each as if it were alone
+        batch = tokenizer.pad(encoded, return_tensors="pt").to(options.device)
         if not options.generate:
             with torch.no_grad():
                 return model(**batch).logits.float().softmax(-1).tolist()
@@ -99,12 +98,16 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _read(path: Path) -> list[dict]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = read_json(line)
-            rows.append({**row, "adapter": row["adapter"], "text": row["text"]})
+            row = {"pair": None, **row}
+            texts = (row["text"], row["pair"] or "", row["adapter"] or "")
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("not a text")
+            rows.append(row)
         except (ValueError, KeyError, TypeError):
             raise DataError(f'{path} line {number} is not {{"adapter": ..., "text": ...}}') from None
     if not rows:

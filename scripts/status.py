@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT))
 from rich.live import Live
 
 from experiments.engine import arguments, status
-from experiments.engine.plan import cells, sweeps
 from experiments.engine.render import console
+from experiments.engine.sweeps import cells, sweeps
 from vera.errors import VeraError
 
 REFRESH = 2.0  # seconds
@@ -35,8 +35,8 @@ def main() -> int:
     results = Path(options.results)
     try:
         wanted = {
-            name: {run for cell in cells(name, sweep, options.overrides) for run in cell.names()}
-            for name, sweep in sweeps(options.artefact).items()
+            sweep.label: {run for cell in cells(sweep, options.overrides) for run in cell.names()}
+            for sweep in sweeps(options.artefact)
         }
         every = set().union(*wanted.values())
         state = status.look(results)

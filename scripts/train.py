@@ -34,6 +34,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
+from vera.config.paths import readable
 from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, redacted
 from vera.io.files import write_atomic
 from vera.runs import interrupt, sweep, workers
@@ -246,7 +247,7 @@ def main(work: Work = train) -> int:
     try:
         with interrupt.handled():
             check_arguments(sys.argv[1:])
-            sys.argv[1:] = for_each_run(sys.argv[1:])
+            sys.argv[1:] = for_each_run(readable(sys.argv[1:]))
             if LAUNCHED > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
                 raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")
             with passed_on(sys.argv[1:]) as lines:

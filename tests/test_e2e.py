@@ -159,7 +159,7 @@ def test_meaning_representations():
 
 
 def test_contexts_equal_loras_on_the_real_data(shared_e2e):
-    rows, source, _ = task(data_dir=str(shared_e2e)).rows()
+    rows, source, _ = task(data_dir=str(shared_e2e)).source_rows()
     assert source == "the challenge's CSV files"
     assert {split: (len(found), len(by_meaning(found))) for split, found in rows.items()} == {
         "train": (42061, 4862),
@@ -172,7 +172,7 @@ def test_contexts_equal_loras_on_the_real_data(shared_e2e):
 
 
 def test_a_small_folder_is_read_with_quotes_and_line_breaks(folder):
-    rows, _, _ = task(data_dir=str(folder)).rows()
+    rows, _, _ = task(data_dir=str(folder)).source_rows()
     assert [mr for mr, _ in rows["train"]] == ["name[The Mill], priceRange[£20-25], familyFriendly[yes]", "name[Zizzi]"]
     assert by_meaning(rows["test"])[rows["test"][0][0]] == ['The Mill, a "pub". It is cheap.']
 
@@ -192,15 +192,15 @@ def test_malformed_files_name_file_and_line(case, folder):
     text, message = BAD_ROWS[case]
     (folder / "trainset.csv").write_text(text)
     with pytest.raises(DataError, match=message) as error:
-        task(data_dir=str(folder)).rows()
+        task(data_dir=str(folder)).source_rows()
     assert "\n" not in str(error.value)
 
 
 def test_missing_files_and_an_unreachable_hub_say_what_to_give(tmp_path):
     with pytest.raises(DataError, match=r"does not hold trainset.csv, devset.csv, testset_w_refs.csv"):
-        task(data_dir=str(tmp_path)).rows()
+        task(data_dir=str(tmp_path)).source_rows()
     with pytest.raises(DataError, match=r"tuetschek/e2e_nlg cannot be loaded .*task.data_dir=/path/to/e2e"):
-        task().rows()
+        task().source_rows()
 
 
 GPT2 = ("model=gpt2_medium", "task=e2e")
@@ -345,7 +345,7 @@ def test_the_committed_outputs_give_the_committed_scores(shared_e2e):
     kept = [record for record in store.records() if record.outputs]
     if not kept:
         pytest.skip("no record with outputs is committed")
-    references = list(by_meaning(task(data_dir=str(shared_e2e)).rows()[0]["test"]).values())
+    references = list(by_meaning(task(data_dir=str(shared_e2e)).source_rows()[0]["test"]).values())
     for record in kept:
         outputs = store.read_output(record, "txt").removesuffix("\n").split("\n")
         again = {"BLEU": e2e_metrics.bleu(outputs, references), **nist(outputs, references)}

@@ -27,9 +27,10 @@ from vera.config import CONF_DIR, build, choices, compose
 from vera.errors import AdapterError, DataError, RecordError, VeraError
 from vera.io.rows import read_csv
 from vera.judge.judgement import Answers, Judged, find
-from vera.judge.prompts import OWN, parse_pair, parse_rating, read_prompts
+from vera.judge.prompts import OWN, read_prompts
 from vera.judge.questions import parse_questions, parse_turns
 from vera.judge.sources import Found
+from vera.judge.verdicts import read_verdict
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, save_adapter
 from vera.runs.record import Failure, parse
 from vera.runs.store import Store
@@ -198,9 +199,10 @@ def test_verdicts(fuzz):
     words = st.sampled_from(["[[7]]", "[[", "]]", "(8, 3)", "8 3", "10.5", "[[9.5, 2]]", "\n", " ", "9" * 400, "[[NaN]]"])
 
     def check(parts):
-        for parse_verdict in (parse_rating, parse_pair):
-            scores = tried("verdicts", lambda parse_verdict=parse_verdict: parse_verdict("".join(parts)))
-            assert scores is None or all(1 <= score <= 10 for score in scores)
+        for form in ("rating", "pair", "first line", "tuple"):
+            for rule in ("own", "fastchat"):
+                scores = tried("verdicts", lambda form=form, rule=rule: read_verdict("".join(parts), "stop", form, rule))
+                assert scores is None or all(1 <= score <= 10 for score in scores)
 
     fuzz(st.lists(st.one_of(words, st.text(max_size=5)), max_size=8), check)
 

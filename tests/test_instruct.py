@@ -26,11 +26,12 @@ from vera.judge.grade import judge
 from vera.judge.judgement import Judged
 from vera.judge.questions import QuestionSource, load_questions
 from vera.methods.base import count
-from vera.models.decoding import generate_ids
+from vera.models.decoding import Draws, generate_ids
 from vera.run import execute, prepare
+from vera.runs.kept import kept
 from vera.runs.store import Store
 from vera.tasks.alpaca import read_rows
-from vera.trained.answers import AnswerSettings, Chat, answer
+from vera.trained.answers import AnswerSettings, Chat, answer, load_trained
 
 BASE = ["model=llama_7b", "task=alpaca"]
 SMALL = ["model.size=tiny", "model.tiny.hidden_size=16", "task.synthetic=true"]
@@ -150,8 +151,8 @@ def test_the_rows_of_a_subset_are_the_same_for_every_seed_and_never_held_out(bac
         ('[{"instruction": "a", "output": "b"}, {"output": "b"}]', "row 1: no 'instruction'"),
         ('[{"instruction": "a", "output": 3}]', "row 0: 'output' is not a text"),
         ('[{"instruction": " ", "output": "b"}]', "row 0: empty 'instruction'"),
-        ('["a"]', "row 0: not an object"),
-        ('{"instruction": "a"}', "is not a list of rows"),
+        ('["a"]', "row 0 is not an object"),
+        ('{"instruction": "a"}', ":1: no 'output'"),
         ("[{", "is not a JSON file"),
     ],
 )
@@ -163,7 +164,7 @@ def test_bad_rows_are_named(content, words, tmp_path):
 
 
 def test_a_folder_without_rows_and_no_hub(tmp_path, backbone):
-    with pytest.raises(DataError, match="holds none of alpaca_data_cleaned"):
+    with pytest.raises(DataError, match="holds neither alpaca_data_cleaned"):
         read_rows(tmp_path)
     with pytest.raises(DataError, match=r"yahma/alpaca-cleaned cannot be loaded from the hub .* task.data_dir="):
         alpaca().load(backbone, 0)
@@ -373,6 +374,74 @@ def test_a_prompt_longer_than_the_model_loses_its_left_but_the_begin_token(backb
     with pytest.raises(ConfigError, match=r"max_new_tokens=200 leaves no prompt; this model reads 200"):
         long = settings("mt_bench", "answers.decoding.max_new_tokens=200")
         module.answer_batch(backbone, long, load_questions(long.questions, "").questions)
+
+
+def test_draws_follow_the_distribution_and_their_own_streams():
+    """Frequencies of 4,000 draws against softmax(logits / T) among the two likeliest of four tokens."""
+    logits = torch.tensor([[1.0, 0.2, -0.5, 0.0]])
+    streams = [torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)]
+    draws = Draws([0.5, 0.0], streams, 2)
+    counts = torch.zeros(4)
+    for _ in range(4000):
+        drawn = draws(None, logits.expand(2, -1)).argmax(-1)
+        counts[drawn[0]] += 1
+        assert drawn[1] == 0  # temperature 0
+    odds = torch.tensor([2.0, 0.4]).exp()
+    torch.testing.assert_close(counts / 4000, torch.tensor([*(odds / odds.sum()).tolist(), 0.0, 0.0]), atol=0.02, rtol=0)
+    alone = Draws([0.5], [torch.Generator().manual_seed(7)], 0)
+    beside = Draws([0.9, 0.5], [torch.Generator().manual_seed(1), torch.Generator().manual_seed(7)], 0)
+    for _ in range(20):
+        assert torch.equal(alone(None, logits)[0], beside(None, logits.expand(2, -1))[1])
+
+
+def test_the_temperature_is_the_categorys_and_answers_do_not_depend_on_batches(trained):
+    of = settings("mt_bench").decoding
+    assert [of.of(c) for c in ("writing", "roleplay", "math", "stem", "humanities", "generic")] == [0.7, 0.7, 0, 0.1, 0.1, 0.7]
+    assert settings("vicuna_bench").decoding.of("math") == 0.7
+    warm = answer(trained, settings("mt_bench", "answers.decoding.temperature=1.5"))
+    rows = [json.loads(line) for line in warm[1].read_text().splitlines()]
+    assert [row["temperature"] for row in rows] == [1.5] * 3
+    assert warm[0].settings["decoding"]["seed"] == 0 and warm[0].settings["decoding"]["temperature"] == 1.5
+    warm[1].unlink(), warm[1].with_suffix(".json").unlink()
+    again = answer(trained, settings("mt_bench", "answers.decoding.temperature=1.5", "answers.batch_size=1"))
+    assert [json.loads(line)["choices"] for line in again[1].read_text().splitlines()] == [row["choices"] for row in rows]
+    other = answer(trained, settings("mt_bench", "answers.decoding.temperature=1.5", "answers.decoding.seed=1"))
+    assert [json.loads(line)["choices"] for line in other[1].read_text().splitlines()] != [row["choices"] for row in rows]
+    greedy = answer(trained, settings("mt_bench", "answers.decoding.temperature=0"))
+    assert len({warm[1], other[1], greedy[1], answer(trained, settings())[1]}) == 4
+
+
+def test_temperatures_that_cannot_be():
+    with pytest.raises(ConfigError, match="several beams are searched, not drawn from"):
+        settings("mt_bench", "answers.decoding.beams=2")
+    with pytest.raises(ConfigError, match=r"answers\.decoding\.temperature"):
+        settings("mt_bench", "answers.decoding.temperature=-1")
+    only = settings("mt_bench", "~answers.decoding.temperature.otherwise").decoding
+    with pytest.raises(ConfigError, match="has none for category 'generic'"):
+        only.of("generic")
+
+
+def test_weights_of_another_run_in_a_shared_work_dir_never_answer(compose, tmp_path, cache):
+    """Two data files, two results_dirs, one work_dir: the same run name, other weights."""
+    rows = [write_rows(tmp_path / f"{name}.json", [*numbered(12 + extra)][extra:]) for name, extra in (("a", 0), ("b", 9))]
+
+    def run(name, path):
+        given = [f"task.data_dir={path}", "task.synthetic=false", "task.held_out=4", "train.save=true", "train.lr=0.1"]
+        return compose(*BASE, "method=lora", "model.quantisation=none", *given, f"results_dir={tmp_path / name}")
+
+    first, second = run("a", rows[0]), run("b", rows[1])
+    record = execute(first)
+    own = kept(record, first.work_dir, "last")
+    assert set(record.weights) == {"best", "last"} and own[1] == record.weights["last"]
+    assert '"weights"' in record.to_json() and '"weights"' not in record.model_copy(update={"weights": {}}).to_json()
+    asked = settings("mt_bench", "answers.decoding.max_new_tokens=2")
+    assert answer(first, asked)[0].adapter_sha256 == own[1]
+    other = execute(second)
+    assert other.name == record.name and other.weights != record.weights
+    for load in (lambda: answer(first, asked), lambda: load_trained(first), lambda: kept(record, first.work_dir, "best")):
+        with pytest.raises(ModelError, match="holds the weights of another run of this name"):
+            load()
+    assert answer(second, asked)[0].adapter_sha256 == other.weights["last"]
 
 
 def test_a_run_that_was_not_trained_or_not_kept_cannot_answer(compose, trained):

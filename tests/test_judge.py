@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -14,9 +15,11 @@ from vera.config import checked, resolve
 from vera.errors import ConfigError, DataError, JudgeError, RecordError
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.grade import items, judge, messages, read_answers
-from vera.judge.prompts import parse_pair, parse_rating, read_prompts
+from vera.judge.prompts import read_prompts
 from vera.judge.questions import QuestionSource, load_questions
 from vera.judge.sources import fetch, in_folder
+from vera.judge.verdicts import read_verdict
+from vera.runs import interrupt
 
 KEY = "sk-secret-0123456789"
 
@@ -158,15 +161,16 @@ def test_an_unreadable_verdict_is_asked_again_then_reported_and_in_no_mean(serve
 
 def test_an_empty_verdict_is_unreadable_and_none_at_all_is_an_error(server, ask, tmp_path):
     there = server(lambda n, body: (200, completion(None), {}))
-    with pytest.raises(JudgeError, match="not one of 6 verdicts holds a rating"):
+    with pytest.raises(JudgeError, match="not one of 6 verdicts holds a rating as the prompt asks for it"):
         ask(there, attempts=1)
     assert not list((tmp_path / "results/judged").glob("*.json")) and len(verdict_lines(tmp_path)) == 6
 
 
 def test_a_rerun_asks_only_what_is_missing(server, ask, tmp_path):
-    there = server(lambda n, body: "[[6]]" if n < 3 else error(400, "the context is too long"))
-    with pytest.raises(JudgeError, match=r"HTTP 400: the context is too long; 3 new verdicts are kept"):
+    there = server(lambda n, body: "[[6]]" if n < 3 else error(404, "no such model"))
+    with pytest.raises(JudgeError, match=r"HTTP 404: no such model; 3 new verdicts are kept"):
         ask(there, concurrency=1)
+    assert len(there.requests) == 4
     assert not list((tmp_path / "results/judged").glob("*.json"))
     (verdicts,) = (tmp_path / "results/judged").glob("*.jsonl")
     with verdicts.open("a") as file:
@@ -178,6 +182,160 @@ def test_a_rerun_asks_only_what_is_missing(server, ask, tmp_path):
     text, count = path.read_text(), len(there.requests)
     ask(there)
     assert path.read_text() == text and len(there.requests) == count
+
+
+def said(body):
+    """The question that a request is about: 1, 2 or 3 of the synthetic ones."""
+    text = user_text(body)
+    return 1 + ["three colours" in text, "What is rain" in text, "2 + 3" in text].index(True)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_an_item_that_is_refused_for_good_is_its_own_affair(status, server, ask):
+    there = server(lambda n, body: error(status, "too long") if said(body) == 1 else "[[6]]")
+    record, path = ask(there, retries=2)
+    assert record.unreadable == ["1/1/a", "1/2/a"]
+    assert (record.scores[0]["n"], record.scores[0]["mean"]) == (4, 6) and len(there.requests) == 6  # no second try
+    assert set(record.failed) == {"1/1/a", "1/2/a"} and f"HTTP {status}: too long" in record.failed["1/1/a"]
+    assert json.loads(path.read_text())["cost"] == {"requests": 4, "prompt_tokens": 40, "completion_tokens": 20}
+    there.script = lambda n, body: "[[8]]"
+    again, _ = ask(there)
+    assert again.unreadable == [] and again.failed == {} and len(there.requests) == 8
+
+
+def test_an_item_that_never_gets_an_answer_is_named_too(server, ask):
+    there = server(lambda n, body: error(500, "broken") if said(body) == 2 else "[[6]]")
+    record, _ = ask(there, retries=1, concurrency=1)
+    assert record.unreadable == ["2/1/a", "2/2/a"] and "HTTP 500: broken, asked 2 times" in record.failed["2/2/a"]
+
+
+def test_an_endpoint_that_goes_down_is_left_alone_and_makes_no_record(server, ask, tmp_path):
+    there = server(lambda n, body: "[[6]]" if n == 0 else error(429, "You exceeded your current quota"))
+    with pytest.raises(JudgeError, match=r"HTTP 429: You exceeded.*; 1 new verdicts are kept, the same command asks"):
+        ask(there, retries=0, concurrency=1)
+    assert len(there.requests) == 5 and not list((tmp_path / "results/judged").glob("*.json"))
+    there.script = lambda n, body: "[[6]]"
+    assert ask(there)[0].scores[0]["n"] == 6 and len(there.requests) == 10
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        ({"error": {"message": "Rate limit", "code": 429}}, "HTTP 429: Rate limit, asked 2 times"),
+        ({"error": {"message": "filtered", "code": "content_filter"}}, "HTTP 400: filtered"),
+        ({"error": "overloaded"}, "HTTP 500: overloaded, asked 2 times"),
+        ({**completion("x"), "choices": [{"index": 0, "message": {}, "error": {"message": "cut", "code": 502}}]}, "HTTP 502"),
+        ({"choices": None}, "no chat completion"),
+    ],
+    ids=["429", "filter", "word", "choice", "nothing"],
+)
+def test_errors_inside_http_200(payload, expected, server, ask):
+    there = server(lambda n, body: (200, payload, {}) if said(body) == 1 else "[[6]]")
+    record, _ = ask(there, retries=1, concurrency=2)
+    assert record.unreadable == ["1/1/a", "1/2/a"] and expected in record.failed["1/1/a"]
+
+
+def test_a_key_that_is_refused_inside_http_200_stops(server, ask):
+    there = server(lambda n, body: (200, {"error": {"message": "no", "code": "invalid_api_key"}}, {}))
+    with pytest.raises(JudgeError, match="refuses the key"):
+        ask(there, concurrency=1)
+    assert len(there.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        ("Half an emoji \ud83d. [[7]]", "Half an emoji \ufffd. [[7]]"),
+        ("\u2028, \u2029 and \u0085. [[7]]", "\u2028, \u2029 and \u0085. [[7]]"),
+        (
+            [{"type": "reasoning", "text": "[[1]]"}, {"type": "text", "text": "Good \ud83d"}, {"text": "\ude00. [[7]]"}],
+            "Good 😀. [[7]]",
+        ),
+        ([{"type": "output_text", "text": {"value": "[[7]]"}}], "[[7]]"),
+        ("nul \x00 and \r\n[[7]]\r\n", "nul \x00 and \r\n[[7]]\r\n"),
+    ],
+    ids=["half", "separators", "parts", "value", "controls"],
+)
+def test_any_text_survives(content, kept, server, ask, tmp_path):
+    there = server(lambda n, body: (200, completion(content), {}))
+    record, _ = ask(there)
+    assert record.scores[0]["mean"] == 7
+    (file,) = (tmp_path / "results/judged").glob("*.jsonl")
+    lines = [json.loads(line) for line in file.read_bytes().decode().split("\n")[:-1]]
+    assert [line["verdict"] for line in lines] == [kept] * 6
+    assert ask(there)[0] == record and len(there.requests) == 6
+
+
+def test_answers_of_another_program_hold_any_text(tmp_path, server):
+    chosen = source(synthetic=True)
+    path = answer_file(tmp_path, load_questions(chosen, tmp_path), text="half \ud83d of \u2028 it")
+    there = server()
+    judge([path], chosen, settings(there), KEY, tmp_path, tmp_path)
+    assert any("half \ufffd of \u2028 it" in user_text(request["body"]) for request in there.requests)
+
+
+def slowly(n, body):
+    """Several requests are under way at once."""
+    time.sleep(0.15)
+    return "[[6]]"
+
+
+@pytest.mark.parametrize("kind", ["ctrl-c", "signal", "disk", "bug"])
+def test_whatever_ends_it_nothing_more_is_asked_and_what_is_under_way_is_kept(kind, server, ask, tmp_path, monkeypatch):
+    import vera.judge.grade as module
+
+    there, real, calls = server(slowly), module.append_line, []
+    monkeypatch.setattr(module, "GLANCE", 0.01)
+
+    def append(path, line):
+        calls.append(line)
+        if kind == "disk" and len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        real(path, line)
+        if kind == "ctrl-c" and len(calls) == 1:
+            raise KeyboardInterrupt
+        if kind == "signal" and len(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    def progress(done, total):
+        if kind == "bug":
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(module, "append_line", append)
+    chosen = source("mt_bench", synthetic=True)
+    path = answer_file(tmp_path / "answers", load_questions(chosen, tmp_path))
+    expected = {"ctrl-c": KeyboardInterrupt, "signal": interrupt.Interrupted, "disk": RecordError, "bug": ZeroDivisionError}[
+        kind
+    ]
+    with pytest.raises(expected), interrupt.handled():
+        judge([path], chosen, settings(there, concurrency=2), KEY, tmp_path / "results", tmp_path, on_progress=progress)
+    asked = len(there.requests)
+    assert asked <= 4 and len({line["item"] for line in verdict_lines(tmp_path)}) == asked
+    monkeypatch.setattr(module, "append_line", real)
+    record, _ = judge([path], chosen, settings(there), KEY, tmp_path / "results", tmp_path)
+    assert record.scores[0]["n"] == 6 and len(there.requests) == 6 and record.cost["requests"] == 6
+
+
+def test_another_rule_reads_the_kept_verdicts_again(server, ask):
+    there = server(lambda n, body: "First [[9]], but no. Rating: [[6]]")
+    record, path = ask(there)
+    assert record.scores[0]["mean"] == 6 and record.judge["parse"] == "own"
+    other, same = ask(there, parse="fastchat", counts_as="gpt-4")
+    assert other.scores[0]["mean"] == 9 and same == path and len(there.requests) == 6
+    assert other.judge["parse"] == "fastchat" and other.judge["counts_as"] == "gpt-4"
+    assert ask(there)[0].scores == record.scores and len(there.requests) == 6
+
+
+def test_fastchats_way_is_one_choice():
+    def composed(questions):
+        values = resolve("judge", [f"questions={questions}", "judging=fastchat"])
+        return checked(JudgeSettings, values["judge"], "judge")
+
+    single, pair = composed("mt_bench"), composed("vicuna_bench")
+    assert (single.parse, single.temperature, single.max_tokens, single.attempts) == ("fastchat", 0.0, 2048, 1)
+    assert (pair.parse, pair.orders, pair.temperature, pair.max_tokens) == ("fastchat", "first", 0.2, 1024)
+    changed = resolve("judge", ["judging=fastchat", "judge.temperature=0.5"])["judge"]
+    assert checked(JudgeSettings, changed, "judge").temperature == 0.5
 
 
 def test_another_judge_makes_another_record(server, ask, tmp_path):
@@ -252,10 +410,10 @@ def test_the_key_is_sent_and_written_nowhere(server, ask, tmp_path):
 def test_a_stand_in_for_a_key_leaves_verdicts_alone(server, tmp_path):
     chosen = source(synthetic=True)
     files = [answer_file(tmp_path, load_questions(chosen, tmp_path))]
-    there = server(lambda n, body: "None is better: [[5]]")
+    there = server(lambda n, body: "None is better. [[5]]")
     record, path = judge(files, chosen, settings(there), "5", tmp_path, tmp_path)
     assert record.scores[0]["mean"] == 5 and json.loads(path.with_suffix(".jsonl").read_text().splitlines()[0])["verdict"] == (
-        "None is better: [[5]]"
+        "None is better. [[5]]"
     )
 
 
@@ -297,40 +455,95 @@ def test_keys_that_cannot_be_sent(monkeypatch):
         assert value not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("verdict", "expected"),
-    [
-        ("Rating: [[7]]", (7.0,)),
-        ("[[ 7.5 ]] and again [[7.50]]", (7.5,)),
-        ("[[3]] or rather [[4]]", None),
-        ("[[0]]", None),
-        ("[[11]]", None),
-        ("Rating: 7", None),
-        ("[7]", None),
-        ("", None),
-    ],
-)
-def test_ratings_are_read_and_never_guessed(verdict, expected):
-    assert parse_rating(verdict) == expected
+RATINGS = [
+    ("Rating: [[7]]", 7),
+    ("Fine. Rating: [[7.5]]", 7.5),
+    ("**Rating:** [[7]]", 7),
+    ("**Rating**: [[7]].", 7),
+    ("Good.\n\n[[7]]/10", 7),
+    ("Therefore, my final rating is [[9]]", 9),
+    ("I would give this answer a score of [[8]].", 8),
+    ("In R, lst[[2]] is right.\nRating: [[7]]", 7),
+    ("```r\nRating: [[2]]\n```\nRating: [[7]]", 7),
+    ("```\nRating: [[7]]\n```", 7),
+    ("One\u2028two \u0085. Rating: [[7]]", 7),
+    ("In R, lst[[2]] is right", None),
+    ("It should use the list, e.g. [[2]]", None),
+    ("```r\nx <- lst\n[[2]]\n```", None),
+    ("The highest rating is [[10]]", None),
+    ("On a scale from [[1]] to [[10]]", None),
+    ("[[3]] or rather [[4]]", None),
+    ("Rating: [[3]]\nOr rather:\nRating: [[4]]", None),
+    ("Rating: [[7]]\nThe answer could be longer.", None),
+    ("Rating: [[0]]", None),
+    ("Rating: [[11]]", None),
+    ("Rating: 7", None),
+    ("[7]", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("verdict", "expected"), RATINGS)
+def test_a_rating_is_read_at_the_end_and_never_guessed(verdict, expected):
+    assert read_verdict(verdict, "stop", "rating") == (None if expected is None else (expected,))
+
+
+PAIRS = [
+    ("pair", "Both are fine.\nScores: [[8, 6]]", (8, 6)),
+    ("pair", "Both are fine.\n[[8, 6]]", (8, 6)),
+    ("pair", "I grade on a scale of (1, 10).\nAssistant A: 9, Assistant B: 3.", None),
+    ("pair", "f(2, 5) is right", None),
+    ("pair", "The matrix is [[1, 2]]", None),
+    ("pair", "8 9\nBoth are fine", None),
+    ("pair", "Scores: [[8, 12]]", None),
+    ("first line", "8 6\nBoth are fine.", (8, 6)),
+    ("first line", "\n 8.5, 6 \nx", (8.5, 6)),
+    ("first line", "(8, 6)", None),
+    ("first line", "Scores below.\n8 6", None),
+    ("first line", "86", None),
+    ("first line", "8 12", None),
+    ("first line", "Both.\nScores: [[8, 6]]", None),
+    ("tuple", "The first is wrong.\n(4, 9)", (4, 9)),
+    ("tuple", "So the tuple is (9, 2).", (9, 2)),
+    ("tuple", "scores = (9, 2)\nThe first is right.", (9, 2)),
+    ("tuple", "They meet in the point (3, 4)", None),
+    ("tuple", "(9, 2) or (2, 9)", None),
+    ("tuple", "8 9", None),
+]
+
+
+@pytest.mark.parametrize(("form", "verdict", "expected"), PAIRS)
+def test_a_pair_is_read_in_the_form_that_was_asked_for(form, verdict, expected):
+    assert read_verdict(verdict, None, form) == expected
+
+
+def test_a_verdict_that_was_cut_is_unreadable():
+    for finish in ("length", "content_filter", "max_tokens", "abort"):
+        assert read_verdict("Rating: [[7]]", finish, "rating") is None
+        assert read_verdict("8 9\nAssistant 1 is", finish, "first line") is None
+    assert read_verdict("Rating: [[7]]", "eos_token", "rating") == (7,)
 
 
 @pytest.mark.parametrize(
-    ("verdict", "expected"),
+    ("form", "verdict", "expected"),
     [
-        ("8 6\nBoth are fine.", (8.0, 6.0)),
-        ("\n 8.5, 6 \nx", (8.5, 6.0)),
-        ("(8, 6)", (8.0, 6.0)),
-        ("Both are fine.\nScores: [[8, 6]]", (8.0, 6.0)),
-        ("So the tuple is (9, 2).", (9.0, 2.0)),
-        ("(9, 2) or (2, 9)", None),
-        ("8", None),
-        ("86", None),
-        ("8 12", None),
-        ("A gets 8 and B gets 6", None),
+        ("rating", "[[8]] at first, then [[5]]", (8,)),
+        ("rating", "Rating: [7]", (7,)),
+        ("rating", "Of [3] the [[7.]]", (7,)),
+        ("rating", "lst[[2]] is right, but the", (2,)),
+        ("rating", "seven", None),
+        ("rating", "[[85]]", None),
+        ("pair", "x [[8,6]] y [[1,2]]", (8, 6)),
+        ("first line", "8 6\n", (8, 6)),
+        ("first line", "8,6", (8, 6)),
+        ("first line", "8, 6", None),  # two separators in a row make three words
+        ("first line", "Hm.\n8 6", None),
+        ("tuple", "9 2", (9, 2)),
+        ("tuple", "(9, 2)", None),
     ],
 )
-def test_pairs_are_read_and_never_guessed(verdict, expected):
-    assert parse_pair(verdict) == expected
+def test_fastchats_rule(form, verdict, expected):
+    assert read_verdict(verdict, "length", form, "fastchat") == expected
 
 
 GOOD = {"question_id": 1, "category": "writing", "turns": ["a", "b"]}
@@ -434,7 +647,7 @@ def test_vicuna_eval_one_answer_at_a_time(server, ask):
     assert len(there.requests) == 3 and record.scores[0]["by_turn"] == {"1": 7}
 
 
-def test_without_the_official_wording_ours_is_used_and_recorded(tmp_path, server):
+def test_without_the_official_wording_nothing_is_asked_unless_ours_is_chosen(tmp_path, server):
     (tmp_path / "question.jsonl").write_text(json.dumps({**GOOD, "turns": ["a"]}) + "\n")
     chosen = source("vicuna_bench", data_dir=tmp_path)
     questions = load_questions(chosen, tmp_path)
@@ -445,11 +658,13 @@ def test_without_the_official_wording_ours_is_used_and_recorded(tmp_path, server
     def grade(**changes):
         return judge(files, chosen, settings(there, **changes), KEY, tmp_path, tmp_path / "cache", on_note=notes.append)[0]
 
-    record = grade(prompts="auto")
+    for choice in ("auto", "official"):
+        with pytest.raises(DataError, match=r"wording is missing: .*HF_HUB_OFFLINE=1; put it into .*judge\.prompts=own"):
+            grade(prompts=choice)
+    assert not there.requests
+    record = grade(prompts="own")
     assert record.judge["prompts"] == "own" and not record.questions.official
-    assert len(notes) == 1 and notes[0].startswith("our own judge wording is used: ") and "HF_HUB_OFFLINE" in notes[0]
-    with pytest.raises(DataError, match="is not fetched"):
-        grade(prompts="official")
+    assert notes == ["not official: the questions and the judge's wording; Tables 4 and 13 do not show the scores"]
 
 
 def test_a_file_of_prompts_that_is_not_the_official_one(server, tmp_path, ask):

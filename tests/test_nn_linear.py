@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vera.errors import AdapterError
 from vera.nn import VeraConfig, attach, merge, set_adapter, unmerge, vera_layers
-from vera.nn.functional import ActivationOrder, Plan, Update, WeightOrder, compose, image, plan
+from vera.nn.functional import ActivationOrder, Plan, Update, WeightOrder, compose, plan, projected
 
 
 class Net(nn.Module):
@@ -98,9 +98,9 @@ def test_gradients_are_exact_in_double_precision(name):
 
     def call(x, b, d):
         if plan.order == "weight":
-            u = image(x, A, x, layer) if plan.through_u else None
+            u = projected(x, A, x, layer) if plan.through_u else None
             return WeightOrder.apply(x, layer.weight, layer.bias, A, B, b, d, u, plan.through_u, plan.keep_weight)
-        return ActivationOrder.apply(x, layer.weight, layer.bias, A, B, b, d, image(x, A, x, layer))
+        return ActivationOrder.apply(x, layer.weight, layer.bias, A, B, b, d, projected(x, A, x, layer))
 
     assert torch.autograd.gradcheck(call, (x, b, d))
 
@@ -113,7 +113,7 @@ def test_the_update_of_another_layers_output_is_exact():
         torch.randn(3, 20, dtype=torch.double, requires_grad=True),
         torch.randn(3, 12, dtype=torch.double, requires_grad=True),
     )
-    assert torch.autograd.gradcheck(lambda h, z, b, d: Update.apply(h, z, A, B, b, d, image(z, A, z, layer)), (h, z, b, d))
+    assert torch.autograd.gradcheck(lambda h, z, b, d: Update.apply(h, z, A, B, b, d, projected(z, A, z, layer)), (h, z, b, d))
 
 
 @every_plan

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from experiments.engine import plan, published, registry
+from experiments.engine import plan, published, registry, sweeps
 from tests.conftest import ROOT
 from tests.test_experiments import record
 from vera.config import choices, compose
@@ -23,11 +23,11 @@ def folders(tmp_path):
 
 
 def cells(name, *overrides):
-    return plan.cells(name, plan.read_sweep(name), overrides)
+    return sweeps.cells(sweeps.read_sweep(name), overrides)
 
 
 def test_a_sweep_expands_to_the_cells_and_seeds_of_its_axes():
-    found = cells("glue_large", "task=rte,cola", "seed=0,1")
+    found = cells("glue_large", "method=vera", "task=rte,cola", "seed=0,1")
     assert [cell.run.task["name"] for cell in found] == ["rte", "cola"] and {cell.seeds for cell in found} == {(0, 1)}
     run = compose(["model=roberta_large", "task=rte", "method=vera"])
     assert found[0].run.cell_id == run.cell_id
@@ -45,9 +45,9 @@ def test_every_row_of_every_published_table_is_in_some_sweep():
 
 def test_every_artefact_that_a_sweep_names_exists():
     known = registry.names()
-    for name, sweep in plan.sweeps().items():
+    for sweep in sweeps.sweeps():
         for artefact in sweep.artefacts:
-            assert any(of.startswith(artefact) for of in known), f"{name} fills {artefact}, which nothing renders"
+            assert any(of.startswith(artefact) for of in known), f"{sweep.label} fills {artefact}, which nothing renders"
 
 
 def test_done_failed_missing_and_rehearsed_are_told_apart(tmp_path, folders):
@@ -55,40 +55,41 @@ def test_done_failed_missing_and_rehearsed_are_told_apart(tmp_path, folders):
     store = Store(tmp_path / "results")
     store.write(record(overrides, 0, 0.8))
     store.write(record(overrides, 1, 0.8))
-    names = cells("glue_large", "task=rte")[0].names()
+    (cell,) = cells("glue_large", "method=vera", "task=rte")
+    names = cell.names()
     (tmp_path / "results" / "failed").mkdir()
     (tmp_path / "results" / "failed" / f"{names[2]}.json").write_text(json.dumps({"error": "no room left"}))
     Store(tmp_path / "scratch").write(record([*overrides, *plan.REHEARSAL], 4, 0.5))
     folders = plan.Plan(tmp_path / "results", tmp_path / "scratch", tflops=50.0)
-    status = folders.status(cells("glue_large", "task=rte") + cells("glue_large", "task=rte"))  # wanted twice, counted once
+    status = folders.status([cell, cell])  # wanted twice, counted once
     assert (len(status.wanted), len(status.done), len(status.failed), status.missing, status.rehearsed) == (5, 2, 1, 2, 1)
     assert status.hours == pytest.approx(3 * 2.0 / 3600) and status.bases == {"recorded"}  # three runs left at 2 s each
     assert plan.failure(tmp_path / "results", names[2]) == "no room left"
 
 
 def test_hours_without_records_follow_from_operations(folders):
-    (cell,) = cells("glue_large", "task=rte")
+    (cell,) = cells("glue_large", "method=vera", "task=rte")
     hours, basis = folders.hours(cell)
     facts, layers, width, inner = cell.run.task["facts"], 24, 1024, 4096
     forward = facts["tokens"] * (2 * layers * (4 * width**2 + 2 * width * inner) + 4 * layers * facts["tokens"] * width)
     expected = forward * (2 * 40 * facts["train_rows"] + 40 * facts["eval_rows"])
     assert basis == "operations" and hours == pytest.approx(expected / 50e12 / 3600)
-    (capped,) = cells("glue_large", "task=rte", "train.max_steps=1")
+    (capped,) = cells("glue_large", "method=vera", "task=rte", "train.max_steps=1")
     assert folders.hours(capped)[0] < hours
 
 
 def test_unknown_names_and_bad_sweeps_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="nothing is called 'table99'; there are"):
-        plan.sweeps("table99")
+        sweeps.sweeps("table99")
     with pytest.raises(ConfigError, match="seeds are whole numbers"):
         cells("glue_large", "seed=one")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "odd.yaml").write_text(
         yaml.safe_dump({"artefacts": "table2", "hydra": {"sweeper": {"params": {"a": 1}}}})
     )
-    monkeypatch.setattr(plan, "CONF_DIR", tmp_path)
+    monkeypatch.setattr(sweeps, "CONF_DIR", tmp_path)
     with pytest.raises(ConfigError, match=r"conf/sweep/odd\.yaml\.artefacts"):
-        plan.read_sweep("odd")
+        sweeps.read_sweep("odd")
 
 
 def test_remembered_compositions_are_the_composed_ones(tmp_path):
@@ -119,10 +120,9 @@ def test_many_compositions_at_once_are_the_same_as_one_by_one(tmp_path):
 
 
 def test_a_sweep_that_adds_nothing_to_its_runs_composes_like_a_table_s_row():
-    for name in ("glue_large", "demo", "mini_table6c"):
-        sweep = plan.read_sweep(name)
-        assert sweep.plain
-        for cell in cells(name, sweep)[:2]:
+    for name in ("glue_large", "demo", "ablations"):
+        assert sweeps.read_sweep(name).plain
+        for cell in cells(name)[:2]:
             assert compose(cell.overrides).cell_id == cell.run.cell_id
 
 

@@ -189,7 +189,7 @@ def test_every_run_has_a_state(folder):
     states = [c["seeds"] for c in listed["glue_large"]["cells"]]
     assert {"done": [0, 1, 2, 3, 4], "failed": [], "missing": []} in states
     assert {"done": [], "failed": [0], "missing": [1, 2, 3, 4]} in states
-    assert sum(len(seeds) for state in states for seeds in state.values()) == 30
+    assert sum(len(seeds) for state in states for seeds in state.values()) == 42 * 5  # seven rows, six tasks
     assert listed["in no sweep"]["cells"][0]["seeds"]["done"] == [7]  # seed 7 is nobody's
     assert Plan(folder).done == {path.stem for path in (folder / "runs").glob("*.json")}
 

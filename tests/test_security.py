@@ -19,8 +19,7 @@ from tests.conftest import REHEARSAL, ROOT
 from vera import errors
 from vera.config import CONF_DIR, build, choices, compose, resolve
 from vera.errors import ConfigError, DataError, ModelError, RecordError, VeraError, redacted
-from vera.io.files import append_line, write_atomic
-from vera.io.json_text import read_json
+from vera.io.files import append_line, read_json, write_atomic
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.prompts import read_prompts
 from vera.judge.sources import Found, PinnedFile
@@ -83,10 +82,10 @@ def test_no_source_loads_pickles_or_runs_text(path):
                 assert named.get("use_safetensors") == "True", f"{path}:{node.lineno} may read a pickle"
 
 
-def test_only_two_places_import_by_name():
-    """vera.config.components, from an allow-list, and experiments.engine.registry, from its own folder."""
+def test_only_three_places_import_by_name():
+    """vera.config.components, from an allow-list; experiments.engine.registry, from its folder; vera.nn, from its own table."""
     found = {path.relative_to(ROOT).as_posix() for path in SOURCES for _, name in calls(path) if name.endswith("import_module")}
-    assert found == {"vera/config/components.py", "experiments/engine/registry.py"}
+    assert found == {"vera/config/components.py", "experiments/engine/registry.py", "vera/nn/__init__.py"}
 
 
 @pytest.fixture
@@ -179,12 +178,12 @@ def test_scripts_beside_data_are_never_run(trace, tmp_path, cache):
         (tmp_path / name / "dataset.pkl").write_bytes(pickle.dumps(Bomb(trace)))
     images = ["model=vit_base", "task=resisc45", f"task.data_dir={tmp_path / 'images'}", f"task.cache_dir={tmp_path / 'cache'}"]
     with pytest.raises(DataError):
-        build(compose(images).task, "task").rows()
+        build(compose(images).task, "task").source_rows()
     (tmp_path / "images" / "train.parquet").write_bytes(pickle.dumps(Bomb(trace)))
     with pytest.raises(DataError):
-        build(compose(images).task, "task").rows()
+        build(compose(images).task, "task").source_rows()
     with pytest.raises(DataError):
-        build(compose(["model=roberta_base", "task=rte", f"task.data_dir={tmp_path / 'glue'}"]).task, "task").rows()
+        build(compose(["model=roberta_base", "task=rte", f"task.data_dir={tmp_path / 'glue'}"]).task, "task").source_rows()
     with pytest.raises(ConfigError, match=r"task\.repository"):
         build(compose([*images[:2], f"task.repository={tmp_path / 'images'}"]).task, "task")
     with pytest.raises(RuntimeError, match="scripts are no longer supported"):

@@ -8,15 +8,15 @@ import time
 
 from rich.console import Console
 
-from experiments.engine import plan, status
+from experiments.engine import status, sweeps
 from tests.conftest import ROOT
 from vera.runs.workers import FOLDER, acquire
 
-SWEEP = "mini_table6a"  # three cells, five seeds
+SWEEP = "ablations artefacts=[table6a] scale=mini"  # three cells, five seeds
 
 
 def names():
-    return sorted(name for cell in plan.cells(SWEEP, plan.read_sweep(SWEEP)) for name in cell.names())
+    return sorted(name for cell in sweeps.cells(sweeps.read_sweep("ablations"), SWEEP.split()[1:]) for name in cell.names())
 
 
 def text_of(state, wanted, results):
@@ -60,8 +60,8 @@ def test_states_are_told_apart(tmp_path):
     (row,) = [line for line in lines if every[2] in line]
     assert row.startswith("failed: ") and "the loss is nan" in row
     assert not [line for line in lines if line.startswith("failed: ") and every[5] in line]
-    (row,) = [line.split() for line in lines if SWEEP in line]
-    assert row == [SWEEP, str(len(every)), "2", "3", "1", str(len(every) - 6)]
+    (row,) = [line.replace(SWEEP, "").split() for line in lines if SWEEP in line]
+    assert row == [str(len(every)), "2", "3", "1", str(len(every) - 6)]
 
 
 def test_a_silent_worker_is_called_so(tmp_path):

@@ -3,25 +3,95 @@
 import pytest
 import yaml
 
-from experiments.engine import plan
+from experiments.engine import plan, published, sweeps
 from vera.config import CONF_DIR, choices, compose
+from vera.errors import ConfigError
 from vera.run import execute
 
-SWEEPS = choices("sweep")
+SWEEPS = {sweep.label: sweep for sweep in [*sweeps.sweeps(), *sweeps.own_sweeps()]}
 
 
-def cells(sweep: str) -> list[plan.Cell]:
-    """Every cell of a sweep."""
-    return plan.cells(sweep, plan.read_sweep(sweep))
+def cells(name: str, *overrides: str) -> list[sweeps.Cell]:
+    return sweeps.cells(sweeps.read_sweep(name), overrides)
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
-def test_a_sweep_has_a_card_and_its_cells_compose_to_different_runs(sweep):
+def chosen(name: str, *overrides: str) -> list[tuple[str, ...]]:
+    """The overrides of each cell, without the sweep's name."""
+    return [cell.overrides[1:] for cell in cells(name, *overrides)]
+
+
+@pytest.mark.parametrize("sweep", choices("sweep"))
+def test_a_sweep_has_a_card_and_seeds(sweep):
     text = (CONF_DIR / "sweep" / f"{sweep}.yaml").read_text()
-    assert text.startswith("# @package _global_\n# ") and "#   needs" in text
-    assert {"model", "task", "method", "seed"} <= set(yaml.safe_load(text)["hydra"]["sweeper"]["params"])
-    found = cells(sweep)
+    assert text.startswith("# @package _global_\n# ") and "#   needs" in text and "#   expected" in text
+    loaded = yaml.safe_load(text)
+    assert "seed" in loaded["hydra"]["sweeper"]["params"]
+    assert loaded.get("artefacts") or {"model", "task", "method"} <= loaded["hydra"]["sweeper"]["params"].keys()
+
+
+@pytest.mark.parametrize("label", SWEEPS)
+def test_the_cells_of_a_sweep_compose_to_different_runs(label):
+    found = sweeps.cells(SWEEPS[label])
     assert len({cell.run.cell_id for cell in found}) == len(found)
+
+
+def test_a_sweep_runs_the_rows_of_its_table():
+    sizes = [("method=adapter_h",), ("method=adapter_h", "method.size=8")]
+    assert chosen("glue_large", "method=adapter_h", "task=rte") == [("model=roberta_large", "task=rte", *s) for s in sizes]
+    both = chosen("glue_large", "method=lora,vera", "task=cola,rte")
+    assert both == [("model=roberta_large", f"task={t}", f"method={m}") for t in ("cola", "rte") for m in ("lora", "vera")]
+    assert chosen("glue_large", "model=roberta_base", "method=vera", "task=rte") == [
+        ("model=roberta_base", "task=rte", "method=vera")
+    ]
+
+
+def test_every_axis_of_a_sweep_over_rows_can_be_set():
+    assert chosen("glue_large", "method=head", "task=rte") == [("model=roberta_large", "task=rte", "method=head")]  # in no row
+    assert chosen("e2e", "model=gpt2_mini", "method=lora") == [("model=gpt2_mini", "task=e2e", "method=lora")]
+    sizes = chosen("glue_large", "method=adapter_h", "task=rte", "method.size=4,8")  # both rows, at these sizes
+    assert [cell[3:] for cell in sizes] == [("method.size=4",), ("method.size=8",)]
+    (cell,) = cells("glue_large", "method=vera", "task=rte", "seed=7,8", "train.lr=1e-3")
+    assert cell.seeds == (7, 8) and cell.run.train.lr == 1e-3
+
+
+def test_a_row_that_is_added_needs_nothing_else(tmp_path, monkeypatch):
+    for path in published.FOLDER.glob("table*.yaml"):
+        text = path.read_text()
+        (tmp_path / path.name).write_text(text)
+    row = {"label": "VeRA", "model": "roberta_large", "method": "vera", "variant": {"method.init": "kaiming_normal"}}
+    table = yaml.safe_load((tmp_path / "table2.yaml").read_text())
+    table["rows"].append({**row, "source": "nobody", "cells": dict.fromkeys(table["columns"], "-")})
+    (tmp_path / "table2.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+    before = chosen("glue_large")
+    monkeypatch.setattr(published, "FOLDER", tmp_path)
+    new = [cell for cell in chosen("glue_large") if cell not in before]
+    assert new == [("model=roberta_large", f"task={t}", "method=vera", "method.init=kaiming_normal") for t in table["columns"]]
+
+
+def test_a_miniature_is_the_same_rows_at_another_scale():
+    mini = ("scale=mini", "artefacts=[table6b]")
+    where = ("model=digits_vit", "task=digits", "method=vera")
+    inits = [(), ("method.init=kaiming_normal",), ("method.init=uniform_0_0.1",)]
+    assert chosen("ablations", *mini) == [(*where, *init, "scale=mini") for init in inits]
+    assert chosen("ablations", *mini, "task=mrpc") == chosen("ablations", *mini)  # both of its tasks are the digits here
+    assert len(chosen("ablations", "artefacts=[table6b,figure3]", "scale=mini")) == 4
+    with pytest.raises(ConfigError, match=r"conf/scale/mini\.yaml\.stands_for: nothing stands for gpt2_medium of table3"):
+        cells("e2e", "scale=mini")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["artefacts=[table99]"], "results/paper has no rows for 'table99'; there are figure2"),
+        (["scale=paper,mini"], "a sweep over rows has one scale"),
+        (["method=lorra"], "method=lorra: no such choice"),
+        (["task=rte,"], "sweep ablations: "),
+    ],
+)
+def test_a_wrong_choice_is_one_line(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        cells("ablations", *overrides)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("method", choices("method"))
@@ -42,16 +112,16 @@ def test_recipes_hold_the_values_of_table_8():
 
 def test_an_ablation_shares_its_default_with_the_main_experiment():
     main = compose(["model=roberta_large", "task=rte", "method=vera"]).cell_id
-    for sweep in ("table6a", "table6b", "table6c", "table7", "figure2_vera", "figure3"):
-        assert main in {cell.run.cell_id for cell in cells(sweep)}, sweep
+    for artefact in ("table6a", "table6b", "table6c", "table7", "figure2", "figure3"):
+        assert main in {cell.run.cell_id for cell in cells("ablations", f"artefacts=[{artefact}]")}, artefact
 
 
 def test_figure_4_s_baseline_has_vera_s_hyperparameters():
     vera = compose(["model=roberta_large", "task=rte", "method=vera"])
-    (cell,) = cells("figure4")
+    (cell,) = cells("ablations", "artefacts=[figure4]", "method=head")
     for key in ("epochs", "batch_size", "head_lr", "schedule", "warmup_ratio"):
         assert getattr(cell.run.train, key) == getattr(vera.train, key), key
-    (cell,) = cells("mini_figure4")
+    (cell,) = cells("ablations", "artefacts=[figure4]", "method=head", "scale=mini")
     assert cell.run.train.head_lr == compose(["method=vera"]).train.head_lr
 
 
@@ -60,27 +130,29 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("sweeps")  # one for all: a cell that several sweeps share is rehearsed once
 
 
-def covering(sweep: str) -> list[tuple[str, ...]]:
+def covering(sweep: sweeps.Sweep) -> list[tuple[str, ...]]:
     """Overrides of so few cells that every value of every axis is in one of them."""
     left, chosen = set(), []
-    for cell in cells(sweep):
+    every = sweeps.cells(sweep)
+    for cell in every:
         left |= set(cell.overrides)
-    for cell in cells(sweep):
+    for cell in every:
         if left & set(cell.overrides):
             chosen.append(cell.overrides)
             left -= set(cell.overrides)
     return chosen
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
-def test_rehearsal_of_every_sweep(sweep, folder, cache):
+@pytest.mark.parametrize("label", SWEEPS)
+def test_rehearsal_of_every_sweep(label, folder, cache):
     where = [f"cache_dir={cache}", f"results_dir={folder / 'results'}", f"work_dir={folder / 'work'}"]
-    for overrides in covering(sweep):
-        run = compose([*overrides, *plan.REHEARSAL, "device=cpu", "progress=false", *where])
+    for overrides in covering(SWEEPS[label]):
+        run = compose([*plan.rehearsal(overrides), "device=cpu", "progress=false", *where])
         assert execute(run).provenance.model_source == "tiny random"
 
 
 def test_a_sweep_over_a_method_s_key_runs_from_the_command_line(train, tmp_path):
-    done = train("sweep=mini_table6a", "seed=0")
+    here = ["sweep=ablations", "artefacts=[table6a]", "model=digits_vit", "task=digits", "seed=0"]
+    done = train(*here)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "results" / "runs").glob("*.json"))) == 3

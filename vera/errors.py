@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 
+from vera.nn.errors import AdapterError as AdapterError
+from vera.nn.errors import VeraError
+
 HIDDEN = "[hidden]"
 LONGEST = 2000  # characters of a message
 SECRET_LENGTH = 8  # a shorter value is taken for a stand-in such as "none", which is a word of other texts too
@@ -27,16 +30,13 @@ def redacted(text: str) -> str:
     return _BY_SHAPE.sub(HIDDEN, text)
 
 
-class VeraError(Exception):
-    """Base of every error this project raises on purpose: bad input, an unreachable source, a run that cannot go on.
+def _shown(message: str) -> str:
+    """Rid of secrets, and cut where a file was quoted at length: whoever prints or keeps it need not think of either."""
+    text = redacted(message)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 200]} ... {text[-195:]}"
 
-    Its message is rid of secrets, and cut where a file was quoted at length, when it is made: whoever prints or keeps it need
-    not think of either.
-    """
 
-    def __init__(self, message: object = ""):
-        text = redacted(str(message))
-        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST - 200]} ... {text[-195:]}")
+VeraError.shown = staticmethod(_shown)
 
 
 class ConfigError(VeraError):
@@ -49,10 +49,6 @@ class DataError(VeraError):
 
 class ModelError(VeraError):
     """A backbone that cannot be loaded or does not fit the task or the method."""
-
-
-class AdapterError(VeraError, ValueError):
-    """An adapter that cannot be attached, or a file that does not belong to this model."""
 
 
 class RecordError(VeraError):

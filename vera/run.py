@@ -135,13 +135,15 @@ def _compute(
 
 
 def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
-    """Load the backbone with its seeded head, attach the method, prepare the data. Raises VeraError."""
+    """Load the backbone with its seeded head, attach the method, prepare the data. What can be wrong with the data is found
+    before the backbone is loaded. Raises VeraError."""
     reads, needs = component(run.model, "model").modality, component(run.task, "task").modality
     if reads != needs:
         raise ConfigError(f"task={run.task['name']} needs a model for {needs}, model={run.model['name']} is one for {reads}")
     model_config: Model = build(run.model, "model")
     task: Task = build(run.task, "task")
     method: Method = build(run.method, "method")
+    task.inspect()
     seed_everything(run.seed, "head")
     backbone = model_config.load(task.outputs, Path(run.cache_dir))
     method.attach(backbone, model_config)
@@ -153,12 +155,13 @@ def _train(
 ) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
     started = now()
+    tracker = build(run.tracker, "tracker") if processes.main else NoTracker()
+    tracker.check()
     with interrupt.immediate():
         if processes.count > 1:  # a backbone that is made here is made by main: transformers saves nothing in the others
             processes.on_main(lambda: build(run.model, "model").source(Path(run.cache_dir)))
         backbone, method, task, data = prepare(run)
     parameters = count(method.parameter_groups(backbone), backbone.model)
-    tracker = build(run.tracker, "tracker") if processes.main else NoTracker()
     tracker.start(run.run_name, _identity(run))
     try:
         with _bar(run.run_name, show_progress) as show:
@@ -196,6 +199,7 @@ def _train(
             "notes": {**data.notes, **loop.final.notes},
         },
         outputs={path: records.text_hash(text) for path, text in files.items()},
+        weights=loop.weights,
     )
     return record, files
 

@@ -10,7 +10,17 @@ import numpy as np
 import torch
 
 # What a run draws, each from a stream of its own, so that drawing more of one thing never changes another.
-STREAMS = {"head": 0, "dropout": 1, "order": 2, "few_shot": 3, "pretrain": 4, "tiny": 5, "synthetic": 6, "rank": 7}
+STREAMS = {
+    "head": 0,
+    "dropout": 1,
+    "order": 2,
+    "few_shot": 3,
+    "pretrain": 4,
+    "tiny": 5,
+    "synthetic": 6,
+    "rank": 7,
+    "answers": 8,
+}
 
 
 def derive(seed: int, stream: str, index: int = 0) -> int:

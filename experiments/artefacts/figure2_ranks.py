@@ -9,11 +9,12 @@ from pathlib import Path
 from experiments.engine import miniature
 from experiments.engine.claims import Claim, by_seed, decides
 from experiments.engine.plots import METHOD_STYLE, figure, legend_below, save, seeds, series
+from experiments.engine.published import figure as published
 from experiments.engine.render import Table
 from experiments.engine.rows import Asked, Entry, n, over_seeds, rows, scores, trained
 from experiments.engine.verdicts import Line, Part, decide
 
-RANKS = {"vera": (1, 4, 16, 64, 256, 1024), "lora": (1, 2, 4, 8, 16, 32, 64)}
+RANKS = {row.method: row.grid["method.rank"] for row in published("figure2").rows}
 LABELS = {"vera": "VeRA", "lora": "LoRA"}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.engine import analysis, by_layer, miniature
 from experiments.engine.claims import Claim, decides, over_layers
 from experiments.engine.plots import PALETTE
+from experiments.engine.published import choice
 from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line, Part, decide
@@ -15,11 +16,11 @@ from experiments.engine.verdicts import Line, Part, decide
 MEASURED = {
     "figure3": (
         "Figure 3: size of the trained d by layer, RTE, RoBERTa-large",
-        ["model=roberta_large", "task=rte", "method=vera"],
+        ["model=roberta_large", "task=rte", *choice("figure3", "vera")],
     ),
     "figure3_mini": (
         f"Figure 3, {miniature.LABEL}: size of the trained d by layer",
-        [*miniature.OVERRIDES, "method=vera", "method.rank=64"],
+        [*miniature.OVERRIDES, *choice("figure3", "vera", "mini")],
     ),
 }
 TAKES = ("results",), "it shows what scripts/analyse.py has measured of saved adapters"

@@ -6,19 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from experiments import RESULTS
 from experiments.engine import miniature
 from experiments.engine.aggregate import Summary, epoch_of, summarise
 from experiments.engine.claims import Claim, decides
 from experiments.engine.plots import PALETTE, figure, save, seeds
+from experiments.engine.published import choice
+from experiments.engine.published import figure as published_figure
 from experiments.engine.render import DASH, Table, interval, number
 from experiments.engine.rows import Asked, Entry, over_seeds, trained
 from experiments.engine.verdicts import Line, Part, decide
 from vera.runs.record import Record
 
-PUBLISHED = RESULTS / "paper" / "figure4.yaml"
 FORMULA = (
     "Gain = 100 x (accuracy of the method / accuracy of the head alone) / trained parameters in thousands, as the paper's "
     "caption has it: a ratio of accuracies, which favours few parameters whatever they achieve."
@@ -42,16 +40,16 @@ FULL = Setting(
     "figure4",
     "Figure 4: gain per 1K trained parameters, RTE, RoBERTa-large",
     ["model=roberta_large", "task=rte"],
-    ["method=head", "train.epochs=40", "train.batch_size=128", "train.head_lr=2.0e-3"],
-    {"LoRA": ["method=lora"], "VeRA": ["method=vera"]},
+    choice("figure4", "head"),
+    {"LoRA": choice("figure4", "lora"), "VeRA": choice("figure4", "vera")},
     ["The paper prints the bars' values and not the baseline's accuracy."],
 )
 MINIATURE = Setting(
     "figure4_mini",
     f"Figure 4, {miniature.LABEL}: gain per 1K trained parameters",
     miniature.OVERRIDES,
-    ["method=head", "train.head_lr=1.0e-2"],
-    {"Full": ["method=full"], "LoRA r=8": ["method=lora"], "VeRA r=256": ["method=vera"]},
+    choice("figure4", "head", "mini"),
+    {label: choice("figure4", m, "mini") for label, m in (("Full", "full"), ("LoRA r=8", "lora"), ("VeRA r=256", "vera"))},
     [miniature.NOTE, miniature.SCORE],
 )
 
@@ -69,21 +67,22 @@ def by_seed(records: Sequence[Record], baseline: Sequence[Record], select: str =
 def _gains(setting: Setting, asked: Asked) -> Iterator[tuple[str, Entry, Entry, Summary | None]]:
     """Label, the method's entry, the head's alone, and the gain of every method."""
     baseline = asked.entry([], [*setting.overrides, *setting.baseline])
-    for label, choice in setting.methods.items():
-        entry = asked.entry([label], [*setting.overrides, *choice])
+    for label, method in setting.methods.items():
+        entry = asked.entry([label], [*setting.overrides, *method])
         gains = by_seed(entry.records, baseline.records, epoch_of(entry.stat))
         yield label, entry, baseline, summarise(list(gains.values())) if gains else None
 
 
-def published() -> list[dict]:
-    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["bars"]
+def published() -> dict[str, float]:
+    """The printed bars by label."""
+    return {row.label: row.value for row in published_figure("figure4").rows if row.value is not None}
 
 
 def build(asked: Asked) -> list[Table]:
     """The paper's bars with ours beside them, and the same formula in miniature."""
     tables = []
     for setting in (FULL, MINIATURE):
-        printed = {bar["label"]: f"{bar['value']:.2f}" for bar in published()} if setting is FULL else {}
+        printed = {label: f"{value:.2f}" for label, value in published().items()} if setting is FULL else {}
         rows = []
         for label, entry, baseline, gain in _gains(setting, asked):
             shown = [DASH] * 3
@@ -104,7 +103,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
     written = []
     for setting in (FULL, MINIATURE):
         ours = {label: gain for label, _, _, gain in _gains(setting, asked) if gain is not None}
-        paper = {bar["label"]: bar["value"] for bar in published()} if setting is FULL else {}
+        paper = published() if setting is FULL else {}
         labels = list(dict.fromkeys([*paper, *ours]))
         if not labels:
             continue
@@ -142,8 +141,7 @@ def _short(value: float) -> str:
 
 @decides("gain")
 def _more_per_parameter(claim: Claim, asked: Asked) -> list[Line]:
-    lines, bars = [], published()
-    printed = {bar["label"]: bar["value"] for bar in bars}
+    lines, printed = [], published()
     paper = f"VeRA {printed['VeRA']:.2f}, LoRA {printed['LoRA']:.2f} (% per 1K)"
     for setting, source in ((FULL, "RTE, RoBERTa-large (% per 1K)"), (MINIATURE, miniature.SOURCE)):
         baseline = asked.records([*setting.overrides, *setting.baseline])

@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.engine import analysis, by_layer, miniature
 from experiments.engine.claims import Claim, decides, over_layers
 from experiments.engine.plots import PALETTE
+from experiments.engine.published import choice
 from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line, Part, decide
@@ -16,13 +17,11 @@ from experiments.engine.verdicts import Line, Part, decide
 MEASURED = {
     "figure5": (
         "Figure 5: similarity of weight differences, query, RTE, RoBERTa-large",
-        ["model=roberta_large", "task=rte", "method=vera", "method.rank=64"],
-        ["model=roberta_large", "task=rte", "method=lora", "method.rank=64"],
+        *(["model=roberta_large", "task=rte", *choice("figure5", method)] for method in ("vera", "lora")),
     ),
     "figure5_mini": (
         f"Figure 5, {miniature.LABEL}: similarity of weight differences, query",
-        [*miniature.OVERRIDES, "method=vera", "method.rank=64"],
-        [*miniature.OVERRIDES, "method=lora", "method.rank=64"],
+        *([*miniature.OVERRIDES, *choice("figure5", method, "mini")] for method in ("vera", "lora")),
     ),
 }
 TAKES = ("results",), "it shows what scripts/analyse.py has measured of saved adapters"

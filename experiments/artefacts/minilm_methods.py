@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from experiments.engine.plan import cells as sweep_cells
-from experiments.engine.plan import read_sweep
 from experiments.engine.render import Table
 from experiments.engine.rows import Asked, Entry, difference, n, over_seeds, p_value, rows, scores, trained
+from experiments.engine.sweeps import cells as sweep_cells
+from experiments.engine.sweeps import read_sweep
 
 SWEEP = "minilm_methods"
 REFERENCE = "lora"
@@ -28,7 +28,7 @@ LABELS = {
 
 def build(asked: Asked) -> list[Table]:
     """One line a method of the sweep, in its order."""
-    wanted = sweep_cells(SWEEP, read_sweep(SWEEP), asked.overrides)
+    wanted = sweep_cells(read_sweep(SWEEP), asked.overrides)
     found = {cell.run.method["name"]: asked.cells.get(cell.run.cell_id, []) for cell in wanted}
     entries = {method: Entry([LABELS[method]], records, asked.stat or "median") for method, records in found.items()}
     reference = entries[REFERENCE]

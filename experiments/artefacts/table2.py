@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from experiments.artefacts.minilm_methods import SWEEP
 from experiments.engine.claims import Claim, by_seed, decides, fewer, mean_over, row_of
-from experiments.engine.plan import read_sweep
 from experiments.engine.published import load
 from experiments.engine.rows import Asked
+from experiments.engine.sweeps import read_sweep
 from experiments.engine.verdicts import Line, Part, decide
 
 

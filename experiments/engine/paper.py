@@ -8,11 +8,11 @@ from pathlib import Path
 
 from experiments.engine import registry
 from experiments.engine.judged import PAPER_JUDGE, join
-from experiments.engine.plan import prepare
 from experiments.engine.published import Statistic
 from experiments.engine.render import Table, latex, markdown
 from experiments.engine.report import page
 from experiments.engine.rows import Asked
+from experiments.engine.sweeps import prepare
 from vera.errors import ConfigError
 from vera.io.files import write_atomic
 from vera.runs.store import Store

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from pydantic import Field
 
 from experiments.engine.accounting import counts
 from experiments.engine.render import DASH
-from vera.config import CONF_DIR, RunConfig, Strict, checked, choices, explain, run_name
-from vera.config.memory import compose_all, composed
-from vera.errors import ConfigError
-from vera.io.json_text import read_json
+from experiments.engine.sweeps import Cell
+from vera.config import RunConfig
+from vera.config.memory import composed
+from vera.io.files import read_json
 from vera.runs.record import parse
 from vera.runs.store import stems
 
@@ -27,32 +20,6 @@ from vera.runs.store import stems
 REHEARSAL = ("scale=rehearsal", "train.precision=fp32")
 TFLOPS = 50.0
 COLUMNS = ["Runs", "Done", "Failed", "Missing", "Rehearsed", "GPU-hours left", "From"]
-INERT = {"hydra", "artefacts", "results_dir"}  # what in a sweep's yaml says nothing about its runs
-
-
-class Sweep(Strict):
-    """What the plan reads of a yaml in conf/sweep. artefacts: the tables and figures that its runs fill; [] for our own.
-
-    plain: its runs follow from `params` alone, so that they compose (and are remembered) like those of a table's row."""
-
-    artefacts: list[str]
-    params: dict[str, Any] = Field(min_length=1)
-    plain: bool = False
-
-
-@dataclass
-class Cell:
-    """One configuration and the seeds that a sweep wants of it. overrides: what composes it, seed left out."""
-
-    sweep: str
-    overrides: tuple[str, ...]
-    run: RunConfig
-    seeds: tuple[int, ...]
-
-    def names(self, run: RunConfig | None = None) -> list[str]:
-        """The run names, one a seed."""
-        run = run or self.run
-        return [run_name(run.model["name"], run.task["name"], run.method["name"], run.cell_id, seed) for seed in self.seeds]
 
 
 @dataclass
@@ -71,64 +38,9 @@ class Status:
         return len(self.wanted - self.done - self.failed)
 
 
-def read_sweep(name: str) -> Sweep:
-    """conf/sweep/<name>.yaml. Raises ConfigError naming file and key."""
-    loaded = yaml.safe_load((CONF_DIR / "sweep" / f"{name}.yaml").read_text(encoding="utf-8")) or {}
-    try:
-        params = loaded["hydra"]["sweeper"]["params"]
-    except (KeyError, TypeError):
-        raise ConfigError(f"conf/sweep/{name}.yaml: no hydra.sweeper.params") from None
-    values = {"artefacts": loaded.get("artefacts", []), "params": params, "plain": loaded.keys() <= INERT}
-    return checked(Sweep, values, f"conf/sweep/{name}.yaml")
-
-
-def sweeps(artefact: str | None = None) -> dict[str, Sweep]:
-    """The sweeps of the paper by name; or those of one artefact (or one sweep). Raises ConfigError for no such."""
-    every = {name: read_sweep(name) for name in choices("sweep")}
-    if artefact is None:
-        return {name: sweep for name, sweep in every.items() if sweep.artefacts}
-    found = {n: s for n, s in every.items() if n == artefact or any(a.startswith(artefact) for a in s.artefacts)}
-    if not found:
-        known = sorted({a for sweep in every.values() for a in sweep.artefacts} | every.keys())
-        raise ConfigError(f"nothing is called {artefact!r}; there are {', '.join(known)}")
-    return found
-
-
-def prepare() -> None:
-    """Compose the cells of every sweep on all cores, which is most of the work when nothing is remembered yet."""
-    every = {name: read_sweep(name) for name in choices("sweep")}
-    compose_all(_composed_by(sweep, chosen) for name, sweep in every.items() for chosen in _expand(name, sweep)[0])
-
-
-def cells(name: str, sweep: Sweep, overrides: Sequence[str] = ()) -> list[Cell]:
-    """Every cell of a sweep. `overrides` hold for all of them, and replace the sweep's own axes of the same key."""
-    expanded, seeds = _expand(name, sweep, overrides)
-    return [Cell(name, chosen, composed(_composed_by(sweep, chosen)), seeds) for chosen in expanded]
-
-
-def _composed_by(sweep: Sweep, chosen: tuple[str, ...]) -> tuple[str, ...]:
-    return chosen[1:] if sweep.plain else chosen
-
-
-def _expand(name: str, sweep: Sweep, overrides: Sequence[str] = ()) -> tuple[list[tuple[str, ...]], tuple[int, ...]]:
-    """The overrides of each cell, and the seeds."""
-    params = {**sweep.params, **dict(override.split("=", 1) for override in overrides if "=" in override)}
-    parser = OverridesParser.create()
-    axes: dict[str, list[str]] = {}
-    for key, value in params.items():
-        try:
-            override = parser.parse_override(f"{key}={value}")
-            axes[key] = list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(value)]
-        except (HydraException, ValueError) as error:
-            raise ConfigError(f"sweep {name}: {key}={value}: {explain(error)}") from None
-    seeds = axes.pop("seed", ["0"])
-    if not all(seed.isdecimal() for seed in seeds):
-        raise ConfigError(f"sweep {name}: seed={','.join(seeds)}: seeds are whole numbers")
-    chosen = [
-        (f"sweep={name}", *(f"{key}={value}" for key, value in zip(axes, values, strict=True)))
-        for values in product(*axes.values())
-    ]
-    return chosen, tuple(map(int, seeds))
+def rehearsal(overrides: Sequence[str]) -> list[str]:
+    """The same run as a rehearsal. A miniature, which is a scale as well, keeps its model and task."""
+    return [*(override for override in overrides if not override.startswith("scale=")), *REHEARSAL]
 
 
 class Plan:
@@ -150,7 +62,7 @@ class Plan:
             status.done |= names & self.done
             status.failed |= (names & self.failed) - self.done
             if self.rehearsed:
-                trial = composed([*cell.overrides, *REHEARSAL])
+                trial = composed(rehearsal(cell.overrides))
                 rehearsals |= {name for name, of in zip(cell.names(), cell.names(trial), strict=True) if of in self.rehearsed}
             left = len(new - self.done)
             if left and status.hours is not None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, model_validator
@@ -18,6 +18,7 @@ from vera.errors import ConfigError
 
 FOLDER = RESULTS / "paper"
 Statistic = Literal["median", "mean", "last", "best"]
+Schema = TypeVar("Schema", bound=Strict)
 
 
 class Column(Strict):
@@ -51,17 +52,29 @@ def judged_metric(questions: str) -> str:
     return f"judged:{questions}"
 
 
-class Row(Strict):
-    """One published line. params, bytes, cells and average are as printed.
+class Runs(Strict):
+    """The runs that fill a row: one model and method, at its recipe but for the keys of `variant`.
 
-    variant  config keys that differ from the recipe of this model and method.
-    remark   why a printed count cannot be had from the method's formula.
+    scale  the only scale (conf/scale) at which there is such a row; None for every one.
     """
 
     label: str
     model: str
     method: str | None
     variant: dict[str, Any] = {}
+    scale: Literal["paper", "mini"] | None = None
+
+    def overrides(self, task: str) -> list[str]:
+        """What to give to scripts/train.py, in front of the seed."""
+        return [f"model={self.model}", f"task={task}", f"method={self.method}", *(f"{k}={v}" for k, v in self.variant.items())]
+
+
+class Row(Runs):
+    """One published line. params, bytes, cells and average are as printed.
+
+    remark   why a printed count cannot be had from the method's formula.
+    """
+
     params: str | None = None
     bytes: str | None = None
     source: str
@@ -69,9 +82,28 @@ class Row(Strict):
     remark: str | None = None
     cells: dict[str, str]
 
-    def overrides(self, task: str) -> list[str]:
-        """What to give to scripts/train.py, in front of the seed."""
-        return [f"model={self.model}", f"task={task}", f"method={self.method}", *(f"{k}={v}" for k, v in self.variant.items())]
+
+class Series(Runs):
+    """One line or bar of a figure. grid: a key and its values, one run each. value: as printed, where it is."""
+
+    method: str | None = None
+    grid: dict[str, list[Any]] = Field({}, max_length=1)
+    value: float | None = None
+
+    def points(self) -> list[Series]:
+        """One for each value of the grid."""
+        points = [{key: value} for key, values in self.grid.items() for value in values]
+        return [self.model_copy(update={"variant": {**self.variant, **point}, "grid": {}}) for point in points] or [self]
+
+
+class Figure(Strict):
+    """The runs behind one figure, and what is printed in it."""
+
+    figure: str
+    title: str
+    tasks: list[str]
+    notes: list[str] = []
+    rows: list[Series] = Field(min_length=1)
 
 
 class Published(Strict):
@@ -89,16 +121,10 @@ class Published(Strict):
         return list(dict.fromkeys(column.task for column in self.columns.values()))
 
 
-def load(name: str, folder: Path = FOLDER) -> Published:
-    """results/paper/<name>.yaml. Raises ConfigError that names the file and the key."""
-    path = folder / f"{name}.yaml"
-    where = f"results/paper/{path.name}"
-    try:
-        published = checked(Published, _mapping(path), where)
-    except RecursionError:
-        raise ConfigError(f"{where}: nested too deeply") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # YAML raises ValueError for a date that does not exist
-        raise ConfigError(f"{where}: {' '.join(str(error).split())[:300]}") from None
+def load(name: str, folder: Path | None = None) -> Published:
+    """results/paper/<name>.yaml of a table. Raises ConfigError that names the file and the key."""
+    published = _read(Published, name, folder)
+    where = f"results/paper/{name}.yaml"
     for index, row in enumerate(published.rows):
         if row.cells.keys() != published.columns.keys():
             columns = ", ".join(published.columns)
@@ -108,9 +134,42 @@ def load(name: str, folder: Path = FOLDER) -> Published:
     return published
 
 
-def names(folder: Path = FOLDER) -> list[str]:
+def figure(name: str, folder: Path | None = None) -> Figure:
+    """results/paper/<name>.yaml of a figure. Raises ConfigError that names the file and the key."""
+    return _read(Figure, name, folder)
+
+
+def rows_of(name: str) -> tuple[Sequence[Runs], list[str]]:
+    """The rows of a table or figure, and its tasks. Raises ConfigError where results/paper has no rows for it."""
+    if name in names():
+        table = load(name)
+        return table.rows, table.tasks()
+    if not (FOLDER / f"{name}.yaml").is_file():
+        known = sorted([*names(), *(path.stem for path in FOLDER.glob("figure*.yaml"))])
+        raise ConfigError(f"artefacts: results/paper has no rows for {name!r}; there are {', '.join(known)}")
+    found = figure(name)
+    return [point for row in found.rows for point in row.points()], found.tasks
+
+
+def choice(name: str, method: str, scale: str = "paper") -> list[str]:
+    """Method and variant of a figure's row for a method at a scale, as overrides."""
+    row = next(row for row in figure(name).rows if row.method == method and row.scale in (None, scale))
+    return [f"method={method}", *(f"{key}={value}" for key, value in row.variant.items())]
+
+
+def _read(schema: type[Schema], name: str, folder: Path | None) -> Schema:
+    where = f"results/paper/{name}.yaml"
+    try:
+        return checked(schema, _mapping((folder or FOLDER) / f"{name}.yaml"), where)
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # YAML raises ValueError for a date that does not exist
+        raise ConfigError(f"{where}: {' '.join(str(error).split())[:300]}") from None
+
+
+def names(folder: Path | None = None) -> list[str]:
     """Every table of scores in results/paper, in the paper's order."""
-    found = [path.stem for path in folder.glob("table*.yaml") if "columns" in _mapping(path)]
+    found = [path.stem for path in (folder or FOLDER).glob("table*.yaml") if "columns" in _mapping(path)]
     return sorted(found, key=lambda name: (int(re.search(r"\d+", name).group()), name))
 
 

@@ -133,7 +133,7 @@ def show(table: Table) -> None:
 
 def console() -> Console:
     """Where scripts print; wide enough for every column when that is not a terminal."""
-    made = Console(highlight=False)
+    made = Console(highlight=False, markup=False)
     if not made.is_terminal:
         made.width = 200
     return made

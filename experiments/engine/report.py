@@ -16,10 +16,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from experiments.engine.aggregate import Cells
-from experiments.engine.plan import COLUMNS, Cell, Plan, cells, failure, figures, read_sweep
+from experiments.engine.plan import COLUMNS, Plan, failure, figures
 from experiments.engine.render import DASH, Sourced, Table, notes_of
+from experiments.engine.sweeps import Cell, cells, own_sweeps, sweeps
 from experiments.engine.verdicts import IN_MINIATURE
-from vera.config import choices
 from vera.runs.record import Record
 
 FOLDER = Path(__file__).resolve().parent / "page"
@@ -141,15 +141,15 @@ def _is_prose(table: Table) -> bool:
 def _sweeps(found: Cells, results: Path) -> list[dict[str, Any]]:
     """Every sweep, the paper's first: its line of the plan, and its cells with the seeds by state; then runs of no sweep."""
     plan, listed, seen = Plan(results), [], set()
-    for name in choices("sweep"):
-        sweep = read_sweep(name)
-        wanted = cells(name, sweep)
+    for sweep in [*sweeps(), *own_sweeps()]:
+        wanted = cells(sweep)
         status = plan.status(wanted)
         seen |= status.wanted
         line = dict(zip(COLUMNS, figures(status), strict=True))
         line.pop("Rehearsed")
         states = [_states(plan, cell) for cell in wanted]
-        listed.append({"name": name, "fills": ", ".join(sweep.artefacts), "line": list(line.values()), "cells": states})
+        fills = "" if any(part.startswith("scale=") for part in sweep.given) else ", ".join(sweep.artefacts)
+        listed.append({"name": sweep.label, "fills": fills, "line": list(line.values()), "cells": states})
     listed.sort(key=lambda sweep: (not sweep["fills"], _order(sweep["fills"]), sweep["name"]))
     others = [[r for r in records if r.name not in seen] for records in found.values()]
     states = [_recorded(records) for records in others if records]

@@ -53,7 +53,7 @@ def shown(state: State, sweeps: dict[str, set[str]], results: Path) -> Renderabl
     counts = {name: counted(state, wanted) for name, wanted in sweeps.items()}
     begun = {name: of for name, of in counts.items() if any(of[1:4]) or len(sweeps) == 1}
     for name, of in begun.items():
-        table.add_row(name, *map(str, of))
+        table.add_row(Text(name), *map(str, of))  # [table6a] is no style
     idle = set().union(*(wanted for name, wanted in sweeps.items() if name not in begun))
     if idle:
         table.add_row(f"{len(sweeps) - len(begun)} not begun", *map(str, counted(state, idle)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import netrc
 import os
 import platform
 import shutil
@@ -21,18 +20,18 @@ from packaging.version import Version
 from vera.checks.counts import account
 from vera.config import RunConfig, build, component
 from vera.errors import ConfigError, DataError, VeraError
-from vera.io import hub
-from vera.io.hub import HubProblem
+from vera.io import hub, tables
+from vera.io.hub import HubData, HubProblem
 from vera.judge.endpoint import JudgeSettings
 from vera.judge.questions import QuestionSource
 from vera.judge.sources import fetch, in_folder
 from vera.models.base import Model
 from vera.models.causal import CausalLM
-from vera.tasks.base import HubData, Task
+from vera.tasks.base import Task
 from vera.tasks.e2e import E2E
 from vera.tasks.e2e_metrics import unavailable
 from vera.tasks.images import Images
-from vera.train.tracker import Wandb
+from vera.train.tracker import Wandb, login
 
 OK, TODO, NETWORK, UNUSED, NOTE = "ok", "to do", "needs a network", "not needed here", "note"
 Status = Literal["ok", "to do", "needs a network", "not needed here", "note"]
@@ -362,6 +361,9 @@ def data_line(data: HubData, silence: str | None, sizes: dict[str, int]) -> Line
     name = f"{data.repository} {data.subset}" if data.subset else data.repository
     what = f"data: {name}"
     folder = Path(datasets.config.HF_DATASETS_CACHE) / data.repository.replace("/", "___")
+    files = hub.snapshot(data.repository, data.revision)
+    if files is not None and all(tables.split_files(files, split, data.subset) for split in data.splits):
+        return Line(OK, what, f"in the cache ({files.name[:8]})")
     if any(folder.glob(f"{data.subset or '*'}/**/*.arrow")):
         return Line(OK, what, "in the cache")
     if silence:
@@ -424,17 +426,8 @@ def tracker(runs: Sequence[RunConfig]) -> Line:
     online = [run for run in runs if issubclass(component(run.tracker, "tracker"), Wandb) and run.tracker["mode"] == "online"]
     if not online:
         return Line(UNUSED, "wandb login", "nothing is sent (tracker=none, or offline)")
-    if os.environ.get("WANDB_API_KEY"):
-        return Line(OK, "wandb login", "WANDB_API_KEY is set")
-    try:
-        known = netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        known = False
-    return (
-        Line(OK, "wandb login", "~/.netrc")
-        if known
-        else Line(TODO, "wandb login", "none", "wandb login, or tracker.mode=offline")
-    )
+    known = login()
+    return Line(OK if known else TODO, "wandb login", known or "none", "" if known else "wandb login, or tracker.mode=offline")
 
 
 def judging(questions: Sequence[QuestionSource], judge: JudgeSettings, silence: str | None, cache_dir: str) -> list[Line]:

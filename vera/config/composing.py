@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vera.config import paths  # noqa: F401 (its resolvers)
 from vera.config.components import CONF_DIR, choices
 from vera.config.identity import GROUPS, SEED_REFERENCE
 from vera.config.schema import RunConfig, checked
@@ -24,6 +25,21 @@ from vera.errors import ConfigError, redacted
 
 # For launchers that have to be told how many GPUs a run takes (conf/hydra/launcher).
 OmegaConf.register_new_resolver("gpus_here", lambda: int(Path("/proc/driver/nvidia/version").exists()), replace=True)
+
+
+def recipe(method: str, model: str) -> str:
+    """Which yaml of conf/recipe holds a method's settings on a model.
+
+    <method>_<model>; or <model>, which then has those of every method; or <method>_<family>, where the family is the module of
+    the model's class. The first of them, which does not exist, where none does.
+    """
+    path = CONF_DIR / "model" / f"{model}.yaml"
+    target = re.search(r"^_target_:.*\.(\w+)\.\w+", path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
+    names = (f"{method}_{model}", model, f"{method}_{target.group(1)}" if target else "")
+    return next((name for name in names if (CONF_DIR / "recipe" / f"{name}.yaml").is_file()), names[0])
+
+
+OmegaConf.register_new_resolver("recipe", recipe, replace=True)
 
 # What Hydra and OmegaConf raise for overrides that fit nowhere; the last ones where they expect a text and find a list.
 _COMPOSING = (
@@ -74,7 +90,7 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         AttributeError,
     ) as error:  # a number that is not finite, half a surrogate pair, a key that is no word
         raise ConfigError(f"the configuration has no identity: {error}") from None
-    _check_recipe(f"{run.method.get('name')}_{run.model.get('name')}")
+    _check_recipe(recipe(run.method["name"], run.model["name"]))
     return run
 
 
@@ -124,6 +140,10 @@ def explain(error: Exception) -> str:
     if launcher:
         extra = {"submitit": "slurm"}.get(launcher.group(1), launcher.group(1))
         return f"hydra/launcher: its package is not installed; pip install -c constraints.txt -e '.[{extra}]'"
+    sweep = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if sweep:
+        key, _, value = sweep.group(1).partition("=")
+        return f"{key}={value} is a sweep over several values: add -m; for one value with a comma write \"{key}='{value}'\""
     missing = re.search(r"(?:In '[^']*': )?Could not find '([^']+)/([^'/]+)'", text)
     if missing:
         group, choice = missing.groups()

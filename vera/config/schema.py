@@ -93,6 +93,8 @@ class RunConfig(Strict):
     results_dir: str
     work_dir: str
     cache_dir: str
+    models_dir: str | None = None
+    data_root: str | None = None
     device: str = Field(pattern=r"^(auto|cpu|cuda)$")
     progress: bool | Literal["auto"]
     claim_timeout: float = Field(ge=1)

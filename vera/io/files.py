@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
-import errno
+import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+from vera.nn.files import HalfCharacter, link_new, read_json, sync, write_atomic
+
+__all__ = ["append_line", "link_new", "move_folder", "read_json", "read_lines", "remove_temporaries", "write_atomic"]
 
 
-def write_atomic(path: str | os.PathLike, data: bytes | str, replace: bool = True) -> Path:
-    """Write beside the target, sync, rename over it, sync the folder. A crash leaves the old file or the new one.
+def mended(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, so that it can be written; two halves that belong together are
+    one character again."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
-    With replace=False an existing file stays as it is, and FileExistsError is raised. Raises OSError, and removes its
-    temporary file, when the folder cannot be written or the disk is full. The temporary file is called `.<name>.<random>.tmp`.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+
+def read_mended_json(text: str) -> Any:
+    """`read_json`, with its texts mended. Raises ValueError for the rest."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        if replace:
-            os.replace(temporary, path)
-        elif link_new(temporary, path):
-            os.unlink(temporary)
-        elif path.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        else:
-            os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-    return path
-
-
-def link_new(temporary: str | os.PathLike, path: str | os.PathLike) -> bool:
-    """Give a finished file a second name that nobody has: of several processes one succeeds, on network file systems as well.
-
-    False where the file system knows no hard links. Raises FileExistsError when the name is taken, OSError otherwise.
-    """
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        if os.stat(temporary).st_nlink < 2:  # NFS may send a link again that has succeeded
-            raise
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        return False
-    return True
+        return read_json(text)
+    except HalfCharacter:
+        return json.loads(mended(json.dumps(json.loads(text.removeprefix("\ufeff")), ensure_ascii=False)))
 
 
 def remove_temporaries(folder: str | os.PathLike, name: str = "") -> None:
@@ -88,7 +56,7 @@ def append_line(path: str | os.PathLike, line: str) -> None:
         file.flush()
         os.fsync(file.fileno())
         if size == 0:
-            _sync(path.parent)
+            sync(path.parent)
 
 
 def _no_link(path: str, flags: int) -> int:
@@ -97,12 +65,13 @@ def _no_link(path: str, flags: int) -> int:
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
-    """The whole lines of a file that `append_line` writes; [] when there is none."""
+    """The whole lines of a file that `append_line` writes; [] when there is none. A line ends with a line feed and with nothing
+    else: texts may hold other separators, such as U+2028. Raises UnicodeDecodeError, a ValueError, for what is not UTF-8."""
     try:
         with open(path, "rb") as file:
             size = _whole(file)
             file.seek(0)
-            return file.read(size).decode().splitlines()
+            return file.read(size).decode().split("\n")[:-1]
     except FileNotFoundError:
         return []
 
@@ -126,19 +95,11 @@ def move_folder(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     for folder, _, files in os.walk(source):
         for name in files:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
+            sync(Path(folder) / name)
+        sync(Path(folder))
     old = source.with_name(source.name + ".old")
     if target.exists():
         os.replace(target, old)
     os.replace(source, target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

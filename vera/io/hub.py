@@ -10,31 +10,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from huggingface_hub import HfApi, HfFileSystem, constants, get_session, try_to_load_from_cache
+from huggingface_hub import HfApi, HfFileSystem, constants, get_session, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from vera.errors import DataError, VeraError
+from vera.io import tables
 
 if TYPE_CHECKING:
     import datasets
 
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 10
 QUICK_SECONDS = 5  # for a first look, not for a run
 _SHA = re.compile(r"[0-9a-f]{40}")
 _known: dict[tuple[str, str, str], str] = {}
+_mute = False  # whether the network let this process wait in vain: it is not asked again
 
 
 def commit(repository: str, revision: str, kind: Literal["model", "dataset"]) -> tuple[str | None, bool]:
     """The commit that a revision stands for now, and whether the hub answered.
 
     (None, True) when it refuses (unknown or gated repository): the loader's own message says why. (None, False) without a
-    network; whoever loads then reads the local cache only, at once instead of after many retries.
+    network; whoever loads then reads the local cache only, at once instead of after many retries. A network that does not
+    answer is asked once in a process: a sweep would wait again for each of its runs.
     """
+    global _mute
     key = (repository, revision, kind)
     if key in _known:
         return _known[key], True
+    if _mute:
+        return None, False
     for _ in range(2):
         try:
             _known[key] = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=TIMEOUT_SECONDS).sha
@@ -43,7 +50,9 @@ def commit(repository: str, revision: str, kind: Literal["model", "dataset"]) ->
             return None, True
         except Exception as error:  # the HTTP libraries' errors for "no connection" have no base in common
             if "Timeout" not in type(error).__name__:
-                break
+                return None, False
+    _mute = True
+    log.warning("%s does not answer; the rest of this process reads local copies only", constants.ENDPOINT)
     return None, False
 
 
@@ -65,6 +74,17 @@ class Repository:
     commit: str
     files: dict[str, int]
     card: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HubData:
+    """What is read of a data set on the hub. subset: its configuration there, if it has several."""
+
+    repository: str
+    revision: str
+    subset: str | None
+    splits: tuple[str, ...]
+    columns: tuple[str, ...]
 
 
 def silent() -> str | None:
@@ -162,6 +182,45 @@ def offline(when: bool) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def snapshot(repository: str, revision: str = "main") -> Path | None:
+    """The folder of a data set's files in the hub's cache (`hf download` fills it); None when it is not there."""
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=True))
+    except Exception:  # of several libraries: what cannot be had from the cache is not there
+        return None
+
+
+Rows = list[tuple[str, tuple[Any, ...]]]  # where it is, and the values of the columns that were asked for
+
+
+def load_rows(data: HubData, instead: str) -> tuple[dict[str, Rows], str | None]:
+    """The columns of each split at a revision's present commit, and that commit; without a network from the hub's cache or
+    the datasets library's.
+
+    Raises DataError with the reason and `instead`, what a user can give in place of the hub.
+    """
+    name = f"{data.repository} ({data.subset})" if data.subset else data.repository
+    if not commit(data.repository, data.revision, "dataset")[1]:
+        folder = snapshot(data.repository, data.revision)
+        files = {split: tables.split_files(folder, split, data.subset) for split in data.splits} if folder else {}
+        if files and all(files.values()):
+            found = {split: tables.read_columns(files[split], data.columns) for split in data.splits}
+            return found, commit_in(str(folder))
+    loaded, sha = load_dataset(data.repository, data.subset, instead, data.revision)
+    rows = {}
+    for split in data.splits:
+        if split not in loaded:
+            raise DataError(f"data set {name} has no split {split!r}; it has {', '.join(loaded)}")
+        missing = [column for column in data.columns if column not in loaded[split].column_names]
+        if missing:
+            raise DataError(
+                f"data set {name}, {split}: no column {missing[0]!r}; it has {', '.join(loaded[split].column_names)}"
+            )
+        values = zip(*(loaded[split][column] for column in data.columns), strict=True)
+        rows[split] = [(f"{name}, {split} row {index}", row) for index, row in enumerate(values)]
+    return rows, sha
 
 
 def load_dataset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from vera.errors import DataError
@@ -19,6 +19,8 @@ def read_text(path: str | Path) -> str:
         raise DataError(f"{path} does not exist") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path} is UTF-16 (its byte-order mark says so), not UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -26,11 +28,13 @@ def read_text(path: str | Path) -> str:
         raise DataError(f"{path}:{line} is not UTF-8: byte {data[error.start]:#04x}") from None
 
 
-def read_csv(path: str | Path, columns: Sequence[str], delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
+def read_csv(
+    path: str | Path, columns: Sequence[str], delimiter: str = ",", may_be_empty: Collection[str] = ()
+) -> Iterator[tuple[str, list[str]]]:
     """("file:line", the named columns) of every row below the header; a quoted value may hold line breaks.
 
-    Raises DataError for a file that is missing, empty or not UTF-8, a missing column, a row with another number of fields than
-    the header, or an empty value in one of the columns.
+    Blank lines at the end are passed over. Raises DataError for a file that is missing, empty or not UTF-8, a missing column, a
+    row with another number of fields than the header, or an empty value in one of the columns but those in `may_be_empty`.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
@@ -43,7 +47,7 @@ def read_csv(path: str | Path, columns: Sequence[str], delimiter: str = ",") -> 
     if missing:
         raise DataError(f"{path}:1 has no column {missing[0]!r}; it has {', '.join(map(repr, header))}")
     positions = [header.index(column) for column in columns]
-    found = False
+    found, blank = False, None
     while True:
         where = f"{path}:{reader.line_num + 1}"
         try:
@@ -52,11 +56,16 @@ def read_csv(path: str | Path, columns: Sequence[str], delimiter: str = ",") -> 
             raise DataError(f"{where}: {error}") from None
         if row is None:
             break
+        if not row:  # legal at the end alone
+            blank = blank or where
+            continue
+        if blank is not None:
+            raise DataError(f"{blank} is blank, and rows follow")
         if len(row) != len(header):
             raise DataError(f"{where} has {len(row)} fields, expected {len(header)}")
         values = [row[position] for position in positions]
         for column, value in zip(columns, values, strict=True):
-            if not value.strip():
+            if not value.strip() and column not in may_be_empty:
                 raise DataError(f"{where}: {column} is empty")
         found = True
         yield where, values

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+from typing_extensions import NotRequired, TypedDict  # pydantic wants this one before Python 3.12
 
 from vera.config import Name, Strict
 from vera.errors import RecordError
@@ -65,7 +65,11 @@ class Answers(Strict):
 
 
 class Judge(TypedDict):
-    """Who graded, as configured, and with which wording: prompts and the SHA-256 of their texts."""
+    """Who graded, as configured, and with which wording: prompts and the SHA-256 of their texts.
+
+    counts_as   the judge whose place in a table these scores may take, by whoever configured it; null for its own alone.
+    parse       how scores were read out of the verdicts (vera.judge.verdicts).
+    """
 
     version: int
     model: str
@@ -73,6 +77,8 @@ class Judge(TypedDict):
     temperature: float | None
     max_tokens: int | None
     orders: str
+    counts_as: NotRequired[str | None]
+    parse: NotRequired[str]
     prompts: str
     prompts_sha256: str
 
@@ -101,6 +107,7 @@ class Judged(Strict):
     answers     what was graded, with the SHA-256 of its file and the training run where it is known.
     scores      for each of `answers`, from 1 to 10: mean over all readable verdicts, n of them, by turn and by category.
     unreadable  question/turn/order of verdicts that held no rating however often they were asked for; in no mean.
+    failed      those of them for which there is no verdict at all, and what the endpoint said instead.
     """
 
     schema_: Literal[1] = Field(alias="schema")
@@ -112,6 +119,7 @@ class Judged(Strict):
     scores: list[Score]
     verdicts: Count
     unreadable: list[str]
+    failed: dict[str, str] = {}
     cost: dict[str, int | None]
     provenance: dict[str, Any]
 

@@ -1,21 +1,19 @@
-"""What the judge is told, and how its verdict is read. The official prompts are read from their files; ours are below.
-
-A verdict that does not hold exactly one rating from 1 to 10 (or one pair of them) is unreadable; nothing is guessed.
-"""
+"""What the judge is told, and the form in which each wording asks for its verdict. The official prompts are read from their
+files; ours are below."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
-from typing import Literal
+from typing import Any, Literal
 
 from vera.errors import DataError
 from vera.judge.questions import Grading
 from vera.judge.sources import Found, json_lines
+from vera.judge.verdicts import Form
 
 FIELDS = {
     "single": ("question", "answer", "ref_answer_1"),
@@ -27,11 +25,13 @@ PAIR_CATEGORIES = ("general", "coding", "math")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One wording: the system message and a template of the user message with {fields} as in FIELDS."""
+    """One wording: the system message, a template of the user message with {fields} as in FIELDS, and the form of the verdict
+    that it asks for."""
 
     name: str
     system: str
     template: str
+    form: Form = "rating"
 
     def messages(self, values: Mapping[str, str]) -> list[dict[str, str]]:
         """Chat messages; an empty system message is left out."""
@@ -103,7 +103,7 @@ OWN = (
         "Grade the assistant's second answer in this conversation, as an answer to the second question. The references answer "
         f"the two questions in order. {_WITH_REFERENCE} {_RATING}\n\n" + _REFERENCE_TALK + _TALK,
     ),
-    Prompt("pair", _SYSTEM, _PAIR),
+    Prompt("pair", _SYSTEM, _PAIR, "pair"),
 )
 
 
@@ -114,8 +114,10 @@ def own_prompts() -> Prompts:
 
 
 def read_prompts(found: Found, grading: Grading) -> Prompts:
-    """FastChat's judge_prompts.jsonl (single) or the older prompt.jsonl (pairwise scores). Raises DataError."""
+    """FastChat's judge_prompts.jsonl (single: the verdict ends with [[rating]]) or the older prompt.jsonl (pairwise: a first
+    line with two scores, for mathematics a tuple). Raises DataError."""
     prompts: dict[str, Prompt] = {}
+    asked: dict[str, Any] = {}
     for place, row in json_lines(found.data, found.where):
         key = "name" if grading == "single" else "category"
         if not all(isinstance(row.get(part), str) for part in (key, "system_prompt", "prompt_template")):
@@ -126,11 +128,17 @@ def read_prompts(found: Found, grading: Grading) -> Prompts:
             raise DataError(f"{place}: defaults of a judge prompt must be a mapping")
         for name, text in defaults.items():
             template = template.replace("{" + name + "}", str(text).replace("{", "{{").replace("}", "}}"))
-        prompts[row[key]] = Prompt(row[key], row["system_prompt"], template)
+        form = "rating" if grading == "single" else "tuple" if row[key] == "math" else "first line"
+        prompts[row[key]] = Prompt(row[key], row["system_prompt"], template, form)
+        asked[row[key]] = row.get("output_format")
     needed = [prompt.name for prompt in OWN[:4]] if grading == "single" else PAIR_CATEGORIES
     for name in needed:
         if name not in prompts:
             raise DataError(f"{found.where}: no judge prompt for {name}")
+        if grading == "single" and asked[name] not in (None, "[[rating]]"):
+            raise DataError(
+                f"{found.where}: judge prompt {name} asks for {str(asked[name])[:40]!r}; this program reads [[rating]]"
+            )
         fields = FIELDS["pairwise" if grading == "pairwise" else "multi" if name.endswith("multi-turn") else "single"]
         _check_fields(f"{found.where}: judge prompt {name}", prompts[name].template, fields)
     return Prompts("official" if found.official else "other", found.sha256, {name: prompts[name] for name in needed})
@@ -145,35 +153,3 @@ def _check_fields(where: str, template: str, known: tuple[str, ...]) -> None:
     for _, name, spec, conversion in parts:
         if name is not None and (name not in known or spec or conversion):
             raise DataError(f"{where} has a field that is not known: {name!r}; allowed: {', '.join(known)}")
-
-
-_NUMBER = r"(\d+(?:\.\d+)?)"
-_RATING_PATTERN = re.compile(rf"\[\[\s*{_NUMBER}\s*\]\]")
-_PAIR_PATTERNS = (
-    re.compile(rf"\[\[\s*{_NUMBER}\s*[,;/ ]\s*{_NUMBER}\s*\]\]"),  # ours
-    re.compile(rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"),  # the tuple that the official prompt for mathematics asks for
-)
-_FIRST_LINE = re.compile(rf"\(?\s*{_NUMBER}\s*[, ]\s*{_NUMBER}\s*\)?")
-
-
-def parse_rating(verdict: str) -> tuple[float] | None:
-    """The one [[rating]] from 1 to 10 of a verdict; None when there is none, or two that differ."""
-    found = {float(value) for value in _RATING_PATTERN.findall(verdict)}
-    return _in_range(tuple(found)) if len(found) == 1 else None
-
-
-def parse_pair(verdict: str) -> tuple[float, float] | None:
-    """The two scores of a verdict: a first line that holds nothing else, or the one [[a, b]] or (a, b); None otherwise."""
-    first = next((line.strip() for line in verdict.splitlines() if line.strip()), "")
-    alone = _FIRST_LINE.fullmatch(first)
-    if alone:
-        return _in_range(tuple(float(value) for value in alone.groups()))
-    for pattern in _PAIR_PATTERNS:
-        found = {tuple(float(value) for value in pair) for pair in pattern.findall(verdict)}
-        if found:
-            return _in_range(found.pop()) if len(found) == 1 else None
-    return None
-
-
-def _in_range(scores):
-    return scores if all(1 <= score <= 10 for score in scores) else None

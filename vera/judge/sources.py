@@ -14,8 +14,7 @@ from pydantic import Field
 
 from vera.config import Strict
 from vera.errors import DataError
-from vera.io.files import write_atomic
-from vera.io.json_text import read_json
+from vera.io.files import read_mended_json, write_atomic
 
 TIMEOUT_SECONDS = 20
 
@@ -75,7 +74,8 @@ def fetch(file: PinnedFile, cache_dir: str | Path) -> Found:
 
 
 def json_lines(data: bytes, where: str) -> list[tuple[str, dict[str, Any]]]:
-    """(place, object) for each line that is not empty. Raises DataError naming file and line."""
+    """(place, object) for each line that is not empty; half of a surrogate pair is read as U+FFFD. Raises DataError naming file
+    and line."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -86,7 +86,7 @@ def json_lines(data: bytes, where: str) -> list[tuple[str, dict[str, Any]]]:
             continue
         place = f"{where}, line {number}"
         try:
-            value = read_json(line)
+            value = read_mended_json(line)
         except ValueError as error:
             raise DataError(f"{place}: not JSON ({error})") from None
         if not isinstance(value, dict):

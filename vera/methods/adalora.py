@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from vera.errors import ModelError
-from vera.io.json_text import read_json
+from vera.io.files import read_json
 from vera.methods import fused
 from vera.methods.peft import ADAPTER, CONFIG_FILE, PeftMethod, stored_name
 

@@ -18,6 +18,7 @@ from vera.config import Component
 from vera.errors import ConfigError, ModelError
 from vera.io.files import write_atomic
 from vera.models.base import Backbone, Model
+from vera.nn.names import inside
 
 WEIGHTS_FILE = "trained.safetensors"
 
@@ -41,7 +42,7 @@ class Method(Component):
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"adapter": [], "head": []}
         for name, parameter in backbone.model.named_parameters():
             if parameter.requires_grad:
-                groups["head" if in_modules(name, backbone.head) else "adapter"].append((name, parameter))
+                groups["head" if inside(name, backbone.head) else "adapter"].append((name, parameter))
         if not groups["adapter"] and not groups["head"]:
             raise ConfigError(f"method {self.name} trains nothing (method.train_head={self.train_head})")
         return groups
@@ -96,7 +97,7 @@ class Method(Component):
 
     def _train_head(self, backbone: Backbone) -> None:
         for name, parameter in backbone.model.named_parameters():
-            if in_modules(name, backbone.head):
+            if inside(name, backbone.head):
                 parameter.requires_grad_(self.train_head)
 
 
@@ -118,15 +119,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} cannot be read: {error}") from None
 
 
-def in_modules(name: str, modules: tuple[str, ...]) -> bool:
-    """Whether a parameter belongs to one of the modules (dotted prefixes)."""
-    return any(name == module or name.startswith(module + ".") for module in modules)
-
-
 def elements(parameter: nn.Parameter) -> int:
     """Entries of the matrix that a parameter stands for; a 4-bit one packs two into a byte."""
     packed = getattr(parameter, "quant_state", None)
     return parameter.numel() if packed is None else packed.shape.numel()
+
+
+def quantised(weight: Tensor) -> bool:
+    return not weight.is_floating_point() or weight.element_size() < 2
 
 
 def mergeable(weight: Tensor) -> bool:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from vera.errors import ModelError
@@ -27,7 +26,7 @@ def splits(model: nn.Module) -> dict[str, tuple[SplitProjection, list[str]]]:
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, SplitProjection):
-            parts = [part for part in PARTS if isinstance(getattr(module, part), BaseTunerLayer)]
+            parts = [part for part in PARTS if hasattr(getattr(module, part), "base_layer")]
             if parts:
                 found[name] = (module, parts)
     return found

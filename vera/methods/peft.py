@@ -95,10 +95,11 @@ class PeftMethod(TargetedMethod):
         }
         config = fused.plain_config(backbone.model, config)
         write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, {"format": "pt"}))
-        write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True, default=_json) + "\n")
+        write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True, default=json_value) + "\n")
 
 
-def _json(value):
+def json_value(value):
+    """What JSON cannot hold of PEFT's configs, as PEFT writes it."""
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 

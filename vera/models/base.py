@@ -18,6 +18,7 @@ from vera.config import Component, HubId
 from vera.errors import ConfigError, ModelError
 from vera.io import hub
 from vera.models.tiny import architecture, tiny_checkpoint
+from vera.nn.names import inside
 
 
 @dataclass
@@ -201,19 +202,15 @@ class Model(Component):
 
     def _check_weights(self, source: str, model: nn.Module, info: dict[str, Any]) -> None:
         """Every weight outside the head comes from the checkpoint, and every weight of the head does not."""
-
-        def in_head(name: str) -> bool:
-            return any(name.startswith(module + ".") for module in self.head)
-
         random = {*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])}
-        foreign = sorted(name for name in random if not in_head(name))
+        foreign = sorted(name for name in random if not inside(name, self.head))
         if foreign:
             raise ModelError(
                 f"{self.name}: {source} lacks {foreign[0]}"
                 + (f" and {len(foreign) - 1} more weights" if len(foreign) > 1 else "")
                 + "; it is not a complete checkpoint of this architecture"
             )
-        kept = [parameter for name, parameter in model.named_parameters() if in_head(name) and name not in random]
+        kept = [parameter for name, parameter in model.named_parameters() if inside(name, self.head) and name not in random]
         if kept:  # a checkpoint with a head of its own: draw a new one, so that the seed reaches it
             for parameter in kept:
                 parameter._is_hf_initialized = False
@@ -247,6 +244,6 @@ def weights_fingerprint(model: nn.Module, head: list[str] | tuple[str, ...] = ()
     """
     digests = []
     for name, parameter in model.named_parameters():
-        if not any(name.startswith(module + ".") for module in head):
+        if not inside(name, head):
             digests.append(hashlib.sha256(parameter.detach().to("cpu").contiguous().view(torch.uint8).numpy()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from pydantic import Field
 from transformers import GenerationConfig, LogitsProcessor, NoRepeatNGramLogitsProcessor
@@ -39,6 +41,29 @@ class _WrittenOnly(LogitsProcessor):
         return self.inner(input_ids[:, self.prompt_length :], scores)
 
 
+class Draws(LogitsProcessor):
+    """Lets a greedy search draw each text from softmax(logits / temperature) among the `top_k` likeliest tokens (0: all): the
+    largest of logits / temperature + Gumbel noise is such a draw.
+
+    One temperature and one CPU generator a text, so that neither the batch it is in nor the device changes what is drawn. At
+    temperature 0 the likeliest token is taken.
+    """
+
+    def __init__(self, temperatures: Sequence[float], generators: Sequence[torch.Generator], top_k: int):
+        self.temperatures, self.generators, self.top_k = temperatures, generators, top_k
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        drawn = scores.clone()
+        for row, (temperature, generator) in enumerate(zip(self.temperatures, self.generators, strict=True)):
+            if temperature > 0:
+                likeliest = scores[row].topk(min(self.top_k or scores.shape[1], scores.shape[1]))
+                waits = torch.empty(len(likeliest.values)).exponential_(generator=generator)
+                noise = -waits.clamp_min(torch.finfo(waits.dtype).tiny).log().to(scores.device)
+                drawn[row] = -torch.inf
+                drawn[row, likeliest.indices] = likeliest.values.float() / temperature + noise
+        return drawn
+
+
 def generate(backbone: Backbone, prompts: list[list[int]], decoding: Decoding, batch_size: int) -> list[str]:
     """One text for each prompt (token ids), in their order, each cut before the first of `decoding.stop`.
 
@@ -48,9 +73,16 @@ def generate(backbone: Backbone, prompts: list[list[int]], decoding: Decoding, b
 
 
 @torch.inference_mode()
-def generate_ids(backbone: Backbone, prompts: list[list[int]], decoding: Decoding, batch_size: int) -> list[list[int]]:
+def generate_ids(
+    backbone: Backbone,
+    prompts: list[list[int]],
+    decoding: Decoding,
+    batch_size: int,
+    chosen_by: Callable[[list[int]], LogitsProcessor] | None = None,
+) -> list[list[int]]:
     """What is written after each prompt, up to and without the token that ends it; `batch_size` prompts at a time, by length.
 
+    chosen_by: from the indices of the prompts of a batch to what changes their scores last (Draws); greedy search only.
     Raises ConfigError when a prompt and max_new_tokens are more than the model can read.
     """
     tokenizer, model = backbone.preprocess, backbone.model
@@ -84,6 +116,8 @@ def generate_ids(backbone: Backbone, prompts: list[list[int]], decoding: Decodin
         processors = []
         if decoding.no_repeat_ngram:
             processors.append(_WrittenOnly(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram), width))
+        if chosen_by is not None:
+            processors.append(chosen_by(rows))
         found = model.generate(**inputs, generation_config=settings, logits_processor=processors)[:, width:].tolist()
         for row, ids in zip(rows, found, strict=True):
             written[row] = ids[: min((ids.index(end) for end in ends if end in ids), default=len(ids))]

@@ -73,8 +73,11 @@ class Pixels:
         return json.dumps([self.mode, PIL.__version__, self.processor.to_dict()], sort_keys=True, default=str)
 
     def _converted(self, image: Image.Image) -> Image.Image:
-        if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+            # 16 bits a pixel, which `convert` would cut off at 255
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"32 bits of grey (mode {image.mode}) have no stated range; save it with 8 or 16")
         return image.convert(self.mode)
 
     def _processed(self, image: Image.Image) -> torch.Tensor:

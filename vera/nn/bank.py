@@ -1,7 +1,7 @@
 """Many adapters on one frozen backbone, and batches in which every row uses its own (paper, section 3.3: A and B are shared).
 
     bank = AdapterBank(model)
-    failed = bank.load("adapters")                  # adapters/<name>/ as save_adapter wrote them
+    failed = bank.load("adapters")                  # adapters/<name>/ as save_adapter or PEFT wrote them
     with bank.use(["rte", "cola", None, "rte"]):    # one name a row of the batch; None: the bare backbone
         model(**batch)                              # or model.generate(**batch)
 
@@ -14,28 +14,43 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections import OrderedDict
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import accumulate
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
-from vera.errors import AdapterError
-from vera.nn.checkpoint import CONFIG_FILE, Reader
-from vera.nn.config import VeraConfig
-from vera.nn.inject import projection_keys, replace_module, target_shapes, vera_layers
-from vera.nn.projection import Projection
+from . import heads
+from .base_layer import shape_of
+from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Reader
+from .config import VeraConfig
+from .errors import AdapterError
+from .functional import projected
+from .inject import projection_keys, replace_module, target_shapes, vera_layers
+from .projection import Projection
+from .rows import RowWise
+
+_BLOCK = 2**26  # bytes of the table that are allocated at once, at least one adapter's
+
+# The batches of this thread, or of this asyncio task, by the id of their bank.
+_batches: ContextVar[dict[int, _Batch]] = ContextVar("batches", default={})  # noqa: B039 never changed in place
 
 
 class AdapterBank:
     """Adapters of one kind (rank, seed of A and B, layers, modules_to_save) on `model`, by name. For inference.
 
-    The first adapter decides the kind; the model's layers are then wrapped in place. Each adapter is one row of a table:
-    b and d of every layer, then its modules_to_save.
+    The first adapter decides the kind; the model's layers are then wrapped in place and the model is put in evaluation mode.
+    Each adapter is one row of a table: b and d of every layer, then its modules_to_save with their buffers. A bank may be used
+    by several threads at once: a batch belongs to the thread (or asyncio task) that entered `use`, and keeps the values that
+    its adapters had then. A model in a bank cannot be copied or pickled.
 
     memory_bytes  limit of the table; beyond it the adapters used longest ago wait in a temporary file. None: no limit.
     dtype         in which values are kept; torch.bfloat16 halves memory and file. b and d keep 8 bits of precision then.
@@ -44,23 +59,35 @@ class AdapterBank:
     """
 
     def __init__(self, model: nn.Module, memory_bytes: int | None = None, dtype: torch.dtype = torch.float32):
-        if any(vera_layers(model)) or any(isinstance(module, (_Layer, _Saved)) for module in model.modules()):
-            raise AdapterError("a bank needs a model without adapters")
         self.model, self.memory_bytes, self.dtype = model, memory_bytes, dtype
-        self.config: VeraConfig | None = None
+        self._lock = threading.RLock()
+        self._need_bare()
         self._reader = Reader(model)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.config: VeraConfig | None = None
+        self._trained: list[nn.Module] = []  # modules that were in training mode
         self._slots: OrderedDict[str, int] = OrderedDict()  # in memory, the one used longest ago first
         self._spilled: dict[str, int] = {}  # name -> row of the file
+        self._whole: dict[str, dict[str, Tensor]] = {}  # name -> buffers of whole numbers, kept as they are
+        self._blocks: list[Tensor] = []  # the table
+        self._free: list[int] = []  # its slots that hold nothing
+        self._pins: Counter[int] = Counter()  # slots that a batch reads, which keep their values
+        self._left: set[int] = set()  # those of them that are free as soon as no batch reads them
+        self._in_use = 0  # batches
         self._file = None
         self._file_rows = 0
-        self._free: list[int] = []  # slots of the table
-        self._batch: _Batch | None = None
+        self._file_free: list[int] = []
 
     def __len__(self) -> int:
         return len(self._slots.keys() | self._spilled.keys())
 
     def __contains__(self, name: str) -> bool:
         return name in self._slots or name in self._spilled
+
+    def __reduce_ex__(self, protocol) -> NoReturn:
+        raise AdapterError("a model in a bank cannot be copied or pickled; close the bank first, or copy before")
 
     @property
     def names(self) -> list[str]:
@@ -80,18 +107,24 @@ class AdapterBank:
     def load(self, folder: str | os.PathLike) -> dict[str, str]:
         """Add every adapter in a folder of adapter folders, each by its folder's name; an adapter of that name is replaced.
 
-        Returns what could not be added: name -> reason, which names the file. Those that can are added all the same. Raises
-        AdapterError when the folder holds no adapter.
+        PEFT writes an adapter called default into the folder itself; it is added by that name. Returns what could not be
+        added: name -> reason, which names the file. Those that can are added all the same. Raises AdapterError when the folder
+        holds no adapter, or two called default.
         """
-        folders = sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG_FILE}"))
-        if not folders:
+        folder = Path(folder)
+        found = {path.parent.name: path.parent for file in (CONFIG_FILE, WEIGHTS_FILE) for path in folder.glob(f"*/{file}")}
+        if (folder / CONFIG_FILE).exists() or (folder / WEIGHTS_FILE).exists():
+            if "default" in found:
+                raise AdapterError(f"both {folder} and {found['default']} hold an adapter called default")
+            found["default"] = folder
+        if not found:
             raise AdapterError(f"{folder} holds no folder with {CONFIG_FILE}")
         failed = {}
-        for path in folders:
+        for name, path in sorted(found.items()):
             try:
-                self.add(path.name, path)
+                self.add(name, path)
             except AdapterError as error:
-                failed[path.name] = str(error)
+                failed[name] = str(error)
         return failed
 
     def add(self, name: str, folder: str | os.PathLike) -> None:
@@ -100,126 +133,164 @@ class AdapterBank:
         Raises AdapterError, with the bank as it was, when the file is broken or the adapter is of another kind or backbone.
         """
         self._not_in_use()
+        if not isinstance(name, str):
+            raise AdapterError(f"an adapter's name must be a string, got {name!r}")
         config, values = self._reader.read(folder)
+        whole = {key: values.pop(key) for key in list(values) if not values[key].is_floating_point()}
         values = {key: value.to(self.dtype) for key, value in values.items()}
         for key, value in values.items():
             if not torch.isfinite(value).all():
                 raise AdapterError(f"{folder}: {key} holds a value that is too large for {self.dtype}")
-        if self.config is None:
-            self._install(config, folder)
-        else:
-            self._same_kind(config, folder)
-        if name in self:
-            self.evict(name)
-        slot = self._slot(name)
-        self._table[slot] = torch.cat([values[key].flatten() for key in self._keys])
+        with self._lock:
+            if self.config is None:
+                self._install(config, folder)
+            else:
+                self._same_kind(config, values, folder)
+            slot = self._place()
+            self._row(slot).copy_(torch.cat([values[key].flatten() for key in self._sizes]))
+            self._forget(name)
+            self._slots[name] = slot
+            if whole:
+                self._whole[name] = whole
 
     def evict(self, name: str) -> None:
         """Forget an adapter. Raises AdapterError for an unknown name."""
         self._not_in_use()
-        self._known([name])
-        self._spilled.pop(name, None)
-        if name in self._slots:
-            self._free.append(self._slots.pop(name))
+        with self._lock:
+            self._known([name])
+            self._forget(name)
 
     @contextmanager
     def use(self, names: Sequence[str | None], copies: int = 1) -> Iterator[None]:
         """Inside: row i of every batch uses adapter names[i], without gradients. Copies: beams or samples of each row.
 
+        A row that pads the batch has a name too, or None. With copies, what has one row a name (an encoder's input, say) may
+        still be called. Holds for the calls of this thread; one that is started inside enters `use` itself.
+
         Raises AdapterError for an unknown name, for more different adapters than the memory limit holds, and, when the model
-        is called, for a batch with another number of rows.
+        is called, for a batch with another number of rows, in training mode or with gradients.
         """
         self._not_in_use()
         if isinstance(names, str):
             raise AdapterError(f"a batch needs a sequence of adapter names, not the string {names!r}")
-        self._need_kind()
-        rows = [name for name in names for _ in range(copies)]
-        wanted = list(dict.fromkeys(name for name in rows if name is not None))
-        self._known(wanted)
-        if len(wanted) > self._capacity:
-            raise AdapterError(
-                f"a batch with {len(wanted)} different adapters, but {self.memory_bytes:,} bytes hold {self._capacity}"
-            )
-        for name in wanted:  # first, so that none of them makes room for another
-            if name in self._slots:
-                self._slots.move_to_end(name)
-        for name in wanted:
-            if name not in self._slots:
-                self._fetch(name)
-        self._batch = _Batch(self, rows)
+        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+            raise AdapterError(f"copies must be a whole number of at least 1, got {copies!r}")
+        names = list(names)
+        odd = [name for name in names if name is not None and not isinstance(name, str)]
+        if odd:
+            raise AdapterError(f"an adapter's name must be a string, or None for the bare backbone, got {odd[0]!r}")
+        with self._lock:
+            slots = self._pin(list(dict.fromkeys(name for name in names if name is not None)))
+            try:
+                batch = _Batch(self, names, copies, slots)
+            except BaseException:
+                self._unpin(slots)
+                raise
+        _batches.set({**_batches.get(), id(self): batch})
         try:
             with torch.no_grad():
                 yield
         finally:
-            self._batch = None
+            _batches.set({key: value for key, value in _batches.get().items() if value is not batch})
+            with self._lock:
+                self._unpin(slots)
 
     def close(self) -> None:
-        """Give the model its own layers back and forget all adapters."""
+        """Give the model its own layers and modes back and forget all adapters. Raises AdapterError while a batch uses them."""
         self._not_in_use()
-        for path, module in list(self.model.named_modules()):
-            if isinstance(module, (_Layer, _Saved)) and module.bank is self:
-                replace_module(self.model, path, module.base_layer)
-        self.__init__(self.model, self.memory_bytes, self.dtype)
+        with self._lock:
+            if self._in_use:
+                raise AdapterError("the bank is in use by a batch of another thread")
+            for path, module in list(self.model.named_modules(remove_duplicate=False)):
+                if isinstance(module, _Wrapper) and module.vera_bank is self:
+                    replace_module(self.model, path, module.base_layer)
+            for module in self._trained:
+                module.training = True
+            if self._file is not None:
+                self._file.close()
+            self._reset()
 
     def _install(self, config: VeraConfig, folder: str | os.PathLike) -> None:
         """Lay out the table for the first adapter's kind and wrap the model's layers."""
-        targets = self._reader.targets(Path(folder), config)
+        self._need_bare()
+        targets = self._reader.targets(Path(folder) / CONFIG_FILE, config)
+        saved = heads.find(self.model.named_modules(remove_duplicate=False), config.modules_to_save)
+        for path, module in saved.items():
+            _check_head(path, module)
+        for path, module in targets.items():
+            if module.weight.is_meta:
+                raise AdapterError(f"{path} has no weights here (meta device, or offloaded): a bank needs them")
         shapes = target_shapes(targets)
         sizes = {f"{name}.vera_lambda_b": (d_out,) for name, (d_out, _) in shapes.items()}
         sizes |= {f"{name}.vera_lambda_d": (config.rank,) for name in shapes}
-        vectors = sum(math.prod(shape) for shape in sizes.values())
-        saved = {
-            path: module
-            for path, module in self.model.named_modules()
-            if any(path == name or path.endswith(f".{name}") for name in config.modules_to_save)
-        }
+        vectors = {key: size for key, (size,) in sizes.items()}
         for path, module in saved.items():
-            sizes |= {f"{path}.{name}": tuple(value.shape) for name, value in module.named_parameters()}
+            state = heads.tensors(module)
+            sizes |= {f"{path}.{key}": tuple(value.shape) for key, value in state.items() if value.is_floating_point()}
         width = sum(math.prod(shape) for shape in sizes.values())
-        capacity = None if self.memory_bytes is None else self.memory_bytes // (width * self.dtype.itemsize)
+        capacity = 2**62 if self.memory_bytes is None else self.memory_bytes // (width * self.dtype.itemsize)
         if capacity == 0:
             raise AdapterError(f"{self.memory_bytes:,} bytes do not hold one adapter of {width * self.dtype.itemsize:,}")
-        device = next(iter(targets.values())).weight.device
-        self.config, self._shapes, self._width, self._vectors = config, sizes, width, vectors
-        self._capacity = 2**62 if capacity is None else capacity
-        self._keys = list(sizes)
-        self._table = torch.empty(0, width, dtype=self.dtype, device=device)
         projections: dict[tuple, Projection] = {}
+        wrappers: dict[str, _Wrapper] = {}
         for path, key in projection_keys(config, shapes).items():
             weight = targets[path].weight
-            if key not in projections:
+            place = (*key, weight.device)
+            if place not in projections:
                 dtype = weight.dtype if weight.is_floating_point() else torch.float32
-                projections[key] = Projection(*key, device=weight.device, dtype=dtype)
-            replace_module(self.model, path, _Layer(self, path, targets[path], projections[key]))
+                projections[place] = Projection(*key, device=weight.device, dtype=dtype)
+            wrappers[path] = _Layer(self, path, targets[path], projections[place])
+        starts = dict(zip(sizes, accumulate(map(math.prod, sizes.values()), initial=0), strict=False))
         for path, module in saved.items():
-            replace_module(self.model, path, _Saved(self, path, module))
+            own = [key for key in sizes if key.startswith(f"{path}.") and key not in vectors]
+            places = {key.removeprefix(f"{path}."): (starts[key], sizes[key]) for key in own}
+            wrappers[path] = _Saved(self, path, module, places)
+        self.config, self._width, self._capacity, self._sizes, self._vectors = config, width, capacity, sizes, vectors
+        self._device = next(iter(targets.values())).weight.device
+        self._trained = [module for module in self.model.modules() if module.training]
+        for wrapper in wrappers.values():
+            for parent in list(self.model.modules()):  # a module may have several names
+                for attribute, child in parent._modules.items():
+                    if child is wrapper.base_layer and parent is not wrapper:
+                        parent._modules[attribute] = wrapper
+        self.model.eval()
 
-    def _slot(self, name: str) -> int:
-        """A place in the table for a name: a free one, a new one, or that of the adapter used longest ago."""
+    def _row(self, slot: int) -> Tensor:
+        rows = len(self._blocks[0])
+        return self._blocks[slot // rows][slot % rows]
+
+    def _place(self) -> int:
+        """A slot of the table: a free one, one of a new block, or that of the adapter used longest ago that no batch reads."""
+        there = sum(map(len, self._blocks))
+        if not self._free and there < self._capacity:
+            rows = min(self._capacity, max(1, _BLOCK // self.adapter_bytes))
+            block = torch.empty(min(rows, self._capacity - there), self._width, dtype=self.dtype, device=self._device)
+            self._blocks.append(block)
+            self._free.extend(reversed(range(there, there + len(block))))
         if not self._free:
-            there = len(self._table)
-            if there < self._capacity:
-                grown = torch.empty(
-                    min(self._capacity, max(8, 2 * there)), self._width, dtype=self.dtype, device=self._table.device
-                )
-                grown[:there] = self._table
-                self._table = grown
-                self._free.extend(reversed(range(there, len(grown))))
-            else:
-                oldest = next(iter(self._slots))
-                if oldest not in self._spilled:
-                    self._write(oldest)
-                self._free.append(self._slots.pop(oldest))
-        self._slots[name] = self._free.pop()
-        return self._slots[name]
+            oldest = next((name for name, slot in self._slots.items() if slot not in self._pins), None)
+            if oldest is None:
+                raise AdapterError(f"{self.memory_bytes:,} bytes hold {self._capacity} adapters, and batches use all of them")
+            if oldest not in self._spilled:
+                self._write(oldest)
+            self._free.append(self._slots.pop(oldest))
+        return self._free.pop()
 
     def _write(self, name: str) -> None:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="adapters-")  # noqa: SIM115 it lives as long as the bank
-        self._file.seek(self._file_rows * self.adapter_bytes)
-        self._file.write(self._table[self._slots[name]].cpu().view(torch.uint8).numpy().data)
-        self._spilled[name] = self._file_rows
-        self._file_rows += 1
+        row = self._file_free[-1] if self._file_free else self._file_rows
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="adapters-")  # noqa: SIM115 it lives as long as the bank
+            self._file.seek(row * self.adapter_bytes)
+            self._file.write(self._row(self._slots[name]).cpu().view(torch.uint8).numpy().data)
+            self._file.flush()
+        except OSError as error:
+            raise AdapterError(f"adapter {name!r} cannot wait in a file in {tempfile.gettempdir()}: {error}") from None
+        if self._file_free:
+            self._file_free.pop()
+        else:
+            self._file_rows += 1
+        self._spilled[name] = row
 
     def _fetch(self, name: str) -> None:
         """Bring an adapter back from the file. Its row of the file stays, so that it need not be written again."""
@@ -227,8 +298,50 @@ class AdapterBank:
         self._file.seek(self._spilled[name] * self.adapter_bytes)
         if self._file.readinto(row.view(torch.uint8).numpy().data) != self.adapter_bytes:
             raise AdapterError(f"the temporary file with adapter {name!r} was truncated")
-        slot = self._slot(name)
-        self._table[slot] = row
+        slot = self._place()
+        self._row(slot).copy_(row)
+        self._slots[name] = slot
+
+    def _forget(self, name: str) -> None:
+        slot = self._slots.pop(name, None)
+        if slot is not None:
+            (self._left.add if slot in self._pins else self._free.append)(slot)
+        row = self._spilled.pop(name, None)
+        if row is not None:
+            self._file_free.append(row)
+        self._whole.pop(name, None)
+
+    def _pin(self, wanted: list[str]) -> dict[str, int]:
+        """Bring adapters into memory, where they stay until `_unpin`. Returns their slots."""
+        self._need_kind()
+        self._known(wanted)
+        if len(wanted) > self._capacity:
+            raise AdapterError(
+                f"a batch with {len(wanted)} different adapters, but {self.memory_bytes:,} bytes hold {self._capacity}"
+            )
+        slots: dict[str, int] = {}
+        self._in_use += 1
+        try:
+            for name in sorted(wanted, key=lambda name: name not in self._slots):  # none of them makes room for another
+                if name not in self._slots:
+                    self._fetch(name)
+                self._slots.move_to_end(name)
+                slots[name] = self._slots[name]
+                self._pins[slots[name]] += 1
+        except BaseException:
+            self._unpin(slots)
+            raise
+        return slots
+
+    def _unpin(self, slots: dict[str, int]) -> None:
+        self._in_use -= 1
+        for slot in slots.values():
+            self._pins[slot] -= 1
+            if not self._pins[slot]:
+                del self._pins[slot]
+                if slot in self._left:
+                    self._left.remove(slot)
+                    self._free.append(slot)
 
     def _known(self, names: Iterable[str]) -> None:
         unknown = [name for name in names if name not in self]
@@ -236,72 +349,78 @@ class AdapterBank:
             some = ", ".join(map(repr, unknown[:3])) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
             raise AdapterError(f"no adapter in the bank is called {some}; it holds {len(self)}")
 
+    def _need_bare(self) -> None:
+        if any(vera_layers(self.model)) or any(isinstance(module, _Wrapper) for module in self.model.modules()):
+            raise AdapterError("a bank needs a model without adapters")
+
     def _need_kind(self) -> None:
         if self.config is None:
             raise AdapterError("the bank is empty")
 
     def _not_in_use(self) -> None:
-        if self._batch is not None:
+        if id(self) in _batches.get():
             raise AdapterError("the bank is in use by a batch; leave `with bank.use(...)` first")
 
-    def _same_kind(self, config: VeraConfig, folder: str | os.PathLike) -> None:
-        for key in ("rank", "projection_seed", "init", "sharing", "targets", "modules_to_save"):
+    def _same_kind(self, config: VeraConfig, values: dict[str, Tensor], folder: str | os.PathLike) -> None:
+        keys = ["rank", "projection_seed", "init", "sharing"]
+        if values.keys() != self._sizes.keys():
+            keys += ["targets", "modules_to_save"]
+        for key in keys:
             here, there = getattr(self.config, key), getattr(config, key)
             if here != there:
                 raise AdapterError(f"{Path(folder) / CONFIG_FILE} has {key}={there!r}, the adapters of this bank have {here!r}")
 
 
 class _Batch:
-    """The adapters of one batch: b and d gathered once, and which rows belong to which adapter."""
+    """The adapters of one batch: b and d of each name gathered once, and which rows belong to which adapter."""
 
-    def __init__(self, bank: AdapterBank, rows: list[str | None]):
-        device = bank._table.device
-        slots = torch.tensor([bank._slots.get(name, 0) for name in rows], device=device)
-        self.rows = len(rows)
-        gathered = bank._table[:, : bank._vectors].index_select(0, slots)
-        bare = torch.tensor([name is None for name in rows], device=device)
-        gathered[bare] = 0
-        names = bank._keys[: len([key for key in bank._keys if ".vera_lambda_" in key])]
-        self.vectors = dict(zip(names, gathered.split([bank._shapes[key][0] for key in names], 1), strict=True))
-        self.members: dict[str | None, Tensor] = {}
-        for name in dict.fromkeys(rows):
-            self.members[name] = torch.tensor([i for i, other in enumerate(rows) if other == name], device=device)
-        self.bank = bank
-        self._image: tuple[Tensor, Projection, Tensor] | None = None
+    def __init__(self, bank: AdapterBank, names: list[str | None], copies: int, slots: dict[str, int]):
+        self.names, self.copies = names, copies
+        self.adapters = {name: bank._row(slot) for name, slot in slots.items()}
+        self.whole = {name: bank._whole.get(name, {}) for name in slots}
+        size = sum(bank._vectors.values())
+        order = {name: number for number, name in enumerate([*slots, None])}
+        bare = torch.zeros(size, dtype=bank.dtype, device=bank._device)
+        table = torch.stack([*(row[:size] for row in self.adapters.values()), bare])
+        index = torch.tensor([order[name] for name in names for _ in range(copies)], dtype=torch.int64, device=bank._device)
+        gathered = table.index_select(0, index).split(list(bank._vectors.values()), 1)
+        self.vectors = dict(zip(bank._vectors, gathered, strict=True))
+        self.product: Tensor | None = None  # keeps the latest A x for the layers that read the same x
 
-    def check(self, x: Tensor) -> None:
-        if x.shape[0] != self.rows:
-            raise AdapterError(f"a batch of {x.shape[0]} rows, but {self.rows} adapter names")
+    def check(self, layer: _Wrapper, rows: int) -> int:
+        """Copies of each name in a call with this many rows. Raises AdapterError for a call that the batch cannot serve."""
+        if layer.training:
+            raise AdapterError("a model in training mode (dropout, batch statistics) in a bank; call model.eval() first")
+        if torch.is_grad_enabled():
+            raise AdapterError("a bank computes no gradients; call the model under torch.no_grad()")
+        for copies in (self.copies, 1):
+            if rows == len(self.names) * copies:
+                return copies
+        raise AdapterError(f"a batch of {rows} rows, but {len(self.names) * self.copies} adapter names")
 
-    def vector(self, key: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def vector(self, key: str, x: Tensor, dtype: torch.dtype, copies: int) -> Tensor:
         """The rows' own b or d, [rows, 1, ..., size], to be multiplied with something of the dimensions of x."""
-        value = self.vectors[key].to(dtype)
-        return value.view(self.rows, *[1] * (x.dim() - 2), -1)
+        value = self.vectors[key][:: self.copies // copies].to(x.device, dtype)
+        return value.view(len(value), *[1] * (x.dim() - 2), -1)
 
-    def image(self, x: Tensor, projection: Projection) -> Tensor:
-        """A x; query, key and value read the same x, which is then multiplied once."""
-        if self._image is None or self._image[0] is not x or self._image[1] is not projection:
-            self._image = (x, projection, F.linear(x, projection.A[:, : x.shape[-1]]))
-        return self._image[2]
-
-    def parameters(self, name: str, path: str, module: nn.Module) -> dict[str, Tensor]:
-        """An adapter's own parameters of a module that travels with it."""
-        row, found, start = self.bank._table[self.bank._slots[name]], {}, 0
-        for key, shape in self.bank._shapes.items():
-            size = math.prod(shape)
-            if key.startswith(f"{path}."):
-                own = key[len(path) + 1 :]
-                found[own] = row[start : start + size].view(shape).to(module.get_parameter(own).dtype)
-            start += size
-        return found
+    def members(self, copies: int, device: torch.device) -> dict[str | None, Tensor]:
+        """The rows of each adapter."""
+        rows = [name for name in self.names for _ in range(copies)]
+        found: dict[str | None, list[int]] = {}
+        for number, name in enumerate(rows):
+            found.setdefault(name, []).append(number)
+        return {name: torch.tensor(numbers, device=device) for name, numbers in found.items()}
 
 
 class _Wrapper(nn.Module):
     def __init__(self, bank: AdapterBank, path: str, base_layer: nn.Module):
         super().__init__()
         self.base_layer, self.path = base_layer, path
-        self.__dict__["bank"] = bank  # the bank holds the model: no submodule
-        self.train(base_layer.training)
+        self.__dict__["vera_bank"] = bank  # the bank holds the model: no submodule
+
+    @property
+    def batch(self) -> _Batch | None:
+        return _batches.get().get(id(self.vera_bank))
 
 
 class _Layer(_Wrapper):
@@ -309,7 +428,7 @@ class _Layer(_Wrapper):
 
     def __init__(self, bank: AdapterBank, path: str, base_layer: nn.Module, projection: Projection):
         super().__init__(bank, path, base_layer)
-        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.out_features, self.in_features = shape_of(base_layer)
         self.projection = projection
 
     @property
@@ -321,30 +440,96 @@ class _Layer(_Wrapper):
         return self.base_layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.base_layer(x)
-        batch = self.bank._batch
+        batch = self.batch
         if batch is None:
-            return h
-        batch.check(x)
-        u = batch.image(x, self.projection)
-        d = batch.vector(f"{self.path}.vera_lambda_d", x, u.dtype)
-        y = F.linear(u * d, self.projection.B[: self.out_features])
-        return h.addcmul_(y.to(h.dtype), batch.vector(f"{self.path}.vera_lambda_b", x, h.dtype))
+            return self.base_layer(x)
+        if x.dim() < 2:
+            raise AdapterError(f"{self.path} is called with one row alone: a bank needs [rows, ..., {self.in_features}]")
+        copies = batch.check(self, len(x))
+        h = self.base_layer(x)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        with torch.autocast(device, enabled=False):
+            A, B = self.projection.sliced(self.in_features, self.out_features)
+            batch.product = projected(x.to(dtype), A, x, self)
+            u = batch.product.view(*x.shape[:-1], -1)
+            y = F.linear(u * batch.vector(f"{self.path}.vera_lambda_d", x, dtype, copies), B.to(dtype)).to(h.dtype)
+            return torch.addcmul(h, y, batch.vector(f"{self.path}.vera_lambda_b", x, h.dtype, copies), out=y)
 
 
 class _Saved(_Wrapper):
-    """A module that every adapter has its own copy of, such as a head: [rows, ...] -> [rows, ...]."""
+    """A module that every adapter has its own copy of, such as a head."""
 
-    def forward(self, x: Tensor, *rest, **named) -> Tensor:
-        batch = self.bank._batch
+    def __init__(self, bank: AdapterBank, path: str, base_layer: nn.Module, places: dict[str, tuple[int, tuple[int, ...]]]):
+        super().__init__(bank, path, base_layer)
+        self.places = places  # of its tensors in a row of the table: start and shape
+        self.__dict__["row_wise"] = RowWise(base_layer, path)
+
+    def forward(self, *args, **named):
+        batch = self.batch
         if batch is None:
-            return self.base_layer(x, *rest, **named)
-        batch.check(x)
-        out = None
-        for name, rows in batch.members.items():
-            parameters = {} if name is None else batch.parameters(name, self.path, self.base_layer)
-            part = functional_call(self.base_layer, parameters, (x[rows], *rest), named)
-            if out is None:
-                out = part.new_empty(x.shape[0], *part.shape[1:])
-            out[rows] = part
-        return out
+            return self.base_layer(*args, **named)
+        found = [leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor) and leaf.dim()]
+        if not found:
+            raise AdapterError(f"{self.path} is called without a tensor: its rows are not known")
+        sizes = [len(tensor) for tensor in found]
+        rows = next((rows for rows in (len(batch.names) * batch.copies, len(batch.names)) if rows in sizes), sizes[0])
+        members = batch.members(batch.check(self, rows), found[0].device)
+        own = heads.tensors(self.base_layer)
+        parts = [({} if name is None else self._tensors(batch, name, own), index) for name, index in members.items()]
+        return self.row_wise(parts, rows, args, named)
+
+    def _tensors(self, batch: _Batch, name: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """An adapter's tensors of this module, each on the device and in the dtype of the module's own."""
+        made = {}
+        for key, like in own.items():
+            if key in self.places:
+                start, shape = self.places[key]
+                value = batch.adapters[name][start : start + math.prod(shape)].view(shape)
+            else:
+                value = batch.whole[name][f"{self.path}.{key}"]
+            # A parameter is only read; a buffer may be written to, which must not reach the table.
+            made[key] = value.to(like.device, like.dtype, copy=not isinstance(like, nn.Parameter))
+        return made
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            value = getattr(super().__getattr__("base_layer"), name)
+        return self._outside(value, f".{name}") if isinstance(value, (Tensor, nn.Module)) else value
+
+    def _outside(self, value, what: str):
+        if self.batch is not None:
+            raise AdapterError(
+                f"{self.path}{what} is read by itself: in a bank {self.path} must be called, once for each adapter"
+            )
+        return value
+
+    def __getitem__(self, key):
+        return self._outside(self.base_layer[key], f"[{key!r}]")
+
+    def __iter__(self):
+        return iter(self._outside(self.base_layer, "'s modules"))
+
+    def __len__(self) -> int:
+        return len(self.base_layer)
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def _check_head(path: str, module: nn.Module) -> None:
+    """Raises AdapterError for a module that cannot be called with the tensors of each adapter in turn."""
+    if type(module).forward is nn.Module.forward:
+        raise AdapterError(
+            f"{path} in modules_to_save is a {type(module).__name__}, which is not called: a bank cannot switch it"
+        )
+    own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    for part in module.modules():
+        if isinstance(part, nn.RNNBase):  # torch exchanges its list of weights itself
+            continue
+        for name, value in vars(part).items():
+            held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+            if name not in ("_parameters", "_buffers") and any(id(item) in own for item in held):
+                raise AdapterError(f"{path} in modules_to_save keeps a parameter in {name}, where a bank cannot exchange it")

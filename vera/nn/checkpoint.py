@@ -22,14 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from vera.errors import AdapterError
-from vera.io.files import write_atomic
-from vera.io.json_text import read_json
-from vera.nn import heads
-from vera.nn.config import VeraConfig
-from vera.nn.inject import (
-    _inside,
+from . import heads
+from .base_layer import transposed
+from .config import VeraConfig
+from .errors import AdapterError
+from .files import read_json, write_atomic
+from .inject import (
     attach,
+    check_no_bank,
     configs,
     find_targets,
     projection_keys,
@@ -37,8 +37,9 @@ from vera.nn.inject import (
     target_shapes,
     vera_layers,
 )
-from vera.nn.linear import VeraLinear
-from vera.nn.projection import draw, fingerprint
+from .linear import VeraLinear
+from .names import inside
+from .projection import draw, fingerprint
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -88,7 +89,9 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
     }
     folder = Path(folder)
     write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, metadata))
-    write_atomic(folder / CONFIG_FILE, json.dumps(_to_peft(model, config, compact), indent=2, sort_keys=True) + "\n")
+    peft = _to_peft(model, config, compact)
+    peft["fan_in_fan_out"] = any(transposed(layer.base_layer) for layer in layers.values())  # PEFT sets it for a Conv1D, too
+    write_atomic(folder / CONFIG_FILE, json.dumps(peft, indent=2, sort_keys=True) + "\n")
     return folder
 
 
@@ -99,6 +102,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
     otherwise the adapter is attached. Everything is checked before anything is changed: AdapterError names the file and what
     does not fit (foreign or truncated file, fingerprint of A and B, shape, backbone).
     """
+    check_no_bank(model)
     existing = configs(model).get(name)
     config, values = Reader(model).read(folder, existing)
     if existing is None:
@@ -140,7 +144,7 @@ class Reader:
             config = _checked_replace(weights_file, config, changes)
         # PEFT lists every name a head may have; those that are neither in the model nor in the file mean nothing.
         names = [*(path for path, _ in self._modules), *tensors]
-        saved = [module for module in config.modules_to_save if any(_inside(path, (module,)) for path in names)]
+        saved = [module for module in config.modules_to_save if any(inside(path, (module,)) for path in names)]
         config = replace(config, modules_to_save=tuple(saved))
         if existing is not None:
             _same_adapter(folder / CONFIG_FILE, existing, config)
@@ -244,9 +248,7 @@ class Reader:
 
 def _norm(layer: nn.Module) -> float | None:
     """Frobenius norm of W0 to seven digits; None where W0 is quantised or has no storage."""
-    weight = layer.weight
-    if isinstance(layer, VeraLinear) and layer._base_weight is not None:
-        weight = layer._base_weight
+    weight = (layer.base_layer if isinstance(layer, VeraLinear) else layer).weight
     if not weight.is_floating_point() or weight.is_meta:
         return None
     return float(f"{torch.linalg.vector_norm(weight.detach().float()).item():.7g}")
@@ -272,7 +274,6 @@ def _to_peft(model: nn.Module, config: VeraConfig, compact: bool) -> dict:
         "save_projection": False,
         "vera_dropout": config.dropout,
         "d_initial": config.d_init,
-        "fan_in_fan_out": False,
         "bias": "none",
         "modules_to_save": list(config.modules_to_save) or None,
         "init_weights": True,
@@ -291,7 +292,7 @@ def _read_config(path: Path) -> VeraConfig:
     if not isinstance(raw, dict) or raw.get("peft_type") not in ("VERA", "VERA_VARIANT"):
         kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
         raise AdapterError(f"{path} is not a VeRA adapter: peft_type is {kind!r}, expected 'VERA'")
-    for key, neutral in (("fan_in_fan_out", False), ("bias", "none"), ("layers_to_transform", None)):
+    for key, neutral in (("bias", "none"), ("layers_to_transform", None)):
         if raw.get(key, neutral) not in (neutral, None):
             raise AdapterError(f"{path}: {key}={raw[key]!r} is not supported")
     if not isinstance(raw.get("target_modules"), list):

@@ -6,7 +6,7 @@ import reprlib
 import sys
 from dataclasses import dataclass, field
 
-from vera.errors import AdapterError
+from .errors import AdapterError
 
 INITS = ("kaiming_uniform", "kaiming_normal", "uniform_0_0.1")
 SHARINGS = ("shared", "unique")

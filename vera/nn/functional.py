@@ -1,8 +1,12 @@
 """h = W0 x + diag(b) B diag(d) A x, in two orders of evaluation with the same result (paper, equation 2).
 
 Shapes: x [..., n], W0 [m, n], A [r, n], B [m, r], b [m], d [r], h [..., m]; N is the number of rows of x, g = dL/dh. Only x, b
-and d receive gradients. Both vectors come from one matrix P = (g^T (A x)) * B, [m, r]: db = P d, dd = b P. Because
-g^T (x A^T) = (g^T x) A^T, P costs either N r (m + n) products, from u = A x, or N m n + m n r, from G = g^T x.
+and d receive gradients, except from `written_out`. Both vectors come from one matrix P = (g^T (A x)) * B, [m, r]: db = P d,
+dd = b P. Because g^T (x A^T) = (g^T x) A^T, P costs either N r (m + n) products, from u = A x, or N m n + m n r, from
+G = g^T x.
+
+Second derivatives: u = A x is part of the graph, although its gradient is folded into that of x, and a backward pass that is
+itself differentiated consists of ordinary operations on what the graph knows.
 
 Operations are counted in multiply-adds.
 """
@@ -13,7 +17,8 @@ import threading
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.weak import TensorWeakRef
 
@@ -73,6 +78,25 @@ def adapted_linear(
     return h
 
 
+def written_out(h: Tensor, z: Tensor, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
+    """h + diag(b) B diag(d) A z in plain operations, for torch.func, forward derivatives and tensors of other classes; in the
+    dtype of z, the result in that of h."""
+    update = F.linear(F.linear(z, A.to(z.dtype)) * d.to(z.dtype), B.to(z.dtype)) * b.to(z.dtype)
+    return h + update.to(h.dtype)
+
+
+def ordinary(*tensors: Tensor) -> bool:
+    """Whether the derivatives below apply to a call: none of torch.func's transforms and no forward derivative is at work, and
+    the tensors are x or h or W0, then A, B (frozen), b and d, all of torch's own class."""
+    if torch.compiler.is_compiling():
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return False
+    if torch.is_grad_enabled() and (tensors[-4].requires_grad or tensors[-3].requires_grad):
+        return False
+    return all(type(tensor) is Tensor or type(tensor) is nn.Parameter for tensor in tensors)
+
+
 def _scaled(B: Tensor, b: Tensor, d: Tensor) -> Tensor:
     """diag(b) B diag(d), [m, r], in the wider dtype of B and b."""
     return (B * d).mul_(b.unsqueeze(1))
@@ -80,6 +104,21 @@ def _scaled(B: Tensor, b: Tensor, d: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
+
+
+class _Product(torch.autograd.Function):
+    """x A^T for second derivatives: in a first backward pass nobody asks for its gradient, and it keeps nothing that the pass
+    could free, so that layers which share it may be differentiated one after the other."""
+
+    @staticmethod
+    def forward(ctx, x, A):
+        ctx.set_materialize_grads(False)
+        ctx.A, ctx.shape = A, x.shape
+        return _rows(x) @ A.to(x.dtype).T
+
+    @staticmethod
+    def backward(ctx, g):
+        return (None, None) if g is None else ((g @ ctx.A.to(g.dtype)).view(ctx.shape), None)
 
 
 class _Last(threading.local):
@@ -94,8 +133,7 @@ class _Last(threading.local):
 _last = _Last()
 
 
-@torch.no_grad()
-def image(x: Tensor, A: Tensor, of: Tensor, reader: object) -> Tensor:
+def projected(x: Tensor, A: Tensor, of: Tensor, reader: object) -> Tensor:
     """u = A x, [N, r]; matrices that read the same x through the same A in turn, such as q, k and v, share one u.
 
     of      the tensor that x is a cast of, or x.
@@ -104,13 +142,14 @@ def image(x: Tensor, A: Tensor, of: Tensor, reader: object) -> Tensor:
     # The compiler merges equal products by itself; an inference tensor does not say whether it was written to.
     if torch.compiler.is_compiling() or of.is_inference() or A.is_inference():
         return _rows(x) @ A.to(x.dtype).T
-    state = (of._version, x.dtype, A.data_ptr(), A._version, A.shape, A.stride(), A.dtype, A.device)
+    tracked = x.requires_grad and torch.is_grad_enabled()
+    state = (tracked, of._version, x.dtype, A.data_ptr(), A._version, A.shape, A.stride(), A.dtype, A.device)
     if _last.of is not None and _last.of() is of and _last.state == state and id(reader) not in _last.readers:
         u = _last.u()
         if u is not None:
             _last.readers.add(id(reader))
             return u
-    u = _rows(x) @ A.to(x.dtype).T
+    u = _Product.apply(x, A) if tracked else _rows(x) @ A.to(x.dtype).T
     _last.u, _last.of, _last.state, _last.readers = TensorWeakRef(u), TensorWeakRef(of), state, {id(reader)}
     return u
 
@@ -122,7 +161,8 @@ def _vector_gradients(product: Tensor, B: Tensor, b: Tensor, d: Tensor, need_b: 
 
 
 class ActivationOrder(torch.autograd.Function):
-    """`adapted_linear` in the activation order, given u = `image`(x, A). Saves u, r wide, and nothing of the width of x or h.
+    """`adapted_linear` in the activation order, given u = `projected`(x, A). Saves u, r wide, and
+    nothing of the width of x or h.
 
     Backward: dx = g W0 + (g diag(b) B diag(d)) A.
     """
@@ -150,33 +190,37 @@ class ActivationOrder(torch.autograd.Function):
 
 
 class Update(torch.autograd.Function):
-    """h + diag(b) B diag(d) A z, where a frozen layer with a call of its own gave h: quantised, or with dropout before z.
+    """h + diag(b) B diag(d) A z, where a layer with a call of its own gave h, or dropout came before z.
 
-    u = `image`(z, A) is given.
+    u = `projected`(z, A) is given. The sum is formed in the wider dtype of h and u and rounded to that of h.
     """
 
     @staticmethod
     def forward(ctx, h, z, A, B, b, d, u):
         ctx.save_for_backward(u if any(ctx.needs_input_grad[4:6]) else None, A, B, b, d)
-        return torch.addmm(_rows(h), u.to(h.dtype), _scaled(B, b, d).to(h.dtype).T).view(h.shape)
+        ctx.of = z.dtype
+        wide = torch.promote_types(h.dtype, u.dtype)
+        total = torch.addmm(_rows(h).to(wide), u.to(wide), _scaled(B, b, d).to(wide).T)
+        return total.to(h.dtype).view(h.shape)
 
     @staticmethod
     def backward(ctx, g):
         u, A, B, b, d = ctx.saved_tensors
         need_h, need_z, _, _, need_b, need_d, _ = ctx.needs_input_grad
-        rows = _rows(g)
+        rows = _rows(g).to(torch.promote_types(g.dtype, ctx.of))
         dz = db = dd = None
         if need_b or need_d:
-            db, dd = _vector_gradients(rows.T @ u.to(g.dtype), B, b, d, need_b, need_d)
+            db, dd = _vector_gradients(rows.T @ u.to(rows.dtype), B, b, d, need_b, need_d)
         if need_z:
-            dz = ((rows @ _scaled(B, b, d).to(g.dtype)) @ A.to(g.dtype)).view(*g.shape[:-1], A.shape[1])
+            dz = (rows @ _scaled(B, b, d).to(rows.dtype)) @ A.to(rows.dtype)
+            dz = dz.to(ctx.of).view(*g.shape[:-1], A.shape[1])
         return g if need_h else None, dz, None, None, db, dd, None
 
 
 class WeightOrder(torch.autograd.Function):
     """`adapted_linear` in the weight order: W is composed once a step and dx = g W, so that nothing but P is added.
 
-    Saves u = `image`(x, A) where it is given, else x; and W, when the plan says so.
+    Saves u = `projected`(x, A) where it is given, else x; and W, when the plan says so.
     """
 
     @staticmethod
@@ -203,6 +247,7 @@ class WeightOrder(torch.autograd.Function):
                 product = (rows.T @ _rows(saved)).to(A.dtype) @ A.T
             db, dd = _vector_gradients(product, B, b, d, need_b, need_d)
         if need_x:
-            W = compose(W0, A, B, b, d).to(g.dtype) if W is None else W
+            if W is None or torch.is_grad_enabled():  # the kept W knows nothing of b and d
+                W = compose(W0, A, B, b, d).to(g.dtype)
             dx = (rows @ W).view(*g.shape[:-1], A.shape[1])
         return dx, None, None, None, None, db, dd, None, None, None

@@ -16,8 +16,9 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from vera.errors import AdapterError
-from vera.nn.linear import VeraLinear
+from .errors import AdapterError
+from .linear import VeraLinear
+from .names import matches
 
 _HEADS = "vera_heads"
 
@@ -40,7 +41,7 @@ def find(modules: Iterable[tuple[str, nn.Module]], names: Iterable[str]) -> dict
     unused = set(names)
     modules = list(modules)
     for path, module in modules:
-        fitting = {name for name in names if path == name or path.endswith(f".{name}")}
+        fitting = set(matches(path, names))
         unused -= fitting
         known = any(module is other or path.startswith(f"{outer}.") for outer, other in found.items())
         if fitting and not known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from vera.errors import AdapterError
+from .errors import AdapterError
 
 
 def accelerate(model: nn.Module) -> nn.Module:
@@ -12,10 +12,10 @@ def accelerate(model: nn.Module) -> nn.Module:
 
     model: a PeftModel, or any module with VeRA layers of PEFT's in it. Its parameters, adapters, files and calls stay PEFT's;
     whatever is unusual, and calls too small to gain, run PEFT's own forward. Layers that later adapters bring are accelerated,
-    too. What differs: second derivatives through an accelerated layer raise. Raises AdapterError without peft or such a layer.
+    too. Raises AdapterError without peft, or where the model has no such layer.
     """
     try:
-        from vera.nn.peft_layers import AcceleratedLinear, AcceleratedModel, Linear, VeraModel
+        from .peft_layers import AcceleratedLinear, AcceleratedModel, Linear, VeraModel
     except ImportError as error:
         raise AdapterError(f"accelerate needs peft with its VeRA layers: {error}") from None
     for module in model.modules():

@@ -5,41 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
-from vera.errors import AdapterError
-from vera.nn import heads
-from vera.nn.config import VeraConfig
-from vera.nn.linear import VeraLinear
-from vera.nn.projection import Projection
+from . import heads
+from .base_layer import check_adaptable, device_of, dtype_of, is_linear, shape_of
+from .config import VeraConfig
+from .errors import AdapterError
+from .linear import VeraLinear
+from .names import inside, matches
+from .projection import Projection
 
 _CONFIGS = "vera_configs"
-
-
-def _inside(name: str, modules: tuple[str, ...]) -> bool:
-    """Whether a dotted name lies in one of the modules, each matched as a run of whole path components."""
-    return any(f".{module}." in f".{name}." for module in modules)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    if isinstance(module, (nn.Linear, VeraLinear)):
-        return True
-    return hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight")
+_BANK = "vera_bank"  # in every layer that an AdapterBank has wrapped
 
 
 def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
     """The linear layers that the adapter goes on, by dotted name, in the model's own order.
 
-    Raises AdapterError when a target name fits no layer.
+    Raises AdapterError when a target name fits no layer, or one to which no adapter can be put.
     """
-    linear = {name: module for name, module in model.named_modules() if _is_linear(module) and ".base_layer" not in name}
-    linear = {name: module for name, module in linear.items() if not _inside(name, config.modules_to_save)}
+    wrapped = {id(layer.base_layer) for _, layer in vera_layers(model)}
+    linear = {name: module for name, module in model.named_modules() if is_linear(module) and id(module) not in wrapped}
+    linear = {name: module for name, module in linear.items() if not inside(name, config.modules_to_save)}
     found: dict[str, nn.Module] = {}
     unused = set(config.targets)
     for name, module in linear.items():
-        fitting = [target for target in config.targets if name == target or name.endswith("." + target)]
+        fitting = matches(name, config.targets)
         if fitting:
+            check_adaptable(model, name, module)
             found[name] = module
             unused.difference_update(fitting)
     if unused:
@@ -52,7 +45,7 @@ def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
 
 def target_shapes(targets: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
     """(d_out, d_in) of each target."""
-    return {name: (module.out_features, module.in_features) for name, module in targets.items()}
+    return {name: shape_of(module) for name, module in targets.items()}
 
 
 def projection_keys(config: VeraConfig, shapes: dict[str, tuple[int, int]]) -> dict[str, tuple]:
@@ -89,6 +82,12 @@ def configs(model: nn.Module) -> dict[str, VeraConfig]:
     return dict(getattr(model, _CONFIGS, {}))
 
 
+def check_no_bank(model: nn.Module) -> None:
+    """Raises AdapterError for a model that an AdapterBank has wrapped."""
+    if any(_BANK in vars(module) for module in model.modules()):
+        raise AdapterError("the model is in an AdapterBank, which brings adapters of its own; close the bank first")
+
+
 def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Module:
     """Put a new adapter on a model, in place, and make it the active one. Returns the model.
 
@@ -97,6 +96,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
     also across adapters. Raises AdapterError when the name is taken, the model is merged or a target fits no layer; the model
     is then as it was.
     """
+    check_no_bank(model)
     if name in configs(model):
         raise AdapterError(f"there is an adapter called {name!r} already")
     if not name or "." in name:
@@ -115,11 +115,9 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
         if not isinstance(module, VeraLinear):
             module = VeraLinear(module)
             replace_module(model, path, module)
-            module.train(module.base_layer.training)
         if key not in projections:
-            weight = module.weight
-            dtype = weight.dtype if weight.is_floating_point() else torch.float32
-            projections[key] = Projection(*key, device=weight.device, dtype=dtype)
+            base = module.base_layer
+            projections[key] = Projection(*key, device=device_of(base), dtype=dtype_of(base))
         module.add(name, config, projections[key])
     setattr(model, _CONFIGS, {**configs(model), name: config})
     heads.add(model, name, copies)

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from vera.errors import AdapterError
-from vera.nn import heads
-from vera.nn.inject import _CONFIGS, configs, merge, replace_module, set_adapter, unmerge, vera_layers
-from vera.nn.linear import VeraLinear
+from . import heads
+from .errors import AdapterError
+from .inject import _CONFIGS, configs, merge, replace_module, set_adapter, unmerge, vera_layers
+from .linear import VeraLinear
 
 
 def active_adapter(model: nn.Module) -> str | None:
@@ -48,6 +48,8 @@ def merge_and_unload(model: nn.Module, name: str | None = None) -> nn.Module:
         if name is not None and name != before:
             set_adapter(model, before)
         raise
+    for _, layer in vera_layers(model):
+        layer.settle()
     return _strip(model)
 
 
@@ -95,8 +97,6 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 def _strip(model: nn.Module) -> nn.Module:
     """Take off all wrappers and all that `attach` has noted; what is in the layers and in the model's head now stays."""
-    for _, layer in vera_layers(model):
-        layer._base_weight = None
     heads.release(model)
     if hasattr(model, _CONFIGS):
         delattr(model, _CONFIGS)

@@ -5,11 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
-from vera.errors import AdapterError
-from vera.nn.config import VeraConfig
-from vera.nn.functional import ActivationOrder, Plan, Update, WeightOrder, adapted_linear, compose, image, plan
-from vera.nn.projection import Projection
+from .base_layer import device_of, matrix, obstacle, plain, shape_of, transposed
+from .config import VeraConfig
+from .errors import AdapterError
+from .functional import (
+    ActivationOrder,
+    Plan,
+    Update,
+    WeightOrder,
+    adapted_linear,
+    compose,
+    ordinary,
+    plan,
+    projected,
+    written_out,
+)
+from .projection import Projection
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Vectors(nn.Module):
@@ -17,13 +32,20 @@ class Vectors(nn.Module):
 
     def __init__(self, config: VeraConfig, d_out: int, device):
         super().__init__()
-        only_d = config.train == "only_d"
-        self.b = nn.Parameter(torch.full((d_out,), 1.0 if only_d else 0.0, device=device), config.train != "only_d")
-        self.d = nn.Parameter(
-            torch.full((config.rank,), 0.0 if only_d else config.d_init, device=device), config.train != "only_b"
-        )
+        b, d = (torch.empty(size, dtype=torch.float32, device=device) for size in (d_out, config.rank))
+        self.b = nn.Parameter(b, config.train != "only_d")
+        self.d = nn.Parameter(d, config.train != "only_b")
         self.trained = config.train
         self.dropout = config.dropout
+        self.d_init = config.d_init
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """b and d as they are before training (paper, section 3.3 and Table 6a)."""
+        only_d = self.trained == "only_d"
+        self.b.fill_(1.0 if only_d else 0.0)
+        self.d.fill_(0.0 if only_d else self.d_init)
 
     def set_trainable(self, trainable: bool) -> None:
         self.b.requires_grad_(trainable and self.trained != "only_d")
@@ -35,88 +57,115 @@ class Vectors(nn.Module):
         kept = [(parameter.data, parameter.grad) for parameter in (self.b, self.d)]
         super()._apply(fn, recurse)
         for parameter, (value, grad) in zip((self.b, self.d), kept, strict=True):
-            if parameter.dtype in (torch.float16, torch.bfloat16):
+            if parameter.dtype in HALF:
                 parameter.grad = None
                 parameter.data = value.to(parameter.device)
                 parameter.grad = None if grad is None else grad.to(parameter.device)
+        if kept[0][0].is_meta and not self.b.is_meta:
+            self.reset()
         return self
 
 
 class VeraLinear(nn.Module):
     """A frozen linear layer [..., d_in] -> [..., d_out] with any number of named adapters, one of them active.
 
-    `base_layer` is the layer that was there before: an nn.Linear, or a quantised layer with in_features, out_features and a
-    call of its own (then the activation order is used and merging is refused).
+    `base_layer` is the layer that was there before. Where it is `plain`, W0 x and the update are computed together, in the
+    order that costs less. Any other keeps its own call, to whose result the update is added; so does a plain one whose W0 or
+    bias is trained, and one with dropout on the adapter's input.
     """
 
     def __init__(self, base_layer: nn.Module):
         super().__init__()
         self.base_layer = base_layer
-        self.in_features = base_layer.in_features
-        self.out_features = base_layer.out_features
+        self.out_features, self.in_features = shape_of(base_layer)
         self.vectors = nn.ModuleDict()
         self.projections = nn.ModuleDict()
         self.active: str | None = None
         self.merged: str | None = None
         self.plan: Plan | None = None  # None: chosen from the shapes of each call
-        self._base_weight: Tensor | None = None
+        self._sum: Tensor | None = None  # W while merged
+        self._sum_of: list[Tensor] = []  # what W was composed of
+        self._sum_at: list[tuple] = []  # in which state
+        self.training = base_layer.training
 
     @property
     def weight(self) -> Tensor:
-        return self.base_layer.weight
+        """W0 [d_out, d_in], or W while merged."""
+        return matrix(self.base_layer) if self.merged is None else self._merged_weight()
 
     @property
     def bias(self) -> Tensor | None:
         return self.base_layer.bias
 
-    @property
-    def composable(self) -> bool:
-        """Whether W0 is an ordinary floating-point matrix, so that W0 + dW can be formed."""
-        weight = self.base_layer.weight
-        return weight.is_floating_point() and weight.shape == (self.out_features, self.in_features)
-
     def add(self, name: str, config: VeraConfig, projection: Projection) -> None:
-        self.vectors[name] = Vectors(config, self.out_features, self.base_layer.weight.device)
+        self.vectors[name] = Vectors(config, self.out_features, device_of(self.base_layer))
         self.projections[name] = projection
 
     def matrices(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A [r, d_in], B [d_out, r], b [d_out], d [r] of one adapter."""
-        A, B = self.projections[name].sliced(self.in_features, self.out_features)
-        return A, B, self.vectors[name].b, self.vectors[name].d
+        projection, vectors = self.projections[name], self.vectors[name]
+        if projection.A.is_meta and not vectors.b.is_meta:
+            projection.draw_on(vectors.b.device)
+        A, B = projection.sliced(self.in_features, self.out_features)
+        return A, B, vectors.b, vectors.d
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.active is None or self.merged is not None:
-            return self.base_layer(x)
-        A, B, b, d = self.matrices(self.active)
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        if self.active is None:
+            return self.base_layer(x, *args, **kwargs)
+        A, B, b, d = matrices = self.matrices(self.active)
+        device, dtype = x.device.type, x.dtype
+        autocast = torch.is_autocast_enabled(device) and dtype != torch.float64
+        if autocast:
+            dtype = torch.get_autocast_dtype(device)
+        graph = torch.is_grad_enabled()
+        trained = graph and (b.requires_grad or d.requires_grad)
+        if self.merged is not None and not (trained or args or kwargs) and x.dtype == dtype not in HALF and self._is_sum(graph):
+            return F.linear(x, self._merged_weight(), self.bias)
         dropout = self.vectors[self.active].dropout if self.training else 0.0
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        if dropout or not self.composable:
-            h = self.base_layer(x)
-            with torch.autocast(device, enabled=False):
-                z = F.dropout(x, dropout) if dropout else x
-                cast = z.to(dtype)
-                return Update.apply(h, cast, A, B, b, d, image(cast, A, z, self))
-        bias = self.bias if self.bias is None else self.bias.to(dtype)
-        plan = self._plan(x, b, d)
+        together = not (dropout or args or kwargs) and dtype != torch.float16 and plain(self.base_layer)
+        if together:
+            W0, bias = matrix(self.base_layer), self.base_layer.bias
+            together = (W0.dtype == x.dtype or (autocast and W0.dtype != torch.float64)) and ordinary(x, W0, *matrices)
+            together = together and not (graph and (W0.requires_grad or (bias is not None and bias.requires_grad)))
+        if not together:
+            return self._added(x, args, kwargs, dtype, dropout, matrices)
+        plan = self._plan(x, dtype, b, d)
         with torch.autocast(device, enabled=False):
             x, of = x.to(dtype), x
-            if not torch.is_grad_enabled() or not (x.requires_grad or b.requires_grad or d.requires_grad):
-                return adapted_linear(plan.order, x, self.weight, bias, A, B, b, d)
+            bias = None if bias is None else bias.to(dtype)
+            if not trained and not (graph and x.requires_grad):
+                return adapted_linear(plan.order, x, W0, bias, A, B, b, d)
             if plan.order == "weight":
-                saves_u = plan.through_u and A.shape[0] < A.shape[1] and (b.requires_grad or d.requires_grad)
-                u = image(x, A, of, self) if saves_u else None
-                return WeightOrder.apply(x, self.weight, bias, A, B, b, d, u, plan.through_u, plan.keep_weight)
-            return ActivationOrder.apply(x, self.weight, bias, A, B, b, d, image(x, A, of, self))
+                saves_u = plan.through_u and A.shape[0] < A.shape[1] and trained
+                u = projected(x, A, of, self) if saves_u else None
+                return WeightOrder.apply(x, W0, bias, A, B, b, d, u, plan.through_u, plan.keep_weight)
+            return ActivationOrder.apply(x, W0, bias, A, B, b, d, projected(x, A, of, self))
 
-    def _plan(self, x: Tensor, b: Tensor, d: Tensor) -> Plan:
+    def _added(self, x: Tensor, args: tuple, kwargs: dict, dtype: torch.dtype, dropout: float, matrices: tuple) -> Tensor:
+        """What the base layer returns, plus the update; in float32 instead of fp16, whose range a sum over x may leave."""
+        h = self.base_layer(x, *args, **kwargs)
+        if not isinstance(h, Tensor) or h.shape != (*x.shape[:-1], self.out_features):
+            got = list(h.shape) if isinstance(h, Tensor) else type(h).__name__
+            raise AdapterError(
+                f"{type(self.base_layer).__name__} returns {got} for an input of shape {list(x.shape)}; "
+                f"an update can be added to [..., {self.out_features}] alone"
+            )
+        with torch.autocast(x.device.type, enabled=False):
+            z = F.dropout(x, dropout) if dropout else x
+            cast = z.to(torch.float32 if dtype == torch.float16 else dtype)
+            if not ordinary(x, h, *matrices):
+                return written_out(h, cast, *matrices)
+            return Update.apply(h, cast, *matrices, projected(cast, matrices[0], z, self))
+
+    def _plan(self, x: Tensor, dtype: torch.dtype, b: Tensor, d: Tensor) -> Plan:
         """The layer's own `plan` if it has one, else the cheapest for these shapes.
 
-        A half-precision W0 + dW would be rounded to W0's digits, in which a small dW is lost; there it is never formed.
+        Where half precision computes, by W0's dtype or by autocast, W0 + dW would be rounded to it, in which a small dW is
+        lost: there it is never formed.
         """
         if self.plan is not None:
             return self.plan
-        if torch.finfo(self.weight.dtype).bits < 32:
+        if dtype in HALF:
             return Plan("activation")
         graph = torch.is_grad_enabled()
         return plan(
@@ -128,39 +177,76 @@ class VeraLinear(nn.Module):
             input_gradient=graph and x.requires_grad,
         )
 
-    @torch.no_grad()
     def merge(self) -> None:
-        """Put W0 + diag(b) B diag(d) A in the place of W0 and keep W0 aside, untouched. Does nothing when already merged.
+        """Compose W = W0 + diag(b) B diag(d) A beside W0, which stays untouched. Does nothing when already merged.
 
-        The sum is formed in float32 at least and rounded once. Raises AdapterError for a quantised base or a sum that is not
-        finite.
+        W is float32 at least, also on a half-precision backbone, where rounding the sum would lose most of a small update. It
+        is multiplied with x where that loses nothing and trains nothing: no gradient asked of W0, bias, b or d, no half
+        precision, no autocast. Elsewhere the layer computes as if it were not merged. When W0, b or d change, W follows.
+
+        Raises AdapterError for a base layer that is more than its weight, or a sum that is not finite.
         """
         if self.active is None or self.merged is not None:
             return
-        if not self.composable:
-            raise AdapterError(f"cannot merge into a quantised layer ({type(self.base_layer).__name__})")
-        W0 = self.base_layer.weight.data
-        W = compose(W0, *self.matrices(self.active)).to(W0.dtype)
-        if not torch.isfinite(W).all():
-            raise AdapterError(f"merging adapter {self.active!r} gives weights that are not finite")
-        self._base_weight = W0
-        self.base_layer.weight.data = W
+        reason = obstacle(self.base_layer)
+        if reason is not None:
+            raise AdapterError(f"cannot merge into {type(self.base_layer).__name__}: {reason}")
+        self._compose(self.active)
         self.merged = self.active
 
-    @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the kept W0 back, bit for bit. Does nothing when not merged."""
+        """Forget W. Does nothing when not merged."""
+        self._sum, self._sum_of, self._sum_at, self.merged = None, [], [], None
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Put W, rounded to the dtype of W0, into the base layer for good, if it is merged; the tie to another layer ends."""
         if self.merged is None:
             return
-        self.base_layer.weight.data = self._base_weight
-        self._base_weight = None
-        self.merged = None
+        W, base = self._merged_weight(), self.base_layer
+        if parametrize.is_parametrized(base, "weight"):
+            parametrize.remove_parametrizations(base, "weight")
+        W = W.t().contiguous() if transposed(base) else W
+        base.weight = nn.Parameter(W.to(base.weight.dtype), base.weight.requires_grad)
+        self.unmerge()
+
+    def _is_sum(self, graph: bool) -> bool:
+        """Whether W can stand for a merged layer in a call: it is still of such a kind, and its W0 and bias are not trained."""
+        if obstacle(self.base_layer) is not None:
+            return False
+        return not (graph and any(parameter.requires_grad for parameter in self.base_layer.parameters()))
+
+    def _merged_weight(self) -> Tensor:
+        """W, composed again when something that it was composed of has changed."""
+        if not torch.compiler.is_compiling() and self._sum_at != [_state(source) for source in self._sources(self.merged)]:
+            self._compose(self.merged)
+        return self._sum
+
+    def _compose(self, name: str) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            W = compose(matrix(self.base_layer), *self.matrices(name))
+            if not torch.isfinite(W).all():
+                raise AdapterError(f"merging adapter {name!r} gives weights that are not finite")
+        self._sum, self._sum_of = W, self._sources(name)
+        self._sum_at = [_state(source) for source in self._sum_of]
+
+    def _sources(self, name: str) -> list[Tensor]:
+        """What W is composed of."""
+        projection, vectors = self.projections[name], self.vectors[name]
+        return [*self.base_layer.parameters(), *self.base_layer.buffers(), projection.A, projection.B, vectors.b, vectors.d]
 
     def _apply(self, fn, recurse=True):
+        merged = self.merged is not None
+        self.unmerge()
         super()._apply(fn, recurse)
-        if self._base_weight is not None:
-            self._base_weight = fn(self._base_weight)
+        if merged and not self.base_layer.weight.is_meta:
+            self.merge()
         return self
 
     def extra_repr(self) -> str:
         return f"active={self.active!r}, merged={self.merged!r}"
+
+
+def _state(tensor: Tensor) -> tuple[int, int, int]:
+    """What changes when another tensor takes a tensor's place, or it gets other values or another storage."""
+    return id(tensor), 0 if tensor.is_inference() else tensor._version, tensor.data_ptr()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as global_hooks
 
-from vera.nn.functional import ActivationOrder, Plan, Update, WeightOrder, adapted_linear, image, plan
+from .base_layer import plain
+from .functional import ActivationOrder, Plan, Update, WeightOrder, adapted_linear, plan, projected
 
 # Below these PEFT's own forward is as fast or faster, measured on a CPU. With gradients: rows of x, since one matrix P for both
 # vectors costs products and saves passes over activations. Without: multiply-adds of the update; the checks take 10 us.
@@ -42,7 +43,7 @@ class AcceleratedLinear(Linear):
             z = x.to(d.dtype) if dropout is None else dropout(x.to(d.dtype))
             with torch.autocast(device, enabled=False):
                 wide, cast = (h, z.to(dtype)) if dtype is not before else (h.to(d.dtype), z)
-                return Update.apply(wide, cast, A, B, b, d, image(cast, A, z, self)).to(before)
+                return Update.apply(wide, cast, A, B, b, d, projected(cast, A, z, self)).to(before)
         with torch.autocast(device, enabled=False):
             x, of = x.to(dtype), x
             bias = bias if bias is None else bias.to(dtype)
@@ -51,9 +52,9 @@ class AcceleratedLinear(Linear):
                 return adapted_linear(chosen.order, x, W0, bias, A, B, b, d).to(before)
             if chosen.order == "weight":
                 saves_u = chosen.through_u and A.shape[0] < A.shape[1] and (b.requires_grad or d.requires_grad)
-                u = image(x, A, of, self) if saves_u else None
+                u = projected(x, A, of, self) if saves_u else None
                 return WeightOrder.apply(x, W0, bias, A, B, b, d, u, chosen.through_u, chosen.keep_weight).to(before)
-            return ActivationOrder.apply(x, W0, bias, A, B, b, d, image(x, A, of, self)).to(before)
+            return ActivationOrder.apply(x, W0, bias, A, B, b, d, projected(x, A, of, self)).to(before)
 
     def _plan(self, x: Tensor, b: Tensor, d: Tensor, graph: bool) -> Plan:
         trains = graph and (b.requires_grad or d.requires_grad)
@@ -84,7 +85,7 @@ class AcceleratedLinear(Linear):
         dropout = self.vera_dropout[name]
         if self.quantization_backend is not None or self.fan_in_fan_out or self.is_target_conv_1d_layer:
             return None
-        if type(base) is not nn.Linear or "forward" in base.__dict__ or not _unhooked(base) or not _unhooked(dropout):
+        if type(base) is not nn.Linear or not plain(base) or not _unhooked(dropout):
             return None
         if not getattr(self, "cast_input_dtype_enabled", True) or _transformed():
             return None

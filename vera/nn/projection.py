@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vera.errors import AdapterError
+from .errors import AdapterError
 
 
 def draw(rank: int, d_in: int, d_out: int, seed: int, init: str = "kaiming_uniform") -> tuple[Tensor, Tensor]:
@@ -20,7 +20,7 @@ def draw(rank: int, d_in: int, d_out: int, seed: int, init: str = "kaiming_unifo
     generator = torch.Generator(device="cpu").manual_seed(seed)
     pair = []
     for shape in ((rank, d_in), (d_out, rank)):
-        matrix = torch.empty(shape, dtype=torch.float32)
+        matrix = torch.empty(shape, dtype=torch.float32, device="cpu")
         std = math.sqrt(2.0) / math.sqrt(shape[1])
         if init == "kaiming_uniform":
             bound = math.sqrt(3.0) * std
@@ -53,15 +53,26 @@ class Projection(nn.Module):
     def __init__(self, rank: int, d_in: int, d_out: int, seed: int, init: str, device=None, dtype=torch.float32):
         super().__init__()
         self.key = (rank, d_in, d_out, seed, init)
-        if device is not None and torch.device(device).type == "meta":
-            A = torch.empty(rank, d_in, dtype=dtype, device="meta")
-            B = torch.empty(d_out, rank, dtype=dtype, device="meta")
-            self.fingerprint = None
-        else:
-            A, B = draw(rank, d_in, d_out, seed, init)
+        self.fingerprint: str | None = None  # None: on the meta device
+        self.register_buffer("A", torch.empty(rank, d_in, dtype=dtype, device="meta"), persistent=False)
+        self.register_buffer("B", torch.empty(d_out, rank, dtype=dtype, device="meta"), persistent=False)
+        self.draw_on("cpu" if device is None else device)
+
+    def draw_on(self, device: torch.device | str) -> None:
+        """Draw the pair again, on a device, in the dtype that it has."""
+        if torch.device(device).type != "meta":
+            A, B = draw(*self.key)
             self.fingerprint = fingerprint(A, B)
-        self.register_buffer("A", A.to(device=device, dtype=dtype), persistent=False)
-        self.register_buffer("B", B.to(device=device, dtype=dtype), persistent=False)
+            self.A, self.B = A.to(device, self.A.dtype), B.to(device, self.B.dtype)
+
+    def _apply(self, fn, recurse=True):
+        # No state dict holds A and B: what leaves them without their values, as to_empty does, has them drawn again.
+        before = (self.A, self.B)
+        super()._apply(fn, recurse)
+        for old, new in zip(before, (self.A, self.B), strict=True):
+            if new is not old and not new.is_meta and (old.is_meta or not torch.equal(old.to(new), new)):
+                self.draw_on(new.device)
+        return self
 
     def sliced(self, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
         """Views A [rank, d_in] and B [d_out, rank]."""

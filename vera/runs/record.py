@@ -136,7 +136,8 @@ class Provenance(Strict):
 
 class Record(Strict):
     """A finished run. outputs: the texts that its scores were computed from, as paths in the results folder with the SHA-256
-    of their content."""
+    of their content. weights: SHA-256 of the weights that were kept (vera.runs.kept) of the best and the last epoch; left out
+    when none were."""
 
     schema_: Literal[1] = Field(alias="schema")
     status: Literal["done"]
@@ -146,6 +147,7 @@ class Record(Strict):
     cost: Cost
     provenance: Provenance
     outputs: dict[str, str] = {}
+    weights: dict[Literal["best", "last"], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
 
     @model_validator(mode="after")
     def _identity_holds(self):
@@ -179,7 +181,7 @@ class Record(Strict):
         return metrics[name]
 
     def to_json(self) -> str:
-        left_out: dict[str, Any] = {} if self.outputs else {"outputs": True}
+        left_out: dict[str, Any] = {key: True for key in ("outputs", "weights") if not getattr(self, key)}
         if self.cost.processes == 1:
             left_out["cost"] = {"processes"}
         return self.model_dump_json(by_alias=True, indent=1, exclude=left_out or None) + "\n"

@@ -13,11 +13,11 @@ import torch
 from pydantic import Field, field_validator
 
 from vera.errors import DataError
-from vera.io import hub
-from vera.io.json_text import read_json
+from vera.io import hub, tables
+from vera.io.hub import HubData
 from vera.models.base import Backbone
 from vera.seeds import generator
-from vera.tasks.base import Data, HubData
+from vera.tasks.base import Data
 from vera.tasks.language import LanguageTask, collate
 
 REPOSITORY = "yahma/alpaca-cleaned"
@@ -53,7 +53,7 @@ class Alpaca(LanguageTask):
 
     def load(self, backbone: Backbone, seed: int) -> Data:
         self.check_length(backbone)
-        every, source, commit = self._rows()
+        every, source, commit = self.read()
         train, held = self._split(every)
         notes: dict[str, Any] = {"truncated": {}, "dropped": {}}
         examples = {}
@@ -114,50 +114,31 @@ class Alpaca(LanguageTask):
             return None
         return HubData(REPOSITORY, "main", None, ("train",), FIELDS)
 
-    def inspect(self):
-        self._rows()
-
-    def _rows(self) -> tuple[list[Row], str, str | None]:
+    def source_rows(self) -> tuple[list[Row], str, str | None]:
         if self.synthetic:
             return synthetic_rows(), "synthetic", None
         if self.data_dir is not None:
             return read_rows(Path(self.data_dir)), "Alpaca JSON file", None
-        return self._from_hub()
-
-    def _from_hub(self) -> tuple[list[Row], str, str | None]:
-        import datasets
-
-        commit, online = hub.commit(REPOSITORY, "main", "dataset")
-        datasets.disable_progress_bars()
-        try:
-            with hub.offline(not online):
-                loaded = datasets.load_dataset(REPOSITORY, revision=commit, split="train")
-        except Exception as error:  # network, cache and format errors of several libraries
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise DataError(
-                f"data set {REPOSITORY} cannot be loaded from the hub ({reason}); give a JSON file of its rows with "
-                "task.data_dir=/path/to/alpaca_data_cleaned.json"
-            ) from None
-        rows = [checked_row(f"{REPOSITORY}, row {index}", row) for index, row in enumerate(loaded)]
-        return rows, REPOSITORY, commit or hub.commit_in(" ".join(loaded.info.download_checksums or {}))
+        found, commit = hub.load_rows(
+            self.hub_data(), "give a JSON file of its rows with task.data_dir=/path/to/alpaca_data_cleaned.json"
+        )
+        rows = [checked_row(where, dict(zip(FIELDS, values, strict=True))) for where, values in found["train"]]
+        return rows, REPOSITORY, commit
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a JSON file, or of the one in a folder. Raises DataError naming file and row."""
+    """Rows of a JSON or JSON-lines file, of the one in a folder, or of the parquet files in it. Raises DataError."""
+    if not path.exists():
+        raise DataError(f"task.data_dir={path} does not exist")
+    files = [path]
     if path.is_dir():
-        found = [path / name for name in FILES if (path / name).is_file()]
-        if not found:
-            raise DataError(f"task.data_dir={path} holds none of {', '.join(FILES)}")
-        path = found[0]
-    try:
-        values = read_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"task.data_dir={path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not a JSON file: {error}") from None
-    if not isinstance(values, list):
-        raise DataError(f"{path} is not a list of rows")
-    return [checked_row(f"{path}, row {index}", row) for index, row in enumerate(values)]
+        files = [path / name for name in FILES if (path / name).is_file()][:1] or tables.split_files(path, "train")
+        if not files:
+            raise DataError(f"task.data_dir={path} holds neither {', '.join(FILES)} nor the hub's files of the split train")
+    if files[0].suffix == ".parquet":
+        found = tables.read_columns(files, FIELDS)
+        return [checked_row(where, dict(zip(FIELDS, values, strict=True))) for where, values in found]
+    return [checked_row(where, row) for file in files for where, row in tables.read_objects(file)]
 
 
 def checked_row(where: str, row: Any) -> Row:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from vera.config import Component
+from vera.io.hub import HubData
 from vera.models.base import Backbone
 
 
@@ -36,17 +38,6 @@ class Data:
     notes: dict[str, Any] = field(default_factory=dict)
     prompts: Sequence[list[int]] = ()
     references: Sequence[list[str]] = ()
-
-
-@dataclass(frozen=True)
-class HubData:
-    """What a task reads of a data set on the hub. subset: its configuration there, if it has several."""
-
-    repository: str
-    revision: str
-    subset: str | None
-    splits: tuple[str, ...]
-    columns: tuple[str, ...]
 
 
 @dataclass
@@ -80,12 +71,27 @@ class Task(Component):
         """Size of the head: the number of classes, 1 for regression, 0 where the language model's own head serves."""
         raise NotImplementedError
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the classes, in the order of the outputs, where they are known without the data."""
+        return None
+
     def hub_data(self) -> HubData | None:
         """What `load` reads from the hub; None where it reads nothing from there."""
         return None
 
+    def source_rows(self) -> Any:
+        """What `load` starts from, as it is read, without a backbone. Raises DataError naming file and row."""
+        return None
+
+    def read(self) -> Any:
+        """`source_rows`, read once for all seeds and methods of a sweep that follow one another."""
+        return _rows(type(self), self.model_dump_json())
+
     def inspect(self) -> None:
-        """Read the local files that `load` would read, as far as that is quick. Raises DataError."""
+        """Read what `load` would read, before the time for a backbone is spent; large files only as far as that is quick.
+        Raises DataError."""
+        self.read()
 
     def load(self, backbone: Backbone, seed: int) -> Data:
         """Read, check and prepare the data. Raises DataError naming file and row."""
@@ -122,3 +128,8 @@ class Task(Component):
     def tokens(self, batch: dict[str, Tensor]) -> int:
         """Tokens that a batch makes the model process, padding included; 0 for images."""
         return batch["input_ids"].numel() if "input_ids" in batch else 0
+
+
+@lru_cache(maxsize=1)
+def _rows(task: type[Task], settings: str) -> Any:
+    return task.model_validate_json(settings).source_rows()

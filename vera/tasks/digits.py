@@ -24,6 +24,10 @@ class Digits(FewShot):
     def outputs(self) -> int:
         return len(self.classes)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(str(label) for label in self.classes)
+
     def load(self, backbone: Backbone, seed: int) -> Data:
         digits = load_digits()
         chosen = few_shot(digits.target, self.classes, self.train_per_class, seed)

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from vera.errors import DataError
-from vera.io import hub
+from vera.io import hub, tables
+from vera.io.hub import HubData
 from vera.io.rows import read_csv
 from vera.models.base import Backbone
 from vera.models.decoding import Decoding, generate
 from vera.seeds import derive
-from vera.tasks.base import Data, Final, HubData
+from vera.tasks.base import Data, Final
 from vera.tasks.e2e_metrics import CAPTION_METRICS, NIST_MODES, compute, unavailable
 from vera.tasks.language import LanguageTask, collate
 
@@ -57,7 +58,7 @@ class E2E(LanguageTask):
     def _prepare(self, backbone: Backbone) -> Data:
         self.check_length(backbone)
         tokenizer = backbone.preprocess
-        rows, source, commit = self.rows()
+        rows, source, commit = self.read()
         examples, truncated = {}, {}
         for split in ("train", "validation"):
             prompts = encode_prompts(tokenizer, [mr for mr, _ in rows[split]])
@@ -85,35 +86,29 @@ class E2E(LanguageTask):
             return None
         return HubData(REPOSITORY, REVISION, None, tuple(FILES), HUB_COLUMNS)
 
-    def inspect(self):
-        self.rows()
-
-    def rows(self) -> tuple[dict[str, list[Row]], str, str | None]:
+    def source_rows(self) -> tuple[dict[str, list[Row]], str, str | None]:
         """Rows of the splits "train", "validation" and "test", where they come from, and the hub's commit."""
         if self.synthetic:
             return synthetic_rows(), "synthetic", None
         if self.data_dir is not None:
-            return self._from_folder(Path(self.data_dir)), "the challenge's CSV files", None
+            return self._from_folder(Path(self.data_dir))
         instead = "give a folder with " + ", ".join(FILES.values()) + " with task.data_dir=/path/to/e2e"
-        loaded, commit = hub.load_dataset(REPOSITORY, None, instead, REVISION)
-        splits = {}
-        for split in FILES:
-            missing = set(HUB_COLUMNS) - set(loaded[split].column_names)
-            if missing:
-                raise DataError(f"{REPOSITORY} ({split}) has no column {sorted(missing)[0]!r}")
-            pairs = zip(*(loaded[split][column] for column in HUB_COLUMNS), strict=True)
-            splits[split] = [_checked(f"{REPOSITORY} ({split}) row {index}", mr, ref) for index, (mr, ref) in enumerate(pairs)]
-        return splits, REPOSITORY, commit
+        found, commit = hub.load_rows(self.hub_data(), instead)
+        return {split: [_checked(where, *pair) for where, pair in rows] for split, rows in found.items()}, REPOSITORY, commit
 
     @staticmethod
-    def _from_folder(folder: Path) -> dict[str, list[Row]]:
+    def _from_folder(folder: Path) -> tuple[dict[str, list[Row]], str, str | None]:
         missing = [name for name in FILES.values() if not (folder / name).is_file()]
-        if missing:
-            raise DataError(f"task.data_dir={folder} does not hold {', '.join(missing)}")
-        return {
-            split: [_checked(where, mr, ref) for where, (mr, ref) in read_csv(folder / name, COLUMNS)]
-            for split, name in FILES.items()
-        }
+        if not missing:
+            found = {split: read_csv(folder / name, COLUMNS) for split, name in FILES.items()}
+            source, commit = "the challenge's CSV files", None
+        else:
+            files = {split: tables.split_files(folder, split) for split in FILES}
+            if not all(files.values()):
+                raise DataError(f"task.data_dir={folder} does not hold {', '.join(missing)}, nor the hub's files of each split")
+            found = {split: tables.read_columns(names, HUB_COLUMNS) for split, names in files.items()}
+            source, commit = f"{REPOSITORY}, local files", hub.commit_in(str(folder))
+        return {split: [_checked(where, *pair) for where, pair in rows] for split, rows in found.items()}, source, commit
 
     def finish(self, backbone, data, batch_size):
         began = time.monotonic()
@@ -172,6 +167,8 @@ def by_meaning(rows: list[Row]) -> dict[str, list[str]]:
 
 
 def _checked(where: str, mr: str, ref: str) -> Row:
+    if not isinstance(mr, str) or not isinstance(ref, str):
+        raise DataError(f"{where}: meaning representation and reference must be texts")
     try:
         parse(mr)
     except ValueError as error:

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,17 +61,15 @@ class E2EMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
-        scores = {"BLEU": bleu(predictions, references), **nist(predictions, references)}
-        if unavailable() is None:
-            scores.update(caption_metrics(predictions, references))
-        return scores
+        return compute(predictions, references)
 
 
 def compute(outputs: list[str], references: list[list[str]]) -> dict[str, float]:
     """All scores that can be computed on this machine (`unavailable` says why METEOR, ROUGE_L and CIDEr are not among them)."""
-    with tempfile.TemporaryDirectory() as folder:  # evaluate makes one, even when it keeps all in memory
-        metric = E2EMetric(keep_in_memory=True, cache_dir=folder)
-        return metric.compute(predictions=outputs, references=references)
+    scores = {"BLEU": bleu(outputs, references), **nist(outputs, references)}
+    if unavailable() is None:
+        scores.update(caption_metrics(outputs, references))
+    return scores
 
 
 def bleu(outputs: list[str], references: list[list[str]]) -> float:
@@ -191,10 +188,17 @@ def read_files(outputs: Path, references: Path, allow_empty: bool = False) -> tu
     ref_sources, groups = _read_references(references)
     out_sources, found = _read_outputs(outputs)
     if ref_sources is not None and out_sources is not None:
-        lacking = [source for source in ref_sources if source not in out_sources]
-        if lacking:
-            raise DataError(f"{outputs} has no output for {lacking[0]!r}, which {references} has")
-        by_source = dict(zip(out_sources, found, strict=True))
+        by_source: dict[str, tuple[str, str]] = {}
+        for source, (where, text) in zip(out_sources, found, strict=True):
+            if by_source.setdefault(source, (where, text))[1] != text:
+                raise DataError(f"{where}: another output for {source!r} than at {by_source[source][0]}")
+        for here, its, there, theirs in (
+            (outputs, by_source, references, ref_sources),
+            (references, ref_sources, outputs, by_source),
+        ):
+            lacking = set(theirs) - set(its)
+            if lacking:
+                raise DataError(f"{here} has nothing for {min(lacking)!r}, which {there} has")
         found = [by_source[source] for source in ref_sources]
     if len(found) != len(groups):
         raise DataError(f"{outputs} has {len(found)} outputs, {references} has references for {len(groups)} instances")
@@ -228,7 +232,7 @@ def _read_references(path: Path) -> tuple[list[str] | None, list[list[str]]]:
 
 def _read_outputs(path: Path) -> tuple[list[str] | None, list[tuple[str, str]]]:
     if path.suffix.lower() in (".csv", ".tsv"):
-        rows = [(source, (where, _one_line(text))) for where, (source, text) in _read_table(path)]
+        rows = [(source, (where, _one_line(text))) for where, (source, text) in _read_table(path, empty_texts=True)]
         return [source for source, _ in rows], [output for _, output in rows]
     text = read_text(path)
     if not text.strip():
@@ -237,7 +241,7 @@ def _read_outputs(path: Path) -> tuple[list[str] | None, list[tuple[str, str]]]:
     return None, [(f"{path}:{number}", line.strip()) for number, line in enumerate(lines, start=1)]
 
 
-def _read_table(path: Path) -> Iterator[tuple[str, list[str]]]:
+def _read_table(path: Path, empty_texts: bool = False) -> Iterator[tuple[str, list[str]]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     header = [name.strip('"\r') for name in read_text(path).partition("\n")[0].split(delimiter)]
     columns = []
@@ -246,4 +250,4 @@ def _read_table(path: Path) -> Iterator[tuple[str, list[str]]]:
         if not fitting:
             raise DataError(f"{path}:1 has no column for {kind}; it has {', '.join(map(repr, header))}")
         columns.append(fitting[0])
-    return read_csv(path, columns, delimiter)
+    return read_csv(path, columns, delimiter, may_be_empty=columns[1:] if empty_texts else ())

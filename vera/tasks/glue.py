@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 
 from vera.errors import ConfigError, DataError
-from vera.io import hub
+from vera.io import hub, tables
+from vera.io.hub import HubData
 from vera.models.base import Backbone
 from vera.seeds import derive
-from vera.tasks.base import Data, HubData, Task
+from vera.tasks.base import Data, Task
 from vera.tasks.metrics import compute
 from vera.tasks.tsv import read_tsv
 
@@ -69,6 +70,10 @@ class Glue(Task):
         labels = SUBSETS[self.subset].labels
         return 1 if labels is None else len(labels)
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        return SUBSETS[self.subset].labels
+
     def score(self, logits, labels):
         predictions = logits.squeeze(-1) if self.outputs == 1 else logits.argmax(-1)
         return compute(self.subset, predictions.numpy(), labels.numpy())
@@ -85,7 +90,10 @@ class Glue(Task):
         limit = min(tokenizer.model_max_length, getattr(backbone.model.config, "max_position_embeddings", self.max_length))
         if self.max_length > limit:
             raise ConfigError(f"task.max_length={self.max_length} is more than this model's {limit} positions")
-        rows, source, commit = self.rows()
+        rows, source, commit = self.read()
+        if SUBSETS[self.subset].labels is None and len({score for _, score in rows["validation"]}) < 2:
+            found = "one row" if len(rows["validation"]) == 1 else f"{len(rows['validation'])} rows with one and the same score"
+            raise DataError(f"{source}: the validation split (dev.tsv) has {found}; a correlation with it is undefined")
         notes: dict[str, Any] = {"truncated": {}}
         examples = {split: self._tokenise(tokenizer, rows[split], split, notes) for split in rows}
         return Data(
@@ -99,55 +107,58 @@ class Glue(Task):
             notes=notes,
         )
 
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return (*SUBSETS[self.subset].texts, "label")
+
     def hub_data(self):
         if self.synthetic or self.data_dir is not None:
             return None
-        return HubData(REPOSITORY, "main", self.subset, ("train", "validation"), (*SUBSETS[self.subset].texts, "label"))
+        return HubData(REPOSITORY, "main", self.subset, ("train", "validation"), self._columns)
 
-    def inspect(self):
-        self.rows()
-
-    def rows(self) -> tuple[dict[str, list[Row]], str, str | None]:
+    def source_rows(self) -> tuple[dict[str, list[Row]], str, str | None]:
         """Rows of the splits "train" and "validation", where they come from, and the hub's commit."""
         if self.synthetic:
             return synthetic_rows(self.subset), "synthetic", None
         if self.data_dir is not None:
-            return self._from_folder(Path(self.data_dir)), "official TSV files", None
-        return self._from_hub()
+            return self._from_folder(Path(self.data_dir))
+        found, commit = hub.load_rows(
+            self.hub_data(), "give a folder with GLUE's official files with task.data_dir=/path/to/glue"
+        )
+        return {split: self._checked(rows) for split, rows in found.items()}, f"{REPOSITORY} {self.subset}", commit
 
-    def _from_folder(self, folder: Path) -> dict[str, list[Row]]:
+    def _from_folder(self, folder: Path) -> tuple[dict[str, list[Row]], str, str | None]:
         subset = SUBSETS[self.subset]
-        if not (folder / "train.tsv").exists() and (folder / subset.folder).is_dir():
-            folder = folder / subset.folder
-        if not (folder / "train.tsv").exists():
+        inside = folder / subset.folder
+        official = next((place for place in (folder, inside) if (place / "train.tsv").exists()), None)
+        if official is not None:
+            return self._from_tsv(official), "official TSV files", None
+        files = {split: tables.split_files(folder, split, self.subset) for split in ("train", "validation")}
+        missing = [split for split, found in files.items() if not found]
+        if missing:
             raise DataError(
-                f"task.data_dir={folder} holds neither train.tsv and dev.tsv nor a folder {subset.folder} with them"
+                f"task.data_dir={folder} holds neither train.tsv and dev.tsv, nor a folder {subset.folder} with them, nor the "
+                f"hub's files of {self.subset} (such as {self.subset}/{missing[0]}-00000-of-00001.parquet)"
             )
+        rows = {split: self._checked(tables.read_columns(found, self._columns)) for split, found in files.items()}
+        return rows, f"{REPOSITORY} {self.subset}, local files", hub.commit_in(str(folder))
+
+    def _from_tsv(self, folder: Path) -> dict[str, list[Row]]:
+        subset = SUBSETS[self.subset]
         splits = {}
         for split, name in (("train", "train.tsv"), ("validation", "dev.tsv")):
-            rows = []
-            for where, (*texts, label) in read_tsv(folder / name, subset.columns, subset.header):
-                rows.append((tuple(texts), _label(where, label, subset.labels)))
-            splits[split] = rows
+            rows = read_tsv(folder / name, subset.columns, subset.header)
+            splits[split] = [(tuple(texts), _label(where, label, subset.labels)) for where, (*texts, label) in rows]
         return splits
 
-    def _from_hub(self) -> tuple[dict[str, list[Row]], str, str | None]:
-        subset = SUBSETS[self.subset]
-        loaded, commit = hub.load_dataset(
-            REPOSITORY, self.subset, "give a folder with GLUE's official files with task.data_dir=/path/to/glue"
-        )
-        splits: dict[str, list[Row]] = {}
-        for split in ("train", "validation"):
-            columns = set(loaded[split].column_names)
-            missing = {*subset.texts, "label"} - columns
-            if missing:
-                raise DataError(f"{REPOSITORY} ({self.subset}, {split}) has no column {sorted(missing)[0]!r}")
-            texts = list(zip(*(loaded[split][name] for name in subset.texts), strict=True))
-            splits[split] = [
-                (pair, _checked_label(f"{REPOSITORY} ({self.subset}, {split}) row {index}", label, subset.labels))
-                for index, (pair, label) in enumerate(zip(texts, loaded[split]["label"], strict=True))
-            ]
-        return splits, f"{REPOSITORY} {self.subset}", commit
+    def _checked(self, rows: hub.Rows) -> list[Row]:
+        """Rows as the hub's files have them: texts, then a class index or a score."""
+        found = []
+        for where, (*texts, label) in rows:
+            if not all(isinstance(text, str) for text in texts):
+                raise DataError(f"{where}: {', '.join(SUBSETS[self.subset].texts)} must be texts")
+            found.append((tuple(texts), _checked_label(where, label, SUBSETS[self.subset].labels)))
+        return found
 
     def _tokenise(self, tokenizer, rows: list[Row], split: str, notes: dict[str, Any]) -> list[dict[str, Any]]:
         columns = [list(column) for column in zip(*(texts for texts, _ in rows), strict=True)]
@@ -195,6 +206,8 @@ def _label(where: str, text: str, labels: tuple[str, ...] | None) -> float:
 
 
 def _checked_label(where: str, value: float, labels: tuple[str, ...] | None) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise DataError(f"{where}: label {value!r} is not a number")
     if labels is None:
         if not 0.0 <= value <= 5.0:
             raise DataError(f"{where}: score {value} is not a number from 0 to 5")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
+from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from vera.errors import DataError
@@ -22,7 +24,7 @@ from vera.tasks.image_rows import Rows
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when the bytes below change their meaning
+FORMAT = 2  # raised when the bytes below change their meaning
 BATCH = 32
 FEW = 256  # images that are not worth starting processes for
 NAMED = 5
@@ -31,10 +33,12 @@ ABOUT, PIXELS = "about.json", "pixels.u8"
 
 @dataclass(frozen=True)
 class Prepared:
-    """pixels: uint8 [N, channels, H, W], mapped from disk. fingerprint: SHA-256, 16 digits, of the encoded images in order."""
+    """pixels: uint8 [N, channels, H, W], mapped from disk. fingerprint: SHA-256, 16 digits, of the encoded images in order.
+    broken_exif: images whose EXIF block cannot be read, so that a rotation it may ask for is not done."""
 
     pixels: np.ndarray
     fingerprint: str
+    broken_exif: int
 
 
 def prepare(rows: Rows, chosen: np.ndarray | None, pixels: Pixels, cache_dir: Path, workers: int | None) -> Prepared:
@@ -48,7 +52,8 @@ def prepare(rows: Rows, chosen: np.ndarray | None, pixels: Pixels, cache_dir: Pa
     folder = Path(cache_dir) / "images" / hashlib.sha256(key.encode()).hexdigest()[:16]
     make_folder(folder, ABOUT, lambda scratch: _decode(rows, wanted, pixels, scratch, workers))
     about = json.loads((folder / ABOUT).read_text())
-    return Prepared(np.memmap(folder / PIXELS, np.uint8, "r", shape=tuple(about["shape"])), about["fingerprint"])
+    pixels_on_disk = np.memmap(folder / PIXELS, np.uint8, "r", shape=tuple(about["shape"]))
+    return Prepared(pixels_on_disk, about["fingerprint"], about["broken_exif"])
 
 
 def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, workers: int | None) -> None:
@@ -62,14 +67,15 @@ def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, worker
         collate_fn=list,
         generator=torch.Generator(),
     )
-    digest, bad, shape = hashlib.sha256(), [], None
+    digest, bad, shape, broken_exif = hashlib.sha256(), [], None, 0
     with (folder / PIXELS).open("wb") as file:
         for batch in loader:
             for image in batch:
                 if isinstance(image, str):
                     bad.append(image)
                     continue
-                array, of_bytes = image
+                array, of_bytes, exif = image
+                broken_exif += not exif
                 if shape is None:
                     shape = array.shape
                     _check_space(folder, len(wanted) * array.size, rows.where)
@@ -78,29 +84,45 @@ def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, worker
     if bad:
         named = "; ".join(bad[:NAMED]) + (f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
         raise DataError(f"{len(bad)} of {len(wanted)} images of {rows.where} cannot be read: {named}")
-    about = {"shape": [len(wanted), *shape], "fingerprint": digest.hexdigest()[:16]}
+    if broken_exif:
+        log.warning("%s: the EXIF blocks of %d images cannot be read; these are taken as they lie", rows.where, broken_exif)
+    about = {"shape": [len(wanted), *shape], "fingerprint": digest.hexdigest()[:16], "broken_exif": broken_exif}
     (folder / ABOUT).write_text(json.dumps(about) + "\n")
 
 
 class _Decoder(Dataset):
-    """Row by row: (8-bit pixels [channels, H, W], SHA-256 of the encoded bytes), or what is wrong with it as a string."""
+    """Row by row: (8-bit pixels [channels, H, W], SHA-256 of the encoded bytes, whether its EXIF block could be read), or what
+    is wrong with it as a string."""
 
     def __init__(self, rows: Rows, wanted: np.ndarray, pixels: Pixels):
         self.rows, self.wanted, self.pixels = rows, wanted, pixels
-        self.feature = datasets.Image()
 
     def __len__(self) -> int:
         return len(self.wanted)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, bytes] | str:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, bytes, bool] | str:
         row = int(self.wanted[index])
         try:
             encoded = self.rows.encoded(row)
-            image = self.feature.decode_example({"bytes": encoded, "path": None})
-            return self.pixels.resize(image), hashlib.sha256(encoded).digest()
+            image, exif = opened(encoded)
+            return self.pixels.resize(image), hashlib.sha256(encoded).digest(), exif
         except Exception as error:  # a decoder may raise anything on a broken file
             reason = str(error).split(" <_io")[0] or type(error).__name__
             return f"{self.rows.name(row)}: {reason}"
+
+
+def opened(encoded: bytes) -> tuple[Image.Image, bool]:
+    """An image, turned as its EXIF block asks, and whether that block could be read. Raises what PIL raises."""
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
+        try:
+            if image.getexif().get(ExifTags.Base.Orientation) is not None:
+                image = ImageOps.exif_transpose(image)
+        except Exception:  # of a block that is cut off or no EXIF at all: the pixels are whole
+            return image, False
+    return image, not any("EXIF" in str(complaint.message) for complaint in complaints)
 
 
 def _workers(images: int, asked: int | None) -> int:

@@ -15,10 +15,11 @@ import pyarrow.parquet
 from PIL import Image
 
 from vera.errors import DataError
-from vera.io import hub
+from vera.io import hub, tables
 from vera.seeds import derive
 
 IMAGE, LABEL = "image", "label"
+STRAY = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}  # names in lower case
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Rows:
     names     names of the classes, where the source has them.
     where     how an error calls them.
     identity  changes when the images or their order may have changed; finding it reads no image.
+    stray     files of the folders that were passed over, such as Thumbs.db.
     """
 
     data: datasets.Dataset
@@ -37,6 +39,7 @@ class Rows:
     names: Sequence[str] | None
     where: str
     identity: str
+    stray: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,13 +69,18 @@ def joined(parts: list[Rows]) -> Rows:
         names=parts[0].names,
         where="+".join(part.where for part in parts),
         identity=json.dumps([part.identity for part in parts]),
+        stray=sum(part.stray for part in parts),
     )
 
 
 def from_hub(
-    repository: str, splits: Sequence[str], image: str, label: str, classes: int
+    repository: str, splits: Sequence[str], image: str, label: str, classes: int, cache_dir: Path
 ) -> tuple[dict[str, Rows], str | None]:
-    """Rows by split and the hub's commit. Raises DataError."""
+    """Rows by split and the hub's commit; without a network from the hub's cache. Raises DataError."""
+    if not hub.commit(repository, "main", "dataset")[1]:
+        folder = hub.snapshot(repository)
+        if folder is not None and all(parquet_files(folder, split) for split in splits):
+            return from_folder(folder, splits, image, label, classes, cache_dir), hub.commit_in(str(folder))
     loaded, commit = hub.load_dataset(
         repository, None, "give a folder of parquet files or of class-named image folders with task.data_dir=/path"
     )
@@ -92,9 +100,8 @@ def from_folder(folder: Path, splits: Sequence[str], image: str, label: str, cla
     """
     if not folder.is_dir():
         raise DataError(f"task.data_dir={folder} is not a folder")
-    tables = sorted(folder.rglob("*.parquet"))
-    if tables:
-        return {split: _from_parquet(folder, tables, split, image, label, classes, cache_dir) for split in splits}
+    if any(folder.rglob("*.parquet")):
+        return {split: _from_parquet(folder, split, image, label, classes, cache_dir) for split in splits}
     present = [split for split in splits if (folder / split).is_dir()]
     if len(present) == len(splits):
         return {split: _from_class_folders(folder / split, classes, split) for split in splits}
@@ -106,9 +113,14 @@ def from_folder(folder: Path, splits: Sequence[str], image: str, label: str, cla
     return {splits[0]: _from_class_folders(folder, classes, folder.name)}
 
 
-def of_split(folder: Path, tables: list[Path], split: str) -> list[Path]:
+def parquet_files(folder: Path, split: str) -> list[Path]:
+    """The parquet files of one split; none where there are none."""
+    return tables.split_files(folder, split, formats=(".parquet",))
+
+
+def of_split(folder: Path, split: str) -> list[Path]:
     """The parquet files of one split. Raises DataError when there is none."""
-    files = [path for path in tables if path.stem.split("-")[0] == split or path.parent.name == split]
+    files = parquet_files(folder, split)
     if not files:
         raise DataError(f"task.data_dir={folder} holds no parquet file of the split {split!r} (such as {split}.parquet)")
     return files
@@ -126,8 +138,8 @@ def check_columns(files: list[Path], split: str, image: str, label: str) -> None
                 raise DataError(f"{path} ({split}) has no column {column!r}; it has {', '.join(names)}: choose one with {key}=")
 
 
-def _from_parquet(folder, tables, split, image, label, classes, cache_dir) -> Rows:
-    files = of_split(folder, tables, split)
+def _from_parquet(folder, split, image, label, classes, cache_dir) -> Rows:
+    files = of_split(folder, split)
     try:
         datasets.disable_progress_bars()
         table = datasets.load_dataset(
@@ -159,10 +171,8 @@ def _from_class_folders(folder: Path, classes: int, where: str) -> Rows:
     names = _folders(folder)
     if len(names) != classes:
         raise DataError(f"{folder} has {len(names)} class folders, expected {classes} (task.classes)")
-    files = [
-        [path for path in sorted((folder / name).iterdir()) if path.is_file() and not path.name.startswith(".")]
-        for name in names
-    ]
+    inside = [[path for path in sorted((folder / name).iterdir()) if path.is_file()] for name in names]
+    files = [[path for path in found if not _stray(path)] for found in inside]
     flat = [path for found in files for path in found]
     return Rows(
         data=_dataset([{"bytes": None, "path": str(path)} for path in flat]),
@@ -170,11 +180,17 @@ def _from_class_folders(folder: Path, classes: int, where: str) -> Rows:
         names=names,
         where=where,
         identity=_identity(folder, flat),
+        stray=sum(map(len, inside)) - len(flat),
     )
 
 
+def _stray(path: Path) -> bool:
+    """What file managers and archivers leave in folders: no image, no class."""
+    return path.name.startswith(".") or path.name.lower() in STRAY
+
+
 def _folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not _stray(path))
 
 
 def _identity(folder: Path, files: list[Path]) -> str:

@@ -14,10 +14,11 @@ from pydantic import Field
 
 from vera.config import HubId
 from vera.errors import DataError
+from vera.io.hub import HubData
 from vera.models.base import Backbone
 from vera.seeds import derive
 from vera.tasks import image_cache, image_rows
-from vera.tasks.base import Data, HubData, Task
+from vera.tasks.base import Data, Task
 from vera.tasks.image_rows import Rows
 from vera.tasks.metrics import compute
 
@@ -65,12 +66,14 @@ class Images(FewShot):
         if evaluation is None:  # everything that was not drawn, from one array of all images
             rest = np.setdiff1d(np.arange(len(pool)), chosen)
             everything = self._prepare(backbone, pool, None)
+            prepared = [everything]
             train = Examples(everything.pixels, pool.labels, chosen)
             evaluated = Examples(everything.pixels, pool.labels, rest)
             fingerprints = [everything.fingerprint]
         else:
             few = self._prepare(backbone, pool, chosen)
             everything = self._prepare(backbone, evaluation, None)
+            prepared = [few, everything]
             train = Examples(few.pixels, pool.labels[chosen], np.arange(len(chosen)))
             evaluated = Examples(everything.pixels, evaluation.labels, np.arange(len(evaluation)))
             fingerprints = [everything.fingerprint, _fingerprint(evaluation.labels)]
@@ -81,7 +84,7 @@ class Images(FewShot):
             source=source,
             commit=commit,
             fingerprint=hashlib.sha256(" ".join([*fingerprints, _fingerprint(pool.labels)]).encode()).hexdigest()[:16],
-            notes={"few_shot_rows": chosen.tolist()},
+            notes={"few_shot_rows": chosen.tolist(), **_passed_over([pool, evaluation], prepared)},
         )
 
     def _prepare(self, backbone: Backbone, rows: Rows, chosen: np.ndarray | None) -> image_cache.Prepared:
@@ -99,14 +102,13 @@ class Images(FewShot):
     def inspect(self):
         """Folders are listed; of parquet files the column names are read."""
         folder = Path(self.data_dir or "")
-        tables = sorted(folder.rglob("*.parquet"))
-        if self.synthetic or self.data_dir is None or not tables:
-            self.rows()
+        if self.synthetic or self.data_dir is None or not any(folder.rglob("*.parquet")):
+            _read(self.model_dump_json())
             return
         for split in self.splits:
-            image_rows.check_columns(image_rows.of_split(folder, tables, split), split, self.image_column, self.label_column)
+            image_rows.check_columns(image_rows.of_split(folder, split), split, self.image_column, self.label_column)
 
-    def rows(self) -> tuple[dict[str, Rows], str, str | None]:
+    def source_rows(self) -> tuple[dict[str, Rows], str, str | None]:
         """Rows of every split that the yaml names, where they come from, and the hub's commit. Raises DataError."""
         splits = self.splits
         if self.synthetic:
@@ -115,7 +117,7 @@ class Images(FewShot):
             return {split: image_rows.synthetic(self.classes, n, split) for split, n in sizes.items()}, "synthetic", None
         columns = (self.image_column, self.label_column, self.classes)
         if self.data_dir is None:
-            found, commit = image_rows.from_hub(self.repository, splits, *columns)
+            found, commit = image_rows.from_hub(self.repository, splits, *columns, Path(self.cache_dir))
             return found, self.repository, commit
         return image_rows.from_folder(Path(self.data_dir), splits, *columns, Path(self.cache_dir)), "local folder", None
 
@@ -124,7 +126,7 @@ class Images(FewShot):
 def _read(task: str) -> tuple[Rows, Rows | None, str, str | None]:
     """Training pool, evaluation set (None: what is left of the pool), source and commit of a task given as JSON."""
     settings = Images.model_validate_json(task)
-    found, source, commit = settings.rows()
+    found, source, commit = settings.source_rows()
     missing = [split for split in settings.eval_splits if split not in found]
     if missing:
         raise DataError(f"task.data_dir={settings.data_dir} holds no folder {missing[0]!r} to evaluate on")
@@ -136,6 +138,15 @@ def _read(task: str) -> tuple[Rows, Rows | None, str, str | None]:
         odd = sorted(set(pool.names) ^ set(evaluation.names)) or ["their order"]
         raise DataError(f"{pool.where} and {evaluation.where} do not name the same classes: {odd[0]!r} differs")
     return pool, evaluation, source, commit
+
+
+def _passed_over(rows: list[Rows | None], prepared: list[image_cache.Prepared]) -> dict[str, int]:
+    """What was passed over, for the record: files that are no images, and EXIF blocks that cannot be read."""
+    counted = {
+        "stray_files": sum(part.stray for part in rows if part is not None),
+        "broken_exif": sum(part.broken_exif for part in prepared),
+    }
+    return {what: count for what, count in counted.items() if count}
 
 
 class Examples(Sequence):

@@ -28,6 +28,7 @@ from vera.io.files import move_folder, write_atomic
 from vera.methods.base import Method
 from vera.models.base import Backbone
 from vera.runs import interrupt
+from vera.runs.kept import weights_hash
 from vera.seeds import generator, seed_everything
 from vera.tasks.base import Data, Final, Task
 from vera.train import state
@@ -103,6 +104,7 @@ class Loop:
         self.counted = {"examples": 0, "tokens": 0}
         self.history: list[dict[str, Any]] = []
         self.final = Final()
+        self.weights: dict[str, str] = {}  # hashes of what was kept
         self.spent: dict[str, Any] = {"seconds": 0.0, "examples": 0, "tokens": 0, "restarts": 0, "peak_memory_bytes": None}
         self._saving = 0.0
 
@@ -254,20 +256,23 @@ class Loop:
         if self.processes.sharded and not self.processes.main:
             with tempfile.TemporaryDirectory() as scratch:  # what is said of the frozen weights needs all their parts
                 self.method.save(self.backbone, Path(scratch))
-        self.processes.on_main(lambda: self._write(name))
+        self.weights[name] = self.processes.on_main(lambda: self._write(name))
 
-    def _write(self, name: str) -> None:
+    def _write(self, name: str) -> str:
+        """The hash of what is written, taken before another run of a shared work_dir could replace it."""
         self.before_write()
         self.work.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=self.work, prefix=f".{name}-"))
         try:
             self.method.save(self.backbone, scratch)
             scratch.chmod(0o755)
+            written = weights_hash(scratch)
             move_folder(scratch, self.work / name)
         except OSError as error:
             raise TrainingError(f"{self.work / name} cannot be written: {error.strerror or error}") from None
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        return written
 
     def _checkpoint_when_due(self) -> None:
         # A large state takes long to write: never more than a twentieth of the time.
@@ -289,6 +294,7 @@ class Loop:
             "history": self.history,
             "final": asdict(self.final),
             "spent": self.spent,
+            "weights": self.weights,
         }
         kept = {"trained": self.method.trained(self.backbone), "method": self.method.state(self.backbone)}
         own = self.processes.gather({"loss_sum": self.loss_sum, **(generators or state.generators())})
@@ -333,6 +339,7 @@ class Loop:
         self.method.restore_state(self.backbone, kept["method"])
         self.step, self.history, self.spent = progress["step"], progress["history"], progress["spent"]
         self.final = Final(**progress["final"])
+        self.weights = progress.get("weights", {})
         self.spent["restarts"] += 1
         self.loss_sum.copy_(own["loss_sum"])
         log.info("resuming at step %d of %d", self.step, self.total)

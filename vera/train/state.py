@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+from typing_extensions import NotRequired, TypedDict  # pydantic wants this one before Python 3.12
 
 from vera.errors import TrainingError
-from vera.io.files import write_atomic
-from vera.io.json_text import read_json
+from vera.io.files import read_json, write_atomic
 
 FILE = "state.safetensors"
 KEPT = ("trained", "method")  # tensors of the method, in groups that come back as they were given
+
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Scores(TypedDict):
@@ -37,6 +39,7 @@ class _Progress(TypedDict):
     history: list[_Scores]
     final: dict[Literal["metrics", "files", "notes"], dict[str, Any]]
     spent: dict[str, float | None]
+    weights: NotRequired[dict[Literal["best", "last"], Digest]]
 
 
 _PROGRESS = TypeAdapter(_Progress)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import netrc
+import os
 from typing import Any, Literal
 
 from vera.config import Strict
+from vera.errors import ConfigError
 
 
 class NoTracker(Strict):
     """tracker=none."""
+
+    def check(self) -> None:
+        """Before time is spent: raises ConfigError when curves could not be sent."""
 
     def start(self, name: str, config: dict[str, Any]) -> None:
         pass
@@ -25,6 +31,10 @@ class Wandb(Strict):
 
     project: str
     mode: Literal["offline", "online"]
+
+    def check(self) -> None:
+        if self.mode == "online" and login() is None:
+            raise ConfigError("tracker.mode=online needs a login: `wandb login`, or WANDB_API_KEY; or tracker.mode=offline")
 
     def start(self, name: str, config: dict[str, Any]) -> None:
         import wandb
@@ -44,3 +54,13 @@ class Wandb(Strict):
         import wandb
 
         wandb.finish()
+
+
+def login() -> str | None:
+    """Where Weights & Biases finds its key, never the key; None where it finds none."""
+    if os.environ.get("WANDB_API_KEY", "").strip():
+        return "WANDB_API_KEY is set"
+    try:
+        return "~/.netrc" if netrc.netrc().authenticators("api.wandb.ai") is not None else None
+    except (OSError, netrc.NetrcParseError):
+        return None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vera.errors import AdapterError
 from vera.nn.functional import compose
+from vera.nn.names import matches
 from vera.nn.projection import draw, fingerprint
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
@@ -58,7 +59,7 @@ def by_target(names: list[str], targets: dict[str, str | list[str]]) -> dict[str
     found: dict[str, list[str]] = {}
     for target, candidates in targets.items():
         modules = [candidates] if isinstance(candidates, str) else candidates
-        fitting = [name for name in names if any(name == module or name.endswith("." + module) for module in modules)]
+        fitting = [name for name in names if matches(name, modules)]
         if fitting:
             found[target] = _in_order(fitting)
     return found

@@ -8,24 +8,25 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vera.config import RunConfig, Strict, build, component
 from vera.errors import ConfigError, ModelError, RecordError, TrainingError
-from vera.io.files import append_line, read_lines
-from vera.io.json_text import read_json
+from vera.io.files import append_line, read_json, read_lines
 from vera.judge.judgement import SCHEMA, Answers, answers_name, digest, find, write
 from vera.judge.questions import Question, QuestionSet, QuestionSource, described, load_questions
 from vera.methods.base import Method
 from vera.models.base import Backbone, Model
-from vera.models.decoding import Decoding, generate_ids, text_of
+from vera.models.decoding import Decoding, Draws, generate_ids, text_of
 from vera.run import code, now
+from vera.runs.kept import kept
 from vera.runs.record import Record, Run
 from vera.runs.store import Store
+from vera.seeds import generator
 from vera.train.loop import make_accelerator
 from vera.train.processes import launched
 
@@ -62,13 +63,51 @@ class Chat(Strict):
         return ids
 
 
+OTHERWISE = "otherwise"
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Sampling(Decoding):
+    """How answers are written: Decoding, and what is drawn. All of it goes into the answers' record and identity.
+
+    temperature  one for all questions, or by category (`otherwise`: any other); 0 takes the likeliest token.
+    top_k        the draw is among so many likeliest tokens; 0: among all.
+    seed         of the draws; each turn of each question has a stream of its own.
+    """
+
+    temperature: Temperature | dict[str, Temperature]
+    top_k: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _one_beam(self):
+        warm = max(self.temperature.values(), default=0) if isinstance(self.temperature, dict) else self.temperature
+        if warm > 0 and self.beams > 1:
+            raise ValueError("several beams are searched, not drawn from: set temperature to 0, or beams to 1")
+        return self
+
+    def of(self, category: str) -> float:
+        """The temperature of a question. Raises ConfigError for a category that has none."""
+        if not isinstance(self.temperature, dict):
+            return self.temperature
+        found = self.temperature.get(category, self.temperature.get(OTHERWISE))
+        if found is None:
+            raise ConfigError(f"answers.decoding.temperature has none for category {category!r}; add it or `{OTHERWISE}`")
+        return found
+
+    def generator(self, question: Question, turn: int) -> torch.Generator:
+        """The stream of one turn (from 1) of one question."""
+        index = int.from_bytes(hashlib.sha256(f"{question.id}/{turn}".encode()).digest()[:6], "big")
+        return generator(self.seed, "answers", index)
+
+
 class AnswerSettings(Strict):
     """conf/answers. checkpoint: which of a run's kept weights answer; none: the backbone as it is."""
 
     version: int = Field(ge=1)
     questions: QuestionSource
     chat: Chat
-    decoding: Decoding
+    decoding: Sampling
     checkpoint: Literal["last", "best", "none"]
     batch_size: int = Field(ge=1)
 
@@ -93,8 +132,7 @@ def answer(
         raise ConfigError(f"model={run.model['name']} does not write text, so it cannot answer questions")
     questions = load_questions(settings.questions, run.cache_dir)
     trained = None if settings.checkpoint == "none" else _trained(run)
-    folder = kept(run, settings.checkpoint) if trained else None
-    weights = None if folder is None else _weights_hash(folder)
+    folder, weights = kept(trained, run.work_dir, settings.checkpoint) if trained else (None, None)
     used = described(settings.questions, questions)
     about = _bare(run) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
     identity = digest([about, weights, used.model_dump(), settings.public])
@@ -117,16 +155,10 @@ def answer(
     return record, path, True
 
 
-def kept(run: RunConfig, checkpoint: str) -> Path:
-    """Where a run keeps the weights of its "best" or "last" epoch."""
-    return Path(run.work_dir) / run.run_name / checkpoint
-
-
 def load_trained(run: RunConfig, checkpoint: str = "last") -> tuple[Backbone, Method]:
     """A finished run's backbone with its trained weights on it. Raises VeraError when the run or its weights are not here."""
-    trained, folder = _trained(run), kept(run, checkpoint)
-    _weights_hash(folder)
-    return _load(run, trained, folder)
+    trained = _trained(run)
+    return _load(run, trained, kept(trained, run.work_dir, checkpoint)[0])
 
 
 def _trained(run: RunConfig) -> Record:
@@ -134,16 +166,6 @@ def _trained(run: RunConfig) -> Record:
     if record is None:
         raise RecordError(f"{run.results_dir} has no record of {run.run_name}; train it first (scripts/train.py, same keys)")
     return record
-
-
-def _weights_hash(folder: Path) -> str:
-    files = sorted(path for path in folder.glob("*") if path.is_file())
-    if not files:
-        raise ModelError(f"{folder} holds no trained weights; was the run made with train.save=true, on this machine?")
-    total = hashlib.sha256()
-    for path in files:
-        total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
 
 
 def _bare(run: RunConfig) -> dict[str, Any]:
@@ -203,6 +225,7 @@ def _write(run, settings, backbone, method, questions, missing, path, on_progres
     accelerator = make_accelerator(run.device, run.train.precision)
     backbone.model.to(accelerator.device).eval()
     done = len(questions.questions) - len(missing)
+    on_progress(done, len(questions.questions))
     merged = contextlib.nullcontext() if method is None else method.merged(backbone)
     with merged, torch.inference_mode(), accelerator.autocast():
         for start in range(0, len(missing), settings.batch_size):
@@ -222,8 +245,8 @@ def _write(run, settings, backbone, method, questions, missing, path, on_progres
 
 
 def answer_batch(backbone: Backbone, settings: AnswerSettings, batch: list[Question]) -> list[dict[str, Any]]:
-    """One line a question in FastChat's format: choices[0].turns; beside it, by turn, `tokens` written, `cut` at
-    max_new_tokens, and `shortened`: prompt tokens dropped from the left, so that prompt and answer fit the model."""
+    """One line a question in FastChat's format: choices[0].turns; beside it its temperature and, by turn, `tokens` written,
+    `cut` at max_new_tokens, and `shortened`: prompt tokens dropped from the left, so that prompt and answer fit the model."""
     tokenizer, chat = backbone.preprocess, settings.chat
     decoding = settings.decoding.model_copy(update={"stop": chat.stop})
     limit = getattr(backbone.model.config, "max_position_embeddings", None)
@@ -232,13 +255,22 @@ def answer_batch(backbone: Backbone, settings: AnswerSettings, batch: list[Quest
         raise ConfigError(
             f"answers.decoding.max_new_tokens={decoding.max_new_tokens} leaves no prompt; this model reads {limit}"
         )
-    lines = [{"question_id": q.id, "category": q.category, "tokens": [], "cut": [], "shortened": []} for q in batch]
+    temperatures = [decoding.of(q.category) for q in batch]
+    lines = [
+        {"question_id": q.id, "category": q.category, "temperature": temperature, "tokens": [], "cut": [], "shortened": []}
+        for q, temperature in zip(batch, temperatures, strict=True)
+    ]
     texts: list[list[str]] = [[] for _ in batch]
-    for _ in range(settings.questions.turns):
+    for turn in range(1, settings.questions.turns + 1):
+
+        def draws(rows: list[int], turn: int = turn) -> Draws:
+            streams = [decoding.generator(batch[row], turn) for row in rows]
+            return Draws([temperatures[row] for row in rows], streams, decoding.top_k)
+
         prompts = [chat.prompt(tokenizer, q.turns, given) for q, given in zip(batch, texts, strict=True)]
-        kept = prompts if room is None else [_shortened(prompt, room, tokenizer.bos_token_id) for prompt in prompts]
-        written = generate_ids(backbone, kept, decoding, settings.batch_size)
-        for line, given, prompt, left, ids in zip(lines, texts, prompts, kept, written, strict=True):
+        asked = prompts if room is None else [_shortened(prompt, room, tokenizer.bos_token_id) for prompt in prompts]
+        written = generate_ids(backbone, asked, decoding, settings.batch_size, draws if any(temperatures) else None)
+        for line, given, prompt, left, ids in zip(lines, texts, prompts, asked, written, strict=True):
             text = text_of(backbone, ids, chat.stop)
             given.append(text.strip())
             line["tokens"].append(len(ids))

@@ -1,0 +1,224 @@
+"""A sweep as a list of runs: the rows of published tables and figures, or else the product of its axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from pydantic import Field
+
+from experiments.engine.published import rows_of
+from vera.config import CONF_DIR, RunConfig, Strict, checked, choices, explain, run_name
+from vera.config.memory import compose_all, composed
+from vera.errors import ConfigError
+
+AXES = ("model", "task", "method")
+INERT = {"hydra", "artefacts", "scales", "results_dir"}  # what in a sweep's yaml says nothing about one of its runs
+
+
+class Sweep(Strict):
+    """What is read of a yaml in conf/sweep, and what is asked of it beside.
+
+    artefacts  the tables and figures of results/paper whose rows are its runs, and which they fill; [] for our own.
+    scales     other scales (conf/scale) at which its runs are this project's own.
+    params     values of the axes: of model, task and method, which choose among the rows, and of any other key.
+    plain      its runs follow from their overrides alone, so that they compose (and are remembered) like a table's rows.
+    given      overrides that narrow it.
+    """
+
+    name: str
+    artefacts: list[str]
+    scales: list[str]
+    params: dict[str, Any] = Field(min_length=1)
+    plain: bool
+    given: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """As it is given to `python scripts/train.py sweep=`."""
+        return " ".join([self.name, *self.given])
+
+
+@dataclass
+class Cell:
+    """One configuration and the seeds that a sweep wants of it. overrides: what composes it, seed left out."""
+
+    sweep: str
+    overrides: tuple[str, ...]
+    run: RunConfig
+    seeds: tuple[int, ...]
+
+    def names(self, run: RunConfig | None = None) -> list[str]:
+        """The run names, one a seed."""
+        run = run or self.run
+        return [run_name(run.model["name"], run.task["name"], run.method["name"], run.cell_id, seed) for seed in self.seeds]
+
+
+class _Line(NamedTuple):
+    """A row for one task."""
+
+    model: str
+    task: str
+    method: str
+    variant: tuple[tuple[str, str], ...]
+
+
+def read_sweep(name: str) -> Sweep:
+    """conf/sweep/<name>.yaml. Raises ConfigError naming file and key."""
+    loaded, where = _mapping("sweep", name), f"conf/sweep/{name}.yaml"
+    try:
+        params = loaded["hydra"]["sweeper"]["params"]
+    except (KeyError, TypeError):
+        raise ConfigError(f"{where}: no hydra.sweeper.params") from None
+    values = {key: loaded.get(key, []) for key in ("artefacts", "scales")}
+    return checked(Sweep, {**values, "name": name, "params": params, "plain": loaded.keys() <= INERT}, where)
+
+
+def sweeps(artefact: str | None = None) -> list[Sweep]:
+    """The sweeps of the paper, one entry for each table or figure; or those of one artefact, or one sweep.
+
+    Raises ConfigError where nothing is called like that.
+    """
+    every = [read_sweep(name) for name in choices("sweep")]
+    if artefact is None:
+        return [part for sweep in every for part in _parts(sweep) if part.artefacts]
+    found = [p for s in every for p in _parts(s) if s.name == artefact or any(a.startswith(artefact) for a in p.artefacts)]
+    found = found or [sweep for sweep in own_sweeps() if sweep.label == artefact]
+    if not found:
+        known = sorted({name for sweep in every for name in (sweep.name, *sweep.artefacts)})
+        raise ConfigError(f"nothing is called {artefact!r}; there are {', '.join(known)}")
+    return found
+
+
+def own_sweeps() -> list[Sweep]:
+    """What the paper does not have: our own sweeps, and the paper's at another scale."""
+    every = [read_sweep(name) for name in choices("sweep")]
+    scaled = [
+        part.model_copy(update={"given": (*part.given, f"scale={scale}")})
+        for sweep in every
+        for scale in sweep.scales
+        for part in _parts(sweep)
+    ]
+    return [sweep for sweep in every if not sweep.artefacts] + scaled
+
+
+def _parts(sweep: Sweep) -> list[Sweep]:
+    if len(sweep.artefacts) < 2:
+        return [sweep]
+    return [sweep.model_copy(update={"artefacts": [a], "given": (f"artefacts=[{a}]",)}) for a in sweep.artefacts]
+
+
+def prepare() -> None:
+    """Compose the cells of every sweep on all cores, which is most of the work when nothing is remembered yet."""
+    every = [*sweeps(), *own_sweeps()]
+    compose_all(_composed_by(sweep, chosen) for sweep in every for chosen in _seeds_by_cell(sweep, ()))
+
+
+def cells(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Cell]:
+    """Every cell of a sweep. `overrides` are what one would add to its command line."""
+    found = _seeds_by_cell(sweep, overrides).items()
+    return [Cell(sweep.name, chosen, composed(_composed_by(sweep, chosen)), tuple(seeds)) for chosen, seeds in found]
+
+
+def _composed_by(sweep: Sweep, chosen: tuple[str, ...]) -> tuple[str, ...]:
+    return chosen[1:] if sweep.plain else chosen
+
+
+def _seeds_by_cell(sweep: Sweep, overrides: Sequence[str]) -> dict[tuple[str, ...], list[int]]:
+    texts = [f"{key}={value}" for key, value in sweep.params.items()] + [*sweep.given, *overrides]
+    try:
+        parsed = OverridesParser.create().parse_overrides(texts)
+        listed = jobs(parsed, sweep.artefacts)
+    except (HydraException, ValueError) as error:
+        raise ConfigError(f"sweep {sweep.name}: {explain(error)}") from None
+    found: dict[tuple[str, ...], list[int]] = {}
+    for job in listed:
+        seed = next((part.removeprefix("seed=") for part in job if part.startswith("seed=")), "0")
+        if not seed.isdecimal():
+            raise ConfigError(f"sweep {sweep.name}: seed={seed}: seeds are whole numbers")
+        cell = (f"sweep={sweep.name}", *(part for part in job if not part.startswith("seed=")))
+        found.setdefault(cell, []).append(int(seed))
+    return found
+
+
+def jobs(overrides: Sequence[Override], artefacts: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run: rows of the artefacts (or, without one, all values of the axes) x all values of other keys.
+
+    model, task and method choose among the rows; a value that no row has takes their place, so that a method without a row runs
+    once on each model and task of the rows. Any other key that is given counts more than a row's variant. `artefacts=[...]`
+    among the overrides counts more than `artefacts`. Raises ConfigError.
+    """
+    given = {override.get_key_element(): override for override in overrides}  # as in Hydra, the last one of a key counts
+    if "artefacts" in given:
+        artefacts = _names(given.pop("artefacts"))
+    if not artefacts:
+        return _product([override for override in overrides if override.get_key_element() != "artefacts"])
+    axes = {axis: _values(given.pop(axis)) for axis in AXES if axis in given}
+    scales = _values(given["scale"]) if "scale" in given else ["paper"]
+    if len(scales) > 1:
+        raise ConfigError(f"scale={','.join(scales)}: a sweep over rows has one scale")
+    lines = _choose(_lines(artefacts, scales[0], axes), axes)
+    rest = _product([override for override in overrides if override.get_key_element() in given])
+    tasks = [*axes.get("task", []), *(line.task for line in lines)]  # task by task: its data are read once
+    every = [
+        (*(f"{axis}={getattr(line, axis)}" for axis in AXES), *(f"{k}={v}" for k, v in line.variant if k not in given), *other)
+        for line in sorted(lines, key=lambda line: tasks.index(line.task))
+        for other in rest
+    ]
+    return [list(job) for job in dict.fromkeys(every)]
+
+
+def _lines(artefacts: Sequence[str], scale: str, axes: dict[str, list[str]]) -> list[_Line]:
+    """The rows at a scale, where others stand for their models and tasks if its yaml says so."""
+    stands_for = _mapping("scale", scale).get("stands_for") if scale in choices("scale") else None
+    lines = []
+    for artefact in artefacts:
+        rows, tasks = rows_of(artefact)
+        for row in rows:
+            if row.method is None or row.scale not in (None, scale if stands_for else "paper"):
+                continue
+            for task in tasks:
+                here = {"model": row.model, "task": task}
+                if stands_for:
+                    here = {axis: stands_for[axis].get(value, value if axis in axes else None) for axis, value in here.items()}
+                    missing = [name for axis, name in (("model", row.model), ("task", task)) if here[axis] is None]
+                    if missing:
+                        raise ConfigError(f"conf/scale/{scale}.yaml.stands_for: nothing stands for {missing[0]} of {artefact}")
+                lines.append(_Line(**here, method=row.method, variant=tuple((k, str(v)) for k, v in row.variant.items())))
+    if stands_for:
+        for axis in axes.keys() & stands_for.keys():
+            axes[axis] = [stands_for[axis].get(value, value) for value in axes[axis]]
+    return lines
+
+
+def _choose(lines: list[_Line], axes: dict[str, list[str]]) -> list[_Line]:
+    for axis, values in axes.items():
+        has = {getattr(line, axis) for line in lines}
+        dropped = {"variant": ()} if axis == "method" else {}
+        others = [line._replace(**{axis: value}, **dropped) for value in values if value not in has for line in lines]
+        lines = [line for line in lines if getattr(line, axis) in values] + others
+    return list(dict.fromkeys(lines))
+
+
+def _product(overrides: Sequence[Override]) -> list[list[str]]:
+    return BasicSweeper.split_arguments(list(overrides), None)[0]
+
+
+def _values(override: Override) -> list[str]:
+    swept = override.is_sweep_override()
+    return list(override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
+
+
+def _names(override: Override) -> list[str]:
+    value = None if override.is_sweep_override() else override.value()
+    return [str(name) for name in value] if isinstance(value, list) else _values(override)
+
+
+def _mapping(group: str, name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}

@@ -1,0 +1,229 @@
+"""A run's weights leave for plain transformers and PEFT, with the run's own logits; what cannot leave is refused by name."""
+
+import json
+import runpy
+import shutil
+import sys
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from tests.conftest import REHEARSAL, ROOT
+from vera.config import build
+from vera.config import compose as compose_run
+from vera.errors import AdapterError, ConfigError, ModelError, RecordError
+from vera.run import execute
+from vera.runs.store import Store
+from vera.seeds import seed_everything
+from vera.trained.export import cut, export
+
+KEYS = ["train.max_steps=3", "train.epochs=3", "train.batch_size=8", "train.lr=0.05", "train.head_lr=0.05", "train.save=true"]
+RUNS = {
+    "vera": ["model=roberta_base", "task=rte", "method=vera"],
+    "vera variant": ["model=roberta_base", "task=rte", "method=vera", "method.sharing=unique", "method.init=kaiming_normal"],
+    "frozen head": ["model=roberta_base", "task=rte", "method=vera", "method.train_head=false", "train.lr=1.0"],
+    "adalora": ["model=roberta_base", "task=rte", "method=adalora", "method.interval=1"],
+    "full": ["model=roberta_base", "task=rte", "method=full"],
+    "adapter": ["model=roberta_base", "task=rte", "method=adapter_p"],
+    "gpt2 vera": ["model=gpt2_medium", "task=alpaca", "method=vera", "train.lr=1.0"],
+    "gpt2 lora": ["model=gpt2_medium", "task=alpaca", "method=lora"],
+    "gpt2 ia3": ["model=gpt2_medium", "task=alpaca", "method=ia3"],
+    "vit": ["model=vit_base", "task=cifar100", "method=vera"],
+    "llama": ["model=llama2_7b", "task=alpaca", "model.quantisation=none", "method=vera", "train.lr=1.0"],
+}
+CLASSES = {
+    "text": AutoModelForSequenceClassification,
+    "generation": AutoModelForCausalLM,
+    "image": AutoModelForImageClassification,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, cache):
+    """Runs by name, each made once: config, record's path, folder of trained weights."""
+    root, made = tmp_path_factory.mktemp("runs"), {}
+
+    def make(name):
+        if name not in made:
+            places = [f"cache_dir={cache}", f"results_dir={root}/results", f"work_dir={root}/work/results"]
+            run = compose_run([*REHEARSAL, *KEYS, *places, *RUNS[name]])
+            execute(run)
+            made[name] = run, Store(run.results_dir).path(run.run_name), root / "work/results" / run.run_name
+        return made[name]
+
+    return make
+
+
+def inputs(modality):
+    draw = torch.Generator().manual_seed(1)
+    if modality == "image":
+        return {"pixel_values": torch.randn(2, 3, 16, 16, generator=draw)}
+    return {"input_ids": torch.randint(5, 60, (2, 7), generator=draw)}
+
+
+@torch.no_grad()
+def logits(model, modality):
+    return model.eval()(**inputs(modality)).logits.float()
+
+
+def own(run, folder, which="best"):
+    """The run's own logits, the logits of the backbone alone, and a backbone as transformers knows it."""
+    model_config, task = build(run.model, "model"), build(run.task, "task")
+    seed_everything(run.seed, "head")
+    backbone = model_config.load(task.outputs, run.cache_dir)
+    build(run.method, "method").load(backbone, model_config, folder / which)
+    labels = {"num_labels": task.outputs, "ignore_mismatched_sizes": True} if task.outputs else {}
+    source = model_config.source(run.cache_dir)
+    plain = CLASSES[model_config.modality].from_pretrained(source, dtype=backbone.model.dtype, **labels)
+    if model_config.modality == "text" and run.method.get("train_head") is False:
+        plain.classifier.load_state_dict(backbone.model.classifier.state_dict())
+    return logits(backbone.model, model_config.modality), plain, model_config.modality
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("full", "adapter", "gpt2 ia3")])
+def test_a_lora_opens_in_plain_peft(name, runs, tmp_path, cache):
+    run, _, folder = runs(name)
+    lines = export(folder, tmp_path / "out", "lora", overrides=[f"cache_dir={cache}"])
+    wanted, plain, modality = own(run, folder)
+    config = PeftConfig.from_pretrained(tmp_path / "out")
+    assert config.peft_type == "LORA" and config.r == config.lora_alpha and "exact" in lines[0]
+    assert config.task_type == {"text": "SEQ_CLS", "generation": "CAUSAL_LM", "image": None}[modality]
+    rank = run.method.get("rank") if "adalora" not in name else run.method["initial_rank"]
+    assert config.r == (2 * rank if "gpt2" in name else rank)
+    before = logits(plain, modality)
+    found = logits(PeftModel.from_pretrained(plain, tmp_path / "out"), modality)
+    effect = (wanted - before).abs().max()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0.05 * effect if "llama" in name else 1e-5)
+    assert effect > 1e-4
+
+
+@pytest.mark.parametrize("name", ["vera", "frozen head", "adalora", "gpt2 lora", "gpt2 ia3", "vit"])
+def test_pefts_own_format_opens_in_plain_peft(name, runs, tmp_path, cache):
+    run, record, folder = runs(name)
+    export(record, tmp_path / "out", "peft", work=folder.parent, overrides=[f"cache_dir={cache}"])
+    wanted, plain, modality = own(run, folder)
+    found = logits(PeftModel.from_pretrained(plain, tmp_path / "out"), modality)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "adapter"])
+def test_a_merged_model_is_a_plain_one(name, runs, tmp_path, cache):
+    run, _, folder = runs(name)
+    lines = export(folder / "last", tmp_path / "out", "merged", overrides=[f"cache_dir={cache}"])
+    wanted, plain, modality = own(run, folder, "last")
+    merged, info = type(plain).from_pretrained(tmp_path / "out", output_loading_info=True, dtype=plain.dtype)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert merged.state_dict().keys() == plain.state_dict().keys()
+    effect = (wanted - logits(plain, modality)).abs().max()
+    found = logits(merged, modality)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0.1 * effect if "llama" in name else 1e-5)
+    assert ("bfloat16" in " ".join(lines)) == ("llama" in name)
+    if run.task["name"] == "rte":
+        assert merged.config.id2label == {0: "entailment", 1: "not_entailment"}
+
+
+def test_a_cut_is_the_nearest_matrix_of_its_rank_and_says_what_is_lost(runs, tmp_path, cache):
+    draw = torch.Generator().manual_seed(0)
+    A, B = torch.randn(6, 9, generator=draw), torch.randn(12, 6, generator=draw)
+    values = torch.linalg.svdvals(B @ A)
+    new_A, new_B, lost = cut(A, B, 2)
+    assert new_A.shape == (2, 9) and new_B.shape == (12, 2)
+    torch.testing.assert_close((B @ A - new_B @ new_A).norm(), values[2:].norm())
+    assert lost == pytest.approx((values[2:].norm() / values.norm()).item(), rel=1e-5)
+    wide_A, wide_B, nothing = cut(A[:, :3], B, 5)  # of rank 3
+    torch.testing.assert_close(wide_B @ wide_A, B @ A[:, :3])
+    assert wide_A.shape == (5, 3) and nothing < 1e-6
+
+    run, _, folder = runs("vera")
+    (_, line) = export(folder, tmp_path / "cut", "lora", rank=2, overrides=[f"cache_dir={cache}"])
+    tensors = load_file(tmp_path / "cut" / "adapter_model.safetensors")
+    assert {len(value) for name, value in tensors.items() if "lora_A" in name} == {2}
+    assert f"cut from rank {run.method['rank']} to 2" in line and "% of" in line
+    assert PeftConfig.from_pretrained(tmp_path / "cut").lora_alpha == 2
+
+
+def test_the_command_from_a_folder_says_whose_weights_these_are_and_no_path(runs, cache, monkeypatch, capsys):
+    run, record, folder = runs("gpt2 vera")
+    command = ["export.py", f"work/results/{folder.name}", "out", "--to", "lora", f"cache_dir={cache}"]
+    monkeypatch.chdir(folder.parents[2])
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "scripts/export.py"), run_name="__main__")
+    printed = capsys.readouterr()
+    assert left.value.code == 0, printed.err
+    out = folder.parents[2] / "out"
+    assert printed.out.startswith("out: LoRA of rank ") and sorted(p.name for p in out.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    readme = (out / "README.md").read_text()
+    found = json.loads(record.read_text())
+    for value in (run.run_name, run.cell_id, found["provenance"]["model_fingerprint"], "tiny random", "| seed | 0 |"):
+        assert value in readme
+    for file in out.iterdir():
+        for path in (str(cache), str(folder.parents[2]), str(ROOT)):
+            assert path.encode() not in file.read_bytes()
+    shutil.rmtree(out)
+
+
+def test_the_base_models_id_and_commit_go_along(runs, tmp_path, cache, monkeypatch):
+    run, record, folder = runs("gpt2 lora")
+    from vera.trained import export as module
+
+    found = module.read_record(record)
+    commit = "0" * 40
+    provenance = found.provenance.model_copy(update={"model_source": run.model["checkpoint"], "model_commit": commit})
+    monkeypatch.setattr(module, "read_record", lambda path: found.model_copy(update={"provenance": provenance}))
+    export(record, tmp_path / "out", "lora", work=folder.parent, overrides=[f"cache_dir={cache}"])
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("openai-community/gpt2-medium", commit)
+    readme = (tmp_path / "out/README.md").read_text()
+    assert readme.startswith("---\nbase_model: openai-community/gpt2-medium\nlibrary_name: peft\n---\n") and commit in readme
+    asked = []
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name, **keys: asked.append((name, keys)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # PEFT asks the hub for that model
+        AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert asked[0][0] == "openai-community/gpt2-medium"
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(runs, tmp_path, cache):
+    run, record, folder = runs("vera")
+    place = [f"cache_dir={cache}"]
+    out = tmp_path / "out"
+
+    def refused(error, words, *arguments, **keys):
+        with pytest.raises(error, match=words):
+            export(*arguments, **{"overrides": place, **keys})
+        assert list(tmp_path.iterdir()) == before
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    (tmp_path / "note.txt").touch()
+    before = list(tmp_path.iterdir())
+    refused(ConfigError, "is not a run's folder: it has neither best/ nor last/", tmp_path / "empty", out, "lora")
+    refused(ConfigError, "is neither a run's folder nor its record", tmp_path / "note.txt", out, "lora")
+    refused(ConfigError, "nowhere does not exist", tmp_path / "nowhere", out, "lora")
+    refused(ConfigError, f"--rank 9999: this adapter's rank is {run.method['rank']};", folder, out, "lora", rank=9999)
+    refused(ConfigError, "--rank 0", folder, out, "lora", rank=0)
+    refused(ConfigError, "--rank cuts a LoRA; with --to merged", folder, out, "merged", rank=2)
+    refused(ConfigError, "full is there already", folder, tmp_path / "full", "lora")
+    refused(ConfigError, "is the last epoch, not the best one", folder / "last", out, "lora", checkpoint="best")
+    refused(RecordError, "no record of the run .* --results DIR", folder, out, "lora", results=tmp_path / "empty")
+    refused(ModelError, "holds no trained weights; was the run made with train.save=true", record, out, "lora", work=tmp_path)
+    refused(ConfigError, "no LoRA of it", runs("full")[2], out, "lora")
+    refused(ConfigError, "PEFT has no format for method=full", runs("full")[2], out, "peft")
+    refused(ConfigError, "adds layers of its own.*cannot be merged", runs("adapter")[2], out, "merged")
+    refused(ConfigError, "no LoRA of it", runs("gpt2 ia3")[2], out, "lora")
+    refused(ConfigError, "PEFT's VeRA cannot say .*--to lora", runs("gpt2 vera")[2], out, "peft")
+    refused(ConfigError, "PEFT's VeRA has no init=kaiming_normal .*--to lora", runs("vera variant")[2], out, "peft")
+    broken = tmp_path / "work" / folder.name
+    shutil.copytree(folder, broken)
+    weights = broken / "best/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    before = list(tmp_path.iterdir())
+    refused(AdapterError, "truncated", record, out, "lora", work=tmp_path / "work")

@@ -1,0 +1,294 @@
+"""Local copies as clusters have them: the hub's own files in a folder or in its cache, and one folder for all of them."""
+
+import io
+import json
+import logging
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import HfApi, constants
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
+
+from vera.config import build
+from vera.config import compose as compose_run
+from vera.config.paths import readable
+from vera.errors import DataError
+from vera.io import hub, tables
+from vera.io.rows import read_csv
+from vera.models.image import Pixels
+from vera.tasks.e2e_metrics import read_files
+from vera.tasks.glue import fingerprint
+from vera.tasks.image_cache import opened
+from vera.tasks.tsv import read_tsv
+
+COMMIT = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
+PAIRS = [("A cat sat.", "An animal sat.", 0), ("It rains.", "It is dry.", 1), ("Zwölf\u2028Boxer\ufeff", "“q”", 0)]
+
+
+def task(name, *overrides):
+    model = {"e2e": "gpt2_medium", "alpaca": "llama_7b"}.get(name, "minilm")
+    return build(compose_run([f"model={model}", f"task={name}", *overrides]).task, "task")
+
+
+def write(path, rows, columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({name: list(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)}), path)
+
+
+def glue_snapshot(folder):
+    """RTE as the hub keeps it, the training split in two files."""
+    columns = ("sentence1", "sentence2", "label")
+    write(folder / "rte" / "train-00000-of-00002.parquet", PAIRS[:2], columns)
+    write(folder / "rte" / "train-00001-of-00002.parquet", PAIRS[2:], columns)
+    write(folder / "rte" / "validation-00000-of-00001.parquet", PAIRS, columns)
+    write(folder / "sst2" / "train-00000-of-00001.parquet", [("other", 1)], ("sentence", "label"))
+    return folder
+
+
+def glue_official(folder):
+    labels = ("entailment", "not_entailment")
+    for name in ("train", "dev"):
+        lines = "".join(f"{i}\t{a}\t{b}\t{labels[label]}\n" for i, (a, b, label) in enumerate(PAIRS))
+        (folder / "RTE").mkdir(parents=True, exist_ok=True)
+        (folder / "RTE" / f"{name}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + lines, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def nobody(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(HfApi, "repo_info", nobody)
+    monkeypatch.setattr(hub, "_known", {})
+
+
+def test_glue_in_the_hubs_files_has_the_rows_of_the_official_ones(tmp_path):
+    copy, official = glue_snapshot(tmp_path / "glue"), glue_official(tmp_path / "official")
+    (rows, source, _), (wanted, _, _) = (task("rte", f"task.data_dir={folder}").source_rows() for folder in (copy, official))
+    assert rows == wanted and fingerprint(rows) == fingerprint(wanted)
+    assert rows["train"][2] == ((PAIRS[2][0], PAIRS[2][1]), 0)
+    assert "official" not in source
+
+
+def test_glue_in_the_hubs_cache_is_read_without_a_network(tmp_path, monkeypatch, no_network):
+    cached = tmp_path / "hub" / "datasets--nyu-mll--glue"
+    glue_snapshot(cached / "snapshots" / COMMIT)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    rows, _, commit = task("rte").source_rows()
+    assert [len(rows[split]) for split in ("train", "validation")] == [3, 3] and commit == COMMIT
+
+
+def test_a_download_that_was_cut_off_is_refused(tmp_path):
+    folder = glue_snapshot(tmp_path)
+    (folder / "rte" / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(DataError, match=r"lacks train-00001-of-00002\.parquet"):
+        task("rte", f"task.data_dir={folder}").source_rows()
+
+
+def test_a_label_or_text_of_another_kind_is_named_by_file_and_row(tmp_path):
+    folder = glue_snapshot(tmp_path)
+    path = folder / "rte" / "validation-00000-of-00001.parquet"
+    for row, said in ((("a", "b", -1), "unknown label -1"), (("a", None, 0), "must be texts")):
+        write(path, [PAIRS[0], row], ("sentence1", "sentence2", "label"))
+        with pytest.raises(DataError, match=rf"validation-00000-of-00001\.parquet, row 1: .*{said}"):
+            task("rte", f"task.data_dir={folder}").source_rows()
+    path.write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        task("rte", f"task.data_dir={folder}").source_rows()
+
+
+def test_e2e_in_the_hubs_files_has_the_rows_of_the_challenges(tmp_path):
+    rows = [("name[The Mill], eatType[pub]", "The Mill is a pub."), ("name[Zizzi]", 'Zizzi, "cheap".')]
+    official, copy = tmp_path / "official", tmp_path / "e2e_nlg"
+    official.mkdir()
+    for split, name in (("train", "trainset"), ("validation", "devset"), ("test", "testset_w_refs")):
+        quoted = "".join('"{}","{}"\n'.format(*(text.replace('"', '""') for text in row)) for row in rows)
+        (official / f"{name}.csv").write_text("mr,ref\n" + quoted)
+        write(copy / "default" / split / "0000.parquet", rows, ("meaning_representation", "human_reference"))
+    found = [task("e2e", f"task.data_dir={folder}").source_rows()[0] for folder in (official, copy)]
+    assert found[0] == found[1] == dict.fromkeys(("train", "validation", "test"), rows)
+
+
+def test_alpaca_as_json_as_json_lines_and_as_parquet(tmp_path):
+    rows = [
+        {"instruction": "Say a\u2028b.", "input": "", "output": "a"},
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    (tmp_path / "lines.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n")
+    write(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet", [tuple(row.values()) for row in rows], list(rows[0]))
+    for name in ("list.json", "lines.jsonl", "hub"):
+        found, _, _ = task("alpaca", f"task.data_dir={tmp_path / name}").source_rows()
+        assert found == [tuple(row.values()) for row in rows], name
+    (tmp_path / "lines.jsonl").write_text('{"instruction": "a", "output": "b"}\nnot json\n')
+    with pytest.raises(DataError, match=r"lines\.jsonl:2 is not JSON"):
+        task("alpaca", f"task.data_dir={tmp_path / 'lines.jsonl'}").source_rows()
+    (tmp_path / "lines.jsonl").write_text('{"instruction": "a", "output": "b"}\n[1]\n')
+    with pytest.raises(DataError, match=r"lines\.jsonl:2 is not an object"):
+        task("alpaca", f"task.data_dir={tmp_path / 'lines.jsonl'}").source_rows()
+
+
+def test_a_silent_network_is_asked_once(monkeypatch, caplog):
+    class ReadTimeout(Exception):
+        pass
+
+    asked = []
+
+    def silent(*_, **__):
+        asked.append(1)
+        raise ReadTimeout
+
+    monkeypatch.setattr(HfApi, "repo_info", silent)
+    monkeypatch.setattr(hub, "_mute", False)
+    with caplog.at_level(logging.WARNING):
+        assert hub.commit("a/b", "main", "model") == (None, False)
+        first = len(asked)
+        assert hub.commit("c/d", "main", "dataset") == (None, False)
+    assert len(asked) == first and "does not answer" in caplog.text
+
+
+def test_one_folder_serves_every_model_and_data_set_by_the_last_part_of_its_id():
+    for choices, path, data in (
+        (["model=roberta_large", "task=rte"], "/m/roberta-large", "/d/glue"),
+        (["model=gpt2_medium", "task=e2e"], "/m/gpt2-medium", "/d/e2e_nlg"),
+        (["model=vit_base", "task=flowers102"], "/m/vit-base-patch16-224-in21k", "/d/oxford_flowers102"),
+        (["model=llama2_7b", "task=alpaca"], "/m/Llama-2-7b-hf", "/d/alpaca-cleaned"),
+    ):
+        run, bare = compose_run([*choices, "models_dir=/m", "data_root=/d"]), compose_run(choices)
+        assert (run.model["path"], run.task["data_dir"]) == (path, data)
+        assert (bare.model["path"], bare.task["data_dir"]) == (None, None)
+        assert run.cell_id == bare.cell_id
+    assert compose_run(["model=roberta_base", "task=rte", "model.path=/other", "models_dir=/m"]).model["path"] == "/other"
+
+
+def test_work_lies_on_the_disk_of_an_absolute_results_dir():
+    assert compose_run(["results_dir=/big/results"]).work_dir == "/big/results/work"
+    assert compose_run(["results_dir=results/demo"]).work_dir == "work/results/demo"
+
+
+@pytest.mark.parametrize(
+    "path", ["~/models/x", "/d/glue (2018)", "/d/it's", "/d/a=b", "/d/[x] {y}", "/d/Zwölf", "/d/back\\", "/plain/path-1.0"]
+)
+def test_paths_arrive_as_they_are_written(path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (argument,) = readable([f"task.data_dir={path}"])
+    override = OverridesParser.create().parse_override(argument)
+    assert override.value() == path.replace("~", "/home/me") and not override.is_sweep_override()
+
+
+def test_a_comma_is_a_sweep_of_paths_unless_the_file_is_there(tmp_path):
+    parse = OverridesParser.create().parse_override
+    assert parse(readable(["results_dir=/a b,/c"])[0]).is_sweep_override()
+    (tmp_path / "a,b").mkdir()
+    assert parse(readable([f"results_dir={tmp_path}/a,b"])[0]).value() == f"{tmp_path}/a,b"
+    for untouched in ("results_dir=choice(a,b)", "results_dir='/a b'", "results_dir=${oc.env:X}", "method.rank=1,2", "-m"):
+        assert readable([untouched]) == [untouched]
+
+
+def test_the_data_is_looked_at_before_the_backbone(tmp_path, monkeypatch):
+    from vera import run as module
+    from vera.models.base import Model
+
+    def never(*_):
+        raise AssertionError("the backbone was loaded first")
+
+    monkeypatch.setattr(Model, "load", never)
+    with pytest.raises(DataError, match="nowhere"):
+        module.prepare(compose_run(["model=roberta_base", "task=rte", "task.data_dir=/nowhere"]))
+
+
+def test_marks_inside_a_row_and_blank_lines_at_the_end_are_legal(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_bytes("\ufeffa\tb\r\nx\ufeffy\t1\r\n\r\n\n".encode())
+    assert [row for _, row in read_tsv(path, ("a", "b"), header=True)] == [["x\ufeffy", "1"]]
+    path.write_text("a\tb\nx\t1\n\ny\t2\n")
+    with pytest.raises(DataError, match=r"train\.tsv:3 has 1 fields"):
+        list(read_tsv(path, ("a", "b"), header=True))
+    table = tmp_path / "t.csv"
+    table.write_text("a,b\nx,1\n\n\n")
+    assert [row for _, row in read_csv(table, ("a", "b"))] == [["x", "1"]]
+    table.write_text("a,b\nx,1\n\ny,2\n")
+    with pytest.raises(DataError, match=r"t\.csv:3 is blank"):
+        list(read_csv(table, ("a", "b")))
+
+
+def test_stsb_with_one_score_says_so(tmp_path, compose):
+    for scores, said in (([3.0, 3.0], "2 rows with one and the same score"), ([3.0], "one row")):
+        folder = tmp_path / said.replace(" ", "_")
+        folder.mkdir()
+        for name in ("train", "dev"):
+            rows = "".join(f"{i}\tone {i}\ttwo\t{score}\n" for i, score in enumerate(scores))
+            (folder / f"{name}.tsv").write_text("index\tsentence1\tsentence2\tscore\n" + rows)
+        settings = compose("model=roberta_base", "task=stsb", "task.synthetic=false", f"task.data_dir={folder}")
+        backbone = build(settings.model, "model").load(1, settings.cache_dir)
+        with pytest.raises(DataError, match=rf"dev\.tsv\) has {said}"):
+            build(settings.task, "task").load(backbone, 0)
+
+
+def picture(**keys):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 6), (200, 10, 10)).save(buffer, "JPEG", **keys)
+    return buffer.getvalue()
+
+
+def test_a_broken_exif_block_is_passed_over():
+    exif = Image.Exif()
+    exif[Image.ExifTags.Base.Orientation] = 6
+    image, readable_block = opened(picture(exif=exif))
+    assert image.size == (6, 4) and readable_block  # turned by a quarter
+    broken = exif.tobytes()[:-6]
+    image, readable_block = opened(picture(exif=broken))
+    assert image.size == (4, 6) and not readable_block
+
+
+def test_grey_of_32_bits_is_refused_and_16_bits_are_scaled():
+    pixels = object.__new__(Pixels)
+    pixels.mode = "L"
+    assert pixels._converted(Image.new("I;16", (1, 1), 0x8000)).getpixel((0, 0)) == 128
+    for mode in ("I", "F"):
+        with pytest.raises(ValueError, match=f"mode {mode}"):
+            pixels._converted(Image.new(mode, (1, 1), 3))
+
+
+def test_stray_files_are_passed_over_and_counted(tmp_path):
+    from vera.tasks.image_rows import from_folder
+
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "1.jpg").write_bytes(picture())
+    (tmp_path / "train" / "cat" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "train" / "dog" / "._1.jpg").write_bytes(b"x")
+    (tmp_path / "train" / "__MACOSX").mkdir()
+    (rows,) = from_folder(tmp_path, ["train"], "image", "label", 2, tmp_path / "cache").values()
+    assert (len(rows), list(rows.names), rows.stray) == (2, ["cat", "dog"], 2)
+
+
+def test_e2e_tables_with_repeated_or_unknown_meanings(tmp_path):
+    outputs, references = tmp_path / "out.csv", tmp_path / "ref.csv"
+    references.write_text("mr,ref\na[1],x\na[1],y\nb[2],z\n")
+    outputs.write_text("mr,output\nb[2],B\na[1],A\na[1],A\n")
+    assert read_files(outputs, references) == (["A", "B"], [["x", "y"], ["z"]])
+    outputs.write_text("mr,output\nb[2],B\na[1],A\na[1],other\n")
+    with pytest.raises(DataError, match=r"out\.csv:4: another output for 'a\[1\]' than at .*out\.csv:3"):
+        read_files(outputs, references)
+    outputs.write_text("mr,output\nb[2],B\na[1],A\nc[3],C\n")
+    with pytest.raises(DataError, match=r"ref\.csv has nothing for 'c\[3\]'"):
+        read_files(outputs, references)
+    outputs.write_text("mr,output\nb[2],\na[1],A\n")
+    assert read_files(outputs, references, allow_empty=True)[0] == ["A", ""]
+    with pytest.raises(DataError, match=r"out\.csv:2 is an empty output"):
+        read_files(outputs, references)
+
+
+def test_objects_are_told_by_their_first_character(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('{"a": 1}\n\n{"a": "\u2028"}\n', encoding="utf-8")
+    assert [row for _, row in tables.read_objects(path)] == [{"a": 1}, {"a": "\u2028"}]
+    path.write_text("")
+    with pytest.raises(DataError, match="is empty"):
+        tables.read_objects(path)

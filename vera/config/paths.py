@@ -1,0 +1,54 @@
+"""Paths on a command line and in conf/: local copies by the last part of a hub id, and what a shell does not expand."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+# Keys whose values are paths, as far as a command line is concerned.
+_PATH_KEY = re.compile(r"(?:^|[._])(?:path|dir|root|folder)$")
+_PLAIN = re.compile(r"[\w./+@%:-]*", re.ASCII)  # what Hydra's grammar takes as it is
+_SWEEP = re.compile(r"(?:choice|glob|sort|shuffle)\(.*\)$")
+
+
+def local_copy(root: str | None, repository: str | None) -> str | None:
+    """Where a folder of local copies (models_dir, data_root) has a repository: <root>/<last part of its id>."""
+    if root is None or repository is None:
+        return None
+    return str(Path(root).expanduser() / repository.rpartition("/")[2])
+
+
+def beside(results_dir: str, name: str) -> str:
+    """A folder of the results' own: below an absolute results_dir, on the same disk; else <name>/<results_dir>."""
+    return os.path.join(results_dir, name) if os.path.isabs(results_dir) else os.path.join(name, results_dir)
+
+
+OmegaConf.register_new_resolver("local_copy", local_copy, replace=True)
+OmegaConf.register_new_resolver("beside", beside, replace=True)
+
+
+def readable(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments with the paths among them as Hydra's grammar reads them: a leading ~ expanded, and quoted where
+    they hold spaces, brackets, quotes or =. A comma separates the paths of a sweep, unless a file of the whole name exists."""
+    return [_readable(argument) for argument in arguments]
+
+
+def _readable(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    done = value.startswith(("'", '"', "[")) or "${" in value or _SWEEP.match(value)
+    if not equals or key.startswith("-") or not _PATH_KEY.search(key) or done:
+        return argument
+    whole = os.path.expanduser(value)
+    parts = [whole] if os.path.exists(whole) else [os.path.expanduser(part) for part in value.split(",")]
+    return f"{key}={','.join(map(_quoted, parts))}"
+
+
+def _quoted(value: str) -> str:
+    if _PLAIN.fullmatch(value):
+        return value
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), value)
+    return f"'{escaped}'"

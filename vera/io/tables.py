@@ -1,0 +1,110 @@
+"""Rows of a local copy of a hub data set, as `hf download` and the hub's cache lay it out: parquet, JSON or JSON lines.
+
+A split's files are called after it, `<split>-00000-of-00002.parquet` or `<split>.jsonl`, or lie in a folder of its name; those
+of a configuration ("rte") may lie in a folder of that name. Nothing is copied into the datasets cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+
+from vera.errors import DataError
+from vera.io.files import read_json
+from vera.io.rows import read_text
+
+FORMATS = (".parquet", ".jsonl", ".json")  # the first that a split has is read
+_SHARD = re.compile(r"^(?P<name>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})$")
+
+
+def split_files(folder: Path, split: str, subset: str | None = None, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """The files of one split, in order; none where the folder has none of it. Raises DataError when a shard is missing."""
+    inside = folder / subset if subset and (folder / subset).is_dir() else folder
+    for ending in formats:
+        found = [path for path in sorted(inside.rglob(f"*{ending}")) if _belongs(path, inside, split)]
+        if found:
+            _check_shards(found)
+            return found
+    return []
+
+
+def _belongs(path: Path, folder: Path, split: str) -> bool:
+    if any(part.startswith(".") for part in path.relative_to(folder).parts):
+        return False
+    return re.split(r"[-.]", path.name)[0] == split or path.parent.name == split
+
+
+def _check_shards(files: list[Path]) -> None:
+    numbered = [found for path in files if (found := _SHARD.match(path.stem))]
+    for found in numbered:
+        there = {int(other["index"]) for other in numbered if other["count"] == found["count"]}
+        missing = sorted(set(range(int(found["count"]))) - there)
+        if missing:
+            name = f"{found['name']}-{missing[0]:05d}-of-{found['count']}{files[0].suffix}"
+            raise DataError(f"{files[0].parent} lacks {name}; was the download interrupted?")
+
+
+def read_columns(files: Sequence[Path], columns: Sequence[str]) -> list[tuple[str, tuple[Any, ...]]]:
+    """("file, row N", values of the columns) of every row. Raises DataError, naming file and row, for what cannot be read."""
+    rows = []
+    for path in files:
+        found = _parquet(path, columns) if path.suffix == ".parquet" else _objects(path, columns)
+        rows += [(f"{path}, row {index}", values) for index, values in enumerate(found)]
+    if not rows:
+        raise DataError(f"{', '.join(map(str, files))}: no rows")
+    return rows
+
+
+def _parquet(path: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    try:
+        names = pyarrow.parquet.read_schema(path).names
+        _check_columns(path, columns, names)
+        table = pyarrow.parquet.read_table(path, columns=list(columns))
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
+    return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
+
+
+def _objects(path: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    rows = read_objects(path)
+    for where, row in rows:
+        _check_columns(where, columns, row)
+    return [tuple(row[name] for name in columns) for _, row in rows]
+
+
+def read_objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """("file:line" or "file, row N", object) of a JSON file that holds a list of objects, or of JSON lines.
+
+    The first character decides, not the name. Empty lines are passed over. Raises DataError.
+    """
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        try:
+            values = read_json(text)
+        except ValueError as error:
+            raise DataError(f"{path} is not a JSON file: {error}") from None
+        rows = [(f"{path}, row {index}", value) for index, value in enumerate(values)]
+    else:
+        rows = []
+        for number, line in enumerate(text.split("\n"), start=1):  # JSON may hold the other line separators as they are
+            if line.strip():
+                try:
+                    rows.append((f"{path}:{number}", read_json(line)))
+                except ValueError as error:
+                    raise DataError(f"{path}:{number} is not JSON: {error}") from None
+    for where, value in rows:
+        if not isinstance(value, dict):
+            raise DataError(f"{where} is not an object")
+    if not rows:
+        raise DataError(f"{path} is empty")
+    return rows
+
+
+def _check_columns(where: object, columns: Sequence[str], names) -> None:
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise DataError(f"{where} has no column {missing[0]!r}; it has {', '.join(map(repr, names))}")

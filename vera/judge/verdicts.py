@@ -1,0 +1,122 @@
+"""What a verdict says, read in the form that its prompt asked for and in no other: nothing is guessed out of prose or code.
+
+Two rules (`judge.parse`). "own": the form stands where the prompt wants it, once; a verdict that was cut is unreadable.
+"fastchat": the first number in the right brackets, wherever it stands (fastchat/llm_judge/common.py), and for a pair the first
+line (fastchat/eval/eval_gpt_review.py at 080a703). Under both a score is from 1 to 10.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+Form = Literal["rating", "pair", "first line", "tuple"]
+Rule = Literal["own", "fastchat"]
+
+WHOLE = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete"}  # how endpoints call an answer that has its end
+
+LONGEST = 240  # characters at the end of a line that are looked at
+
+_N = r"([0-9]+(?:\.[0-9]+)?)"
+_SHAPES = {
+    "rating": rf"\[\[\s*{_N}\s*\]\]",
+    "pair": rf"\[\[\s*{_N}\s*[,;/ ]\s*{_N}\s*\]\]",
+    "tuple": rf"\(\s*{_N}\s*,\s*{_N}\s*\)",
+}
+_MARKUP = "*_~`\"'“”>#| \t\r"
+_GAP = r"[\s*_`\"“”]*"
+_WORD = (
+    r"(?:(?:so|thus|therefore|hence|my|the|a|final|overall|total|python)\b,?\s*)*(?:ratings?|scores?|grades?{more})"
+    rf"(?:\s*\([^()]{{0,40}}\)|\s+for\s[^.:;!?]{{1,40}})?{_GAP}(?:\b(?:is|are|of)\b)?"
+)
+_FIRST_PERSON = r"\b(?:I|we)(?:['’]\w+)?\b[^.!?]{0,120}\b(?:ratings?|scores?|grades?) of"
+# What may stand before the form: nothing, the end of a sentence, or a word for it where a sentence or a clause begins.
+_BEFORE = (
+    r"(?:^|(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)[.!?]\s+"
+    rf"|(?:(?:^|[^\w\s'’]\s*)(?:{{word}}){_GAP}{{link}}|{_FIRST_PERSON}){_GAP})"
+)
+_AFTER = r"(?:\s*(?:/|out of)\s*10)?\s*[.!]*"
+
+
+def _pattern(form: str) -> re.Pattern[str]:
+    more, link = ("|tuples?", "[:：=–—-]?") if form == "tuple" else ("", "[:：–—-]?")
+    before = _BEFORE.replace("{word}", _WORD.replace("{more}", more)).replace("{link}", link)
+    return re.compile(f"{before}{_SHAPES[form]}{_AFTER}$", re.I)
+
+
+_AT_THE_END = {form: _pattern(form) for form in _SHAPES}
+_FIRST_LINE = re.compile(rf"{_N}\s*[, \t]\s*{_N}")
+_FENCE = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.M | re.S)
+
+
+def whole(finish: str | None) -> bool:
+    """Whether a verdict has its end, by the reason that the endpoint gives; one without a reason is taken for whole."""
+    return finish is None or finish.lower() in WHOLE
+
+
+def read_verdict(text: str, finish: str | None, form: Form, rule: Rule = "own") -> tuple[float, ...] | None:
+    """The scores of a verdict, in the order in which the judge saw the answers; None when it is unreadable.
+
+    finish: why the endpoint ended it ("stop", "length" ...).
+    """
+    if rule == "fastchat":
+        found = _fastchat(text, form)
+    elif not whole(finish):
+        return None
+    else:
+        found = _first_line(text) if form == "first line" else _at_the_end(text, form)
+    return found if found is not None and all(1 <= score <= 10 for score in found) else None
+
+
+def _first_line(text: str) -> tuple[float, ...] | None:
+    """Two numbers and nothing else on the first line that is not empty."""
+    lines = _lines(text)
+    found = _FIRST_LINE.fullmatch(lines[0]) if lines else None
+    return found and _numbers(found)
+
+
+def _at_the_end(text: str, form: str) -> tuple[float, ...] | None:
+    """The form at the end of the last line; None as well when another line ends in the form with other scores.
+
+    The prompt for mathematics lets reasons follow its tuple, so that one line of its own that calls it scores will do.
+    """
+    lines = _lines(_FENCE.sub(lambda fence: _prose(fence, form), text))
+    ends = [_AT_THE_END[form].search(line if len(line) <= LONGEST else f"x{line[-LONGEST:]}") for line in lines]
+    stated = {_numbers(found) for found in ends if found}
+    if not ends or len(stated) != 1:
+        return None
+    labelled = form == "tuple" and any(found and found.start() == 0 and found.group()[0] not in "(" for found in ends)
+    return stated.pop() if ends[-1] or labelled else None
+
+
+def _prose(fence: re.Match[str], form: str) -> str:
+    """A fenced block: code goes; one line that is set apart stays, a tuple in Python too."""
+    language, inside = fence.group(1).strip().lower(), fence.group(2)
+    apart = not language or (form, language) == ("tuple", "python")
+    return inside if apart and "\n" not in inside.strip() else ""
+
+
+def _lines(text: str) -> list[str]:
+    """The lines that hold more than markup, without the markup at their ends."""
+    lines = (line.strip(_MARKUP) for line in text.split("\n"))
+    return [line for line in lines if line and not re.fullmatch(r"[\W_]*|<[|/]?\w+\|?>?", line)]
+
+
+def _numbers(found: re.Match[str]) -> tuple[float, ...]:
+    return tuple(float(value) for value in found.groups() if value is not None)
+
+
+_LOOSE = r"(\d+\.?\d*)"
+_LOOSE_PAIR = rf"{_LOOSE},\s?{_LOOSE}"
+
+
+def _fastchat(text: str, form: Form) -> tuple[float, ...] | None:
+    if form in ("rating", "pair"):
+        inside = _LOOSE if form == "rating" else _LOOSE_PAIR
+        found = re.search(rf"\[\[{inside}\]\]", text) or re.search(rf"\[{inside}\]", text)
+        return found and _numbers(found)
+    parts = text.partition("\n")[0].replace(",", " ").split(" ")
+    try:
+        return tuple(map(float, parts)) if len(parts) == 2 else None
+    except ValueError:
+        return None

@@ -1,0 +1,45 @@
+"""The weights that a run has kept in work_dir/<run>, best and last, and whether they are still its own: runs of two
+results_dirs may share a work_dir and a name."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from vera.errors import ModelError
+from vera.runs.record import Record
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256, in hex, of the tensor files that a method has saved in a folder. Raises ModelError when there are none."""
+    total = hashlib.sha256()
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
+        for path in files:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
+    except FileNotFoundError:
+        files = []
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {error.strerror or error}") from None
+    if not files:
+        raise ModelError(f"{folder} holds no trained weights; was the run made with train.save=true, on this machine?")
+    return total.hexdigest()
+
+
+def kept(record: Record, work_dir: str | Path, checkpoint: str) -> tuple[Path, str]:
+    """The folder of a finished run's "best" or "last" weights, and their hash.
+
+    Raises ModelError when there are none, or when they are not those that the record names. (Records from before they named
+    any are taken at their word.)
+    """
+    folder = Path(work_dir) / record.name / checkpoint
+    found = weights_hash(folder)
+    own = record.weights.get(checkpoint, found)
+    if found != own:
+        raise ModelError(
+            f"{folder} holds the weights of another run of this name (SHA-256 {found[:8]}; the record of {record.name} names "
+            f"{own[:8]}); give the work_dir where this one's are, or train it again with a work_dir of its own"
+        )
+    return folder, found

@@ -1,0 +1,331 @@
+"""A finished run's weights for others: as a LoRA adapter, as PEFT writes the method, or as a plain merged model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from vera.checks.verify import read_record, run_of
+from vera.config import RunConfig, build, component
+from vera.errors import AdapterError, ConfigError, ModelError, RecordError
+from vera.io.files import move_folder, read_json, write_atomic
+from vera.methods import fused
+from vera.methods.adalora import AdaLora
+from vera.methods.base import Method, quantised
+from vera.methods.bitfit import BitFit
+from vera.methods.full import Full
+from vera.methods.head import Head
+from vera.methods.ia3 import IA3
+from vera.methods.lora import Lora
+from vera.methods.peft import ADAPTER, CONFIG_FILE, WEIGHTS_FILE, PeftMethod, json_value
+from vera.methods.vera import Vera
+from vera.models.base import Backbone
+from vera.models.gpt2 import join_attention
+from vera.nn.inject import replace_module
+from vera.nn.linear import VeraLinear
+from vera.nn.names import inside
+from vera.runs.record import Record
+from vera.runs.store import Store
+from vera.seeds import seed_everything
+
+Form = Literal["lora", "peft", "merged"]
+CHECKPOINTS = ("best", "last")
+_TASK_TYPES = {"text": "SEQ_CLS", "generation": "CAUSAL_LM"}  # PEFT has none for images
+_PREFIX = "base_model.model."
+
+
+def export(
+    source: Path,
+    out: Path,
+    form: Form,
+    rank: int | None = None,
+    checkpoint: str | None = None,
+    results: Path | None = None,
+    work: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """Write a run's trained weights to the folder `out`; returns what a user should be told, a line each.
+
+    source      the run's record, or its folder below work_dir, or "best" or "last" in that.
+    rank        lora: cut every update to this rank by a singular value decomposition.
+    checkpoint  best (the default) or last epoch.
+    results, work  the run's results_dir and work_dir, where they are not `results` and `work/<results>` by their names.
+    overrides   local paths again, KEY=VALUE, as vera.checks.verify.run_of takes them.
+
+    `out` appears whole or not at all. Raises VeraError.
+    """
+    if form != "lora" and rank is not None:
+        raise ConfigError(f"--rank cuts a LoRA; with --to {form} nothing is cut")
+    record, folder = find(Path(source), checkpoint, results, work)
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already; name a new folder")
+    run = _run(record, overrides)
+    backbone, method = _load(run, record, folder)
+    _check(method, form)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise ConfigError(f"{out.parent} cannot be written: {error.strerror or error}") from None
+    try:
+        write = {"lora": _write_lora, "peft": _write_peft, "merged": _write_merged}[form]
+        lines = write(run, record, backbone, method, scratch, rank)
+        write_atomic(scratch / "README.md", _readme(run, record, folder.name, form, lines))
+        scratch.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        move_folder(scratch, out)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return lines
+
+
+def find(source: Path, checkpoint: str | None, results: Path | None, work: Path | None) -> tuple[Record, Path]:
+    """The record of a run and the folder with its trained weights. Raises ConfigError, RecordError or ModelError."""
+    if source.is_dir():
+        if source.name in CHECKPOINTS:
+            if checkpoint not in (None, source.name):
+                raise ConfigError(f"{source} is the {source.name} epoch, not the {checkpoint} one")
+            source, checkpoint = source.parent, source.name
+        name, work = source.resolve().name, source.resolve().parent
+        record = _record_of(source, name, work, results)
+    elif source.suffix == ".json":
+        record = read_record(source)
+        results = source.parent.parent
+        work = Path("work") / str(results).lstrip("/") if work is None else work
+    elif source.exists():
+        raise ConfigError(f"{source} is neither a run's folder nor its record (results/runs/<run>.json)")
+    else:
+        raise ConfigError(f"{source} does not exist")
+    folder = Path(work) / record.name / (checkpoint or "best")
+    if not any(path.suffix == ".safetensors" for path in folder.glob("*")):
+        raise ModelError(
+            f"{folder} holds no trained weights; was the run made with train.save=true, on this machine? (else: --work DIR)"
+        )
+    return record, folder
+
+
+def _record_of(source: Path, name: str, work: Path, results: Path | None) -> Record:
+    """The record of the run that a folder is of: work/<results_dir>/<run> belongs to <results_dir>/runs/<run>.json."""
+    guesses = [results] if results is not None else []
+    if results is None and "work" in work.parts:
+        at = len(work.parts) - 1 - work.parts[::-1].index("work")
+        guesses = [Path(*work.parts[:at], *work.parts[at + 1 :]), Path("/", *work.parts[at + 1 :])]
+    for guess in guesses:
+        record = Store(guess).find(name)
+        if record is not None:
+            return record
+    if not any((source / kept).is_dir() for kept in CHECKPOINTS):
+        raise ConfigError(f"{source} is not a run's folder: it has neither best/ nor last/")
+    where = f"{guesses[0]} has none" if guesses else "its results folder is not known"
+    raise RecordError(f"no record of the run {name}: {where}; name it with --results DIR, or give the record itself")
+
+
+def _run(record: Record, overrides: Sequence[str]) -> RunConfig:
+    """The run's configuration; its data is not read, so a path of them need not be given again."""
+    overrides = list(overrides)
+    config = record.run.config
+    given = {override.partition("=")[0] for override in overrides}
+    if config["task"].get("data_dir") and not config["model"].get("data_dir") and "task.data_dir" not in given:
+        overrides.append("task.data_dir=.")
+    return run_of(record, overrides, Path("unused"))
+
+
+def _load(run: RunConfig, record: Record, folder: Path) -> tuple[Backbone, Method]:
+    task, model_config, method = build(run.task, "task"), build(run.model, "model"), build(run.method, "method")
+    seed_everything(run.seed, "head")
+    backbone = model_config.load(task.outputs, Path(run.cache_dir))
+    if backbone.fingerprint != record.provenance.model_fingerprint:
+        raise ModelError(f"{record.name} was trained on other weights of {run.model['name']} than the ones at hand")
+    method.load(backbone, model_config, folder)
+    backbone.model.eval()
+    return backbone, method
+
+
+def _check(method: Method, form: Form) -> None:
+    """Raises ConfigError for what a method has no such form of."""
+    if form == "lora" and not isinstance(method, (Vera, Lora, AdaLora)):
+        raise ConfigError(f"method={method.name} is no low-rank update of matrices, so there is no LoRA of it")
+    if form == "peft" and not isinstance(method, (Vera, PeftMethod)):
+        raise ConfigError(f"PEFT has no format for method={method.name}")
+    if form == "merged" and not isinstance(method, (Vera, Lora, AdaLora, IA3, Full, BitFit, Head)):
+        raise ConfigError(f"method={method.name} adds layers of its own, which no plain model has: it cannot be merged")
+
+
+def _factors(backbone: Backbone, method: Method) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+    """By name of an adapted layer: what it was, and A [r, d_in], B [d_out, r] with W = W0 + B A; float32 on the CPU."""
+    found = {}
+    for name, layer in backbone.model.named_modules():
+        if isinstance(layer, VeraLinear):
+            A, B, b, d = (tensor.detach().float().cpu() for tensor in layer.matrices(layer.active))
+            found[name] = (layer.base_layer, d[:, None] * A, b[:, None] * B)
+        elif isinstance(method, PeftMethod) and name in method.layers(backbone):
+            A, B, scale = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER], layer.scaling[ADAPTER]
+            if isinstance(method, AdaLora):
+                A, scale = layer.lora_E[ADAPTER] * A, scale / (layer.ranknum[ADAPTER] + 1e-5)
+            else:
+                A, B = A.weight, B.weight
+            found[name] = (layer.get_base_layer(), A.detach().float().cpu(), (scale * B).detach().float().cpu())
+    return found
+
+
+def cut(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The nearest B' A' of rank `rank` to B A, A' [rank, d_in] and B' [d_out, rank], and the part of |B A| (Frobenius) lost."""
+    Qa, Ra = torch.linalg.qr(A.T.double())
+    Qb, Rb = torch.linalg.qr(B.double())
+    U, S, Vh = torch.linalg.svd(Rb @ Ra.T)
+    size = min(rank, len(S))
+    root = S[:size].sqrt()
+    new_A, new_B = (root[:, None] * Vh[:size]) @ Qa.T, Qb @ (U[:, :size] * root)
+    pad = rank - size
+    lost = (S[size:].norm() / S.norm()).item() if S.norm() > 0 else 0.0
+    return nn.functional.pad(new_A, (0, 0, 0, pad)).float(), nn.functional.pad(new_B, (0, pad)).float(), lost
+
+
+def _write_lora(run, record, backbone, method, folder, rank) -> list[str]:
+    factors = {name: (A, B) for name, (_, A, B) in _factors(backbone, method).items()}
+    full = max(len(A) for A, _ in factors.values())
+    lines = []
+    if rank is not None:
+        if not 1 <= rank <= full:
+            raise ConfigError(f"--rank {rank}: this adapter's rank is {full}; a cut is of rank 1 to {full}")
+        parts = {name: cut(A, B, rank) for name, (A, B) in factors.items()}
+        factors = {name: (A, B) for name, (A, B, _) in parts.items()}
+        lost = {name: part for name, (_, _, part) in parts.items()}
+        worst = max(lost, key=lost.get)
+        mean = sum(lost.values()) / len(lost)
+        lines.append(
+            f"cut from rank {full} to {rank}: {mean:.1%} of a matrix's update is lost on average (Frobenius norm), "
+            f"{lost[worst]:.1%} of {worst}, the worst"
+        )
+    r = rank or full
+    tensors = {}
+    for name, (A, B) in factors.items():
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = A, B
+    tensors = fused.together(backbone.model, tensors)
+    config = LoraConfig(r=r, lora_alpha=r, target_modules=sorted(factors)).to_dict()
+    config = fused.plain_config(backbone.model, json.loads(json.dumps(config, default=json_value)))
+    lines.insert(0, f"LoRA of rank {config['r']} on {len(config['target_modules'])} matrices" + ("" if rank else ", exact"))
+    tensors |= _head(backbone)
+    _write_adapter(run, record, backbone, folder, tensors, config)
+    return lines
+
+
+def _write_peft(run, record, backbone, method, folder, rank) -> list[str]:
+    if isinstance(method, Vera) and fused.splits(backbone.model):
+        raise ConfigError("PEFT's VeRA cannot say what this run has on GPT-2's attention: see --to lora, which is exact")
+    method.save(backbone, folder)
+    config = read_json((folder / CONFIG_FILE).read_bytes())
+    if config["peft_type"] == "VERA_VARIANT":
+        raise ConfigError(f"PEFT's VeRA has no init={method.init} with sharing={method.sharing}: see --to lora, which is exact")
+    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
+    _write_adapter(run, record, backbone, folder, tensors | _head(backbone), config)
+    return [f"{config['peft_type']} in PEFT's format"]
+
+
+def _write_adapter(run, record, backbone, folder, tensors, config) -> None:
+    base, revision = _base(run, record)
+    config |= {
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "task_type": _TASK_TYPES.get(component(run.model, "model").modality),
+        "inference_mode": True,
+        "modules_to_save": list(backbone.head) or None,
+    }
+    tensors = {_PREFIX + name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, {"format": "pt"}))
+    write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _head(backbone: Backbone) -> dict[str, Tensor]:
+    """The head's tensors, trained or as the seed drew them: no checkpoint has them."""
+    state = backbone.model.state_dict()
+    return {name: state[name].detach().cpu() for name in state if inside(name, backbone.head)}
+
+
+@torch.no_grad()
+def _write_merged(run, record, backbone, method, folder, rank) -> list[str]:
+    model, lines = backbone.model, []
+    if isinstance(method, IA3):
+        for name, layer in method.layers(backbone).items():
+            _mergeable(name, layer.get_base_layer())
+            layer.merge()
+            replace_module(model, name, layer.get_base_layer())
+    elif isinstance(method, (Vera, Lora, AdaLora)):
+        lost = 0.0
+        for name, (base, A, B) in _factors(backbone, method).items():
+            _mergeable(name, base)
+            W0, update = base.weight.float().cpu(), B @ A
+            W = W0 + update
+            base.weight.copy_(W.to(base.weight.dtype))
+            if not torch.isfinite(base.weight).all():
+                raise AdapterError(f"merging into {name} gives weights that are not finite in {base.weight.dtype}")
+            lost = max(lost, ((base.weight.float().cpu() - W).norm() / update.norm().clamp_min(1e-30)).item())
+            replace_module(model, name, base)
+        dtype = str(model.dtype).removeprefix("torch.")
+        if model.dtype != torch.float32:
+            lines.append(
+                f"W0 + dW is summed in float32 and rounded to {dtype}, which changes up to {lost:.1%} of a matrix's update"
+            )
+    for name in ("peft_config", "vera_configs", "vera_heads"):
+        if hasattr(model, name):
+            delattr(model, name)
+    join_attention(model)
+    labels = build(run.task, "task").labels
+    if labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: index for index, label in enumerate(labels)}
+    model.save_pretrained(folder)
+    getattr(backbone.preprocess, "processor", backbone.preprocess).save_pretrained(folder)
+    return ["a plain model of transformers'", *lines]
+
+
+def _mergeable(name: str, base: nn.Module) -> None:
+    if type(base) is not nn.Linear and not hasattr(base, "nf"):
+        raise AdapterError(f"{name} is a {type(base).__name__}, into which nothing can be merged; export with --to lora")
+    if quantised(base.weight):
+        raise AdapterError(f"{name} is quantised, so nothing can be merged into it; export with --to lora")
+
+
+def _base(run: RunConfig, record: Record) -> tuple[str | None, str | None]:
+    """The base model's id and commit on the hub, where the run took it from there."""
+    checkpoint = run.model.get("checkpoint")
+    return (checkpoint, record.provenance.model_commit) if record.provenance.model_source == checkpoint else (None, None)
+
+
+def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: list[str]) -> str:
+    base, revision = _base(run, record)
+    provenance, chosen = record.provenance, getattr(record.scores, checkpoint)
+    labels = build(run.task, "task").labels
+    front = [f"base_model: {base}"] * bool(base) + ["library_name: " + ("transformers" if form == "merged" else "peft")]
+    where = f"`{base}` at commit `{revision}`" if base else provenance.model_source
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in chosen.metrics.items())
+    rows: list[tuple[str, Any]] = [
+        ("form", "; ".join(lines)),
+        ("base model", f"{where}, weights with fingerprint {provenance.model_fingerprint}"),
+        ("run", f"{record.name} (model {record.run.model}, task {record.run.task}, method {record.run.method})"),
+        ("cell", record.run.cell_id),
+        ("seed", record.run.seed),
+        ("epoch", f"{chosen.epoch}, the {checkpoint} one: {metrics}"),
+        ("labels", ", ".join(f"{index} {label}" for index, label in enumerate(labels)) if labels else None),
+        ("code", f"commit {provenance.git_sha}" + (" with changes" if provenance.git_dirty else "")),
+        (
+            "versions",
+            ", ".join(f"{n} {provenance.versions[n]}" for n in ("torch", "transformers", "peft") if n in provenance.versions),
+        ),
+    ]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows if value is not None)
+    return "---\n" + "\n".join(front) + f"\n---\n\n# {record.name}\n\n| | |\n|---|---|\n{table}\n"
