@@ -31,7 +31,11 @@ def main() -> int:
     parser.add_argument("--out", default=None, help="folder for tables/ and figures/ (default: the results folder)")
     arguments.overrides(parser)
     parser.add_argument("--stat", choices=list(STATS), help="; ".join(f"{name}: {what}" for name, what in STATS.items()))
-    parser.add_argument("--judge", default=PAPER_JUDGE, help=f"whose scores Tables 4 and 13 take (default: {PAPER_JUDGE})")
+    parser.add_argument(
+        "--judge",
+        default=PAPER_JUDGE,
+        help=f"whose scores Tables 4 and 13 take, with commas between several (default: {PAPER_JUDGE})",
+    )
     parser.add_argument("--show", action="store_true", help="print the tables as well")
     options = parser.parse_args()
     chosen = [n for n in everything if not options.names or any(n.startswith(name) for name in options.names)]
