@@ -494,7 +494,7 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
     assert join(cells, results) is cells and join(cells, results, "x, gpt-4-0613") is not cells
     raw["judge"]["counts_as"], raw["scores"][0]["n"] = "gpt-4", 2
     path.write_text(json.dumps(raw))
-    (table, *_) = compare("table13", join(cells, results), ["scale=rehearsal"])
+    (table, *_) = compare("table13", Asked(join(cells, results), ["scale=rehearsal"]))
     assert [row[-1] for row in table.rows if row[2] == "ours"] == ["6.00 (n=1)", "8.00 (n=1)"]
     assert any("gpt-4-0613" in note and "declared to stand for gpt-4" in note for note in table.notes)
     assert any("2 of 3 verdicts could be read" in note for note in table.notes)
