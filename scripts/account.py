@@ -19,6 +19,7 @@ from experiments.engine.render import show
 from experiments.engine.rows import Asked
 from vera.errors import VeraError
 from vera.io.files import write_atomic
+from vera.io.pipe import ended
 
 
 def count_rows() -> dict[str, dict[str, int]]:
@@ -53,4 +54,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -12,6 +12,7 @@ from experiments.engine.paper import ask
 from experiments.engine.render import latex, markdown, show
 from vera.errors import VeraError
 from vera.io.files import write_atomic
+from vera.io.pipe import ended
 
 
 def main(folder: str = "results/demo") -> int:
@@ -36,4 +37,4 @@ def main(folder: str = "results/demo") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(ended(lambda: main(*sys.argv[1:])))

@@ -20,6 +20,7 @@ from experiments.engine.judged import PAPER_JUDGE
 from experiments.engine.paper import ask, draw, heeding, tables, write
 from experiments.engine.render import show
 from vera.errors import VeraError
+from vera.io.pipe import ended
 from vera.runs.store import Store
 
 
@@ -28,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(everything)} (or how they begin)")
     arguments.results(parser)
-    parser.add_argument("--out", default=None, help="folder for tables/ and figures/ (default: the results folder)")
+    arguments.out(parser, "tables/ and figures/")
     arguments.overrides(parser)
     parser.add_argument("--stat", choices=list(STATS), help="; ".join(f"{name}: {what}" for name, what in STATS.items()))
     parser.add_argument(
@@ -42,16 +43,16 @@ def main() -> int:
     unknown = [name for name in options.names if not any(n.startswith(name) for n in everything)]
     if unknown:
         parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(everything)}")
-    elsewhere = Path(options.results).resolve() != RESULTS and options.results != parser.get_default("results")
+    elsewhere = options.results.resolve() != RESULTS and str(options.results) != "results"
     given = {"with": options.overrides, "stat": options.stat, "results": elsewhere}
     usual = not options.overrides and options.stat is None and options.judge == PAPER_JUDGE
     writes = usual or options.out is not None
-    out = Path(options.out or options.results)
+    out = arguments.target(parser, options.out, options.results) if writes else options.results
     try:
         heeded = heeding(chosen, [option for option, value in given.items() if value], bool(options.names))
         if heeded != chosen:
             print(f"left out, since the options do not bear on them: {', '.join(n for n in chosen if n not in heeded)}")
-        asked = ask(Path(options.results), options.overrides, options.stat, options.judge)
+        asked = ask(options.results, options.overrides, options.stat, options.judge)
         made = tables(asked, heeded)
         if writes:
             write(made, out / "tables")
@@ -71,4 +72,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))
