@@ -36,7 +36,8 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(ACTIVATIONS[self.activation](self.down(self.norm(x))))
+        wide = x.to(self.down.weight.dtype)  # a half-precision backbone's; what is trained is float32
+        return self.up(ACTIVATIONS[self.activation](self.down(self.norm(wide)))).to(x.dtype)
 
     def after(self, module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
         """A forward hook: x + delta(x) for what `module` returns."""
