@@ -98,7 +98,7 @@ def obstacle(layer: nn.Module) -> str | None:
         if hooks or "forward" in own or torch_module._has_any_global_hook():
             return "it has hooks"
         if layer.training and any(True for _ in layer.buffers()):
-            return "its weight changes at each call while training"
+            return "its weight may change at each call while training"
         return None
     return reason
 

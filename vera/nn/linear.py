@@ -108,6 +108,10 @@ class VeraLinear(nn.Module):
         if self.active is None:
             return self.base_layer(x, *args, **kwargs)
         A, B, b, d = matrices = self.matrices(self.active)
+        if b.is_meta and not x.is_meta:
+            raise AdapterError(
+                f"b and d of adapter {self.active!r} are on the meta device: give them values, and offload before attaching"
+            )
         device, dtype = x.device.type, x.dtype
         autocast = torch.is_autocast_enabled(device) and dtype != torch.float64
         if autocast:
