@@ -26,6 +26,7 @@ from experiments.engine.render import console
 from experiments.engine.sweeps import Cell, cells, sweeps
 from vera.config import checked, resolve
 from vera.errors import VeraError, redacted
+from vera.io.pipe import ended
 
 STYLE = {"ok": "green", "to do": "bold red", "needs a network": "yellow", "not needed here": "dim", "note": "cyan"}
 
@@ -89,4 +90,4 @@ def show(lines) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

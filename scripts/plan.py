@@ -16,7 +16,9 @@ from experiments.engine import arguments, judging
 from experiments.engine.plan import COLUMNS, TFLOPS, Plan, failure, figures
 from experiments.engine.render import Table, show
 from experiments.engine.sweeps import cells, sweeps
-from vera.errors import VeraError
+from vera.config.architecture import FIT, misfit_of_path
+from vera.errors import ConfigError, VeraError
+from vera.io.pipe import ended
 
 
 def main() -> int:
@@ -33,12 +35,16 @@ def main() -> int:
     if not options.tflops > 0:
         parser.error("--tflops must be positive")
     try:
-        plan = Plan(Path(options.results), Path(options.scratch), options.tflops)
+        plan = Plan(options.results, Path(options.scratch), options.tflops)
         of_runs, of_judge = judging.split(options.overrides)
         wanted = [(sweep, cells(sweep, of_runs)) for sweep in sweeps(options.artefact)]
-        whole = plan.status([cell for _, found in wanted for cell in found])
+        every = [cell for _, found in wanted for cell in found]
+        misfits = sorted({problem for cell in every if (problem := misfit_of_path(cell.run.model)) is not None})
+        if misfits:
+            raise ConfigError("; ".join([*misfits, FIT]))
+        whole = plan.status(every)
         fills = {artefact for sweep, _ in wanted for artefact in sweep.artefacts}
-        judged = judging.wanted(fills, Path(options.results), options.overrides)
+        judged = judging.wanted(fills, options.results, options.overrides)
         if options.commands:
             for sweep, found in wanted:
                 status = plan.status(found)
@@ -77,4 +83,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -14,7 +14,6 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from .errors import AdapterError
-from .names import unwrapped
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # transformers' models whose fused kernels read the weight of out_proj themselves, as PEFT lists them.
@@ -129,12 +128,24 @@ def check_adaptable(model: nn.Module, path: str, layer: nn.Module) -> None:
     if weight.is_complex():
         raise AdapterError(f"{path} holds complex numbers; b, d, A and B are real")
     above, _, name = path.rpartition(".")
-    parent = unwrapped(model.get_submodule(above))
+    parent = model.get_submodule(above)
     fused = name == "out_proj" and getattr(getattr(model, "config", None), "model_type", None) in _FUSED
     if isinstance(parent, nn.MultiheadAttention) or fused:
         raise AdapterError(
             f"{type(parent).__name__} reads the weight of {path} without calling it, so an adapter there would do nothing"
         )
+
+
+def called(layer: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+    """What a base layer returns. Raises AdapterError for something to which no update can be added."""
+    h, d_out = layer(x, *args, **kwargs), shape_of(layer)[0]
+    if not isinstance(h, Tensor) or h.shape != (*x.shape[:-1], d_out):
+        got = list(h.shape) if isinstance(h, Tensor) else type(h).__name__
+        raise AdapterError(
+            f"{type(layer).__name__} returns {got} for an input of shape {list(x.shape)}; "
+            f"an update can be added to [..., {d_out}] alone"
+        )
+    return h
 
 
 def _name(kind: object) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from .base_layer import matrix, obstacle, plain, shape_of, transposed
+from .base_layer import called, device_of, matrix, obstacle, plain, shape_of, transposed
 from .config import VeraConfig
 from .errors import AdapterError
 from .functional import (
@@ -22,6 +22,7 @@ from .functional import (
     projected,
     written_out,
 )
+from .projection import Projection
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -96,6 +97,10 @@ class VeraLinear(nn.Module):
     def bias(self) -> Tensor | None:
         return self.base_layer.bias
 
+    def add(self, name: str, config: VeraConfig, projection: Projection) -> None:
+        self.vectors[name] = Vectors(config, self.out_features, device_of(self.base_layer))
+        self.projections[name] = projection
+
     def matrices(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A [r, d_in], B [d_out, r], b [d_out], d [r] of one adapter."""
         projection, vectors = self.projections[name], self.vectors[name]
@@ -142,13 +147,7 @@ class VeraLinear(nn.Module):
 
     def _added(self, x: Tensor, args: tuple, kwargs: dict, dtype: torch.dtype, dropout: float, matrices: tuple) -> Tensor:
         """What the base layer returns, plus the update; in float32 instead of fp16, whose range a sum over x may leave."""
-        h = self.base_layer(x, *args, **kwargs)
-        if not isinstance(h, Tensor) or h.shape != (*x.shape[:-1], self.out_features):
-            got = list(h.shape) if isinstance(h, Tensor) else type(h).__name__
-            raise AdapterError(
-                f"{type(self.base_layer).__name__} returns {got} for an input of shape {list(x.shape)}; "
-                f"an update can be added to [..., {self.out_features}] alone"
-            )
+        h = called(self.base_layer, x, args, kwargs)
         with torch.autocast(x.device.type, enabled=False):
             z = F.dropout(x, dropout) if dropout else x
             cast = z.to(torch.float32 if dtype == torch.float16 else dtype)
