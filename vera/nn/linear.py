@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from .base_layer import called, device_of, matrix, obstacle, plain, shape_of, transposed
+from .base_layer import called, matrix, obstacle, plain, shape_of, transposed
 from .config import VeraConfig
 from .errors import AdapterError
 from .functional import (
@@ -22,7 +22,6 @@ from .functional import (
     projected,
     written_out,
 )
-from .projection import Projection
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -96,10 +95,6 @@ class VeraLinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         return self.base_layer.bias
-
-    def add(self, name: str, config: VeraConfig, projection: Projection) -> None:
-        self.vectors[name] = Vectors(config, self.out_features, device_of(self.base_layer))
-        self.projections[name] = projection
 
     def matrices(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A [r, d_in], B [d_out, r], b [d_out], d [r] of one adapter."""
