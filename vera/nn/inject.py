@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from . import heads
+from . import heads, saving
 from .base_layer import check_adaptable, device_of, dtype_of, is_linear, shape_of
 from .config import VeraConfig
 from .errors import AdapterError
@@ -90,7 +90,10 @@ def projection_keys(config: VeraConfig, shapes: dict[str, tuple[int, int]]) -> d
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of the one with this dotted name."""
+    """Put a module in the place of the one with this dotted name. A merged layer's base layer takes W along."""
+    old = model.get_submodule(path)
+    if isinstance(old, VeraLinear) and module is old.base_layer:
+        old.settle()
     parent, _, attribute = path.rpartition(".")
     setattr(unwrapped(model.get_submodule(parent)), attribute, module)
 
@@ -213,7 +216,8 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 def merge(model: nn.Module) -> nn.Module:
     """Compose W = W0 + diag(b) B diag(d) A in every adapted layer: the backbone's own speed from here on. Returns the model.
 
-    state_dict stays that of the unmerged model, W0, b and d, and what is loaded into a merged model changes W at its next use.
+    `state_dict` stays that of the unmerged model, W0 with b and d, and what is loaded into a merged model changes W at its next
+    use; `save_pretrained` writes the merged model as a plain one.
     Layers that share a weight are merged each for itself. Raises AdapterError, with no layer merged, by name, for a base layer
     that is more than its weight (see base_layer.py) and for weights that are not finite.
     """
@@ -227,6 +231,7 @@ def merge(model: nn.Module) -> nn.Module:
                     merged.unmerge()
                 raise AdapterError(f"{name}: {error}") from None
             done.append(layer)
+    saving.install(model)
     return model
 
 
@@ -234,4 +239,5 @@ def unmerge(model: nn.Module) -> nn.Module:
     """Compute with W0, b and d again in every adapted layer; no bit of W0 has changed. Returns the model."""
     for _, layer in vera_layers(model):
         layer.unmerge()
+    saving.remove(model)
     return model
