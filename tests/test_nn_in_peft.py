@@ -318,6 +318,20 @@ def test_small_calls_run_pefts_own_forward(own_calls, monkeypatch):
         assert layer._ordinary(torch.randn(1024, 12)) is None and layer._ordinary(torch.randn(60_000, 12)) is not None
 
 
+def test_second_derivatives_are_pefts(own_calls):
+    theirs = peft_model()
+    ours = accelerate(copy.deepcopy(theirs))
+    found = []
+    for model in (theirs, ours):
+        x = torch.linspace(-1, 1, 48).view(4, 12).requires_grad_()
+        own_calls.clear()
+        (first,) = torch.autograd.grad(model(x).pow(2).sum(), x, create_graph=True)
+        first.pow(2).sum().backward()
+        found.append([x.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert not own_calls and len(found[0]) == 5
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
 def test_later_adapters_and_layers_copies_and_files(own_calls, tmp_path):
     model = accelerate(peft_model(target_modules=["q"]))
     assert accelerate(model) is model

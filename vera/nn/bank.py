@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from . import heads
+from .base_layer import shape_of
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Reader
 from .config import VeraConfig
 from .errors import AdapterError
@@ -427,7 +428,7 @@ class _Layer(_Wrapper):
 
     def __init__(self, bank: AdapterBank, path: str, base_layer: nn.Module, projection: Projection):
         super().__init__(bank, path, base_layer)
-        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.out_features, self.in_features = shape_of(base_layer)
         self.projection = projection
 
     @property

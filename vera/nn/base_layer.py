@@ -6,6 +6,8 @@ layer keeps its own call, to whose result the update is added, and nothing is me
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -20,7 +22,38 @@ _FUSED = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module maps [..., in_features] to [..., out_features] by a weight, in whatever way."""
-    return isinstance(module, nn.Linear) or all(hasattr(module, key) for key in ("in_features", "out_features", "weight"))
+    return (
+        isinstance(module, nn.Linear)
+        or transposed(module)
+        or all(hasattr(module, key) for key in ("in_features", "out_features", "weight"))
+    )
+
+
+def _conv1d() -> type:
+    """transformers' Conv1D; before transformers is imported there is no such layer, and this is a class that nothing is of."""
+    return getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", _Nothing)
+
+
+class _Nothing:
+    pass
+
+
+def transposed(module: nn.Module) -> bool:
+    """Whether a layer is a Conv1D: a linear map whose weight lies as [in_features, out_features], as in GPT-2."""
+    return isinstance(module, _conv1d())
+
+
+def shape_of(layer: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in)."""
+    if transposed(layer):
+        d_in, d_out = layer.weight.shape
+        return d_out, d_in
+    return layer.out_features, layer.in_features
+
+
+def matrix(layer: nn.Module) -> Tensor:
+    """W0 [d_out, d_in] of a layer with such a weight: the weight, or a view of it."""
+    return layer.weight.t() if transposed(layer) else layer.weight
 
 
 def oddity(layer: nn.Module) -> str | None:
@@ -32,7 +65,7 @@ def oddity(layer: nn.Module) -> str | None:
     weight = own["_parameters"].get("weight")
     if isinstance(weight, Tensor) and weight.dtype not in FLOATS:
         return f"its weight is quantised or holds no ordinary numbers ({_name(weight.dtype)})"
-    if type(layer) is not nn.Linear:
+    if type(layer) is not nn.Linear and type(layer) is not _conv1d():
         return f"it is a {type(layer).__name__}, which computes in its own way"
     if "forward" in own:
         return "its forward is replaced, as offloading does"

@@ -23,6 +23,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from . import heads
+from .base_layer import transposed
 from .config import VeraConfig
 from .errors import AdapterError
 from .files import read_json, write_atomic
@@ -88,7 +89,9 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
     }
     folder = Path(folder)
     write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, metadata))
-    write_atomic(folder / CONFIG_FILE, json.dumps(_to_peft(model, config, compact), indent=2, sort_keys=True) + "\n")
+    peft = _to_peft(model, config, compact)
+    peft["fan_in_fan_out"] = any(transposed(layer.base_layer) for layer in layers.values())  # PEFT sets it for a Conv1D, too
+    write_atomic(folder / CONFIG_FILE, json.dumps(peft, indent=2, sort_keys=True) + "\n")
     return folder
 
 
@@ -271,7 +274,6 @@ def _to_peft(model: nn.Module, config: VeraConfig, compact: bool) -> dict:
         "save_projection": False,
         "vera_dropout": config.dropout,
         "d_initial": config.d_init,
-        "fan_in_fan_out": False,
         "bias": "none",
         "modules_to_save": list(config.modules_to_save) or None,
         "init_weights": True,
@@ -290,7 +292,7 @@ def _read_config(path: Path) -> VeraConfig:
     if not isinstance(raw, dict) or raw.get("peft_type") not in ("VERA", "VERA_VARIANT"):
         kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
         raise AdapterError(f"{path} is not a VeRA adapter: peft_type is {kind!r}, expected 'VERA'")
-    for key, neutral in (("fan_in_fan_out", False), ("bias", "none"), ("layers_to_transform", None)):
+    for key, neutral in (("bias", "none"), ("layers_to_transform", None)):
         if raw.get(key, neutral) not in (neutral, None):
             raise AdapterError(f"{path}: {key}={raw[key]!r} is not supported")
     if not isinstance(raw.get("target_modules"), list):

@@ -12,7 +12,7 @@ def accelerate(model: nn.Module) -> nn.Module:
 
     model: a PeftModel, or any module with VeRA layers of PEFT's in it. Its parameters, adapters, files and calls stay PEFT's;
     whatever is unusual, and calls too small to gain, run PEFT's own forward. Layers that later adapters bring are accelerated,
-    too. What differs: second derivatives through an accelerated layer raise. Raises AdapterError without peft or such a layer.
+    too. Raises AdapterError without peft, or where the model has no such layer.
     """
     try:
         from .peft_layers import AcceleratedLinear, AcceleratedModel, Linear, VeraModel

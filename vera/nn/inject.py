@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from . import heads
-from .base_layer import check_adaptable, device_of, dtype_of, is_linear
+from .base_layer import check_adaptable, device_of, dtype_of, is_linear, shape_of
 from .config import VeraConfig
 from .errors import AdapterError
 from .linear import VeraLinear
@@ -45,7 +45,7 @@ def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
 
 def target_shapes(targets: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
     """(d_out, d_in) of each target."""
-    return {name: (module.out_features, module.in_features) for name, module in targets.items()}
+    return {name: shape_of(module) for name, module in targets.items()}
 
 
 def projection_keys(config: VeraConfig, shapes: dict[str, tuple[int, int]]) -> dict[str, tuple]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from .base_layer import device_of, obstacle, plain
+from .base_layer import device_of, matrix, obstacle, plain, shape_of, transposed
 from .config import VeraConfig
 from .errors import AdapterError
 from .functional import (
@@ -77,8 +77,7 @@ class VeraLinear(nn.Module):
     def __init__(self, base_layer: nn.Module):
         super().__init__()
         self.base_layer = base_layer
-        self.in_features = base_layer.in_features
-        self.out_features = base_layer.out_features
+        self.out_features, self.in_features = shape_of(base_layer)
         self.vectors = nn.ModuleDict()
         self.projections = nn.ModuleDict()
         self.active: str | None = None
@@ -91,8 +90,8 @@ class VeraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W0, or W while merged."""
-        return self.base_layer.weight if self.merged is None else self._merged_weight()
+        """W0 [d_out, d_in], or W while merged."""
+        return matrix(self.base_layer) if self.merged is None else self._merged_weight()
 
     @property
     def bias(self) -> Tensor | None:
@@ -125,7 +124,7 @@ class VeraLinear(nn.Module):
         dropout = self.vectors[self.active].dropout if self.training else 0.0
         together = not (dropout or args or kwargs) and dtype != torch.float16 and plain(self.base_layer)
         if together:
-            W0, bias = self.base_layer.weight, self.base_layer.bias
+            W0, bias = matrix(self.base_layer), self.base_layer.bias
             together = (W0.dtype == x.dtype or (autocast and W0.dtype != torch.float64)) and ordinary(x, W0, *matrices)
             together = together and not (graph and (W0.requires_grad or (bias is not None and bias.requires_grad)))
         if not together:
@@ -207,6 +206,7 @@ class VeraLinear(nn.Module):
         W, base = self._merged_weight(), self.base_layer
         if parametrize.is_parametrized(base, "weight"):
             parametrize.remove_parametrizations(base, "weight")
+        W = W.t().contiguous() if transposed(base) else W
         base.weight = nn.Parameter(W.to(base.weight.dtype), base.weight.requires_grad)
         self.unmerge()
 
@@ -224,7 +224,7 @@ class VeraLinear(nn.Module):
 
     def _compose(self, name: str) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            W = compose(self.base_layer.weight, *self.matrices(name))
+            W = compose(matrix(self.base_layer), *self.matrices(name))
             if not torch.isfinite(W).all():
                 raise AdapterError(f"merging adapter {name!r} gives weights that are not finite")
         self._sum, self._sum_of = W, self._sources(name)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as global_hooks
 
+from .base_layer import plain
 from .functional import ActivationOrder, Plan, Update, WeightOrder, adapted_linear, plan, projected
 
 # Below these PEFT's own forward is as fast or faster, measured on a CPU. With gradients: rows of x, since one matrix P for both
@@ -84,7 +85,7 @@ class AcceleratedLinear(Linear):
         dropout = self.vera_dropout[name]
         if self.quantization_backend is not None or self.fan_in_fan_out or self.is_target_conv_1d_layer:
             return None
-        if type(base) is not nn.Linear or "forward" in base.__dict__ or not _unhooked(base) or not _unhooked(dropout):
+        if type(base) is not nn.Linear or not plain(base) or not _unhooked(dropout):
             return None
         if not getattr(self, "cast_input_dtype_enabled", True) or _transformed():
             return None
