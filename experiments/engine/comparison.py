@@ -121,6 +121,8 @@ def _study(published: Published, row: Row, asked: Statistic | None) -> list[str]
     study, ours = row.study, BRIEF[_like(published, row, asked)]
     if not _comparable(published, row):
         ours += ": not like with like, not compared"
+    elif study.stat is None:
+        ours += "; theirs is not known"
     known = [str(study.seeds) if study.seeds else DASH, study.over or DASH, study.epoch or DASH]
     return [published.models[row.model], row.label, row.params or DASH, study.by, *known, ours if row.method else DASH]
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from experiments.engine import registry
+from experiments.engine import protocol, registry
 from experiments.engine.aggregate import Cells
 from experiments.engine.judged import PAPER_JUDGE, join
 from experiments.engine.judged import table as judged_table
@@ -60,7 +60,8 @@ def draw(cells: Cells, folder: Path, chosen: Collection[str] | None = None, over
 
 
 def write_page(made: dict[str, list[Table]], pictures: Sequence[Path], cells: Cells, results: Path, out: Path) -> Path:
-    """out/report/index.html."""
+    """out/report/index.html, where the settings of a table's rows lie with it."""
+    made = {n: [*found, *([protocol.table(n)] if n in protocol.ARTEFACTS else [])] for n, found in made.items()}
     vectors = [path for path in pictures if path.suffix == ".svg"]
     return write_atomic(out / "report" / "index.html", page(made, vectors, cells, results))
 
