@@ -30,18 +30,30 @@ def run_config(method: str, tiny: bool):
     return compose(["model=llama_7b", "task=alpaca", f"method={method}", f"method.rank={RANK}", *size])
 
 
-def quantise(model, device: str):
-    """Every linear map but the head in NF4, quantised on `device`, as vera.models.llama loads a checkpoint."""
+def quantise(model, device: str, config):
+    """Every linear map but the head in 4 bits, quantised on `device`, as transformers does it for a run with this config. The
+    model says so, as PEFT asks it to: it puts its own layers for 4-bit weights on it."""
     import bitsandbytes as bnb
     import torch
 
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             packed = bnb.nn.Linear4bit(
-                module.in_features, module.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+                module.in_features,
+                module.out_features,
+                bias=False,
+                compute_dtype=config.bnb_4bit_compute_dtype,
+                compress_statistics=config.bnb_4bit_use_double_quant,
+                quant_type=config.bnb_4bit_quant_type,
             )
-            packed.weight = bnb.nn.Params4bit(module.weight.data.cpu(), requires_grad=False, quant_type="nf4")
+            packed.weight = bnb.nn.Params4bit(
+                module.weight.data.cpu(),
+                requires_grad=False,
+                compress_statistics=config.bnb_4bit_use_double_quant,
+                quant_type=config.bnb_4bit_quant_type,
+            )
             model.set_submodule(name, packed.to(device))
+    model.is_loaded_in_4bit = True
     return model
 
 
@@ -63,7 +75,8 @@ def measure(method: str, steps: int, warmup: int, length: int, tiny: bool) -> di
     with torch.device(device):
         model = LlamaForCausalLM(architecture(shape))
     torch.set_default_dtype(torch.float32)
-    backbone = Backbone(quantise(model, device), None, (), "random weights", None, "")
+    config = model_config.settings["quantization_config"]
+    backbone = Backbone(quantise(model, device, config), None, (), "random weights", None, "")
     adapter.attach(backbone, model_config)
     model.to(device).train()
     groups = adapter.parameter_groups(backbone)

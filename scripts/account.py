@@ -18,6 +18,7 @@ from experiments.engine import accounting, published
 from experiments.engine.render import show
 from vera.errors import VeraError
 from vera.io.files import write_atomic
+from vera.io.pipe import ended
 
 
 def count_rows() -> dict[str, dict[str, int]]:
@@ -52,4 +53,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

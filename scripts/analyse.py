@@ -21,6 +21,7 @@ from experiments.engine.aggregate import PAPER_SEEDS
 from vera.config import RunConfig, compose
 from vera.errors import AdapterError, VeraError
 from vera.io.files import write_atomic
+from vera.io.pipe import ended
 from vera.runs.kept import kept
 from vera.runs.store import Store
 from vera.trained import adapters
@@ -131,4 +132,4 @@ def about(runs: list[tuple[RunConfig, Path]], store: Store) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -10,6 +10,7 @@ from experiments.artefacts import digits
 from experiments.engine.render import latex, markdown, show
 from vera.errors import VeraError
 from vera.io.files import write_atomic
+from vera.io.pipe import ended
 from vera.runs.store import Store
 
 
@@ -35,4 +36,4 @@ def main(folder: str = "results/demo") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(ended(lambda: main(*sys.argv[1:])))

@@ -3,6 +3,7 @@
 python scripts/doctor.py                              the whole paper
 python scripts/doctor.py table2                       what one table, figure or sweep needs
 python scripts/doctor.py glue_base --with model.path=/models/roberta-base --with task.data_dir=/data/glue
+python scripts/doctor.py vicuna --with questions.data_dir=/data/vicuna_bench --with judge.prompts=own
 
 Exit status: 0 nothing is missing, 1 something is to be done, 3 nothing is known to be missing, but some lines need a network.
 """
@@ -25,6 +26,7 @@ from experiments.engine.render import console
 from experiments.engine.sweeps import Cell, cells, sweeps
 from vera.config import checked, resolve
 from vera.errors import VeraError, redacted
+from vera.io.pipe import ended
 
 STYLE = {"ok": "green", "to do": "bold red", "needs a network": "yellow", "not needed here": "dim", "note": "cyan"}
 
@@ -35,7 +37,8 @@ def main() -> int:
     arguments.overrides(parser)
     options = parser.parse_args()
     try:
-        found = [cell for sweep in sweeps(options.artefact) for cell in cells(sweep, options.overrides)]
+        of_runs = [override for override in options.overrides if not override.startswith(("questions.", "judge."))]
+        found = [cell for sweep in sweeps(options.artefact) for cell in cells(sweep, of_runs)]
         lines = examine(found, options.overrides)
     except VeraError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -61,12 +64,14 @@ def examine(found: list[Cell], overrides: list[str]):
     ]
     questions = {}
     for sweep in dict.fromkeys(cell.sweep for cell in found):
-        given = [override for override in overrides if override.partition("=")[0] == "answers"]
-        answers = resolve("run", [f"sweep={sweep}", *given]).get("answers")
-        if answers:
-            source = checked(QuestionSource, answers["questions"], "questions")
+        chosen = [f"sweep={sweep}", *(override for override in overrides if override.startswith("answers="))]
+        if resolve("run", chosen).get("answers"):
+            chosen += [override for override in overrides if override.startswith("answers.")]
+            chosen += [f"answers.{override}" for override in overrides if override.startswith("questions.")]
+            source = checked(QuestionSource, resolve("run", chosen)["answers"]["questions"], "questions")
             questions[source.name] = source
-    judge = checked(JudgeSettings, resolve("judge", [])["judge"], "judge")
+    of_judge = [override for override in overrides if override.startswith("judge.")]
+    judge = checked(JudgeSettings, resolve("judge", of_judge)["judge"], "judge")
     return doctor.examine(wanted, list(questions.values()), judge, ROOT / "constraints.txt")
 
 
@@ -85,4 +90,4 @@ def show(lines) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from vera.io.files import write_atomic
+from vera.io.pipe import ended
 
 SIZE = 10
 LORA_RANKS = (1, 2, 3, 4, 5, 6, 8, 10)
@@ -105,4 +106,4 @@ def _rounded(errors: list[float]) -> list[float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

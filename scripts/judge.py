@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from vera.config import checked, resolve
 from vera.errors import VeraError
+from vera.io.pipe import ended
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.grade import judge
 from vera.judge.judgement import Answers, find
@@ -89,4 +90,4 @@ def _one(files: list[str], overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(lambda: main(sys.argv[1:])))

@@ -14,18 +14,20 @@ sys.path.insert(0, str(ROOT))
 from experiments.engine import arguments
 from experiments.engine.paper import paper, report
 from vera.errors import VeraError
+from vera.io.pipe import ended
 from vera.runs.store import Store
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.results(parser)
-    parser.add_argument("--out", default=None, help="folder for tables/, figures/ and report/ (default: the results folder)")
+    arguments.out(parser, "tables/, figures/ and report/")
     parser.add_argument("--report", action="store_true", help="write report/index.html and nothing else")
     options = parser.parse_args()
-    results = Path(options.results)
+    results = options.results
+    out = arguments.target(parser, options.out, results)
     try:
-        page = (report if options.report else paper)(results, Path(options.out or results))
+        page = (report if options.report else paper)(results, out)
     except (VeraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -34,4 +36,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

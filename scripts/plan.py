@@ -12,11 +12,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.engine import arguments
+from experiments.engine import arguments, judging
 from experiments.engine.plan import COLUMNS, TFLOPS, Plan, failure, figures
 from experiments.engine.render import Table, show
 from experiments.engine.sweeps import cells, sweeps
-from vera.errors import VeraError
+from vera.config.architecture import FIT, misfit_of_path
+from vera.errors import ConfigError, VeraError
+from vera.io.pipe import ended
 
 
 def main() -> int:
@@ -28,19 +30,28 @@ def main() -> int:
     parser.add_argument(
         "--tflops", type=float, default=TFLOPS, help=f"a GPU's sustained 10^12 operations a second ({TFLOPS:g})"
     )
-    parser.add_argument("--commands", action="store_true", help="print one command for each sweep that is not done")
+    parser.add_argument("--commands", action="store_true", help="print the commands for what is missing")
     options = parser.parse_args()
     if not options.tflops > 0:
         parser.error("--tflops must be positive")
     try:
-        plan = Plan(Path(options.results), Path(options.scratch), options.tflops)
-        wanted = [(sweep, cells(sweep, options.overrides)) for sweep in sweeps(options.artefact)]
-        whole = plan.status([cell for _, found in wanted for cell in found])
+        plan = Plan(options.results, Path(options.scratch), options.tflops)
+        of_runs, of_judge = judging.split(options.overrides)
+        wanted = [(sweep, cells(sweep, of_runs)) for sweep in sweeps(options.artefact)]
+        every = [cell for _, found in wanted for cell in found]
+        misfits = sorted({problem for cell in every if (problem := misfit_of_path(cell.run.model)) is not None})
+        if misfits:
+            raise ConfigError("; ".join([*misfits, FIT]))
+        whole = plan.status(every)
+        fills = {artefact for sweep, _ in wanted for artefact in sweep.artefacts}
+        judged = judging.wanted(fills, options.results, options.overrides)
         if options.commands:
             for sweep, found in wanted:
                 status = plan.status(found)
                 if status.missing or status.failed:
-                    print(" ".join(["python scripts/train.py", f"sweep={sweep.label}", *options.overrides]))
+                    print(" ".join(["python scripts/train.py", f"sweep={sweep.label}", *of_runs]))
+            for one in judged:
+                print(*one.commands(options.results, of_judge), sep="\n")
             return 0
         if options.artefact is None:
             rows = [[", ".join(sweep.artefacts), sweep.label, *figures(plan.status(found))] for sweep, found in wanted]
@@ -61,6 +72,8 @@ def main() -> int:
             "lower bound, without padding and decoding.",
         ]
         show(Table("plan", "The plan", columns, [*rows, [*lead, *figures(whole)]], notes, [len(rows)]))
+        if judged:
+            show(judging.table(judged))
         for name in sorted(whole.failed):
             print(f"failed: {name}: {failure(plan.results, name)}")
     except (VeraError, OSError) as error:
@@ -70,4 +83,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -20,6 +20,7 @@ from experiments.engine import arguments
 from experiments.engine.plan import REHEARSAL
 from experiments.engine.sweeps import read_sweep
 from vera.config import choices, resolve
+from vera.io.pipe import ended
 
 
 def rehearse(sweep: str, added: list[str], answers: bool, results: str, overrides: list[str]) -> tuple[str, int, float, str]:
@@ -73,4 +74,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vera.errors import VeraError
+from vera.io.pipe import ended
 from vera.tasks.e2e_metrics import CAPTION_METRICS, METRICS, NIST_MODES, NIST_PY, compute, read_files, unavailable
 
 
@@ -38,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from vera.errors import DataError, VeraError
 from vera.io.files import read_json
+from vera.io.pipe import ended
 from vera.io.rows import read_text
 from vera.models.base import SAFE
 from vera.models.tiny import tiny_checkpoint
@@ -154,4 +155,4 @@ def _demonstration(options: argparse.Namespace, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

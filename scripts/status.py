@@ -20,6 +20,7 @@ from experiments.engine import arguments, status
 from experiments.engine.render import console
 from experiments.engine.sweeps import cells, sweeps
 from vera.errors import VeraError
+from vera.io.pipe import ended
 
 REFRESH = 2.0  # seconds
 
@@ -32,7 +33,7 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="print once, as when the output is not a terminal")
     options = parser.parse_args()
     out = console()
-    results = Path(options.results)
+    results = options.results
     try:
         wanted = {
             sweep.label: {run for cell in cells(sweep, options.overrides) for run in cell.names()}
@@ -57,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

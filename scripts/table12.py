@@ -14,10 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench import table12
+from bench.table12 import METHODS, compare, measure, table
 from experiments.engine.render import show
 from vera.errors import VeraError
 from vera.io.files import write_atomic
+from vera.io.pipe import ended
 
 
 def main() -> int:
@@ -27,20 +28,20 @@ def main() -> int:
     parser.add_argument("--warmup", type=int, default=3, help="steps before them (default: 3)")
     parser.add_argument("--rounds", type=int, default=3, help="times that both methods run, in turns (default: 3)")
     parser.add_argument("--length", type=int, default=512, help="tokens a row (default: 512)")
-    parser.add_argument("--method", choices=table12.METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     try:
         if options.method:
-            print(json.dumps(table12.measure(options.method, options.steps, options.warmup, options.length, options.tiny)))
+            print(json.dumps(measure(options.method, options.steps, options.warmup, options.length, options.tiny)))
             return 0
         import torch
 
         if not torch.cuda.is_available() and not options.tiny:
-            show(table12.table(None))
+            show(table(None))
             print("this machine has no GPU that torch can use; on one that has: python scripts/table12.py")
             return 0
-        measured = table12.compare(options)
-        show(table12.table(measured))
+        measured = compare(options)
+        show(table(measured))
         if not options.tiny:
             path = ROOT / "results" / "bench" / "table12.json"
             write_atomic(path, json.dumps(measured, indent=1) + "\n")
@@ -52,4 +53,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

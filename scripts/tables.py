@@ -19,6 +19,7 @@ from experiments.engine.judged import PAPER_JUDGE
 from experiments.engine.paper import draw, read, tables, write
 from experiments.engine.render import show
 from vera.errors import VeraError
+from vera.io.pipe import ended
 from vera.runs.store import Store
 
 
@@ -27,10 +28,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(everything)} (or how they begin)")
     arguments.results(parser)
-    parser.add_argument("--out", default=None, help="folder for tables/ and figures/ (default: the results folder)")
+    arguments.out(parser, "tables/ and figures/")
     arguments.overrides(parser)
     parser.add_argument("--stat", choices=list(STATS), help="; ".join(f"{name}: {what}" for name, what in STATS.items()))
-    parser.add_argument("--judge", default=PAPER_JUDGE, help=f"whose scores Tables 4 and 13 take (default: {PAPER_JUDGE})")
+    parser.add_argument(
+        "--judge",
+        default=PAPER_JUDGE,
+        help=f"whose scores Tables 4 and 13 take, with commas between several (default: {PAPER_JUDGE})",
+    )
     parser.add_argument("--show", action="store_true", help="print the tables as well")
     options = parser.parse_args()
     chosen = [n for n in everything if not options.names or any(n.startswith(name) for name in options.names)]
@@ -39,9 +44,9 @@ def main() -> int:
         parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(everything)}")
     usual = not options.overrides and options.stat is None and options.judge == PAPER_JUDGE
     writes = usual or options.out is not None
-    out = Path(options.out or options.results)
+    out = arguments.target(parser, options.out, options.results) if writes else options.results
     try:
-        results = Path(options.results)
+        results = options.results
         cells = read(results, options.judge)
         made = tables(cells, results, chosen, options.overrides, options.stat)
         if writes:
@@ -59,4 +64,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -28,6 +28,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # a line a run, also where two run
 warnings.filterwarnings("ignore", message="(?s).*validated against ConfigStore schema")  # conf/hydra/launcher/ray.yaml
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -37,14 +38,13 @@ from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
 from vera.config.paths import readable
 from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, redacted
 from vera.io.files import write_atomic
-from vera.runs import interrupt, sweep, workers
+from vera.runs import interrupt, sources, sweep, workers
 from vera.runs.record import Record
 from vera.runs.store import Store
 
 log = logging.getLogger("vera")
 
 MAIN_PROCESS = "VERA_MAIN_PROCESS"
-LAUNCHED = int(os.environ.get("WORLD_SIZE", "1"))  # processes of one run, where accelerate launch has started several
 POLL = 1.0  # seconds between two looks at runs of other workers
 Work = Callable[[DictConfig, RunConfig], str]
 failures: list[str] = []
@@ -59,22 +59,29 @@ def train(cfg: DictConfig, run: RunConfig) -> str:
     """The run's record, computed when it is not there, as a line."""
     began = time.monotonic()
     store = Store(run.results_dir)
-    record = None if LAUNCHED > 1 else store.find(run.run_name)  # several processes decide together
-    if record is not None and not workers.remains(store.root, run.run_name):
-        return line(record, "already done")
+    record = None if workers.launched() > 1 else store.find(run.run_name)  # several processes decide together
+    if record is not None and not workers.remains(store.root, run.run_name) and not sources.unknown(run, record):
+        return line(record, already(run, record))
     done = store.path(run.run_name).exists()
     from vera.run import execute  # brings torch, which a finished run does not need
 
     record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
-    return line(record, "already done" if done else f"{time.monotonic() - began:.1f} s")
+    return line(record, already(run, record) if done else f"{time.monotonic() - began:.1f} s")
+
+
+def already(run: RunConfig, record: Record) -> str:
+    """That a run is done, and whether there was anything to compare its record with."""
+    local = sources.not_given(run, record)
+    return f"already done (from a local {', '.join(local)}, not given now and so not compared)" if local else "already done"
 
 
 def skip(overrides: list[str]) -> bool:
     """Whether a job of a sweep has its record; then its line is printed."""
-    record = sweep.finished(overrides)
-    if record is not None:
-        log.info("%s", line(record, "already done"))
-    return record is not None
+    found = sweep.finished(overrides)
+    if found is not None:
+        run, record = found
+        log.info("%s", line(record, already(run, record)))
+    return found is not None
 
 
 def line(record: Record, remark: str) -> str:
@@ -95,8 +102,10 @@ def each(work: Work, lines: str | None = None) -> Callable[[], None]:
     @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="run")
     def one(cfg: DictConfig) -> None:
         set_up_logging()
+        if HydraConfig.get().job.chdir:  # relative paths are meant from where the command was started
+            os.chdir(HydraConfig.get().runtime.cwd)
         try:
-            run = from_hydra(cfg)
+            run = from_hydra(cfg, HydraConfig.get().overrides.task)
         except VeraError as error:
             failed(str(error), lines)
             return
@@ -196,7 +205,7 @@ def set_up_logging() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
-        log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.CRITICAL)
+        log.setLevel(logging.INFO if (os.environ.get("RANK") or "0") == "0" else logging.CRITICAL)
         log.propagate = False
 
 
@@ -242,13 +251,13 @@ def raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
 def main(work: Work = train) -> int:
     set_up_logging()
     os.environ[MAIN_PROCESS] = str(os.getpid())
-    if work is train and LAUNCHED == 1:
-        sweep.skip = skip
     try:
+        if work is train and workers.launched() == 1:
+            sweep.skip = skip
         with interrupt.handled():
             check_arguments(sys.argv[1:])
             sys.argv[1:] = for_each_run(readable(sys.argv[1:]))
-            if LAUNCHED > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
+            if workers.launched() > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
                 raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")
             with passed_on(sys.argv[1:]) as lines:
                 each(work, lines)()

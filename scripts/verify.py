@@ -4,7 +4,8 @@ python scripts/verify.py results/runs/<name>.json
 python scripts/verify.py results/runs/<name>.json task.data_dir=/data/glue --tolerance 1e-6
 
 Exit status: 0 every number equals the recorded one (or differs by at most the tolerance), 1 some do not, 2 the run could not
-be repeated. Paths of the machine that made the record are not in it: give model.path= and task.data_dir= again.
+be repeated. Paths of the machine that made the record are not in it: give model.path= and task.data_dir=, or leave them to the
+hub; whether weights and rows are the recorded ones, their fingerprints decide.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from rich.table import Table
 from experiments.engine.render import console
 from vera.checks.verify import Comparison, compare, read_record, repeat
 from vera.errors import VeraError
+from vera.io.pipe import ended
 
 
 def main() -> int:
@@ -71,4 +73,4 @@ def _shown(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

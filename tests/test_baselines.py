@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tests.conftest import ROOT
-from vera.config import build, choices
+from vera.config import build, choice, choices
 from vera.errors import ConfigError
 from vera.methods.adalora import AdaLora
 from vera.methods.base import count
@@ -407,3 +407,17 @@ def test_a_killed_run_goes_on_with_the_same_ranks(overrides, kill_at, compose, t
     assert resumed.spent["restarts"] == 1 and resumed.history == whole.history
     wanted = whole.method.trained(whole.backbone)
     assert all(torch.equal(value, wanted[name]) for name, value in resumed.method.trained(resumed.backbone).items())
+
+
+@pytest.mark.parametrize(("method", "trains"), [("bitfit", "nothing of this backbone; that is method=head"), ("head", None)])
+def test_a_method_that_trains_the_head_alone_is_called_head(method, trains):
+    """A backbone without biases: BitFit would be head-only training under its name."""
+    model = nn.ModuleDict({"body": nn.Linear(4, 4, bias=False), "head": nn.Linear(4, 2)})
+    backbone = Backbone(model, None, ("head",), "", None, "")
+    made = build({**choice("method", method)}, "method")
+    made.attach(backbone, None)
+    if trains is None:
+        assert [name for name, _ in made.parameter_groups(backbone)["head"]] == ["head.weight", "head.bias"]
+    else:
+        with pytest.raises(ConfigError, match=trains):
+            made.parameter_groups(backbone)

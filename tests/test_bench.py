@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from bench import cases, measure
+from bench import cases, measure, table12
 from experiments.artefacts import bench as table
 from experiments.engine.render import markdown
 from tests.conftest import ROOT
+from vera.config import compose
 from vera.nn import VeraConfig, attach
 from vera.nn.functional import Plan
 
@@ -108,3 +109,31 @@ def test_serving_a_mixed_batch_equals_one_adapter_at_a_time(tmp_path):
     done = subprocess.run([sys.executable, script, *paths], capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert done.returncode == 1 and lines and "line 1" in lines[0] and "Traceback" not in done.stderr
+
+
+def test_a_measurement_on_a_gpu_is_read_as_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *ignored: "NVIDIA H100")
+    assert table.on_gpu(measure.machine("cuda")) and not table.on_gpu(measure.machine("cpu"))
+
+
+@pytest.mark.parametrize("method", table12.METHODS)
+def test_table_12_measures_the_layers_that_a_run_has(method, cache, monkeypatch):
+    """Of either method: PEFT's own class for 4-bit weights, and ours around the same kind of weight."""
+    pytest.importorskip("bitsandbytes")
+    from vera.run import prepare
+
+    run = compose(["model=llama_7b", "task=alpaca", f"method={method}", "scale=rehearsal", f"cache_dir={cache}"])
+
+    def kinds(model):
+        return {f"{type(m).__module__}.{type(m).__qualname__}" for name, m in model.named_modules() if name.endswith("q_proj")}
+
+    def weights(model):
+        found = [p for p in model.parameters() if hasattr(p, "quant_state")]
+        return {(type(p).__name__, p.quant_type, p.compress_statistics) for p in found}
+
+    real = prepare(run)[0].model
+    measured = []
+    whole = table12.quantise
+    monkeypatch.setattr(table12, "quantise", lambda *given: measured.append(whole(*given)) or measured[0])
+    table12.measure(method, 1, 0, 8, True)
+    assert kinds(measured[0]) == kinds(real) and weights(measured[0]) == weights(real) != set()

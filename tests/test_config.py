@@ -1,12 +1,18 @@
 """Configs compose, unknown keys are errors, and a run's identity is what it should be and stays what it was."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import yaml
 
-from vera.config import CONF_DIR, OPERATIONAL, build, cell_id, choices, compose
+from tests.conftest import ROOT
+from vera.config import CONF_DIR, Component, Operational, Source, build, cell_id, choice, choices, compose, marks
+from vera.config.marks import TABLE
 from vera.errors import ConfigError
 
 FITTING_TASK = {
@@ -14,6 +20,7 @@ FITTING_TASK = {
     "ImageClassifier": ["task=cifar100"],
     "Llama": ["task=alpaca"],
     "Gpt2": ["task=e2e"],
+    "Gpt2Mini": ["task=e2e"],
 }
 GOLDEN = json.loads((Path(__file__).parent / "golden_cells.json").read_text())
 
@@ -97,15 +104,175 @@ def test_a_new_key_at_its_neutral_value_leaves_the_identity_alone():
     assert len({cell_id(changed), cell_id(version), cell_id(config)}) == 3
 
 
-def test_numbers_that_are_equal_hash_equally():
-    assert compose(["train.lr=1"]).cell_id == compose(["train.lr=1.0"]).cell_id == compose(["train.lr=1e0"]).cell_id
+def test_equal_values_are_one_run_however_they_are_spelt(monkeypatch):
+    monkeypatch.setenv("RANK_OF_MINE", "4")
+    ranks = ["4", "'4'", "4.0", "${oc.env:RANK_OF_MINE}"]
+    runs = [compose([f"method.rank={rank}"]) for rank in ranks]
+    assert len({run.cell_id for run in runs}) == 1 and {repr(run.method["rank"]) for run in runs} == {"4"}
+    rates = [compose([f"train.lr={rate}", f"method.d_init={rate}"]) for rate in ("1", "1.0", "1e0", "'1'")]
+    assert len({run.cell_id for run in rates}) == 1
+    nested = [compose(["method=head", f"model.pretrain.epochs={epochs}"]) for epochs in ("7", "'7'", "7.0")]
+    assert len({run.cell_id for run in nested}) == 1
 
 
-def test_operational_keys_exist():
-    """Each is a key of some model, task or train yaml."""
-    for key in OPERATIONAL:
-        group, name = key.split(".")
-        assert any(name in yaml.safe_load((CONF_DIR / group / f"{choice}.yaml").read_text()) for choice in choices(group)), key
+@pytest.mark.parametrize(
+    "override",
+    [
+        "method.rank=true",
+        "train.epochs=true",
+        "train.betas=[true,0.9]",
+        "seed=true",
+        "model.pretrain.epochs=true",
+        "task.classes=[1,true]",
+    ],
+)
+def test_a_truth_value_is_no_number(override):
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"{key}[.\d]*: a truth value is no number"):
+        compose([override])
+
+
+def test_the_fields_that_are_known_without_torch_are_those_of_the_classes():
+    """`python scripts/components.py` writes the file."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from components import text
+
+    assert TABLE.read_text() == text(), "run python scripts/components.py"
+
+
+@pytest.mark.parametrize("group", ["model", "task", "method", "tracker"])
+def test_values_are_typed_as_the_class_types_them(group):
+    for name in choices(group):
+        task = FITTING_TASK.get(choice(group, name).get("_target_", "").rpartition(".")[2], [])
+        settings = getattr(compose([f"{group}={name}", *task]), group)
+        built = build(settings, group).model_dump(include=settings.keys())
+        assert {"_target_": settings["_target_"], **built} == settings
+
+
+def test_a_class_may_move_and_a_new_one_hashes_nothing():
+    """The spelling of a class is hashed for the classes whose records had it, as it was then, and for no other."""
+    for overrides, golden in GOLDEN.items():
+        config = compose(overrides.split()).scientific
+        follows = ["method.projection_seed"] if "projection_seed" in config["method"] else []
+        moved = {
+            group: {
+                **values,
+                **({"_target_": "new.place." + values["_target_"].rpartition(".")[2]} if "_target_" in values else {}),
+            }
+            for group, values in config.items()
+        }
+        assert cell_id(moved, follows) == golden
+    config = compose().scientific
+    fresh = [{**config, "method": {**config["method"], "_target_": name}} for name in ("vera.methods.fresh.Fresh", "x.Moved")]
+    assert cell_id(fresh[0]) == cell_id(fresh[1]) != cell_id(config)
+
+
+def test_a_component_under_the_name_of_another_is_refused():
+    with pytest.raises(ConfigError, match=r"method.name=lora is conf/method/lora.yaml's; vera.methods.lora_fa.LoraFA needs"):
+        compose(["method=lora_fa", "method.name=lora"])
+    assert compose(["method=lora_fa", "method.name=mine"]).run_name.startswith("digits_vit--digits--mine--")
+
+
+@pytest.mark.parametrize("override", ["method.version=2", "+train.neutral.lr=0.5", "++model.neutral.path=1", "~train.neutral"])
+def test_which_records_stay_valid_is_not_said_on_the_command_line(override):
+    with pytest.raises(ConfigError, match="version and neutral are for the yaml's author"):
+        compose([override])
+
+
+class Paths(Component):
+    """A task that is not in components.json, with a path and a setting of its own."""
+
+    rows: int
+    corpus: Annotated[str | None, Source] = None
+    threads: Annotated[int, Operational] = 1
+
+
+def test_a_class_of_ones_own_says_itself_what_is_not_hashed(monkeypatch):
+    from vera.config import components
+
+    config = compose().scientific
+    monkeypatch.setattr(components, "targets", lambda group: frozenset({"tests.test_config.Paths"}))
+    settings = {"_target_": "tests.test_config.Paths", "name": "paths", "version": 1, "rows": "3", "corpus": "/x", "threads": 2}
+    assert components.normalised(settings, "task")["rows"] == 3
+    left_out = [f"task.{key}" for key in components.group_marks(settings, "task")]
+    one, other = ({**config, "task": {**settings, "corpus": path, "threads": n}} for path, n in (("/x", 2), ("/y", 9)))
+    assert cell_id(one, (), left_out) == cell_id(other, (), left_out) != cell_id(one) != cell_id(other)
+
+
+def test_marked_keys_are_keys_of_some_yaml():
+    for group in ("model", "task"):
+        targets_of = {name: choice(group, name) for name in choices(group)}
+        keys = {key for values in targets_of.values() for key in marks(group, values["_target_"])} - {"neutral"}
+        assert keys <= {key for values in targets_of.values() for key in values}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+learning_rate=0.5", "learning_rate is not a key of the configuration; top level has: cache_dir"),
+        ("++epochs=99", "epochs is not a key of the configuration"),
+        ("+unhashed=[method.rank]", "unhashed is not a key of the configuration"),
+        ("+follows_seed=[method.rank]", "follows_seed is not a key of the configuration"),
+        ("+a.b.c=1", "a.b.c is not a key"),
+        ("+train.foo=1", "train.foo is not a key; allowed: batch_size"),
+        ("+method.foo=1", "method.foo is not a key; allowed: d_init"),
+        ("+model.pretrain.foo=1", "model.pretrain.foo is not a key; allowed: batch_size"),
+        ("+task.facts.foo=1", "task.facts.foo is not a key"),
+        ("+tracker.foo=1", "tracker.foo is not a key"),
+    ],
+)
+def test_what_nothing_reads_is_refused(override, message):
+    with pytest.raises(ConfigError) as error:
+        compose([override])
+    assert message in str(error.value)
+
+
+def test_a_key_that_another_value_refers_to_is_read():
+    assert compose(["+mine=0.25", "train.lr=${mine}"]).train.lr == 0.25
+    assert compose(["model=roberta_base", "task=rte", "table8.lr.rte=0.5"]).train.lr == 0.5
+    with pytest.raises(ConfigError, match=r"table8.lrr is not a key"):
+        compose(["model=roberta_base", "task=rte", "+table8.lrr=1"])
+    mine = [f"+table8.{key}.mine=1" for key in ("lr", "head_lr", "epochs")]
+    assert compose(["model=roberta_base", "task=rte", "task.name=mine", *mine]).train.lr == 1
+
+
+def test_a_value_that_is_the_seed_follows_it_at_any_depth():
+    ways = ["${seed}", "${ seed }", "${method.projection_seed}"]
+    for way in ways:
+        runs = [compose([f"seed={seed}", f"model.pretrain.seed={way}"]) for seed in (0, 7)]
+        assert len({run.cell_id for run in runs}) == 1 and [run.model["pretrain"]["seed"] for run in runs] == [0, 7]
+        assert runs[0].with_seed(7) == runs[1]
+    fixed = compose(["seed=7", "model.pretrain.seed=7"])
+    assert fixed.cell_id != runs[1].cell_id
+    assert compose(["train.epochs=3"]).cell_id == compose(["train.epochs=3", "task.facts.tokens=${seed}"]).cell_id
+    with pytest.raises(ConfigError, match=r"task.name is made from the seed \(mine-0 at seed 0\)"):
+        compose(["task.name=mine-${seed}"])
+
+
+def test_a_malformed_yaml_hurts_its_own_choice_alone(tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "vera", project / "vera", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CONF_DIR, project / "conf")
+    (project / "conf" / "method" / "broken.yaml").write_text(
+        "_target_: vera.methods.vera.Vera\nname: broken\ntargets: [query\n"
+    )
+    (project / "conf" / "method" / "derived.yaml").write_text("defaults: [vera, _self_]\nname: derived\nrank: 4\n")
+    (project / "conf" / "recipe" / "head_digits_vit.yaml").write_bytes(b"train: {lr: 1}\n\xff\n")
+    script = """if True:
+        from vera.config import choice, compose
+        from vera.errors import ConfigError
+        for method in ("lora", "derived", "broken", "head"):
+            try:
+                print(compose([f"method={method}"]).method["name"])
+            except ConfigError as error:
+                print("error:", error)
+        print(choice("method", "derived")["_target_"], choice("method", "derived")["projection_seed"])
+    """
+    done = subprocess.run([sys.executable, "-c", script], cwd=project, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["lora", "derived"] and lines[4] == "vera.methods.vera.Vera ${seed}", done.stdout + done.stderr
+    assert lines[2].startswith("error: conf/method/broken.yaml, line 4: ")
+    assert lines[3] == "error: conf/recipe/head_digits_vit.yaml is not UTF-8"
 
 
 @pytest.mark.parametrize(

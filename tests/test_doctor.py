@@ -1,6 +1,7 @@
 """The doctor tells what is missing from what is there, and says what to do; the hub's answers are made here."""
 
 import io
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -272,14 +273,23 @@ def test_accounts(monkeypatch, tmp_path):
 def test_the_judge(monkeypatch, tmp_path):
     source = checked(QuestionSource, resolve("judge", [])["questions"], "questions")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    key, questions = doctor.judging([source], JUDGE, "no network", str(tmp_path))
-    assert key.status == TODO and "OPENAI_API_KEY is not set" in key.found and questions.status == NETWORK
+    key, questions, wording = doctor.judging([source], JUDGE, "no network", str(tmp_path))
+    assert key.status == TODO and "OPENAI_API_KEY is not set" in key.found
+    assert questions.status == wording.status == NETWORK
     monkeypatch.setenv("OPENAI_API_KEY", "distinctive-value")
     given = source.model_copy(update={"data_dir": str(tmp_path)})
-    key, questions = doctor.judging([given], JUDGE, "no network", str(tmp_path))
+    key, questions, wording = doctor.judging([given], JUDGE, "no network", str(tmp_path))
     assert key.status == OK and "distinctive" not in str(key) and questions.status == TODO
-    (tmp_path / "question.jsonl").write_text("{}")
-    assert doctor.judging([given], JUDGE, None, str(tmp_path))[1].status == OK
+    row = {"question_id": 1, "category": "writing", "turns": ["One?"]}
+    (tmp_path / "question.jsonl").write_text(json.dumps(row))
+    (tmp_path / "reference_answer_gpt-4.jsonl").write_text("")
+    wrong = doctor.judging([given], JUDGE, None, str(tmp_path))[1]
+    assert wrong.status == TODO and "question 1 has 1 turns, not 2" in wrong.found
+    (tmp_path / "question.jsonl").write_text(json.dumps({**row, "turns": ["One?", "Two?"]}))
+    _, questions, wording = doctor.judging([given], JUDGE, None, str(tmp_path))
+    assert questions.status == OK and "not the official one" in questions.found and wording.status == TODO
+    own = JUDGE.model_copy(update={"prompts": "own"})
+    assert doctor.judging([given], own, "no network", str(tmp_path))[2].status == NOTE
     assert [line.status for line in doctor.judging([], JUDGE, None, str(tmp_path))] == [UNUSED]
 
 

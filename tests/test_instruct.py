@@ -483,7 +483,21 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
     assert ours == ["6.00 (n=1)", "8.00 (n=1)"]
     assert [row[-1] for row in compare("table13", cells, ["scale=rehearsal"])[0].rows if row[2] == "ours"] == ["–", "–"]
     assert join(cells, results, judge="another") is cells
-    assert [row[6] for row in judged_table(results).rows] == ["6.00", "8.00"]
+    shown = judged_table(results)
+    assert [row[shown.columns.index("Mean")] for row in shown.rows] == ["6.00", "8.00"]
+    assert any(
+        note.startswith("Judged by gpt-4 (answering as judge-0001); verdicts read by") for note in tables["table13"].notes
+    )
+    raw["judge"]["model"] = "gpt-4-0613"  # a release
+    path.write_text(json.dumps(raw))
+    assert join(cells, results) is cells and join(cells, results, "x, gpt-4-0613") is not cells
+    raw["judge"]["counts_as"], raw["scores"][0]["n"] = "gpt-4", 2
+    path.write_text(json.dumps(raw))
+    (table, *_) = compare("table13", join(cells, results), ["scale=rehearsal"])
+    assert [row[-1] for row in table.rows if row[2] == "ours"] == ["6.00 (n=1)", "8.00 (n=1)"]
+    assert any("gpt-4-0613" in note and "declared to stand for gpt-4" in note for note in table.notes)
+    assert any("2 of 3 verdicts could be read" in note for note in table.notes)
+    assert judged_table(results).rows[0][4:8] == ["gpt-4-0613", "gpt-4", "official", "own"]
     bare = {**raw, "identity": "0" * 64, "questions": {**raw["questions"], "name": "mt_bench"}}
     bare["answers"] = [{"name": "x", "sha256": "y", "model": "llama_13b", "checkpoint": None, "run": None}]
     bare["scores"] = raw["scores"][:1]

@@ -17,7 +17,7 @@ LAYERS = [
     ("vera.errors", "vera.io.files", "vera.runs.interrupt"),
     ("vera.config",),
     ("vera.runs.record",),
-    ("vera.runs.store", "vera.runs.workers", "vera.runs.sweep", "vera.runs.kept"),
+    ("vera.runs.store", "vera.runs.workers", "vera.runs.sources", "vera.runs.sweep", "vera.runs.kept"),
     ("vera.judge",),
     ("vera.seeds", "vera.io"),
     ("vera.models",),

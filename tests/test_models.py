@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from vera.config import build, compose
+from vera.config.architecture import misfit
 from vera.errors import ModelError
 from vera.models.base import weights_fingerprint
 from vera.models.digits import pretrain
@@ -42,7 +43,9 @@ def test_a_local_path_replaces_the_hub_and_is_not_named(name, cache, tmp_path):
     tiny = loader(f"model={name}", *task, "model.size=tiny")
     folder = tmp_path / "weights"
     shutil.copytree(tiny.source(cache), folder)
-    local = loader(f"model={name}", *task, f"model.path={folder}").load(3, cache)
+    stand_in = {key: value for key, value in tiny.tiny.items() if key in tiny.model_dump().get("architecture", {})}
+    sizes = [f"model.architecture.{key}={value}" for key, value in stand_in.items()] or ["~model.full"]
+    local = loader(f"model={name}", *task, f"model.path={folder}", *sizes).load(3, cache)
     assert local.source == "local folder" and str(tmp_path) not in repr(local.source)
     assert local.fingerprint == tiny.load(3, cache).fingerprint
 
@@ -55,6 +58,28 @@ def test_a_path_without_a_model_is_refused(tmp_path):
         loader("model=minilm", "task=rte", f"model.path={tmp_path}").load(2, tmp_path)
 
 
+OTHERS = [["roberta_large", "task=rte"], ["vit_base", "task=cifar100"], ["gpt2_medium", "task=e2e"], ["digits_vit"]]
+
+
+@pytest.mark.parametrize("model", OTHERS, ids=lambda model: model[0])
+def test_weights_of_other_sizes_are_not_taken_for_a_model(model, cache):
+    name, *task = model
+    tiny = loader(f"model={name}", *task, "model.size=tiny")
+    wrong = loader(f"model={name}", *task, f"model.path={tiny.source(cache)}")
+    with pytest.raises(ModelError, match=rf"is another model than {name}: its config.json has (hidden_size|n_embd) 16 where"):
+        wrong.load(2, cache)
+
+
+def test_the_sizes_that_a_yaml_states_are_compared_under_transformers_names():
+    stated = {"name": "x", "full": {"family": "gpt2", "n_embd": 8, "n_positions": 16}}
+    same = {"model_type": "gpt2", "hidden_size": 8, "max_position_embeddings": 16, "other": 3}
+    assert misfit(stated, same, "here") is None and misfit({"name": "x"}, same, "here") is None
+    assert misfit(stated, {**same, "model_type": "llama"}, "here") == (
+        "here is another model than x: its config.json has family llama where model.full says gpt2"
+    )
+    assert "n_positions 32 where model.full says 16" in misfit(stated, {**same, "max_position_embeddings": 32}, "here")
+
+
 def test_an_incomplete_checkpoint_is_refused_and_a_foreign_head_is_drawn_anew(cache, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -64,7 +89,7 @@ def test_an_incomplete_checkpoint_is_refused_and_a_foreign_head_is_drawn_anew(ca
     seeded[0].save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(f"{tiny.source(cache)}/{file}", folder)
-    local = loader("model=roberta_base", "task=rte", f"model.path={folder}")
+    local = loader("model=roberta_base", "task=rte", f"model.path={folder}", "~model.full")
     heads = []
     for seed in (0, 1):
         torch.manual_seed(seed)

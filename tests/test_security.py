@@ -111,7 +111,7 @@ OVERRIDES = {
 
 
 def load(family: str, path: Path, cache: Path):
-    run = compose([*REHEARSAL, *OVERRIDES[family], "model.size=full", f"model.path={path}"])
+    run = compose([*REHEARSAL, *OVERRIDES[family], "model.size=full", f"model.path={path}", "~model.full"])
     outputs = {"roberta": 2, "vit": 100, "gpt2": 0}[family]
     return build(run.model, "model").load(outputs, cache)
 

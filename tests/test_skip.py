@@ -16,20 +16,47 @@ def memory(tmp_path, monkeypatch):
     """An empty memory of compositions, and the list of what is composed anew."""
     made, composed = compositions.Compositions(tmp_path), []
 
-    def counted(overrides):
-        composed.append(tuple(overrides))
-        return compose(overrides)
+    def counted(whole):
+        return lambda overrides: composed.append(tuple(overrides)) or whole(overrides)
 
+    for name in ("compose", "compose_lasting"):
+        monkeypatch.setattr(compositions, name, counted(getattr(compositions, name)))
     monkeypatch.setattr(compositions, "_compositions", lambda: made)
-    monkeypatch.setattr(compositions, "compose", counted)
     return composed
 
 
 def test_the_seeds_of_a_cell_are_composed_once(memory):
     committed = f"results_dir={ROOT / 'results'}"
     records = [sweep.finished(["method=vera", f"seed={seed}", committed]) for seed in range(5)]
-    assert [record.run.seed for record in records] == [0, 1, 2, 3, 4] and len(memory) == 1
+    assert [record.run.seed for _, record in records] == [0, 1, 2, 3, 4] and len(memory) == 1
     assert sweep.finished(["method=vera", "seed=977", committed]) is None
+    assert len(memory) == 1
+
+
+def test_the_memory_answers_for_nothing_that_may_change(memory, monkeypatch, tmp_path):
+    """What the environment or the clock says is asked each time, also in text that the sweeper has escaped."""
+    for out in ("a", "b"):
+        monkeypatch.setenv("RANK_OF_MINE", "4" if out == "a" else "8")
+        monkeypatch.setenv("OUT_OF_MINE", str(tmp_path / out))
+        run = compositions.composed(["method.rank=${oc.env:RANK_OF_MINE}", "results_dir=${oc.env:OUT_OF_MINE}", "seed=3"])
+        assert (run.method["rank"], run.results_dir, run.seed) == ({"a": 4, "b": 8}[out], str(tmp_path / out), 3)
+    assert len(memory) == 2 and not compositions._compositions().known
+    for seed in (0, 7):
+        assert compositions.composed(["results_dir=out/${seed}", f"seed={seed}"]).results_dir == f"out/{seed}"
+
+
+def test_a_folder_that_a_yaml_names_after_the_seed_or_the_clock_is_composed_each_time():
+    from vera.config.composing import compose_lasting
+
+    assert compose_lasting(["method=vera"])[1]
+    for place in ("out/${seed}", "out/${now:%H}", "${oc.env:HOME}/out"):
+        assert not compose_lasting([f"results_dir={place}"])[1]
+    assert compose_lasting(["model=gpt2_mini", "task=e2e", "task.data_dir=/e2e"])[1]  # its yaml selects another key's value
+
+
+def test_every_seed_of_a_remembered_cell_is_as_hydra_composes_it(memory):
+    for seed in (0, 5):
+        assert compositions.composed(["method=vera", f"seed={seed}"]) == compose(["method=vera", f"seed={seed}"])
     assert len(memory) == 1
 
 

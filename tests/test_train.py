@@ -17,7 +17,7 @@ from vera.config import TrainConfig
 from vera.errors import ConfigError, TrainingError
 from vera.run import execute, prepare
 from vera.runs.store import Store
-from vera.train.loop import Loop, best_epoch, make_accelerator, similar_lengths
+from vera.train.loop import Loop, best_epoch, make_accelerator, precision_of, similar_lengths
 from vera.train.optim import lr_factor, optimizer
 
 TEXT = ("model=roberta_base", "task=rte")
@@ -232,6 +232,13 @@ def test_cuda_without_a_gpu_is_refused():
 def test_bf16_autocast_on_cpu_trains(fit):
     loop = fit("train.precision=bf16")
     assert loop.cost()["precision"] == "bf16" and len(loop.history) == 1
+
+
+def test_the_precision_of_bf16_weights_is_bf16_without_autocast(compose):
+    run = compose("model=llama_7b", "task=alpaca", "method=lora", "model.quantisation=none")
+    model = prepare(run)[0].model
+    accelerator = make_accelerator("cpu", "auto")
+    assert precision_of(accelerator, model) == "bf16" and precision_of(accelerator, model.float()) == "fp32"
 
 
 class Killed(BaseException):

@@ -1,10 +1,12 @@
 """A recorded run comes out again, and what does not agree is named. Nothing that a record says is executed or opened."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import REHEARSAL, ROOT
 from vera.checks.verify import compare, read_record, repeat, run_of
@@ -12,6 +14,7 @@ from vera.config import cell_id
 from vera.config import compose as compose_run
 from vera.errors import ConfigError, RecordError
 from vera.run import execute
+from vera.runs import sources
 from vera.runs.record import Record
 from vera.runs.store import Store
 
@@ -83,7 +86,6 @@ def test_what_differs_is_named(recorded):
         (lambda run: run["config"]["method"].update(_target_="os.system"), "method._target_: 'os.system' is not a component"),
         (lambda run: run["config"]["method"].update(_target_="vera.methods.lora.Lora"), "conf/method has 'vera.methods.vera"),
         (lambda run: run["config"]["model"].update(path="/etc"), "run.config.model.path shows a path"),
-        (lambda run: run["config"]["model"].update(path="local"), "give it again: model.path=/path/to/it"),
         (lambda run: run["config"]["task"].update(version=9), "made with version 9 of task=digits"),
         (lambda run: run.update(method="veera"), "conf/method has no 'veera'"),
         (lambda run: run["config"]["model"].update(name="../../x"), "run.config.model.name is '../../x'"),
@@ -108,20 +110,35 @@ def test_a_checkpoint_is_an_id_and_a_package_has_no_dots(recorded, tmp_path):
 def test_only_what_cannot_change_the_numbers_may_be_given(recorded, tmp_path):
     with pytest.raises(ConfigError, match=r"train\.lr=1: only model\.path"):
         run_of(recorded[0], ["train.lr=1"], tmp_path)
-    with pytest.raises(ConfigError, match=r"model\.path is given, but the recorded run read no such path"):
-        run_of(recorded[0], ["model.path=/x"], tmp_path)
     run = run_of(recorded[0], ["train.micro_batch_size=4", "device=cpu"], tmp_path)
     assert run.train.micro_batch_size == 4 and run.cell_id == recorded[0].run.cell_id and not run.train.save
 
 
-def test_local_paths_are_given_again(recorded, compose, tmp_path, cache):
-    """The model of a run that read a folder: refused without the folder, repeated with it."""
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def test_fingerprints_decide_wherever_the_weights_lie(recorded, compose, tmp_path, cache):
+    """A record of a folder and one of the same weights from elsewhere are repeated with either; other weights are refused."""
     folder = next((cache / "tiny").glob("vit-*/config.json")).parent
-    run = compose("method=head", "model.size=full", f"model.path={folder}", "train.max_steps=2")
+    sizes = [f"model.architecture.{key}={value}" for key, value in SIZES.items()]
+    run = compose("method=head", "model.size=full", f"model.path={folder}", "train.max_steps=2", *sizes)
     record = execute(run)
-    with pytest.raises(ConfigError, match=r"model\.path=/path/to/it"):
-        repeat(record, [f"cache_dir={cache}"])
-    assert not compare(record, repeat(record, [f"model.path={folder}", f"cache_dir={cache}"])).differing()
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    here = [f"model.path={copied}", f"cache_dir={cache}"]
+    assert not compare(record, repeat(record, here)).differing()
+    elsewhere = changed(record, lambda run: run["config"]["model"].update(path=None))
+    assert not compare(elsewhere, repeat(elsewhere, here)).differing()
+    weights = load_file(copied / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, copied / "model.safetensors", {"format": "pt"})
+    sources._stamp.cache_clear()  # as in a new process
+    with pytest.raises(RecordError, match=r"other weights: local folder, fingerprint .* and model\.path=.*copied has"):
+        repeat(record, here)
+
+
+def test_a_class_that_has_moved_since_is_the_same_component(recorded, tmp_path):
+    old = changed(recorded[0], lambda run: run["config"]["method"].update(_target_="vera.methods.before.Vera"))
+    assert old.run.cell_id == recorded[0].run.cell_id
+    assert run_of(old, [], tmp_path).method["_target_"] == "vera.methods.vera.Vera"
 
 
 def test_a_younger_neutral_key_stands_at_its_neutral_value(recorded, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REHEARSAL, ROOT
-from vera.errors import Claimed, ClaimLost, RecordError
+from vera.errors import Claimed, ClaimLost, ConfigError, RecordError
 from vera.run import execute
 from vera.runs import workers
 from vera.runs.store import Store
@@ -41,6 +41,46 @@ def test_a_run_is_claimed_once_and_released(tmp_path):
     claim.release()
     assert remains(tmp_path, NAME + "0") and not remains(tmp_path, NAME)
     assert acquire(tmp_path, NAME, 300).generation == 1
+
+
+def test_a_neighbours_end_does_not_take_the_clock_away(tmp_path, monkeypatch):
+    """A worker asks the file server's time while the holder of the run leaves and tidies up."""
+    holder = acquire(tmp_path, NAME, 300)
+    found = held(tmp_path, NAME)
+    whole = os.fsync
+
+    def leaving(handle):
+        holder.release()
+        whole(handle)
+
+    monkeypatch.setattr(os, "fsync", leaving)
+    monkeypatch.setattr(workers, "_clocks", {})
+    assert not workers.stale(tmp_path, found, 300) and not remains(tmp_path, NAME)
+    monkeypatch.undo()
+    left = tmp_path / workers.FOLDER / f"{workers.PROBE}left.tmp"
+    left.touch()
+    os.utime(left, (1, 1))
+    workers._clocks.clear()
+    workers.stale(tmp_path, found, 300)
+    assert list((tmp_path / workers.FOLDER).iterdir()) == []
+
+
+def test_a_claim_whose_content_is_tidied_away_leaves_no_name(tmp_path, monkeypatch):
+    """Where there are no hard links, the name comes first."""
+    claim = Claim(tmp_path, NAME, 1, 300)
+    monkeypatch.setattr(workers, "link_new", lambda temporary, path: temporary.unlink() or False)
+    assert not claim.create() and list((tmp_path / workers.FOLDER).iterdir()) == []
+
+
+@pytest.mark.parametrize(("value", "count"), [(None, 1), ("", 1), (" ", 1), ("1", 1), ("2", 2)])
+def test_a_launchers_variable_that_is_empty_counts_as_unset(value, count, monkeypatch):
+    for name in workers.LAUNCHER:
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    assert workers.launched() == count
+    assert ("RANK" in os.environ) == (count > 1 or value == "1")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="WORLD_SIZE=two in the environment is no number of processes"):
+        workers.launched()
 
 
 def test_the_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path):

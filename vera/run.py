@@ -14,14 +14,14 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vera.config import CONF_DIR, RunConfig, build, component
-from vera.errors import Claimed, ConfigError, OutOfStep, RecordError, TrainingError, VeraError, redacted
+from vera.config import CONF_DIR, RunConfig, build, check_modality, group_marks
+from vera.errors import Claimed, OutOfStep, RecordError, TrainingError, VeraError, redacted
 from vera.io.files import remove_temporaries
 from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
-from vera.runs import interrupt, workers
+from vera.runs import interrupt, sources, workers
 from vera.runs import record as records
-from vera.runs.record import Failure, Record
+from vera.runs.record import LOCAL, Failure, Record
 from vera.runs.store import Store, output_path
 from vera.seeds import seed_everything
 from vera.tasks.base import Data, Task
@@ -64,16 +64,20 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
     work = Path(run.work_dir) / name
     claim: workers.Claim | None = None
 
+    def done(found: Record) -> dict[str, str]:
+        check_sources(run, found)
+        return {"record": found.to_json()}
+
     def begin() -> dict[str, str] | None:
         """The record of a finished run, or who else has it; None when it is now this process's."""
         nonlocal claim
         found = store.find(name)
         if found is not None and not workers.remains(store.root, name):
-            return {"record": found.to_json()}
+            return done(found)
         try:
             claim = workers.acquire(store.root, name, run.claim_timeout)
         except Claimed as other:  # if it is done, its worker has not left yet
-            return {"claimed": str(other)} if found is None else {"record": found.to_json()}
+            return {"claimed": str(other)} if found is None else done(found)
         try:
             store.check_writable(name)
             if claim.generation > 1:
@@ -87,7 +91,7 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
             claim.release()
             raise
         claim.release()
-        return {"record": found.to_json()}
+        return done(found)
 
     answer = processes.on_main(begin)
     if answer is None:
@@ -134,20 +138,42 @@ def _compute(
         raise TrainingError(f"{type(error).__name__}: {reason[:500]}") from error
 
 
+def check_sources(run: RunConfig, record: Record) -> None:
+    """Raises RecordError when a record of this run was made from other local data or weights than lie there now.
+
+    What cache_dir does not remember of them is read again, as a run would.
+    """
+    missing = sources.unknown(run, record)
+    if not missing:
+        return
+    backbone, task = _load(run)
+    found = {"model": backbone.fingerprint, "task": task.load(backbone, run.seed).fingerprint}
+    for source in missing:
+        sources.remember(run, source, found[source.group])
+        sources.compare(record, source.group, found[source.group], source.named)
+
+
 def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
     """Load the backbone with its seeded head, attach the method, prepare the data. What can be wrong with the data is found
     before the backbone is loaded. Raises VeraError."""
-    reads, needs = component(run.model, "model").modality, component(run.task, "task").modality
-    if reads != needs:
-        raise ConfigError(f"task={run.task['name']} needs a model for {needs}, model={run.model['name']} is one for {reads}")
+    method: Method = build(run.method, "method")
+    read = sources.local(run)
+    backbone, task = _load(run)
+    method.attach(backbone, build(run.model, "model"))
+    data = task.load(backbone, run.seed)
+    for source in read.values():
+        sources.remember(run, source, {"model": backbone.fingerprint, "task": data.fingerprint}[source.group])
+    return backbone, method, task, data
+
+
+def _load(run: RunConfig) -> tuple[Backbone, Task]:
+    """The backbone with its seeded head, and the task."""
+    check_modality(run.model, run.task)
     model_config: Model = build(run.model, "model")
     task: Task = build(run.task, "task")
-    method: Method = build(run.method, "method")
     task.inspect()
     seed_everything(run.seed, "head")
-    backbone = model_config.load(task.outputs, Path(run.cache_dir))
-    method.attach(backbone, model_config)
-    return backbone, method, task, task.load(backbone, run.seed)
+    return model_config.load(task.outputs, Path(run.cache_dir)), task
 
 
 def _train(
@@ -206,14 +232,9 @@ def _train(
 
 def _identity(run: RunConfig) -> dict[str, Any]:
     config = run.scientific
-    for group, key in (
-        ("model", "path"),
-        ("model", "data_dir"),
-        ("task", "data_dir"),
-        ("task", "cache_dir"),
-    ):  # a record shows no path of the machine it was made on
-        if config[group].get(key) is not None:
-            config[group] = {**config[group], key: "local"}
+    for group in ("model", "task", "method"):  # a record shows no path of the machine it was made on
+        paths = [key for key, mark in group_marks(config[group], group).items() if mark in ("place", "source")]
+        config[group] = {**config[group], **{key: LOCAL for key in paths if config[group].get(key) is not None}}
     return {
         "model": run.model["name"],
         "task": run.task["name"],
@@ -221,6 +242,7 @@ def _identity(run: RunConfig) -> dict[str, Any]:
         "seed": run.seed,
         "cell_id": run.cell_id,
         "follows_seed": run.follows_seed,
+        "unhashed": run.unhashed,
         "config": config,
     }
 

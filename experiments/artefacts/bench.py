@@ -46,7 +46,7 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) 
             f"{machine['device']}, {machine['threads']} threads of {machine['cores']} cores, {machine['memory_gib']} GiB; "
             f"{machine['system']}; {versions}; load average while measuring {min(loads):.1f} to {max(loads):.1f}."
         )
-        if machine["kind"] == "cpu":
+        if not on_gpu(machine):
             notes.append("A CPU takes fewer layers and a smaller Llama; the full-size cases need a GPU.")
         notes += [f"Case {entry['case']} not measured there, needs {entry['why']}." for entry in measured["left_out"]]
     columns = ["Case", "What", "Shapes", "Ratio", "Spread", "Goal", "Ours", "Other"]
@@ -63,6 +63,11 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) 
 def _figure(value: float, unit: str) -> str:
     """Four digits at least, and no exponent."""
     return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.4g} {unit}"
+
+
+def on_gpu(machine: dict) -> bool:
+    """Whether a measurement is of a GPU, as bench/measure.py writes it: at the paper's sizes."""
+    return machine.get("kind") == "gpu"
 
 
 def ratios(name: str, fits: Callable[[dict], bool], limit: float, paper: str, full: Callable[[dict, dict], bool]) -> list[Line]:
@@ -101,5 +106,5 @@ def _merged(claim: Claim, cells: Cells) -> list[Line]:
         lambda row: row["what"].startswith("merged inference / bare"),
         1 + claim.margin,
         claim.paper,
-        lambda machine, row: machine.get("kind") == "cuda",
+        lambda machine, row: on_gpu(machine),
     )

@@ -61,6 +61,8 @@ def compare(name: str, cells: Cells, overrides: Sequence[str] = (), stat: Statis
         f"ours: {STATS[stat]} ± standard deviation; n is given where it is not 5; a dash is a cell that nobody has run.",
         "Trained: parameters outside the head; paper as printed, ours counted on the adapted model.",
     ]
+    if isinstance(cells, Judgements):
+        notes += [note for column in published.columns.values() for note in cells.notes.get(column.score, [])]
     tables = [Table(name, f"Table {published.table}: {published.title}", columns, rows, notes, rules)]
     if details:
         tables.append(Table(f"{name}_cells", f"Table {published.table}, cell by cell", DETAILS, details, [SELECTION]))

@@ -16,10 +16,11 @@ PAPER_JUDGE = "gpt-4"
 
 
 class Judgements(Mapping[str, list[Record]]):
-    """Cells whose records hold judges' scores. bare: scores of backbones without training, by model and metric."""
+    """Cells whose records hold judges' scores. bare: scores of backbones without training, by model and metric; notes: who
+    judged, by metric, as a table shows it."""
 
-    def __init__(self, cells: Cells, scores: dict[tuple, tuple[float, str]]):
-        self._cells, self._scores = cells, scores
+    def __init__(self, cells: Cells, scores: dict[tuple, tuple[float, str]], notes: dict[str, list[str]]):
+        self._cells, self._scores, self.notes = cells, scores, notes
         self.bare = {key: mean for key, (mean, _) in scores.items() if len(key) == 2}
 
     def __getitem__(self, cell_id: str) -> list[Record]:
@@ -35,13 +36,15 @@ class Judgements(Mapping[str, list[Record]]):
 def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
     """The cells with each run's mean score among its metrics, at the epoch whose weights answered.
 
-    Only this judge's records count, with the official questions and wording. Raises RecordError when two of them grade the
+    judge: a name, or several with commas between. Only records of these judges count, and of those that are declared to stand
+    for one of them (judge.counts_as); with the official questions and wording. Raises RecordError when two of them grade the
     same answers: nothing says which one to take.
     """
     scores: dict[tuple, tuple[float, str]] = {}
+    notes: dict[str, set[str]] = {}
+    names = {name.strip() for name in judge.split(",")}
     for record in find_all(Judged, results / "judged"):
-        official = record.questions.official and record.judge["prompts"] == "official"
-        if record.judge["model"] != judge or not official:
+        if not counts(record, names):
             continue
         for answer, score in zip(record.answers, record.scores, strict=True):
             run, metric = answer["run"], judged_metric(record.questions.name)
@@ -49,9 +52,38 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
                 continue
             key = (answer["model"], metric) if run is None else (run["cell_id"], run["seed"], answer["checkpoint"], metric)
             if key in scores:
-                raise RecordError(f"{results}/judged: {record.name} and {scores[key][1]} both grade {answer['name']}; keep one")
+                raise RecordError(
+                    f"{results}/judged: {record.name} and {scores[key][1]} both grade {answer['name']}; keep one, or name its "
+                    "judge with scripts/tables.py --judge"
+                )
             scores[key] = (score["mean"], record.name)
-    return Judgements(cells, scores) if scores else cells
+            notes.setdefault(metric, set()).update(_about(record, answer["name"], score["n"]))
+    return Judgements(cells, scores, {metric: sorted(found) for metric, found in notes.items()}) if scores else cells
+
+
+def counts(record: Judged, judges: set[str]) -> bool:
+    """Whether a table takes the scores: of one of these judges or declared to stand for one, official questions and wording."""
+    official = record.questions.official and record.judge["prompts"] == "official"
+    return official and bool(judges & {record.judge["model"], record.judge.get("counts_as")})
+
+
+def _about(record: Judged, name: str, read: int) -> list[str]:
+    """Who judged, and what is missing."""
+    judge = record.judge
+    served = ", ".join(map(str, record.provenance.get("served_models") or [])) or "not said"
+    stands = judge.get("counts_as")
+    lines = [
+        f"Judged by {judge['model']} (answering as {served})"
+        + (f", declared to stand for {stands}" if stands else "")
+        + f"; verdicts read by the rule {_rule(record)!r}, orders: {judge['orders']}, temperature {judge['temperature']}."
+    ]
+    if read < record.verdicts:
+        lines.append(f"{name}: {read} of {record.verdicts} verdicts could be read; the mean is over these.")
+    return lines
+
+
+def _rule(record: Judged) -> str:
+    return record.judge.get("parse", "of version 1")
 
 
 def _scored(record: Record, scores: dict[tuple, tuple[float, str]]) -> Record:
@@ -77,7 +109,9 @@ def table(results: Path) -> Table | None:
                     DASH if run is None else run["method"],
                     DASH if run is None else str(run["seed"]),
                     record.judge["model"],
+                    record.judge.get("counts_as") or DASH,
                     record.judge["prompts"],
+                    _rule(record),
                     f"{score['mean']:.2f}",
                     *(f"{score['by_turn'][turn]:.2f}" if turn in score["by_turn"] else DASH for turn in ("1", "2")),
                     f"{score['n']}/{record.verdicts}",
@@ -85,10 +119,25 @@ def table(results: Path) -> Table | None:
             )
     if not rows:
         return None
-    columns = ["Questions", "Model", "Method", "Seed", "Judge", "Wording", "Mean", "Turn 1", "Turn 2", "Read"]
+    columns = [
+        "Questions",
+        "Model",
+        "Method",
+        "Seed",
+        "Judge",
+        "Stands for",
+        "Wording",
+        "Rule",
+        "Mean",
+        "Turn 1",
+        "Turn 2",
+        "Read",
+    ]
     notes = [
         "Mean score from 1 to 10 over the verdicts that could be read (Read: of how many). A pair is two lines, one a side.",
         "A method that is a dash: the backbone as it is, or answers that another program wrote.",
-        f"Tables 4 and 13 take the scores of {PAPER_JUDGE} with the official wording (scripts/tables.py --judge for another).",
+        "Rule: how scores were read out of the verdicts, own or FastChat's (judge.parse).",
+        f"Tables 4 and 13 take the scores of {PAPER_JUDGE}, and of judges declared to stand for it (judge.counts_as), with the "
+        "official questions and wording (scripts/tables.py --judge for another).",
     ]
     return Table("judged", "What judges said", columns, sorted(rows), notes)

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from vera.config import CONF_DIR, GROUPS, RunConfig, checked, component, resolve
+from vera.config import GROUPS, RunConfig, checked, choice, component, group_marks, normalised, resolve
 from vera.errors import ConfigError, RecordError
-from vera.run import execute
+from vera.run import LOCAL, check_sources, execute
 from vera.runs.record import Record
 from vera.runs.store import Store
 
-LOCAL = "local"  # what a record says in place of a path
-PATHS = ("model.path", "model.data_dir", "task.data_dir", "task.cache_dir")
-OVERRIDES = (*PATHS, "train.micro_batch_size", "train.micro_batch_tokens", "train.eval_batch_size", "device", "cache_dir")
+MICRO = ("train.micro_batch_size", "train.micro_batch_tokens", "train.eval_batch_size")
 
 
 @dataclass(frozen=True)
@@ -60,22 +57,23 @@ def read_record(path: Path) -> Record:
 
 
 def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
-    """The recorded run, to be computed below `folder`. `overrides`: KEY=VALUE for OVERRIDES.
+    """The recorded run, to be computed below `folder`. `overrides`: KEY=VALUE for paths, micro-batches, device and cache_dir.
 
     The record is taken for data: its classes must be the ones that conf/ names for the model, task and method of these names,
-    and none of its paths is used. Raises ConfigError, also for a path that has to be given again, and for a record whose
-    config means another run today.
+    and none of its paths is used. Where the data and weights come from now is said anew or left to conf/; whether they are the
+    recorded ones, their fingerprints decide (`repeat`). Raises ConfigError, also for a record whose config means another run
+    today.
     """
-    given = _given(overrides)
+    choices = {group: choice(group, "default" if group == "train" else getattr(record.run, group)) for group in GROUPS}
+    marks = {group: group_marks(choices[group], group) for group in GROUPS[:3]}
+    paths = [f"{group}.{key}" for group, found in marks.items() for key, mark in found.items() if mark in ("place", "source")]
+    given = _given(overrides, [*paths, *MICRO, "device", "cache_dir"])
     groups: dict[str, Any] = {}
     for group in GROUPS:
         values = dict(record.run.config[group])
-        here = _yaml(group, "default" if group == "train" else getattr(record.run, group))
+        here = choices[group]
         if group != "train":
-            component(values, group)
-            for key in ("name", "_target_"):
-                if values.get(key) != here[key]:
-                    raise ConfigError(f"run.config.{group}.{key} is {values.get(key)!r}, conf/{group} has {here[key]!r}")
+            _check_class(values, here, group)
         if values.get("version") != here["version"]:
             raise ConfigError(
                 f"the record was made with version {values.get('version')!r} of {group}={here.get('name', 'default')}, this is "
@@ -84,28 +82,22 @@ def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
         # A key younger than the record: it stands at the value that means "as before".
         younger = {key: value for key, value in (here.get("neutral") or {}).items() if key not in values}
         groups[group] = {**values, **younger, "neutral": {**(values.get("neutral") or {}), **younger}}
-    groups["task"].pop("cache_dir", None)
-    for key in PATHS[:3]:
-        group, name = key.split(".")
-        value = groups[group].get(name)
-        if value is None:
-            if key in given:
-                raise ConfigError(f"{key} is given, but the recorded run read no such path")
-            continue
-        if value != LOCAL:
-            raise ConfigError(f"run.config.{key} shows a path, which no record of this project does")
-        if key == "model.data_dir" and key not in given:
-            given[key] = given.get("task.data_dir")
-        if given.get(key) is None:
-            raise ConfigError(f"the recorded run read a local {key}; give it again: {key}=/path/to/it")
-        groups[group][name] = given[key]
-    cache_dir = str(given.get("cache_dir", ".cache"))
-    if "cache_dir" in _yaml("task", record.run.task):
-        groups["task"]["cache_dir"] = cache_dir
-    for key in ("micro_batch_size", "micro_batch_tokens", "eval_batch_size"):
-        groups["train"][key] = given.get(f"train.{key}", groups["train"].get(key))
-    groups["train"]["save"] = False
     usual = resolve("run", ["tracker=none"])
+    cache_dir = str(given.get("cache_dir", usual["cache_dir"]))
+    for key in paths:
+        group, name = key.split(".")
+        if groups[group].get(name) not in (None, LOCAL):
+            raise ConfigError(f"run.config.{key} shows a path, which no record of this project does")
+        if key == "model.data_dir" and key not in given:  # as conf/model says
+            given[key] = given.get("task.data_dir")
+        value = given.get(key, cache_dir if name == "cache_dir" else None)
+        if value is not None or name in groups[group]:
+            groups[group][name] = value
+    for key in MICRO:
+        name = key.partition(".")[2]
+        groups["train"][name] = given.get(key, groups["train"].get(name))
+    groups["train"]["save"] = False
+    groups |= {group: normalised(groups[group], group) for group in GROUPS[:3]}
     run = checked(
         RunConfig,
         {
@@ -119,11 +111,24 @@ def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
             "device": given.get("device", "auto"),
             "progress": False,
             "follows_seed": record.run.follows_seed,
+            "unhashed": record.run.unhashed,
         },
     )
     if (run.cell_id, run.run_name) != (record.run.cell_id, record.name):
         raise ConfigError(f"the config in {record.name}.json makes the run {run.run_name}, not the recorded one")
     return run
+
+
+def _check_class(values: dict[str, Any], here: dict[str, Any], group: str) -> None:
+    """Raises ConfigError unless a recorded group is of conf/'s name and class; a class may have moved since."""
+    if values.get("name") != here["name"]:
+        raise ConfigError(f"run.config.{group}.name is {values.get('name')!r}, conf/{group} has {here['name']!r}")
+    target, expected = values.get("_target_"), here["_target_"]
+    if target != expected and str(target).rpartition(".")[2] == expected.rpartition(".")[2]:
+        values["_target_"] = target = expected
+    component(values, group)
+    if target != expected:
+        raise ConfigError(f"run.config.{group}._target_ is {target!r}, conf/{group} has {expected!r}")
 
 
 def repeat(record: Record, overrides: Sequence[str] = (), threads: int | None = None) -> Record:
@@ -137,6 +142,7 @@ def repeat(record: Record, overrides: Sequence[str] = (), threads: int | None = 
         wanted = threads or min(record.cost.threads, os.cpu_count() or 1)
         try:
             torch.set_num_threads(max(1, wanted))
+            check_sources(run, record)
             return execute(run)
         finally:
             torch.set_num_threads(before)
@@ -175,18 +181,11 @@ def _conditions(record: Record) -> Iterator[tuple[str, str]]:
         yield name, "-" if value is None else str(value)
 
 
-def _given(overrides: Sequence[str]) -> dict[str, Any]:
-    given = {}
+def _given(overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals or key not in OVERRIDES:
-            raise ConfigError(f"{override}: only {', '.join(OVERRIDES)} can be given; the rest is what the record says")
-        given[key] = int(value) if value.isdecimal() else value
+        if not equals or key not in allowed:
+            raise ConfigError(f"{override}: only {', '.join(allowed)} can be given; the rest is what the record says")
+        given[key] = value
     return given
-
-
-def _yaml(group: str, name: str) -> dict[str, Any]:
-    path = CONF_DIR / group / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"conf/{group} has no {name!r}, which the record names")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))

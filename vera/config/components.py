@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from vera.config.marks import Fields, Mark, marked, table
 from vera.config.schema import Strict, checked, shown
+from vera.config.values import fields_of, values_model
 from vera.errors import ConfigError
 
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
@@ -26,19 +28,64 @@ def component(settings: dict[str, Any], where: str) -> type[Strict]:
 
     Nothing else is ever imported, wherever the settings come from.
     """
-    target = settings.get("_target_")
-    allowed = targets(where)
-    if not isinstance(target, str) or target not in allowed:
-        raise ConfigError(f"{where}._target_: {shown(target)} is not a component; allowed: {', '.join(sorted(allowed))}")
+    target = _allowed(settings, where)
     module, _, name = target.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
+def normalised(settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """A group's settings with every value in the type of its field: what `build` would take them for. Raises ConfigError for a
+    key or a value that the class does not take.
+
+    The class is imported only where components.json does not list it, or not the key.
+    """
+    values = {key: value for key, value in settings.items() if key != "_target_"}
+    target = _allowed(settings, where)
+    made = checked(values_model(target, fields(settings, where)), values, where)
+    return {"_target_": target, **made.model_dump(exclude_unset=True)}
+
+
+def check_modality(model: dict[str, Any], task: dict[str, Any]) -> None:
+    """Raises ConfigError for a task that the model cannot read. (Imports both classes.)"""
+    reads, needs = component(model, "model").modality, component(task, "task").modality
+    if reads != needs:
+        raise ConfigError(f"task={task['name']} needs a model for {needs}, model={model['name']} is one for {reads}")
+
+
+def fields(settings: dict[str, Any], where: str) -> Fields:
+    """The fields of a group's class. Raises ConfigError for a class that conf/ does not name."""
+    known = table().get(_allowed(settings, where))
+    if known is None or settings.keys() - known.keys() - {"_target_"}:
+        return fields_of(component(settings, where))
+    return known
+
+
+def group_marks(settings: dict[str, Any], where: str) -> dict[str, Mark]:
+    """The marked keys of a group's class (vera.config.marks). Raises ConfigError for a class that conf/ does not name."""
+    return marked(fields(settings, where))
+
+
+def _allowed(settings: dict[str, Any], where: str) -> str:
+    target = settings.get("_target_")
+    allowed = targets(where)
+    if not isinstance(target, str) or target not in allowed:
+        raise ConfigError(f"{where}._target_: {shown(target)} is not a component; allowed: {', '.join(sorted(allowed))}")
+    return target
+
+
 @lru_cache(maxsize=16)
 def targets(group: str) -> frozenset[str]:
-    """The classes that the yamls of one config group name."""
-    loaded = [yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8")) for name in choices(group)]
-    return frozenset(str(values["_target_"]) for values in loaded if "_target_" in values)
+    """The classes that the yamls of one config group name. A malformed yaml names none; whoever chooses it is told."""
+    return frozenset(target for name in choices(group) if (target := own_target(group, name)) is not None)
+
+
+def own_target(group: str, name: str) -> str | None:
+    """The class that one yaml names itself, as opposed to one from its `defaults`."""
+    try:
+        values = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OSError):
+        return None
+    return str(values["_target_"]) if isinstance(values, dict) and "_target_" in values else None
 
 
 def choices(group: str) -> list[str]:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vera.config import paths  # noqa: F401 (its resolvers)
-from vera.config.components import CONF_DIR, choices
-from vera.config.identity import GROUPS, SEED_REFERENCE
+from vera.config.components import CONF_DIR, check_modality, choices, group_marks, normalised, own_target
+from vera.config.identity import GROUPS, hashed
+from vera.config.marks import marks
 from vera.config.schema import RunConfig, checked
 from vera.errors import ConfigError, redacted
 
@@ -43,17 +45,47 @@ OmegaConf.register_new_resolver("recipe", recipe, replace=True)
 
 # What Hydra and OmegaConf raise for overrides that fit nowhere; the last ones where they expect a text and find a list.
 _COMPOSING = (
-    *(HydraException, OmegaConfBaseException, ValueError, RecursionError),
+    *(HydraException, OmegaConfBaseException, ValueError, RecursionError, yaml.YAMLError),
     *(TypeError, AttributeError, AssertionError, LookupError),
 )
 
 
+# Interpolations whose value follows from the configuration alone; any other may give something else the next time.
+_PURE = {
+    "oc.select",
+    "oc.create",
+    "oc.decode",
+    "oc.deprecated",
+    "oc.dict.keys",
+    "oc.dict.values",
+    "local_copy",
+    "beside",
+    "recipe",
+}
+_RESOLVER = re.compile(r"\$\{\s*([A-Za-z_][\w.]*)\s*:")
+_KEYS = RunConfig.model_fields.keys() - {"follows_seed", "unhashed"}  # which are found, not given
+_READ = {*_KEYS, "answers", "models_dir", "data_root"}  # at the top level; the others there are what a recipe refers to
+_GIVEN = re.compile(r"[+~]*(?:model|task|method|train)\.(?:neutral|version)\b")
+
+
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The run that `python scripts/train.py OVERRIDES` would make. Raises ConfigError with one line."""
+    return compose_lasting(overrides)[0]
+
+
+def compose_lasting(overrides: Sequence[str] = ()) -> tuple[RunConfig, bool]:
+    """The same, and whether these overrides always give it and, but for what `RunConfig.with_seed` changes, at every seed.
+
+    Not with ${oc.env:} or ${now:}, nor where a folder is named after the seed.
+    """
     try:
-        return from_hydra(_compose(overrides))
+        cfg = _compose(overrides)
+        run, following = _checked(cfg, overrides)
     except _COMPOSING as error:
         raise ConfigError(explain(error)) from None
+    texts = [*overrides, *(text for _, text in _texts(OmegaConf.to_container(cfg, resolve=False)))]
+    changing = {found for text in texts for found in _RESOLVER.findall(text)} - _PURE
+    return run, not changing and all(dotted.partition(".")[0] in GROUPS[:3] for dotted in following)
 
 
 def resolve(entry: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -70,28 +102,133 @@ def _compose(overrides: Sequence[str], entry: str = "run") -> DictConfig:
     return hydra.compose(entry, overrides=list(overrides))
 
 
-def from_hydra(cfg: DictConfig) -> RunConfig:
-    """Resolve and check a composed config. Raises ConfigError naming the key and what it may be."""
+def from_hydra(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunConfig:
+    """Resolve and check a config that was composed with `overrides`. Raises ConfigError naming the key and what it may be."""
     try:
-        resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        return _checked(cfg, overrides)[0]
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    refuse_secrets(_leaves(resolved))
-    groups = {group: raw[group] for group in GROUPS if isinstance(raw.get(group), dict)}
-    follows = [f"{group}.{key}" for group, values in groups.items() for key, value in values.items() if value == SEED_REFERENCE]
-    known = {key: resolved[key] for key in RunConfig.model_fields if key in resolved}
-    run = checked(RunConfig, {**known, "follows_seed": follows})
+
+
+def _checked(cfg: DictConfig, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
+    """The run, and the dotted names of all values that change with the seed."""
+    given = [override for override in overrides if _GIVEN.match(override)]
+    if given:
+        raise ConfigError(f"{given[0]}: version and neutral are for the yaml's author; they say which records stay valid")
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    _refuse_unread(cfg, resolved, overrides)
+    refuse_secrets(_texts(resolved))
+    known = {key: resolved[key] for key in _KEYS if key in resolved}
+    unhashed = []
+    for group in (*GROUPS[:3], "tracker"):
+        if isinstance(known.get(group), dict):
+            target = known[group].get("_target_")
+            marked_here = group_marks(known[group], group)
+            try:
+                known[group] = normalised(known[group], group)
+            except ConfigError:
+                if group == "task":  # a recipe's key for tasks of another kind is not what is wrong
+                    check_modality(known["model"], known["task"])
+                raise
+            unhashed += [f"{group}.{key}" for key in marked_here if key not in marks(group, str(target))]
+            _check_name(known[group], group)
+    run = checked(RunConfig, {**known, "unhashed": [key for key in unhashed if not key.startswith("tracker.")]})
+    following = _following(cfg, resolved, run.seed)
+    run = run.model_copy(update={"follows_seed": _only_the_seed(following, run)})
     try:
         _ = run.cell_id
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # a number that is not finite, half a surrogate pair, a key that is no word
+    except (ValueError, TypeError, AttributeError) as error:  # a number that is not finite, half a surrogate pair
         raise ConfigError(f"the configuration has no identity: {error}") from None
     _check_recipe(recipe(run.method["name"], run.model["name"]))
-    return run
+    return run, [dotted for dotted, _, _ in following]
+
+
+def _refuse_unread(cfg: DictConfig, resolved: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Raises ConfigError for a key that was added with + at the top level, or to a recipe's own table, and that nothing reads:
+    no run has it, and no other value refers to it. (What is added inside a group, the group's class refuses.)"""
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+")
+        top = key.partition(".")[0]
+        if not override.startswith("+") or top in _READ or top not in resolved:
+            continue
+        less = cfg.copy()
+        with open_dict(less):
+            *parents, leaf = key.split(".")
+            place = OmegaConf.select(less, ".".join(parents)) if parents else less
+            if not isinstance(place, DictConfig) or leaf not in place:
+                continue  # a group such as +recipe=...
+            del place[leaf]
+        try:
+            without = OmegaConf.to_container(less, resolve=True)
+        except OmegaConfBaseException:
+            continue
+        if all(without.get(known) == resolved.get(known) for known in _READ):
+            raise ConfigError(f"{key} is not a key of the configuration; {_allowed(key.rpartition('.')[0])}")
+
+
+def _following(cfg: DictConfig, resolved: dict[str, Any], seed: int) -> list[tuple[str, Any, Any]]:
+    """Every value of the run that is another under another seed: (dotted name, at `seed`, at the next one)."""
+    before = cfg.seed
+    with open_dict(cfg):
+        cfg.seed = seed + 1
+        try:
+            other = OmegaConf.to_container(cfg, resolve=True)
+        finally:
+            cfg.seed = before
+    return [
+        found
+        for key in RunConfig.model_fields
+        if key in _KEYS & resolved.keys() and key != "seed"
+        for found in _changes(resolved[key], other[key], key)
+    ]
+
+
+def _changes(one: Any, other: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        for key in one:
+            yield from _changes(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for index, (first, second) in enumerate(zip(one, other, strict=True)):
+            yield from _changes(first, second, f"{where}.{index}")
+    elif one != other:
+        yield where, one, other
+
+
+def _only_the_seed(following: list[tuple[str, Any, Any]], run: RunConfig) -> list[str]:
+    """Those that are part of the identity, which must be the seed itself. Raises ConfigError."""
+    follows = []
+    for dotted, one, other in following:
+        group, key = (*dotted.split("."), "")[:2]
+        if group not in GROUPS or key not in hashed(group, run.scientific[group], (), run.unhashed):
+            continue
+        if (str(one), str(other)) != (str(run.seed), str(run.seed + 1)):
+            raise ConfigError(
+                f"{dotted} is made from the seed ({one} at seed {run.seed}); only ${{seed}} by itself can follow it"
+            )
+        follows.append(dotted)
+    return follows
+
+
+def _check_name(settings: dict[str, Any], group: str) -> None:
+    """Raises ConfigError for a component under the name of another one: its records would count as the other's."""
+    name = settings.get("name")
+    if name in choices(group):
+        own = own_target(group, name)
+        if own is not None and own.rpartition(".")[2] != settings["_target_"].rpartition(".")[2]:
+            raise ConfigError(
+                f"{group}.name={name} is conf/{group}/{name}.yaml's; {settings['_target_']} needs a name of its own"
+            )
+
+
+@lru_cache(maxsize=256)
+def choice(group: str, name: str) -> dict[str, Any]:
+    """One yaml of a group with its Hydra `defaults`; interpolations as they are written. Raises ConfigError."""
+    if name not in choices(group):
+        raise ConfigError(f"conf/{group} has no {name!r}")
+    try:
+        return OmegaConf.to_container(_compose([], f"{group}/{name}")[group], resolve=False)
+    except _COMPOSING as error:
+        raise ConfigError(explain(error)) from None
 
 
 def refuse_secrets(values: Iterable[tuple[str, str]]) -> None:
@@ -101,13 +238,13 @@ def refuse_secrets(values: Iterable[tuple[str, str]]) -> None:
             raise ConfigError(f"{key} holds a secret (a token, a key, or a password in an address); give it in the environment")
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for name, item in value.items():
-            yield from _leaves(item, f"{key}.{name}".lstrip("."))
+            yield from _texts(item, f"{key}.{name}".lstrip("."))
     elif isinstance(value, list):
         for item in value:
-            yield from _leaves(item, key)
+            yield from _texts(item, key)
     elif isinstance(value, str):
         yield key, value
 
@@ -125,6 +262,10 @@ def _check_recipe(name: str) -> None:
 def explain(error: Exception) -> str:
     """One line for what Hydra or OmegaConf says in several."""
     text = str(error)
+    if isinstance(error, yaml.YAMLError):
+        return malformed(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"{', '.join(_not_utf8()) or 'an override'} is not UTF-8"
     if isinstance(error, (TypeError, AttributeError, AssertionError, RecursionError, KeyError)):
         return f"these overrides make no configuration ({' '.join(text.split())[:200] or type(error).__name__})"
     if isinstance(error, ValueError) and "Config group override" in text:
@@ -159,6 +300,26 @@ def explain(error: Exception) -> str:
     return text.strip().splitlines()[0]
 
 
+def malformed(error: yaml.YAMLError) -> str:
+    """One line for a yaml that cannot be parsed, with its file and line."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = " ".join(str(getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML").split())
+    path = Path(mark.name if mark is not None else getattr(error, "name", ""))
+    where = path.relative_to(CONF_DIR.parent) if path.is_relative_to(CONF_DIR.parent) else path
+    return f"{where}{'' if mark is None else f', line {mark.line + 1}'}: {problem}"
+
+
+def _not_utf8() -> list[str]:
+    """The yamls of conf/ that are in another encoding."""
+    found = []
+    for path in sorted(CONF_DIR.rglob("*.yaml")):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            found.append(str(path.relative_to(CONF_DIR.parent)))
+    return found
+
+
 def choices_groups() -> list[str]:
     """The config groups that a command line chooses from."""
     return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
@@ -166,9 +327,17 @@ def choices_groups() -> list[str]:
 
 def _allowed(parent: str) -> str:
     if parent in GROUPS:
-        keys = {key for name in choices(parent) for key in OmegaConf.load(CONF_DIR / parent / f"{name}.yaml")}
+        keys = {key for name in choices(parent) for key in _keys(CONF_DIR / parent / f"{name}.yaml")}
     elif not parent:
         keys = set(_compose([]))
     else:
         return f"{parent} has no such key"
     return f"{parent or 'top level'} has: {', '.join(sorted(key for key in keys if not key.startswith('_')))}"
+
+
+def _keys(path: Path) -> Iterable[str]:
+    """The top-level keys of a yaml; none of a malformed one."""
+    try:
+        return map(str, OmegaConf.load(path))
+    except (*_COMPOSING, OSError):
+        return ()

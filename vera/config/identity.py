@@ -4,53 +4,80 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
-GROUPS = ("model", "task", "method", "train")
+from vera.config.marks import Mark, marks
 
-# Keys that change where and how fast a run goes, and keys that describe what others decide (a checkpoint's architecture and the
-# size of a data set, for counts and estimates). They stay out of a run's identity.
-OPERATIONAL = frozenset(
-    {
-        "model.data_dir",
-        "model.full",
-        "model.gradient_checkpointing",
-        "model.path",
-        "task.cache_dir",
-        "task.data_dir",
-        "task.facts",
-        "task.workers",
-        "train.checkpoint_seconds",
-        "train.eval_batch_size",
-        "train.micro_batch_size",
-        "train.micro_batch_tokens",
-        "train.save",
-    }
-)
-UNHASHED = frozenset({"tiny", "neutral"})  # of every group, beside these
+GROUPS = ("model", "task", "method", "train")
 SEED_REFERENCE = "${seed}"
 
+# A component is known by its name and version. The spelling of its class (`_target_`) is no part of the identity, so that a
+# class may move; these are the spellings that were hashed before, and are still for the class of that name, wherever it is now,
+# so that every record keeps its id. A renamed class takes its line along; a new class has none.
+FIRST_SPELLINGS = {
+    spelling.rpartition(".")[2]: spelling
+    for spelling in (
+        "vera.methods.adalora.AdaLora",
+        "vera.methods.bitfit.BitFit",
+        "vera.methods.bottleneck.BottleneckAdapters",
+        "vera.methods.dylora.DyLora",
+        "vera.methods.full.Full",
+        "vera.methods.head.Head",
+        "vera.methods.ia3.IA3",
+        "vera.methods.lora.Lora",
+        "vera.methods.lora_fa.LoraFA",
+        "vera.methods.vera.Vera",
+        "vera.models.digits.DigitsVit",
+        "vera.models.gpt2.Gpt2",
+        "vera.models.gpt2_mini.Gpt2Mini",
+        "vera.models.image.ImageClassifier",
+        "vera.models.llama.Llama",
+        "vera.models.text.TextClassifier",
+        "vera.tasks.alpaca.Alpaca",
+        "vera.tasks.digits.Digits",
+        "vera.tasks.e2e.E2E",
+        "vera.tasks.glue.Glue",
+        "vera.tasks.images.Images",
+    )
+}
 
-def cell_id(config: dict[str, Any], follows_seed: Sequence[str] = ()) -> str:
+
+def cell_id(config: dict[str, Any], follows_seed: Collection[str] = (), unhashed: Collection[str] = ()) -> str:
     """SHA-256, in hex, of what a run computes: the groups of `config` without seed, paths, device, launcher and tracker.
 
-    Keys in OPERATIONAL and keys at their `neutral` value are left out; leaves named in `follows_seed` count as the word
-    `${seed}` instead of a number, so that all seeds of a cell share one id.
+    Marked keys (vera.config.marks) and keys at their `neutral` value are left out, and so are those in `unhashed`, which are
+    marked in a class that is not known here. Values named in `follows_seed` (dotted, at any depth) count as the word `${seed}`
+    instead of a number, so that all seeds of a cell share one id. Nothing is imported.
     """
-    kept: dict[str, Any] = {}
+    kept = {}
     for group in GROUPS:
-        values = dict(config[group])
-        if group == "model" and values.get("size") == "full":
-            values.pop("tiny", None)  # the rehearsal's stand-in says nothing about the real model
-        neutral = values.pop("neutral", None) or {}
-        for key, value in values.items():
-            dotted = f"{group}.{key}"
-            if dotted in OPERATIONAL or (key in neutral and neutral[key] == value):
-                continue
-            kept[dotted] = SEED_REFERENCE if dotted in follows_seed else _plain(value)
+        values = hashed(group, config[group], follows_seed, unhashed)
+        kept.update({f"{group}.{key}": value for key, value in values.items()})
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hashed(
+    group: str, settings: dict[str, Any], follows_seed: Collection[str] = (), unhashed: Collection[str] = ()
+) -> dict[str, Any]:
+    """What of one group decides what a run computes; see `cell_id`."""
+    values = dict(settings)
+    target = str(values.pop("_target_", "TrainConfig" if group == "train" else ""))
+    first = FIRST_SPELLINGS.get(target.rpartition(".")[2])
+    kept = {} if first is None else {"_target_": first}
+    known = marks(group, target)
+    neutral = values.pop("neutral", None) or {}
+    for key, value in values.items():
+        if not counts(known.get(key), values) or f"{group}.{key}" in unhashed or (key in neutral and neutral[key] == value):
+            continue
+        kept[key] = _plain(value, f"{group}.{key}", follows_seed)
+    return kept
+
+
+def counts(mark: Mark | None, settings: dict[str, Any]) -> bool:
+    """Whether a key with this mark is part of the identity."""
+    return mark is None or (mark == "stand-in" and settings.get("size") != "full")
 
 
 def run_name(model: str, task: str, method: str, cell: str, seed: int) -> str:
@@ -58,12 +85,14 @@ def run_name(model: str, task: str, method: str, cell: str, seed: int) -> str:
     return f"{model}--{task}--{method}--{cell[:8]}--s{seed}"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, where: str, follows_seed: Collection[str]) -> Any:
     """1.0 and 1 are one value in a config, and so are tuples and lists."""
+    if where in follows_seed:
+        return SEED_REFERENCE
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, f"{where}.{key}", follows_seed) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, f"{where}.{index}", follows_seed) for index, item in enumerate(value)]
     return value

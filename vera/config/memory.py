@@ -1,7 +1,8 @@
-"""Composing thousands of configs is slow in Hydra (some 60 ms each) and always gives the same: remember it on disk.
+"""Composing thousands of configs is slow in Hydra (some 60 ms each) and nearly always gives the same: remember it on disk.
 
-The memory lies in .cache/compositions/<hash>.json; the hash is over everything in conf/ and the versions that compose it, so a
-changed yaml is never answered from an old one. Deleting the folder is safe.
+The memory lies in .cache/compositions/<hash>.json; the hash is over everything in conf/, the code and the versions that compose
+it, so a changed yaml is never answered from an old one. What may be another the next time (${oc.env:}, ${now:}) is always
+composed. Deleting the folder is safe.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import atexit
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,12 +23,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vera.config import CONF_DIR, RunConfig, compose
+from vera.config import CONF_DIR, RunConfig
+from vera.config.composing import compose, compose_lasting
+from vera.config.marks import TABLE
 from vera.io.files import write_atomic
 
 FOLDER = Path(".cache") / "compositions"
 CHUNK = 8
-COMPOSER = Path(compose.__code__.co_filename)
 
 
 class Compositions:
@@ -35,20 +38,37 @@ class Compositions:
     def __init__(self, folder: Path):
         self.path = folder / f"{_state()}.json"
         self.known: dict[str, Any] = self._read()
-        self.built: dict[str, RunConfig] = {}
+        self.built: dict[str, RunConfig | None] = {}  # None: composed each time
         self.changed = False
 
     def get(self, overrides: Sequence[str]) -> RunConfig:
-        """As vera.config.compose. Raises ConfigError."""
-        key = " ".join(overrides)
+        """As vera.config.compose. Raises ConfigError.
+
+        All seeds of a cell are composed once.
+        """
+        cell, seed = split_seed(overrides)
+        if seed is None or any("$" in override for override in overrides):
+            return compose(overrides)
+        run = self._lasting(cell)
+        if run is None:
+            return compose(overrides)
+        return run.with_seed(seed) if len(cell) < len(overrides) else run
+
+    def _lasting(self, cell: tuple[str, ...]) -> RunConfig | None:
+        """The run of these overrides (without a seed), or None where it may be another one the next time."""
+        key = " ".join(cell)
         if key not in self.built:
             try:
                 self.built[key] = RunConfig(**self.known[key])
             except (KeyError, TypeError, ValidationError):  # not known, or not a run
-                self.built[key] = compose(overrides)
-                self.known[key] = self.built[key].model_dump(mode="json")
-                self.changed = True
+                self._keep(key, *compose_lasting(cell))
         return self.built[key]
+
+    def _keep(self, key: str, run: RunConfig, lasting: bool) -> None:
+        self.built[key] = run if lasting else None
+        if lasting:
+            self.known[key] = run.model_dump(mode="json")
+            self.changed = True
 
     def add(self, wanted: Iterable[Sequence[str]]) -> None:
         """Compose what is not known yet, in as many processes as there are cores. Raises ConfigError."""
@@ -57,10 +77,8 @@ class Compositions:
         if workers < 2 or sys.platform != "linux":  # forking is cheap there; elsewhere `get` composes one by one
             return
         with ProcessPoolExecutor(workers, get_context("fork")) as pool:
-            for overrides, run in zip(new, pool.map(compose, new, chunksize=CHUNK), strict=True):
-                key = " ".join(overrides)
-                self.built[key], self.known[key] = run, run.model_dump(mode="json")
-        self.changed = True
+            for overrides, (run, lasting) in zip(new, pool.map(compose_lasting, new, chunksize=CHUNK), strict=True):
+                self._keep(" ".join(overrides), run, lasting)
 
     def save(self) -> None:
         """Write what is new; a folder that cannot be written costs time, nothing else."""
@@ -77,6 +95,14 @@ class Compositions:
         except (OSError, ValueError):
             return {}
         return known if isinstance(known, dict) else {}
+
+
+def split_seed(overrides: Sequence[str]) -> tuple[tuple[str, ...], int | None]:
+    """The overrides of a run's cell, and its seed (0 where none is given); None for a seed that only Hydra can judge."""
+    seeds = [override for override in overrides if override.startswith("seed=")]
+    text = seeds[-1].removeprefix("seed=") if seeds else "0"
+    known = re.fullmatch(r"[0-9]{1,9}", text) and not any(override.startswith(("+seed", "~seed")) for override in overrides)
+    return tuple(override for override in overrides if override not in seeds), int(text) if known else None
 
 
 def composed(overrides: Sequence[str]) -> RunConfig:
@@ -98,6 +124,6 @@ def _compositions() -> Compositions:
 
 def _state() -> str:
     digest = hashlib.sha256("".join(version(package) for package in ("hydra-core", "omegaconf")).encode())
-    for path in [COMPOSER, *sorted(CONF_DIR.rglob("*.yaml"))]:
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), TABLE, *sorted(CONF_DIR.rglob("*.yaml"))]:
         digest.update(str(path.relative_to(CONF_DIR.parent)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import reprlib
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from vera.config.identity import GROUPS, cell_id, run_name
+from vera.config.marks import Operational
 from vera.errors import ConfigError
 
 # A word that becomes part of a file's name: no separator, no leading dot.
@@ -34,7 +36,7 @@ class Component(Strict):
 
     name: Name
     version: int = Field(ge=1)
-    neutral: dict[str, Any] = {}
+    neutral: Annotated[dict[str, Any], Operational] = {}
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -44,7 +46,7 @@ class TrainConfig(Strict):
     """The training loop's settings; `conf/train/default.yaml` says what each one is."""
 
     version: int = Field(ge=1)
-    neutral: dict[str, Any] = {}
+    neutral: Annotated[dict[str, Any], Operational] = {}
     epochs: int = Field(ge=1)
     max_steps: int | None = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -59,11 +61,11 @@ class TrainConfig(Strict):
     warmup_steps: int | None = Field(ge=0)
     clip: float = Field(ge=0)
     precision: Literal["auto", "fp32", "bf16"]
-    micro_batch_size: int | None = Field(ge=1)
-    micro_batch_tokens: int | None = Field(ge=1)
-    eval_batch_size: int = Field(ge=1)
-    checkpoint_seconds: float = Field(ge=0)
-    save: bool
+    micro_batch_size: Annotated[int | None, Operational] = Field(ge=1)
+    micro_batch_tokens: Annotated[int | None, Operational] = Field(ge=1)
+    eval_batch_size: Annotated[int, Operational] = Field(ge=1)
+    checkpoint_seconds: Annotated[float, Operational] = Field(ge=0)
+    save: Annotated[bool, Operational]
 
     @field_validator("warmup_steps")
     @classmethod
@@ -82,7 +84,12 @@ _NAME = TypeAdapter(Name)
 
 
 class RunConfig(Strict):
-    """One run, resolved. `model`, `task` and `method` are the keyword arguments of their `_target_`."""
+    """One run, resolved. `model`, `task` and `method` are the keyword arguments of their `_target_`, as its fields' types have
+    them, so that `4` and `"4"` are one run.
+
+    follows_seed  dotted names of the values that are the seed.
+    unhashed      marked keys (vera.config.marks) of classes that components.json does not list.
+    """
 
     model: dict[str, Any]
     task: dict[str, Any]
@@ -99,6 +106,7 @@ class RunConfig(Strict):
     progress: bool | Literal["auto"]
     claim_timeout: float = Field(ge=1)
     follows_seed: list[str] = []
+    unhashed: list[str] = []
 
     @field_validator(*GROUPS[:3])
     @classmethod
@@ -116,25 +124,46 @@ class RunConfig(Strict):
 
     @property
     def cell_id(self) -> str:
-        return cell_id(self.scientific, self.follows_seed)
+        return cell_id(self.scientific, self.follows_seed, self.unhashed)
 
     @property
     def run_name(self) -> str:
         return run_name(self.model["name"], self.task["name"], self.method["name"], self.cell_id, self.seed)
+
+    def with_seed(self, seed: int) -> RunConfig:
+        """The same cell under another seed."""
+        changed = {group: getattr(self, group) for group in GROUPS[:3]}
+        for dotted in self.follows_seed:
+            group, *path = dotted.split(".")
+            if group in changed:
+                changed[group] = _replaced(changed[group], path, seed)
+        return self.model_copy(update={"seed": seed, **changed})
+
+
+def _replaced(tree: Any, path: list[str], value: Any) -> Any:
+    """The same dictionaries and lists with another value at one place."""
+    if not path:
+        return value
+    if isinstance(tree, dict):
+        return {**tree, path[0]: _replaced(tree[path[0]], path[1:], value)}
+    index = int(path[0])
+    return [*tree[:index], _replaced(tree[index], path[1:], value), *tree[index + 1 :]]
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def checked(schema: type[_Model], values: dict[str, Any], where: str = "") -> _Model:
-    """Build a pydantic model; its errors become one line that names key, problem and value."""
+    """Build a pydantic model; its errors become one line that names key, problem and value. A truth value is no number."""
+    for key, value in _misplaced(schema, values, where):
+        raise ConfigError(f"{key}: a truth value is no number, got {shown(value)}")
     try:
         return schema(**values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
         if first["type"] == "extra_forbidden":
-            allowed = ", ".join(sorted(schema.model_fields))
+            allowed = ", ".join(sorted(_nested(schema, first["loc"][:-1]).model_fields))
             raise ConfigError(f"{key} is not a key; allowed: {allowed}") from None
         if first["type"] == "missing":
             raise ConfigError(f"{key} is missing") from None
@@ -143,6 +172,45 @@ def checked(schema: type[_Model], values: dict[str, Any], where: str = "") -> _M
         raise ConfigError(f"{key}: {message}, got {shown(first['input'])}{more}") from None
     except TypeError:  # keys that are no words
         raise ConfigError(f"{where or schema.__name__}: its keys must be words") from None
+
+
+def _nested(schema: Any, path: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model that a place of a model's values is checked by."""
+    for part in path:
+        if isinstance(schema, type) and issubclass(schema, BaseModel) and part in schema.model_fields:
+            schema = schema.model_fields[part].annotation
+        else:  # the name of a branch of a union, or an item
+            inner = [each for each in get_args(schema) if isinstance(each, type) and issubclass(each, BaseModel)]
+            schema = inner[0] if inner else schema
+    return schema
+
+
+def _misplaced(annotation: Any, value: Any, where: str) -> Iterator[tuple[str, bool]]:
+    """Where a truth value stands in for a number, which pydantic would take for 0 or 1."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if key in annotation.model_fields:
+                    yield from _misplaced(annotation.model_fields[key].annotation, item, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, bool):
+        kinds = _kinds(annotation)
+        if kinds & {int, float} and not kinds & {bool, Any}:
+            yield where, value
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _misplaced(annotation, item, f"{where}.{index}")
+    elif isinstance(value, dict):
+        models = [part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+        for model in models:
+            yield from _misplaced(model, value, where)
+        for key, item in value.items() if not models else ():
+            yield from _misplaced(annotation, item, f"{where}.{key}")
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that a value and its items may have."""
+    parts = get_args(annotation)
+    return set().union(*map(_kinds, parts)) if parts else {annotation} & {bool, int, float, Any}
 
 
 _short = reprlib.Repr()

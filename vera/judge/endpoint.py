@@ -33,8 +33,8 @@ IN_WORDS = {
 LONGEST_PAUSE = 60.0  # seconds
 
 
-class Price(Strict):
-    """US dollars for a million tokens, of what is sent and of what comes back."""
+class Both(Strict):
+    """A figure for what is sent and one for what comes back."""
 
     prompt: float = Field(ge=0)
     completion: float = Field(ge=0)
@@ -57,7 +57,8 @@ class JudgeSettings(Strict):
     concurrency: int = Field(ge=1)
     retries: int = Field(ge=0)
     timeout_seconds: float = Field(gt=0)
-    price: Price
+    price: Both
+    tokens: Both
 
     @field_validator("base_url")
     @classmethod

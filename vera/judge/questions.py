@@ -30,6 +30,7 @@ class QuestionFiles(Strict):
 class QuestionSource(Strict):
     """conf/questions/*.yaml.
 
+    count                 how many questions the official file has, for plans.
     turns                 how many questions a conversation has.
     grading               single: one answer at a time, 1 to 10; pairwise: two answers side by side, 1 to 10 each.
     reference_categories  categories whose judge sees the reference answer.
@@ -39,6 +40,7 @@ class QuestionSource(Strict):
 
     name: Name
     version: int = Field(ge=1)
+    count: int = Field(ge=1)
     turns: int = Field(ge=1, le=2)
     grading: Grading
     reference_categories: list[str]

@@ -51,13 +51,22 @@ def in_folder(file: PinnedFile, folder: str | Path) -> Found | None:
     return None
 
 
+def cached(file: PinnedFile, cache_dir: str | Path) -> bool:
+    """Whether `fetch` needs no network."""
+    return _place(file, cache_dir).is_file() or file.url.startswith("file:")
+
+
+def _place(file: PinnedFile, cache_dir: str | Path) -> Path:
+    return Path(cache_dir) / "official" / f"{file.sha256[:16]}-{file.names[0]}"
+
+
 def fetch(file: PinnedFile, cache_dir: str | Path) -> Found:
     """The official file, from the cache or its address. Raises DataError when it cannot be had or is another file."""
-    cached = Path(cache_dir) / "official" / f"{file.sha256[:16]}-{file.names[0]}"
-    if cached.is_file():
-        data = cached.read_bytes()
+    path = _place(file, cache_dir)
+    if path.is_file():
+        data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() == file.sha256:
-            return Found(data, str(cached), file.sha256, True)
+            return Found(data, str(path), file.sha256, True)
     if os.environ.get("HF_HUB_OFFLINE") == "1" and not file.url.startswith("file:"):
         raise DataError(f"{file.url} is not fetched because HF_HUB_OFFLINE=1")
     try:
@@ -69,7 +78,7 @@ def fetch(file: PinnedFile, cache_dir: str | Path) -> Found:
     digest = hashlib.sha256(data).hexdigest()
     if digest != file.sha256:
         raise DataError(f"{file.url} is not the expected file: SHA-256 {digest[:16]}, not {file.sha256[:16]}")
-    write_atomic(cached, data)
+    write_atomic(path, data)
     return Found(data, file.url, digest, True)
 
 

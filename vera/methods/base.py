@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +29,10 @@ class Method(Component):
     train_head  whether the task head is trained. A language model has none: its own output layer belongs to the backbone.
 
     A subclass says what to train in `attach`; the rest has defaults that fit methods without an adapter of their own.
+    `head_alone`: a method that means to train nothing of the backbone.
     """
+
+    head_alone: ClassVar[bool] = False
 
     train_head: bool = True
 
@@ -45,6 +48,10 @@ class Method(Component):
                 groups["head" if inside(name, backbone.head) else "adapter"].append((name, parameter))
         if not groups["adapter"] and not groups["head"]:
             raise ConfigError(f"method {self.name} trains nothing (method.train_head={self.train_head})")
+        if not groups["adapter"] and not self.head_alone:
+            raise ConfigError(
+                f"method {self.name} trains nothing of this backbone, which has no such parameters; see method=head"
+            )
         return groups
 
     def on_step(self, backbone: Backbone, step: int, total: int) -> None:

@@ -7,14 +7,15 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 from transformers import PretrainedConfig
 
-from vera.config import Component, HubId
+from vera.config import Component, HubId, Operational, Source, StandIn
+from vera.config.architecture import FIT, misfit, misfit_of_path
 from vera.errors import ConfigError, ModelError
 from vera.io import hub
 from vera.models.tiny import architecture, tiny_checkpoint
@@ -86,13 +87,13 @@ class Model(Component):
 
     checkpoint: HubId | None = None
     revision: str = "main"
-    path: str | None = None
+    path: Annotated[str | None, Source] = None
     package: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*/\w[\w-]*$")
     size: Literal["full", "tiny"] = "full"
     targets: dict[str, str | list[str]]
     head: list[str]
-    tiny: Architecture
-    full: Architecture = {}
+    tiny: Annotated[Architecture, StandIn]
+    full: Annotated[Architecture, Operational] = {}
 
     def load(self, outputs: int, cache_dir: Path) -> Backbone:
         """The backbone with a new head of `outputs` values (1: regression; a language model keeps its own and takes 0),
@@ -111,6 +112,8 @@ class Model(Component):
             )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise ModelError(self._unreachable(source, error)) from None
+        if self.source_kind != "made here":
+            self._check_fit(misfit(self.model_dump(), model.config.to_dict(), source))
         missing = [name for name in self.head if not any(part[0] == name for part in model.named_modules())]
         if missing:
             raise ModelError(f"{self.name}: {source} has no module {missing[0]!r} to serve as the head")
@@ -123,6 +126,12 @@ class Model(Component):
             commit=hub_commit,
             fingerprint=weights_fingerprint(model, self.head),
         )
+
+    @staticmethod
+    def _check_fit(problem: str | None) -> None:
+        """Raises ModelError for weights that would be filed under another model's name."""
+        if problem is not None:
+            raise ModelError(f"{problem}; {FIT}")
 
     @property
     def source_kind(self) -> Literal["made here", "folder", "hub"]:
@@ -141,6 +150,7 @@ class Model(Component):
         if self.path is not None:
             if not (Path(self.path) / "config.json").is_file():
                 raise ModelError(f"model.path={self.path} holds no config.json; give a folder in transformers' format")
+            self._check_fit(misfit_of_path(self.model_dump()))
             return self.path
         if self.package is not None:
             package, _, folder = self.package.partition("/")

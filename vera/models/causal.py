@@ -27,7 +27,7 @@ class CausalLM(Model):
             source,
             **where,
             use_safetensors=True,
-            **{"dtype": torch.float32, **self._settings()},
+            **{"dtype": torch.float32, **self.settings},
             output_loading_info=True,
         )
         return model, tokenizer, info
@@ -35,6 +35,7 @@ class CausalLM(Model):
     def _from_config(self, config, outputs):
         return AutoModelForCausalLM.from_config(config)
 
-    def _settings(self) -> dict[str, Any]:
+    @property
+    def settings(self) -> dict[str, Any]:
         """What from_pretrained takes beside the checkpoint, such as values of its configuration or another dtype."""
         return {}

@@ -6,12 +6,14 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, Field
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
+from typing_extensions import TypedDict
 
 from vera.io.cache import make_folder
 from vera.models.base import Architecture
@@ -25,13 +27,25 @@ PRETRAIN_CLASSES = 5
 RECIPE = 1  # raised when the pretraining below changes
 
 
+class Pretraining(TypedDict):
+    """AdamW with a one-cycle schedule up to `lr`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    seed: Annotated[int, Field(ge=0)]
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+
+
 class DigitsVit(ImageClassifier):
     """ViT for 8 x 8 grey images. `pretrain` and `architecture` decide its weights; a finished one is cached in a folder."""
 
     modality: ClassVar[str] = "image"
 
     architecture: Architecture
-    pretrain: dict[str, Any]
+    pretrain: Pretraining
 
     def source(self, cache_dir: Path) -> str:
         if self.size == "tiny" or self.path is not None:

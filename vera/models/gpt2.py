@@ -30,7 +30,8 @@ class Gpt2(CausalLM):
     def _from_config(self, config, outputs):
         return split_attention(super()._from_config(config, outputs))
 
-    def _settings(self) -> dict[str, Any]:
+    @property
+    def settings(self) -> dict[str, Any]:
         return {"embd_pdrop": self.dropout, "attn_pdrop": self.dropout, "resid_pdrop": self.dropout}
 
 

@@ -6,14 +6,17 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 from tokenizers import pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from typing_extensions import TypedDict
 
+from vera.config import Place
 from vera.errors import DataError, ModelError
 from vera.io.cache import make_folder
 from vera.io.rows import read_csv
@@ -28,13 +31,28 @@ CORPUS = "trainset.csv"
 RECIPE = 1  # raised when the pretraining below changes
 
 
+class Pretraining(TypedDict):
+    """vocabulary: size of the tokenizer; window: tokens of one training example; bf16: autocast."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    seed: Annotated[int, Field(ge=0)]
+    vocabulary: Annotated[int, Field(ge=257)]
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    window: Annotated[int, Field(ge=2)]
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    bf16: bool
+
+
 class Gpt2Mini(Gpt2):
     """data_dir: a folder with the challenge's trainset.csv; by default the task's own. `architecture` and `pretrain` decide the
     weights together with that file; a finished model is cached in a folder."""
 
-    data_dir: str | None
+    data_dir: Annotated[str | None, Place]
     architecture: Architecture
-    pretrain: dict[str, Any]
+    pretrain: Pretraining
 
     def source(self, cache_dir: Path) -> str:
         if self.size == "tiny" or self.path is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from transformers import BitsAndBytesConfig
 
+from vera.config import Operational
 from vera.errors import ConfigError
 from vera.models.causal import CausalLM
 
@@ -19,7 +20,7 @@ class Llama(CausalLM):
     """
 
     quantisation: Literal["nf4", "none"]
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Operational] = False
 
     def _load(self, source, outputs, where):
         if self.quantisation == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
@@ -36,7 +37,8 @@ class Llama(CausalLM):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model, tokenizer, info
 
-    def _settings(self) -> dict[str, Any]:
+    @property
+    def settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {"dtype": torch.bfloat16}
         if self.quantisation == "nf4":
             settings["quantization_config"] = BitsAndBytesConfig(

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from vera.config import GROUPS, OPERATIONAL, UNHASHED, Name, Strict, cell_id, run_name
+from vera.config import Name, Strict, cell_id, run_name
 from vera.errors import RecordError
 
 SCHEMA = 1
+LOCAL = "local"  # what a record says in place of a path
 
 
 def output_path(name: str, suffix: str) -> str:
@@ -41,7 +42,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Run(Strict):
-    """Which run this is. `config` is resolved; `cell_id` follows from it and `follows_seed` alone."""
+    """Which run this is. `config` is resolved; `cell_id` follows from it, `follows_seed` and `unhashed` (RunConfig) alone."""
 
     model: Name
     task: Name
@@ -49,6 +50,7 @@ class Run(Strict):
     seed: int = Field(ge=0, lt=2**31)
     cell_id: str = Field(pattern=r"^[0-9a-f]{64}$")
     follows_seed: list[str]
+    unhashed: list[str] = []
     config: dict[str, Any]
 
 
@@ -152,11 +154,10 @@ class Record(Strict):
     @model_validator(mode="after")
     def _identity_holds(self):
         try:
-            expected = cell_id(self.run.config, self.run.follows_seed)
+            expected = cell_id(self.run.config, self.run.follows_seed, self.run.unhashed)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"run.config is not the config of a run: {error}") from None
-        for group in GROUPS:  # what the hash leaves out comes back as it is, too
-            _plain_values({k: v for k, v in self.run.config[group].items() if f"{group}.{k}" in OPERATIONAL or k in UNHASHED})
+        _plain_values(self.run.config)  # what the hash leaves out comes back as it is, too
         if expected != self.run.cell_id:
             raise ValueError(f"run.cell_id is {self.run.cell_id[:8]}, but run.config hashes to {expected[:8]}")
         return self
@@ -182,6 +183,8 @@ class Record(Strict):
 
     def to_json(self) -> str:
         left_out: dict[str, Any] = {key: True for key in ("outputs", "weights") if not getattr(self, key)}
+        if not self.run.unhashed:
+            left_out["run"] = {"unhashed"}
         if self.cost.processes == 1:
             left_out["cost"] = {"processes"}
         return self.model_dump_json(by_alias=True, indent=1, exclude=left_out or None) + "\n"
@@ -201,7 +204,8 @@ class Failure(Strict):
         return run_name(self.run.model, self.run.task, self.run.method, self.run.cell_id, self.run.seed)
 
     def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+        left_out = None if self.run.unhashed else {"run": {"unhashed"}}
+        return self.model_dump_json(by_alias=True, indent=1, exclude=left_out) + "\n"
 
 
 def parse(text: str | bytes, where: str) -> Record:

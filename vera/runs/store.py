@@ -73,8 +73,9 @@ class Store:
         """Raises RecordError before any work is done when a run's record could not be written at its end."""
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.runs, prefix=f".{name}."):
-                pass
+            handle, temporary = tempfile.mkstemp(dir=self.runs, prefix=f".{name}.")
+            os.close(handle)
+            Path(temporary).unlink(missing_ok=True)  # a worker that took the run over may have tidied up
         except OSError as error:
             raise RecordError(f"results_dir={self.root} is not writable: {error.strerror or error}") from None
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from vera.config import RunConfig
 from vera.config.memory import composed
 from vera.errors import VeraError
-from vera.runs import workers
+from vera.runs import sources, workers
 from vera.runs.record import Record
 from vera.runs.store import Store
 
@@ -15,19 +16,14 @@ from vera.runs.store import Store
 skip: Callable[[list[str]], bool] | None = None
 
 
-def finished(overrides: list[str]) -> Record | None:
-    """The record of the run that these overrides describe; None when there is none, or the overrides are wrong.
-
-    The seeds of a cell are composed once, all together.
-    """
-    cell = [override for override in overrides if not override.startswith("seed=")]
-    seeds = [override.removeprefix("seed=") for override in overrides if override.startswith("seed=")]
+def finished(overrides: list[str]) -> tuple[RunConfig, Record] | None:
+    """The run that these overrides describe and its record; None when there is none, when the record is or may be one of other
+    data or weights than are here now, or when the overrides are wrong: whoever starts the job says so."""
     try:
-        run = composed(cell)
-        if seeds:
-            run = run.model_copy(update={"seed": int(seeds[-1])})
+        run = composed(overrides)
         if workers.remains(Path(run.results_dir), run.run_name):  # to be cleaned up, or its worker has not left yet
             return None
-        return Store(run.results_dir).find(run.run_name)
-    except (VeraError, ValueError):  # whoever starts the job says what is wrong
+        record = Store(run.results_dir).find(run.run_name)
+        return None if record is None or sources.unknown(run, record) else (run, record)
+    except (VeraError, ValueError):
         return None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -26,13 +27,16 @@ import psutil
 from pydantic import ValidationError
 
 from vera.config import Strict
-from vera.errors import Claimed, ClaimLost, RecordError
+from vera.errors import Claimed, ClaimLost, ConfigError, RecordError
 from vera.io.files import link_new, remove_temporaries
 
 FOLDER = "claims"
 BEATS = 20  # signs of life in a timeout
 LONGEST_BEAT = 15.0  # seconds
 PROBE_SECONDS = 60.0  # how long a look at the file server's clock is good for
+PROBE = ".clock."  # how files begin that are made for such a look: of no run, so that no run's end removes them
+LEFT_BEHIND = 3600.0  # seconds after which one is a killed worker's
+LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 GONE = {errno.ENOENT, errno.ESTALE}
 
 
@@ -164,7 +168,11 @@ class Claim:
         try:
             if not link_new(temporary, self.path):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL))  # the name first, then the content
-                os.replace(temporary, self.path)
+                try:
+                    os.replace(temporary, self.path)
+                except FileNotFoundError:  # removed by the winner's end: no claim without a holder is left
+                    self.path.unlink(missing_ok=True)
+                    raise
         except FileExistsError:
             return False
         except FileNotFoundError:  # the winner has cleaned up
@@ -233,7 +241,7 @@ def stale(root: Path, found: Held, timeout: float) -> bool:
     """Whether a claim may be taken over. `timeout` is for a file that does not say its own."""
     if found.dead:
         return True
-    return _server_time(root, found.name) - found.beat > (found.holder.timeout if found.holder else timeout)
+    return _server_time(root) - found.beat > (found.holder.timeout if found.holder else timeout)
 
 
 def held(root: Path, name: str) -> Held | None:
@@ -294,15 +302,41 @@ def _entries(folder: Path) -> list[str]:
 _clocks: dict[Path, tuple[float, float]] = {}
 
 
-def _server_time(root: Path, name: str) -> float:
+def _server_time(root: Path) -> float:
     """Now, as the file server would stamp it: from a file touched there, at most PROBE_SECONDS ago."""
     now = time.monotonic()
     asked, offset = _clocks.get(root, (None, 0.0))
     if asked is None or now - asked > PROBE_SECONDS:
-        with tempfile.NamedTemporaryFile(dir=root / FOLDER, prefix=f".{name}.", suffix=".tmp") as probe:
-            probe.write(b"\n")
-            probe.flush()
-            os.fsync(probe.fileno())
-            asked, offset = now, os.fstat(probe.fileno()).st_mtime - now
+        handle, probe = tempfile.mkstemp(dir=root / FOLDER, prefix=PROBE, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                asked, offset = now, os.fstat(file.fileno()).st_mtime - now
+        finally:
+            Path(probe).unlink(missing_ok=True)
         _clocks[root] = asked, offset
+        _remove_probes(root / FOLDER, now + offset - LEFT_BEHIND)
     return now + offset
+
+
+def _remove_probes(folder: Path, before: float) -> None:
+    """Remove the probes that killed workers have left."""
+    for entry in _entries(folder):
+        if entry.startswith(PROBE):
+            with suppress(OSError):  # another worker does the same
+                if (folder / entry).stat().st_mtime < before:
+                    (folder / entry).unlink()
+
+
+def launched() -> int:
+    """How many processes a launcher such as `accelerate launch` has started for each run. Its variables count as unset where
+    they are empty, for Accelerate as well. Raises ConfigError."""
+    for name in LAUNCHER:
+        if not os.environ.get(name, "-").strip():
+            del os.environ[name]
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not re.fullmatch("[0-9]+", text) or int(text) < 1:
+        raise ConfigError(f"WORLD_SIZE={text} in the environment is no number of processes; unset it")
+    return int(text)

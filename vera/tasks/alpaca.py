@@ -7,11 +7,12 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, field_validator
 
+from vera.config import Source
 from vera.errors import DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
@@ -37,7 +38,7 @@ class Alpaca(LanguageTask):
     prompt_input  the prompt of a row with an input, with {instruction} and {input}; prompt: of one without.
     """
 
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, Source] = None
     rows: int | None = Field(ge=1)
     held_out: int = Field(ge=1)
     prompt_input: str

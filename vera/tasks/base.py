@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import TypedDict
 
-from vera.config import Component
+from vera.config import Component, Operational
 from vera.io.hub import HubData
 from vera.models.base import Backbone
 
@@ -53,18 +55,28 @@ class Final:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+class Facts(TypedDict, total=False):
+    """What is known of a task's full data without reading it: rows, and tokens of an example on average."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    train_rows: int
+    eval_rows: int
+    tokens: int | float
+
+
 class Task(Component):
     """Common keys of conf/task.
 
     primary  the metric by which the best epoch is chosen; higher is better.
-    facts    what is known of the full data without reading it, for estimates: train_rows, eval_rows, tokens (mean an example).
+    facts    for estimates.
     """
 
     modality: ClassVar[str]
 
     primary: str
     synthetic: bool = False
-    facts: dict[str, float] = {}
+    facts: Annotated[Facts, Operational] = {}
 
     @property
     def outputs(self) -> int:

@@ -8,10 +8,11 @@ import re
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from vera.config import Source
 from vera.errors import DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
@@ -45,7 +46,7 @@ class E2E(LanguageTask):
     own, untokenised (LoRA's are tokenised, which changes the scores).
     """
 
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, Source] = None
     decoding: Decoding
 
     def load(self, backbone: Backbone, seed: int) -> Data:

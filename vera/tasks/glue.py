@@ -6,12 +6,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from vera.config import Source
 from vera.errors import ConfigError, DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
@@ -62,7 +63,7 @@ class Glue(Task):
     modality: ClassVar[str] = "text"
 
     subset: Literal["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, Source] = None
     max_length: int = Field(ge=8)
 
     @property

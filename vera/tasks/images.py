@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from vera.config import HubId
+from vera.config import HubId, Operational, Place, Source
 from vera.errors import DataError
 from vera.io.hub import HubData
 from vera.models.base import Backbone
@@ -47,14 +47,14 @@ class Images(FewShot):
     """
 
     repository: HubId
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, Source] = None
     image_column: str
     label_column: str
     train_splits: list[str] = Field(min_length=1)
     eval_splits: list[str]
     classes: int = Field(ge=2)
-    cache_dir: str
-    workers: int | None = Field(default=None, ge=0)
+    cache_dir: Annotated[str, Place]
+    workers: Annotated[int | None, Operational] = Field(default=None, ge=0)
 
     @property
     def outputs(self) -> int:

@@ -49,6 +49,13 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     return Accelerator(cpu=not gpu, mixed_precision=mixed, kwargs_handlers=[gradients_alone])
 
 
+def precision_of(accelerator: Accelerator, model: nn.Module) -> str:
+    """In what the matrix products of a run are computed: bf16 under autocast, else in the precision of the frozen weights, of
+    which bf16 ones (and 4-bit ones, whose products are) are not made fp32 by having no autocast."""
+    half = any(p.dtype == torch.bfloat16 for p in model.parameters() if not p.requires_grad)
+    return "bf16" if half or accelerator.mixed_precision == "bf16" else "fp32"
+
+
 MicroBatch = tuple[float, dict[str, torch.Tensor]]  # its weight in the batch's mean loss, and the model's arguments
 
 
@@ -352,7 +359,7 @@ class Loop:
             "steps": self.step,
             "processes": self.processes.count,
             "device": torch.cuda.get_device_name() if gpu else "cpu",
-            "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
+            "precision": precision_of(self.accelerator, self.backbone.model),
             "threads": torch.get_num_threads(),
         }
 

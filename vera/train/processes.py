@@ -22,6 +22,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from vera.errors import ConfigError, TrainingError
+from vera.runs.workers import launched
 
 PATIENCE = timedelta(days=2)  # how long the others wait while main writes texts; one that died breaks its connections at once
 GRACE = 10.0  # seconds after a failure in which the other processes must have failed as well to go on in step
@@ -122,11 +123,6 @@ class Processes:
         payload = torch.frombuffer(bytearray(data.ljust(int(size), b"\0")[: int(size)]), dtype=torch.uint8)
         dist.broadcast(payload, 0, group=self._group)
         return payload.numpy().tobytes()
-
-
-def launched() -> int:
-    """How many processes a launcher such as `accelerate launch` has started for each run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def on_gpu(device: str) -> bool:

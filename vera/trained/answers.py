@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import Field, field_validator, model_validator
 
-from vera.config import RunConfig, Strict, build, component
+from vera.config import RunConfig, Strict, build, component, hashed
 from vera.errors import ConfigError, ModelError, RecordError, TrainingError
 from vera.io.files import append_line, read_json, read_lines
 from vera.judge.judgement import SCHEMA, Answers, answers_name, digest, find, write
@@ -27,7 +27,7 @@ from vera.runs.kept import kept
 from vera.runs.record import Record, Run
 from vera.runs.store import Store
 from vera.seeds import generator
-from vera.train.loop import make_accelerator
+from vera.train.loop import make_accelerator, precision_of
 from vera.train.processes import launched
 
 
@@ -134,7 +134,7 @@ def answer(
     trained = None if settings.checkpoint == "none" else _trained(run)
     folder, weights = kept(trained, run.work_dir, settings.checkpoint) if trained else (None, None)
     used = described(settings.questions, questions)
-    about = _bare(run) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
+    about = hashed("model", run.model) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
     identity = digest([about, weights, used.model_dump(), settings.public])
     stem = f"{answers_name(run.model['name'], trained.run if trained else None)}--{used.name}--{identity[:8]}"
     path = Path(run.results_dir) / "answers" / f"{stem}.jsonl"
@@ -166,12 +166,6 @@ def _trained(run: RunConfig) -> Record:
     if record is None:
         raise RecordError(f"{run.results_dir} has no record of {run.run_name}; train it first (scripts/train.py, same keys)")
     return record
-
-
-def _bare(run: RunConfig) -> dict[str, Any]:
-    """The model group without paths, and without the architectures that it does not use."""
-    unused = {"path", "full", "neutral", "gradient_checkpointing"} | ({"tiny"} if run.model.get("size") == "full" else set())
-    return {key: value for key, value in run.model.items() if key not in unused}
 
 
 @contextlib.contextmanager
@@ -240,7 +234,7 @@ def _write(run, settings, backbone, method, questions, missing, path, on_progres
     gpu = accelerator.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if gpu else "cpu",
-        "precision": "bf16" if accelerator.mixed_precision == "bf16" else "fp32",
+        "precision": precision_of(accelerator, backbone.model),
     }
 
 

@@ -1,0 +1,162 @@
+"""What the tables of judges' scores need beside training: answers, also of backbones as they are, and the judge's requests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.engine.judged import PAPER_JUDGE, counts
+from experiments.engine.published import Row, load, names, run_of
+from experiments.engine.render import DASH, Table
+from vera.config import checked, resolve
+from vera.errors import ConfigError
+from vera.judge.endpoint import JudgeSettings
+from vera.judge.judgement import Answers, Judged, find_all
+from vera.judge.questions import QuestionSource
+
+OF_THE_JUDGE = ("judge.", "judging=", "questions.")
+COLUMNS = ["Fills", "Questions", "Answers wanted", "Done", "Graded", "Requests", "Left", "US$ left"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The answers of one published row at one seed. name: how their files begin; command: what makes them; stem: theirs, where
+    they are there; graded: whether the judge has seen them."""
+
+    name: str
+    command: str
+    stem: str | None
+    graded: bool
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What one table wants of the judge. requests: for all of it, and those left; dollars: for the latter."""
+
+    table: str
+    questions: str
+    pairwise: bool
+    asked: list[Asked]
+    requests: int
+    left: int
+    dollars: float
+
+    def commands(self, results: str, of_judge: Sequence[str]) -> list[str]:
+        """What makes the answers that are missing and grades what is not graded, as for a shell, in this order."""
+        lines = [asked.command for asked in self.asked if asked.stem is None]
+        files = [f"{results}/answers/{a.stem or a.name + f'--{self.questions}--*'}.jsonl" for a in self.asked if not a.graded]
+        judge = " ".join(["python scripts/judge.py", "{}", f"questions={self.questions}", *of_judge])
+        if results != "results":
+            judge += f" results_dir={results}"
+        if self.pairwise:
+            pairs = [(a, b) for a, b in zip(self.asked[::2], self.asked[1::2], strict=True) if not (a.graded and b.graded)]
+            names = [[f"{results}/answers/{a.stem or a.name + f'--{self.questions}--*'}.jsonl" for a in pair] for pair in pairs]
+            return lines + [judge.format(" ".join(pair)) for pair in names]
+        return lines + ([judge.format(" ".join(files))] if files else [])
+
+
+def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides of runs, and those of the judge."""
+    of_judge = [override for override in overrides if override.startswith(OF_THE_JUDGE)]
+    return [override for override in overrides if override not in of_judge], of_judge
+
+
+def wanted(artefacts: Collection[str], results: Path, overrides: Sequence[str] = ()) -> list[Judging]:
+    """What those of these tables that show judges' scores want. Raises VeraError."""
+    chosen = [name for name in names() if name in artefacts]
+    return [found for name in chosen if (found := judging(name, results, overrides)) is not None]
+
+
+def judging(name: str, results: Path, overrides: Sequence[str] = ()) -> Judging | None:
+    """What one published table wants of the judge; None when it shows no such scores. Raises VeraError."""
+    published = load(name)
+    column = next((column for column in published.columns.values() if column.judged), None)
+    if column is None:
+        return None
+    of_runs, of_judge = split(overrides)
+    values = resolve("judge", [f"questions={column.judged}", *of_judge])
+    source = checked(QuestionSource, values["questions"], "questions")
+    settings = checked(JudgeSettings, values["judge"], "judge")
+    of_runs, seeds = _seeds(of_runs)
+    answered = [a for a in find_all(Answers, results / "answers") if a.questions.name == column.judged]
+    judged = [j for j in find_all(Judged, results / "judged") if j.questions.name == column.judged]
+    graded = {answer["name"] for j in judged if counts(j, {PAPER_JUDGE, settings.model}) for answer in j.answers}
+    # A pair stands side by side, LoRA first, as the paper's samples do.
+    lines = [
+        _asked(name, row, seed, column.task, column.judged, of_runs, answered, graded, str(results))
+        for model in published.models
+        for seed in seeds
+        for row in published.rows
+        if row.model == model and (row.method is not None or seed == seeds[0])
+    ]
+    pairwise = source.grading == "pairwise"
+    each = source.count * (1 if pairwise else source.turns)
+    if pairwise:
+        each *= 2 if settings.orders == "both" else 1
+        units = [a.graded and b.graded for a, b in zip(lines[::2], lines[1::2], strict=True)]
+    else:
+        units = [asked.graded for asked in lines]
+    left = each * units.count(False)
+    prompt, completion = _tokens(judged, settings)
+    dollars = left * (prompt * settings.price.prompt + completion * settings.price.completion) / 1e6
+    return Judging(name, column.judged, pairwise, lines, each * len(units), left, dollars)
+
+
+def table(found: Sequence[Judging]) -> Table:
+    rows = [
+        [
+            one.table,
+            one.questions,
+            str(len(one.asked)),
+            str(sum(asked.stem is not None for asked in one.asked)),
+            str(sum(asked.graded for asked in one.asked)),
+            f"{one.requests:,}",
+            f"{one.left:,}",
+            f"{one.dollars:.0f}",
+        ]
+        for one in found
+    ]
+    total = [str(sum(int(row[i]) for row in rows)) for i in (2, 3, 4)]
+    sums = [f"{sum(one.requests for one in found):,}", f"{sum(one.left for one in found):,}"]
+    rows.append(["all", DASH, *total, *sums, f"{sum(one.dollars for one in found):.0f}"])
+    notes = [
+        "Answers: of every trained run, and of a backbone as it is where the table has such a row (scripts/answer.py).",
+        "US$: for the requests left, at judge.price a million tokens; tokens of a request as the judge has recorded them, else "
+        "judge.tokens, a guess.",
+    ]
+    return Table("judging", "Answers and the judge", COLUMNS, rows, notes, [len(rows) - 1])
+
+
+def _asked(name, row: Row, seed: int, task: str, questions: str, overrides, answered, graded, results: str) -> Asked:
+    words = [f"model={row.model}", f"task={task}"] if row.method is None else row.overrides(task)
+    command = ["python scripts/answer.py", *words, *overrides, f"answers={questions}"]
+    if row.method is None:
+        fitting = [a for a in answered if a.run is None and a.model == row.model]
+        begins, command = f"{row.model}--bare", [*command, "answers.checkpoint=none"]
+    else:
+        run = run_of(name, row, task, [*overrides, f"seed={seed}"])
+        fitting = [a for a in answered if a.run is not None and (a.run.cell_id, a.run.seed) == (run.cell_id, seed)]
+        begins, command = run.run_name, [*command, f"seed={seed}"]
+    if results != "results":
+        command.append(f"results_dir={results}")
+    stems = sorted((a.name for a in fitting), key=lambda stem: stem in graded)
+    return Asked(begins, " ".join(command), stems[-1] if stems else None, bool(stems) and stems[-1] in graded)
+
+
+def _seeds(overrides: Sequence[str]) -> tuple[list[str], list[int]]:
+    rest = [override for override in overrides if not override.startswith("seed=")]
+    given = [override.partition("=")[2] for override in overrides if override.startswith("seed=")]
+    words = (given[-1] if given else "0").split(",")
+    if not all(word.isdecimal() for word in words):
+        raise ConfigError(f"seed={given[-1]}: seeds are whole numbers")
+    return rest, [int(word) for word in words]
+
+
+def _tokens(judged: Sequence[Judged], settings: JudgeSettings) -> tuple[float, float]:
+    """Tokens of a request and of a verdict: the mean of what is recorded, else the guess of conf/judge.yaml."""
+    costs = [j.cost for j in judged if j.cost.get("requests") and None not in j.cost.values()]
+    if not costs:
+        return settings.tokens.prompt, settings.tokens.completion
+    requests = sum(cost["requests"] for cost in costs)
+    return tuple(sum(cost[key] for cost in costs) / requests for key in ("prompt_tokens", "completion_tokens"))

@@ -1,0 +1,62 @@
+"""What Tables 4 and 13 need beside training: answers, the untuned backbone's too, and the judge's requests."""
+
+import pytest
+
+from experiments.engine import judging
+from vera.config import compose
+from vera.judge.judgement import Answers, Judged, write
+
+
+def judged_files(folder, run, questions, judge):
+    """A record of answers and one of verdicts, as the plan reads them."""
+    (folder / "answers").mkdir(parents=True, exist_ok=True)
+    (folder / "judged").mkdir(exist_ok=True)
+    about = {"name": questions, "version": 1, "sha256": "0" * 64, "official": True, "count": 80, "turns": 2}
+    identity = {"model": "llama_7b", "task": "alpaca", "method": "lora", "seed": 0, "cell_id": run.cell_id}
+    answers = Answers(
+        **{"schema": 1, "status": "done", "identity": "a" * 64, "model": "llama_7b", "checkpoint": "last", "questions": about},
+        **{"run": {**identity, "follows_seed": [], "config": {}}, "adapter_sha256": None, "settings": {}, "cut": 0},
+        **{"shortened": 0, "cost": {}, "provenance": {}},
+    )
+    write(folder / "answers" / f"{answers.name}.json", answers)
+    if judge is not None:
+        graded = {"name": answers.name, "sha256": "0" * 64, "model": "llama_7b", "checkpoint": "last", "run": identity}
+        asked = {"version": 2, "base_url": "x", "temperature": 0.0, "max_tokens": 1, "orders": "both", "parse": "own"}
+        score = {"mean": 5.0, "n": 160, "by_turn": {}, "by_category": {}}
+        record = Judged(
+            **{"schema": 1, "status": "done", "identity": "b" * 64, "questions": about, "answers": [graded], "scores": [score]},
+            **{"judge": {**asked, **judge, "prompts": "official", "prompts_sha256": "0"}, "verdicts": 160, "unreadable": []},
+            **{"cost": {"requests": 10, "prompt_tokens": 10_000, "completion_tokens": 2_000}, "provenance": {}},
+        )
+        write(folder / "judged" / "x.json", record)
+    return answers.name
+
+
+def test_tables_4_and_13_want_answers_and_1600_requests(tmp_path):
+    four, thirteen = judging.wanted({"table4", "table13", "table2"}, tmp_path)
+    assert (len(four.asked), four.requests, four.left) == (9, 1440, 1440)
+    assert (len(thirteen.asked), thirteen.requests, thirteen.left) == (2, 160, 160)
+    assert four.dollars == pytest.approx(1440 * (700 * 30 + 200 * 60) / 1e6)
+    commands = four.commands("results", [])
+    assert len(commands) == 10 and "python scripts/answer.py model=llama_13b task=alpaca answers=mt_bench" in "\n".join(
+        commands
+    )
+    assert sum("answers.checkpoint=none" in command for command in commands) == 1
+    assert thirteen.commands("results", [])[-1].count("--vicuna_bench--*.jsonl") == 2
+    cheap = ["judge.price.prompt=0", "judge.price.completion=1", "judging=fastchat", "judge.tokens.completion=1000"]
+    assert judging.judging("table13", tmp_path, cheap).left == 80  # one order
+    assert judging.judging("table13", tmp_path, cheap).dollars == pytest.approx(80 * 1000 / 1e6)
+    assert judging.judging("table4", tmp_path, ["seed=0,1"]).requests == (8 * 2 + 1) * 160
+    assert judging.judging("table2", tmp_path) is None
+
+
+def test_what_is_answered_and_graded_is_not_wanted_again(tmp_path):
+    run = compose(["model=llama_7b", "task=alpaca", "method=lora"])
+    stem = judged_files(tmp_path, run, "mt_bench", {"model": "gpt-4-0613"})
+    four = judging.judging("table4", tmp_path)
+    assert sum(asked.stem is not None for asked in four.asked) == 1 and four.left == 1440  # another judge's
+    assert f"{stem}.jsonl" in four.commands("results", [])[-1]
+    judged_files(tmp_path, run, "mt_bench", {"model": "gpt-4-0613", "counts_as": "gpt-4"})
+    four = judging.judging("table4", tmp_path)
+    assert four.left == 1280 and len(four.commands("results", [])) == 9 and stem not in "".join(four.commands("results", []))
+    assert four.dollars == pytest.approx(1280 * (1000 * 30 + 200 * 60) / 1e6)  # tokens as recorded

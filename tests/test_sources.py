@@ -1,0 +1,131 @@
+"""A record answers only for the rows and the weights that it was made from."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from vera.errors import RecordError
+from vera.run import check_sources, execute
+from vera.runs import sources, sweep
+from vera.runs.store import Store
+from vera.tasks import base, glue
+
+ROWS = [
+    (f"The cat {i} sleeps.", f"A cat {'sleeps' if i % 2 else 'runs'}.", ("entailment", "not_entailment")[i % 2])
+    for i in range(20)
+]
+
+
+def rte(folder, rows=ROWS):
+    """GLUE's official files of RTE."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "index\tsentence1\tsentence2\tlabel\n" + "".join(f"{i}\t{a}\t{b}\t{c}\n" for i, (a, b, c) in enumerate(rows))
+    for name in ("train.tsv", "dev.tsv"):
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process():
+    """Forgets what a process has looked at and read."""
+
+    def forget():
+        sources._stamp.cache_clear()
+        base._rows.cache_clear()
+        glue._PREPARED.clear()
+
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The folders whose rows were read."""
+    found = []
+    whole = glue.Glue.source_rows
+    monkeypatch.setattr(glue.Glue, "source_rows", lambda task: found.append(task.data_dir) or whole(task))
+    return found
+
+
+OWN = ("model=roberta_base", "task=rte", "method=lora", "task.synthetic=false")
+
+
+def test_other_rows_are_refused_and_the_same_ones_are_read_once(compose, tmp_path, reads, as_in_a_new_process):
+    data = rte(tmp_path / "mine")
+    run = compose(*OWN, f"task.data_dir={data}")
+    record = execute(run)
+    assert execute(run) == record and len(reads) == 1  # remembered by names, sizes and times
+    moved = compose(*OWN, f"task.data_dir={shutil.copytree(data, tmp_path / 'moved')}")
+    assert execute(moved) == record and len(reads) == 2
+    assert execute(moved) == record and len(reads) == 2
+    other = compose(*OWN, f"task.data_dir={rte(tmp_path / 'other', ROWS[::-1])}")
+    said = rf"other rows: official TSV files, fingerprint {record.provenance.data_fingerprint}, and task.data_dir=.*other"
+    for _ in range(2):
+        with pytest.raises(RecordError, match=said):
+            execute(other)
+    assert len(reads) == 3
+    rte(data, ROWS[::-1])  # as many bytes
+    as_in_a_new_process()
+    with pytest.raises(RecordError, match="made from other rows"):
+        execute(run)
+    assert Store(run.results_dir).find(run.run_name) == record and not Store(run.results_dir).failed.exists()
+
+
+def test_an_edit_that_keeps_size_and_time_is_seen(compose, tmp_path, as_in_a_new_process):
+    data = rte(tmp_path / "mine")
+    run = compose(*OWN, f"task.data_dir={data}")
+    execute(run)
+    before = (data / "dev.tsv").stat()
+    (data / "dev.tsv").write_text((data / "dev.tsv").read_text().replace("The", "Tha", 1))
+    os.utime(data / "dev.tsv", ns=(before.st_atime_ns, before.st_mtime_ns))
+    as_in_a_new_process()
+    with pytest.raises(RecordError, match="made from other rows"):
+        execute(run)
+
+
+def test_other_weights_are_refused(compose, tmp_path, cache):
+    tiny = compose("method=head")
+    execute(tiny)
+    folder = shutil.copytree(next((cache / "tiny").glob("vit-*/config.json")).parent, tmp_path / "weights")
+    sizes = [
+        f"model.architecture.{key}={json.loads((folder / 'config.json').read_text())[key]}"
+        for key in tiny.model["architecture"]
+    ]
+    own = ["method=head", "model.size=full", *sizes]
+    record = execute(compose(*own, f"model.path={folder}"))
+    check_sources(compose(*own, f"model.path={shutil.copytree(folder, tmp_path / 'again')}"), record)
+    changed = record.model_copy(update={"provenance": record.provenance.model_copy(update={"model_fingerprint": "f" * 16})})
+    with pytest.raises(RecordError, match=r"other weights: local folder, fingerprint f{16}, and model.path="):
+        check_sources(compose(*own, f"model.path={folder}"), changed)
+
+
+def test_a_sweep_starts_what_it_cannot_compare(compose, tmp_path, monkeypatch, as_in_a_new_process):
+    """The sweeper knows no rows: it answers for what is remembered, and leaves the rest to the run."""
+    data = rte(tmp_path / "mine")
+    run = compose(*OWN, f"task.data_dir={data}")
+    record = execute(run)
+    monkeypatch.setattr(sweep, "composed", lambda overrides: run)
+    assert sweep.finished([]) == (run, record)
+    rte(data, ROWS[:10])
+    as_in_a_new_process()
+    assert sweep.finished([]) is None
+
+
+def test_a_record_of_local_rows_says_that_it_was_not_compared(compose, tmp_path):
+    run = compose(*OWN, f"task.data_dir={rte(tmp_path / 'mine')}")
+    record = execute(run)
+    assert sources.not_given(run, record) == []
+    assert sources.not_given(compose(*OWN), record) == ["task.data_dir"]
+    assert sources.local(compose("model=roberta_base", "task=rte", "task.data_dir=/nowhere")) == {}  # synthetic rows
+
+
+def test_what_changes_while_it_is_read_is_not_remembered(compose, tmp_path):
+    data = rte(tmp_path / "mine")
+    run = compose(*OWN, f"task.data_dir={data}")
+    before = sources.local(run)["task"]
+    rte(data, ROWS[:4])
+    sources.remember(run, before, "0" * 16)
+    assert sources.recall(run, before) is None

@@ -1,0 +1,124 @@
+"""What local data and weights a run reads: whether a finished run's record was made from what lies there now.
+
+A path is no part of a run's identity, so the fingerprints in the record decide. To take them again means to read everything;
+cache_dir/sources remembers them by names, sizes and times of the files. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from vera.config import RunConfig, group_marks, hashed
+from vera.errors import RecordError
+from vera.io.files import write_atomic
+from vera.runs.record import LOCAL, Record
+
+KINDS = {"model": ("weights", "model_fingerprint", "model_source"), "task": ("rows", "data_fingerprint", "data_source")}
+
+
+@dataclass(frozen=True)
+class Local:
+    """What one group of a run reads from local paths. given: the paths by key; stamp: of the files, as they are now."""
+
+    group: str
+    given: dict[str, str]
+    stamp: str
+
+    @property
+    def named(self) -> str:
+        return " ".join(f"{self.group}.{key}={path}" for key, path in self.given.items())
+
+
+def local(run: RunConfig) -> dict[str, Local]:
+    """The groups of a run that read local paths. A tiny model and synthetic rows read none. Raises RecordError."""
+    found = {}
+    for group in KINDS:
+        settings = getattr(run, group)
+        if settings.get("size") == "tiny" or settings.get("synthetic"):
+            continue
+        sources = [key for key, mark in group_marks(settings, group).items() if mark == "source"]
+        given = {key: settings[key] for key in sources if settings.get(key) is not None}
+        if given:
+            found[group] = Local(group, given, " ".join(_stamp(path) for path in given.values()))
+    return found
+
+
+@lru_cache(maxsize=64)  # looked at once a process, as rows are read: a sweep asks for each of its runs
+def _stamp(path: str) -> str:
+    """Changes when a file below a path may have changed: SHA-256 over names, sizes and times. Raises RecordError."""
+    root = Path(path)
+    digest = hashlib.sha256()
+    try:
+        files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
+        for file in files:
+            about = file.stat()
+            name = file.relative_to(root.parent if root.is_file() else root)
+            digest.update(
+                f"{name}\0{about.st_size}\0{about.st_mtime_ns}\0{about.st_ctime_ns}\n".encode(errors="surrogateescape")
+            )
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror or error}") from None
+    return digest.hexdigest()
+
+
+def recall(run: RunConfig, source: Local) -> str | None:
+    """The fingerprint of these files, where a run has taken it before."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(_memory(run, source).read_bytes())["fingerprint"])
+    return None
+
+
+def remember(run: RunConfig, source: Local, fingerprint: str) -> None:
+    """Keep the fingerprint of files that have been read, and were the same before. A full disk costs time, nothing else."""
+    now = " ".join(_stamp.__wrapped__(path) for path in source.given.values())
+    if now == source.stamp:
+        with suppress(OSError):
+            write_atomic(_memory(run, source), json.dumps({"fingerprint": fingerprint}))
+
+
+def _memory(run: RunConfig, source: Local) -> Path:
+    settings = hashed(source.group, getattr(run, source.group), run.follows_seed, run.unhashed)
+    key = json.dumps([settings, sorted(source.given), source.stamp], sort_keys=True)
+    return Path(run.cache_dir) / "sources" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def unknown(run: RunConfig, record: Record) -> list[Local]:
+    """The sources whose fingerprints have to be taken before the record can be compared. Raises RecordError when another one
+    is known not to be the record's."""
+    missing = []
+    for source in local(run).values():
+        fingerprint = recall(run, source)
+        if fingerprint is None:
+            missing.append(source)
+        else:
+            compare(record, source.group, fingerprint, source.named)
+    return missing
+
+
+def compare(record: Record, group: str, fingerprint: str, named: str) -> None:
+    """Raises RecordError, with both sources, when a record was made from something else."""
+    what, key, source = KINDS[group]
+    recorded = getattr(record.provenance, key)
+    if fingerprint != recorded:
+        where = getattr(record.provenance, source)
+        raise RecordError(
+            f"its record was made from other {what}: {where}, fingerprint {recorded}, and {named} has {fingerprint}; "
+            f"give the {what} that it was made from, or another results_dir= for these"
+        )
+
+
+def not_given(run: RunConfig, record: Record) -> list[str]:
+    """Keys of local paths that the record was made with and that are not given now, so that nothing is compared."""
+    found = []
+    for group in KINDS:
+        config: dict[str, Any] = record.run.config[group]
+        for key, mark in group_marks(getattr(run, group), group).items():
+            if mark == "source" and config.get(key) == LOCAL and getattr(run, group).get(key) is None:
+                found.append(f"{group}.{key}")
+    return found
