@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from experiments.engine import protocol, published
-from experiments.engine.comparison import compare
+from experiments.engine.comparison import compare, studies
 from tests.conftest import ROOT
 from vera.config import CONF_DIR, choices, compose, resolve
 from vera.errors import ConfigError
@@ -239,10 +239,10 @@ def test_every_metric_of_a_glue_column_is_computed_by_its_task():
 
 
 def test_who_ran_which_row_and_what_cannot_be_compared():
-    studies = {(r[0], r[1], r[2]): r[3:] for r in compare("table3", {})[-1].rows}
-    by, seeds, over, epoch, ours = studies["Large", "AdapterL", "0.88M"]
+    said = {(r[0], r[1], r[2]): r[3:] for r in studies("table3")[0].rows}
+    by, seeds, over, epoch, ours = said["Large", "AdapterL", "0.88M"]
     assert (by, seeds, over, epoch) == ("Hu et al. 2022", "3", "mean", "best") and "not compared" in ours
-    assert studies["Medium", "AdapterL", "0.37M"][0] == "Li and Liang 2021"
-    assert "not compared" not in studies["Medium", "VeRA", "0.098M"][-1]
-    studies = {(r[0], r[1], r[2]): r[3:] for r in compare("table2", {})[-1].rows}
-    assert studies["Large", "LoRA", "0.8M"] == ["Hu et al. 2022", "5", "median", "best", "median, best epoch"]
+    assert said["Medium", "AdapterL", "0.37M"][0] == "Li and Liang 2021"
+    assert "not compared" not in said["Medium", "VeRA", "0.098M"][-1]
+    said = {(r[0], r[1], r[2]): r[3:] for r in studies("table2")[0].rows}
+    assert said["Large", "LoRA", "0.8M"] == ["Hu et al. 2022", "5", "median", "best", "median, best epoch"]

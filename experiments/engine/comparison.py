@@ -35,8 +35,8 @@ def compare(name: str, cells: Cells, overrides: Sequence[str] = (), stat: Statis
     """results/paper/<name>.yaml against the records: the table, its cells one a line, and VeRA against LoRA seed by seed.
 
     `overrides` apply to every run. stat: default that of the row's own study, where its source says, or the paper's for this
-    table. The tables of cells and tests appear with the first record; the last one says who ran which row. Raises ConfigError
-    for a row that no config can produce and RecordError for a record without the metric.
+    table. The second and third table appear with the first record. Raises ConfigError for a row that no config can produce and
+    RecordError for a record without the metric.
     """
     published = load(name)
     asked, stat = stat, stat or published.stat
@@ -71,9 +71,6 @@ def compare(name: str, cells: Cells, overrides: Sequence[str] = (), stat: Statis
         tables.append(
             Table(f"{name}_tests", f"Table {published.table}: VeRA against LoRA, seed by seed", TESTS, tests, [TEST_NOTE])
         )
-    if any(row.study for row in published.rows):
-        lines = [_study(published, row, asked) for row in published.rows if row.study]
-        tables.append(Table(f"{name}_studies", f"Table {published.table}: who ran which row", STUDIES, lines, [STUDY_NOTE]))
     return tables
 
 
@@ -117,6 +114,14 @@ def _named(text: str, row: Row, key: str, published: Published) -> str:
     metric = row.metrics.get(key)
     also = published.columns[key].also
     return f"{text} {also[metric]}" if metric in also and text != DASH else text
+
+
+def studies(name: str, stat: Statistic | None = None) -> list[Table]:
+    """Who ran which row of a published table and how, and what of ours is beside it; [] where no row says so."""
+    published = load(name)
+    lines = [_study(published, row, stat) for row in published.rows if row.study]
+    title = f"Table {published.table}: who ran which row"
+    return [Table(f"{name}_studies", title, STUDIES, lines, [STUDY_NOTE])] if lines else []
 
 
 def _study(published: Published, row: Row, asked: Statistic | None) -> list[str]:

@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from experiments.engine import protocol, registry
+from experiments.engine import protocol, published, registry
 from experiments.engine.aggregate import Cells
+from experiments.engine.comparison import studies
 from experiments.engine.judged import PAPER_JUDGE, join
 from experiments.engine.judged import table as judged_table
 from experiments.engine.published import Statistic
@@ -34,12 +35,15 @@ def tables(
     overrides: Sequence[str] = (),
     stat: Statistic | None = None,
 ) -> dict[str, list[Table]]:
-    """The tables of every artefact (or the chosen ones) by name; what judges said goes with Table 4."""
+    """The tables of every artefact (or the chosen ones) by name, with who ran which row; what judges said goes with Table 4."""
     made = {
         name: registry.artefact(name).build(cells, overrides, stat)
         for name in registry.names()
         if chosen is None or name in chosen
     }
+    for name in published.names():
+        if name in made:
+            made[name] += studies(name, stat)
     judged = judged_table(results)
     if judged and "table4" in made:
         made["table4"].append(judged)
