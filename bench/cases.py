@@ -1,12 +1,15 @@
-"""What is measured: (a) to (g), each on sizes for two CPU cores or for a GPU."""
+"""What is measured: (a) to (h), each on sizes for two CPU cores or for a GPU."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import statistics
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaForSequenceClassification, RobertaModel
 
-from bench.measure import alternate, load_average, multiply_adds, peak_bytes, ratio
+from bench.measure import alternate, load_average, multiply_adds, owned_bytes, peak_bytes, ratio
+from vera.errors import AdapterError
 from vera.nn import AdapterBank, VeraConfig, attach, merge, save_adapter
 from vera.nn.count import stored_bytes, vera_parameters
 
@@ -42,6 +46,7 @@ class Sizes:
         self.llama_ranks = (64, 1024) if gpu else (64, 256)
         self.llama_batch = (4, 512) if gpu else (2, 512)
         self.adapters = (64, 128)
+        self.banks = (10_000, 100_000)
         self.epoch_steps, self.epoch_batch = (39, 64) if gpu else (1, 32)  # an epoch of RTE, or a part of one
 
 
@@ -316,6 +321,78 @@ def case_g(sizes: Sizes) -> list[Row]:
     return [timed("g", "merged inference / bare backbone", seconds, "ours", "bare", shapes, None)]
 
 
+def case_h(sizes: Sizes) -> list[Row]:
+    """A bank of many adapters: a mixed batch (other adapters at each call), loading, memory, and the file beyond it."""
+    layers, device, rows, count, length = sizes.layers["mixed"], sizes.device, [], sizes.adapters[0], 128
+    ids = torch.randint(5, 999, (count, length)).to(device)
+    bare = roberta(768, layers).eval().to(device)
+    config = VeraConfig(rank=256, targets=QUERY_VALUE)
+    adapted = [layer for name, layer in bare.named_modules() if name.endswith(QUERY_VALUE)]
+    formula = stored_bytes(vera_parameters([(layer.out_features, layer.in_features) for layer in adapted], 256))
+    for many in sizes.banks:
+        shapes = f"{layers} layers, d=768, r=256, query and value, {count} x {length} tokens, {count} of {many:,} adapters"
+        with tempfile.TemporaryDirectory() as folder:
+            need = many * (formula + 12 * 2**10)  # two files with their headers, in whole blocks
+            if shutil.disk_usage(folder).free < 1.2 * need:
+                raise NeedsMore(f"{need / 2**30:.1f} GiB of disk in {folder} for {many:,} adapters")
+            names = _many_adapters(roberta(768, layers), config, Path(folder), many)
+            _read_all(Path(folder))  # into the page cache, for either
+            before, began = owned_bytes(device), time.perf_counter()
+            bank = AdapterBank(roberta(768, layers).to(device))
+            failed = bank.load(folder)
+            seconds = {"ours": time.perf_counter() - began}
+            kept = {"ours": (owned_bytes(device) - before - _bytes(bank.model)) / many, "formula": formula}
+            began = time.perf_counter()
+            _read_all(Path(folder))
+            seconds["files"] = time.perf_counter() - began
+            spilling = AdapterBank(roberta(768, layers).to(device), memory_bytes=max(count, many // 10) * bank.adapter_bytes)
+            failed |= spilling.load(folder)
+        if failed:
+            raise AdapterError(f"{len(failed)} adapters were not loaded, {next(iter(failed.values()))}")
+
+        def mixed(bank: AdapterBank, names: list[str] = names) -> Callable[[], None]:
+            turns = cycle(names)  # every adapter comes in turn: beyond the memory limit each one comes from the file
+
+            def call() -> None:
+                with bank.use(list(islice(turns, count))):
+                    bank.model(input_ids=ids)
+
+            return call
+
+        calls = {"bare": torch.no_grad()(lambda: bare(input_ids=ids)), "ours": mixed(bank), "spill": mixed(spilling)}
+        times = alternate(calls, sizes.rounds, device)
+        rows.append(timed("h", "mixed batch from a bank / bare backbone", times, "ours", "bare", shapes, 1.15))
+        rows.append(timed("h", "the same with every adapter from the file / bare", times, "spill", "bare", shapes, None))
+        rows.append(timed("h", "the same with every adapter from the file / from memory", times, "spill", "ours", shapes, None))
+        load = {name: [value] for name, value in seconds.items()}
+        rows.append(timed("h", "loading a bank / reading its files", load, "ours", "files", shapes, None))
+        rows.append(single("h", "memory of an adapter in a bank / formula", "bytes", kept, "formula", 1, shapes, None))
+    return rows
+
+
+def _many_adapters(model: nn.Module, config: VeraConfig, folder: Path, count: int) -> list[str]:
+    """Adapters that differ, made from the files of one by other numbers in the place of its vectors."""
+    made = save_adapter(attach(model, config), folder / "0")
+    settings, weights = ((made / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors"))
+    start = 8 + int.from_bytes(weights[:8], "little")
+    for index in range(count):
+        target = folder / str(index)
+        target.mkdir(exist_ok=True)
+        (target / "adapter_config.json").write_bytes(settings)
+        values = torch.randn((len(weights) - start) // 4) * 0.1
+        (target / "adapter_model.safetensors").write_bytes(weights[:start] + values.numpy().tobytes())
+    return [str(index) for index in range(count)]
+
+
+def _read_all(folder: Path) -> None:
+    for path in folder.glob("*/*"):
+        path.read_bytes()
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in {*model.parameters(), *model.buffers()})
+
+
 def _roberta_with_tokenizer(layers: int, folder: Path) -> Path:
     """RoBERTa-base's shapes with random weights and MiniLM's tokenizer, which comes from the package registry."""
     from transformers import AutoTokenizer
@@ -410,13 +487,14 @@ def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], No
     return trainer.train
 
 
-def measure_case(name: str, device: str, data_dir: Path | None) -> list[Row]:
-    """The rows of one case. Raises NeedsMore when this machine lacks something."""
+def measure_case(name: str, device: str, data_dir: Path | None, banks: tuple[int, ...] | None = None) -> list[Row]:
+    """The rows of one case, h with these numbers of adapters if given. Raises NeedsMore when this machine lacks something."""
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     sizes = Sizes(device)
+    sizes.banks = banks or sizes.banks
     if name == "f":
         rows = case_f(sizes, data_dir)
     else:
-        rows = {"a": case_a, "b": case_b, "c": case_c, "d": case_d, "e": case_e, "g": case_g}[name](sizes)
+        rows = {"a": case_a, "b": case_b, "c": case_c, "d": case_d, "e": case_e, "g": case_g, "h": case_h}[name](sizes)
     return [{**row, "load_average": load_average()} for row in rows]

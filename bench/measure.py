@@ -56,6 +56,14 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
     return most
 
 
+def owned_bytes(device: str) -> int:
+    """What this process holds: on a GPU its tensors there, else its resident memory."""
+    if device == "cuda":
+        _wait(device)
+        return torch.cuda.memory_allocated()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def multiply_adds(call: Callable[[], object]) -> int:
     """Multiply-adds of all matrix products of a call, backward included."""
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place_product}) as counter:

@@ -2,7 +2,8 @@
 
 python scripts/bench.py              all cases, on the GPU if there is one, else on the CPU (minutes)
 python scripts/bench.py a b          some: a RoBERTa-base, b RoBERTa-large, c Llama, d mixed batches, e files, f an epoch,
-                                     g inference after merging
+                                     g inference after merging, h banks of 10,000 and 100,000 adapters
+python scripts/bench.py h --banks 200,500                            case h with fewer adapters
 """
 
 import argparse
@@ -18,15 +19,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-CASES = list("abcdefg")
+CASES = list("abcdefgh")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help="a to g (default: all)")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="a to h (default: all)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--data", type=Path, default=None, help="GLUE's official files, for case f")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench", help="folder for <machine>.json")
+    parser.add_argument("--banks", type=_counts, default=None, metavar="N,N", help="adapters in the banks of case h")
     options = parser.parse_args()
     unknown = set(options.cases) - set(CASES)
     if unknown:
@@ -55,7 +61,7 @@ def main() -> int:
     for name in sorted(set(options.cases)) or CASES:
         rows, left_out = ([entry for entry in entries if entry["case"] != name] for entries in (rows, left_out))
         try:
-            found = measure_case(name, device, options.data)
+            found = measure_case(name, device, options.data, options.banks)
         except NeedsMore as error:
             found = []
             left_out = [*left_out, {"case": name, "why": str(error)}]

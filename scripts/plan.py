@@ -51,7 +51,7 @@ def main() -> int:
                 if status.missing or status.failed:
                     print(" ".join(["python scripts/train.py", f"sweep={sweep.label}", *of_runs]))
             for one in judged:
-                print(*one.commands(options.results, of_judge), sep="\n")
+                print(*one.commands(str(options.results), of_judge), sep="\n")
             return 0
         if options.artefact is None:
             rows = [[", ".join(sweep.artefacts), sweep.label, *figures(plan.status(found))] for sweep, found in wanted]

@@ -86,6 +86,10 @@ def test_a_mixed_batch_and_files_are_measured(monkeypatch):
     sizes.rounds, sizes.adapters = 1, (3, 4)
     monkeypatch.setattr(cases, "roberta", lambda d, layers, labels=None, real=cases.roberta: real(64, 1, labels))
     assert [row["case"] for row in cases.case_d(sizes)] == ["d"] * 5
+    sizes.banks = (7, 11)
+    rows = cases.case_h(sizes)
+    assert [row["case"] for row in rows] == ["h"] * 10 and "3 of 11 adapters" in rows[-1]["shapes"]
+    assert all(row["ours"] > 0 and row["other"] > 0 for row in rows if row["unit"] == "s")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.pytorch_utils import Conv1D
 
 from vera.errors import AdapterError
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter, set_adapter
@@ -492,10 +493,10 @@ def test_heads_in_half_precision_and_under_autocast(tmp_path):
 def test_threads_and_tasks_have_their_own_batches(tmp_path):
     found = adapters(tmp_path, Net)
     bank = banked(tmp_path, Net)
-    together, got = threading.Barrier(3, timeout=30), {}
+    together, got = threading.Barrier(3, timeout=120), {}
 
     def serve(key, names):
-        for _ in range(20):
+        for _ in range(5):
             if names is None:
                 together.wait()
                 got[key] = bank.model(ROWS).detach()
@@ -525,7 +526,9 @@ def test_threads_and_tasks_have_their_own_batches(tmp_path):
     async def tasks():
         return await asyncio.gather(task(["a"] * 4), task(["b"] * 4))
 
-    for results, name in zip(asyncio.run(tasks()), "ab", strict=True):
+    answers = asyncio.run(tasks())
+    assert torch.is_grad_enabled()  # though the first batch ended while the second one was in use
+    for results, name in zip(answers, "ab", strict=True):
         for result in results:
             assert_rows(result, found, [name] * 4)
 
@@ -758,6 +761,7 @@ def hooked(d_in, d_out):
 
 kept = []
 KINDS = {
+    "transposed": lambda d_in, d_out: Conv1D(d_out, d_in),
     "subclass": Plus,
     "hook that keeps its output": hooked,
     "weight_norm": lambda *s: nn.utils.parametrizations.weight_norm(nn.Linear(*s)),

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from . import heads
-from .base_layer import shape_of
+from .base_layer import called, device_of, dtype_of, shape_of
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Reader
 from .config import VeraConfig
 from .errors import AdapterError
@@ -42,6 +42,30 @@ _BLOCK = 2**26  # bytes of the table that are allocated at once, at least one ad
 
 # The batches of this thread, or of this asyncio task, by the id of their bank.
 _batches: ContextVar[dict[int, _Batch]] = ContextVar("batches", default={})  # noqa: B039 never changed in place
+
+
+class _Mode(threading.local):
+    """Gradients in this thread: how many batches want none, and whether they were on before the first of them."""
+
+    depth = 0
+    before = True
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def _without_gradients() -> Iterator[None]:
+    """torch.no_grad for batches of asyncio tasks, which need not end in the order in which they began."""
+    if _mode.depth == 0:
+        _mode.before = torch.is_grad_enabled()
+    _mode.depth += 1
+    torch.set_grad_enabled(False)
+    try:
+        yield
+    finally:
+        _mode.depth -= 1
+        torch.set_grad_enabled(_mode.before and _mode.depth == 0)
 
 
 class AdapterBank:
@@ -137,9 +161,9 @@ class AdapterBank:
             raise AdapterError(f"an adapter's name must be a string, got {name!r}")
         config, values = self._reader.read(folder)
         whole = {key: values.pop(key) for key in list(values) if not values[key].is_floating_point()}
-        values = {key: value.to(self.dtype) for key, value in values.items()}
         for key, value in values.items():
-            if not torch.isfinite(value).all():
+            narrower = torch.finfo(self.dtype).max < torch.finfo(value.dtype).max
+            if narrower and not torch.isfinite(value.to(self.dtype)).all():
                 raise AdapterError(f"{folder}: {key} holds a value that is too large for {self.dtype}")
         with self._lock:
             if self.config is None:
@@ -147,7 +171,7 @@ class AdapterBank:
             else:
                 self._same_kind(config, values, folder)
             slot = self._place()
-            self._row(slot).copy_(torch.cat([values[key].flatten() for key in self._sizes]))
+            self._row(slot).copy_(torch.cat([values[key].flatten().to(self.dtype) for key in self._sizes]))
             self._forget(name)
             self._slots[name] = slot
             if whole:
@@ -188,7 +212,7 @@ class AdapterBank:
                 raise
         _batches.set({**_batches.get(), id(self): batch})
         try:
-            with torch.no_grad():
+            with _without_gradients():
                 yield
         finally:
             _batches.set({key: value for key, value in _batches.get().items() if value is not batch})
@@ -218,8 +242,11 @@ class AdapterBank:
         for path, module in saved.items():
             _check_head(path, module)
         for path, module in targets.items():
-            if module.weight.is_meta:
-                raise AdapterError(f"{path} has no weights here (meta device, or offloaded): a bank needs them")
+            if device_of(module).type == "meta":
+                raise AdapterError(f"{path} has no values yet (meta device): a bank needs them")
+            beside = self.model.get_submodule(path.rpartition(".")[0]).children()
+            if any(isinstance(other, nn.MultiheadAttention) and not other.batch_first for other in beside):
+                raise AdapterError(f"{path} has the rows of a batch in its second dimension; a bank needs batch_first=True")
         shapes = target_shapes(targets)
         sizes = {f"{name}.vera_lambda_b": (d_out,) for name, (d_out, _) in shapes.items()}
         sizes |= {f"{name}.vera_lambda_d": (config.rank,) for name in shapes}
@@ -234,19 +261,18 @@ class AdapterBank:
         projections: dict[tuple, Projection] = {}
         wrappers: dict[str, _Wrapper] = {}
         for path, key in projection_keys(config, shapes).items():
-            weight = targets[path].weight
-            place = (*key, weight.device)
+            module = targets[path]
+            place = (*key, device_of(module), dtype_of(module))
             if place not in projections:
-                dtype = weight.dtype if weight.is_floating_point() else torch.float32
-                projections[place] = Projection(*key, device=weight.device, dtype=dtype)
-            wrappers[path] = _Layer(self, path, targets[path], projections[place])
+                projections[place] = Projection(*key, device=device_of(module), dtype=dtype_of(module))
+            wrappers[path] = _Layer(self, path, module, projections[place])
         starts = dict(zip(sizes, accumulate(map(math.prod, sizes.values()), initial=0), strict=False))
         for path, module in saved.items():
             own = [key for key in sizes if key.startswith(f"{path}.") and key not in vectors]
             places = {key.removeprefix(f"{path}."): (starts[key], sizes[key]) for key in own}
             wrappers[path] = _Saved(self, path, module, places)
         self.config, self._width, self._capacity, self._sizes, self._vectors = config, width, capacity, sizes, vectors
-        self._device = next(iter(targets.values())).weight.device
+        self._device = device_of(next(iter(targets.values())))
         self._trained = [module for module in self.model.modules() if module.training]
         for wrapper in wrappers.values():
             for parent in list(self.model.modules()):  # a module may have several names
@@ -439,22 +465,27 @@ class _Layer(_Wrapper):
     def bias(self) -> Tensor | None:
         return self.base_layer.bias
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         batch = self.batch
         if batch is None:
-            return self.base_layer(x)
+            return self.base_layer(x, *args, **kwargs)
         if x.dim() < 2:
             raise AdapterError(f"{self.path} is called with one row alone: a bank needs [rows, ..., {self.in_features}]")
         copies = batch.check(self, len(x))
-        h = self.base_layer(x)
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        h = called(self.base_layer, x, args, kwargs)
+        device, dtype = x.device.type, x.dtype
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        dtype = torch.float32 if dtype == torch.float16 else dtype  # as VeraLinear: fp16's range is too small for a sum over x
         with torch.autocast(device, enabled=False):
             A, B = self.projection.sliced(self.in_features, self.out_features)
             batch.product = projected(x.to(dtype), A, x, self)
             u = batch.product.view(*x.shape[:-1], -1)
-            y = F.linear(u * batch.vector(f"{self.path}.vera_lambda_d", x, dtype, copies), B.to(dtype)).to(h.dtype)
-            return torch.addcmul(h, y, batch.vector(f"{self.path}.vera_lambda_b", x, h.dtype, copies), out=y)
+            y = F.linear(u * batch.vector(f"{self.path}.vera_lambda_d", x, dtype, copies), B.to(dtype))
+            b = batch.vector(f"{self.path}.vera_lambda_b", x, dtype, copies)
+            if h.dtype != dtype:
+                return y.mul_(b).to(h.dtype).add_(h)
+            return torch.addcmul(h, y, b, out=y)  # h may be kept by a hook
 
 
 class _Saved(_Wrapper):
@@ -464,11 +495,14 @@ class _Saved(_Wrapper):
         super().__init__(bank, path, base_layer)
         self.places = places  # of its tensors in a row of the table: start and shape
         self.__dict__["row_wise"] = RowWise(base_layer, path)
+        self.__dict__["lock"] = threading.RLock()  # an adapter's tensors stand in the one module while it computes for them
 
     def forward(self, *args, **named):
-        batch = self.batch
-        if batch is None:
-            return self.base_layer(*args, **named)
+        with self.lock:
+            batch = self.batch
+            return self.base_layer(*args, **named) if batch is None else self._by_rows(batch, args, named)
+
+    def _by_rows(self, batch: _Batch, args: tuple, named: dict):
         found = [leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor) and leaf.dim()]
         if not found:
             raise AdapterError(f"{self.path} is called without a tensor: its rows are not known")
@@ -496,7 +530,8 @@ class _Saved(_Wrapper):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            value = getattr(super().__getattr__("base_layer"), name)
+            with self.lock:
+                value = getattr(super().__getattr__("base_layer"), name)
         return self._outside(value, f".{name}") if isinstance(value, (Tensor, nn.Module)) else value
 
     def _outside(self, value, what: str):

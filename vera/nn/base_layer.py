@@ -136,5 +136,17 @@ def check_adaptable(model: nn.Module, path: str, layer: nn.Module) -> None:
         )
 
 
+def called(layer: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+    """What a base layer returns. Raises AdapterError for something to which no update can be added."""
+    h, d_out = layer(x, *args, **kwargs), shape_of(layer)[0]
+    if not isinstance(h, Tensor) or h.shape != (*x.shape[:-1], d_out):
+        got = list(h.shape) if isinstance(h, Tensor) else type(h).__name__
+        raise AdapterError(
+            f"{type(layer).__name__} returns {got} for an input of shape {list(x.shape)}; "
+            f"an update can be added to [..., {d_out}] alone"
+        )
+    return h
+
+
 def _name(kind: object) -> str:
     return str(kind).removeprefix("torch.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from .base_layer import device_of, matrix, obstacle, plain, shape_of, transposed
+from .base_layer import called, device_of, matrix, obstacle, plain, shape_of, transposed
 from .config import VeraConfig
 from .errors import AdapterError
 from .functional import (
@@ -143,13 +145,7 @@ class VeraLinear(nn.Module):
 
     def _added(self, x: Tensor, args: tuple, kwargs: dict, dtype: torch.dtype, dropout: float, matrices: tuple) -> Tensor:
         """What the base layer returns, plus the update; in float32 instead of fp16, whose range a sum over x may leave."""
-        h = self.base_layer(x, *args, **kwargs)
-        if not isinstance(h, Tensor) or h.shape != (*x.shape[:-1], self.out_features):
-            got = list(h.shape) if isinstance(h, Tensor) else type(h).__name__
-            raise AdapterError(
-                f"{type(self.base_layer).__name__} returns {got} for an input of shape {list(x.shape)}; "
-                f"an update can be added to [..., {self.out_features}] alone"
-            )
+        h = called(self.base_layer, x, args, kwargs)
         with torch.autocast(x.device.type, enabled=False):
             z = F.dropout(x, dropout) if dropout else x
             cast = z.to(torch.float32 if dtype == torch.float16 else dtype)
@@ -203,12 +199,22 @@ class VeraLinear(nn.Module):
         """Put W, rounded to the dtype of W0, into the base layer for good, if it is merged; the tie to another layer ends."""
         if self.merged is None:
             return
-        W, base = self._merged_weight(), self.base_layer
-        if parametrize.is_parametrized(base, "weight"):
-            parametrize.remove_parametrizations(base, "weight")
-        W = W.t().contiguous() if transposed(base) else W
-        base.weight = nn.Parameter(W.to(base.weight.dtype), base.weight.requires_grad)
+        _put(self.base_layer, self._merged_weight())
         self.unmerge()
+
+    @torch.no_grad()
+    def bare(self) -> nn.Module:
+        """The base layer, or while merged a copy of it with W, rounded to the dtype of W0."""
+        base = self.base_layer
+        if self.merged is None:
+            return base
+        if parametrize.is_parametrized(base):
+            base = copy.deepcopy(base)
+        else:
+            base = copy.copy(base)
+            base._parameters = dict(base._parameters)
+        _put(base, self._merged_weight())
+        return base
 
     def _is_sum(self, graph: bool) -> bool:
         """Whether W can stand for a merged layer in a call: it is still of such a kind, and its W0 and bias are not trained."""
@@ -245,6 +251,14 @@ class VeraLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"active={self.active!r}, merged={self.merged!r}"
+
+
+def _put(base: nn.Module, W: Tensor) -> None:
+    """Put W [d_out, d_in] into a layer, in the dtype and the layout of its weight."""
+    if parametrize.is_parametrized(base, "weight"):
+        parametrize.remove_parametrizations(base, "weight")
+    W = W.t().contiguous() if transposed(base) else W
+    base.weight = nn.Parameter(W.to(base.weight.dtype), base.weight.requires_grad)
 
 
 def _state(tensor: Tensor) -> tuple[int, int, int]:
