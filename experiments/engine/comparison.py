@@ -166,15 +166,9 @@ def _ours(published: Published, row: Row, found: Cells, stat: Statistic, average
     return line
 
 
-<<<<<<< HEAD
 def _beside(text: str, summary: Summary | None, printed: str | None, column: Column, stat: Statistic) -> str:
     """Our figure with its deviation from the printed one, where there is one to compare with."""
-    if summary is None:
-=======
-def _beside(text: str, summary: Summary | None, printed: str, column: Column, stat: Statistic) -> str:
-    """Our figure with its deviation from the printed one."""
     if summary is None or summary.collapsed:
->>>>>>> main
         return text
     if printed is None:
         return Sourced(text, summary.cell)
