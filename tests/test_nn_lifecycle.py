@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, RobertaConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, RobertaConfig
 
 from vera.errors import AdapterError
 from vera.nn import (
@@ -202,3 +202,25 @@ def test_a_layer_under_two_names_is_bare_under_both():
         return
     unload(model)
     assert type(model.first) is type(model.second[0]) is nn.Linear
+
+
+def test_save_pretrained_of_a_merged_model_writes_the_plain_one(tmp_path):
+    model, _, _, second = two_adapters()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    merge(model)
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        model.classifier.out_proj.bias.add_(1.0)  # a copy's own save_pretrained writes the copy
+    for part, folder in ((twin, "whole"), (twin.roberta, "part")):
+        part.save_pretrained(tmp_path / folder)
+        assert sum(layer.merged == "b" for _, layer in vera_layers(twin)) == 4 and "save_pretrained" in vars(part)
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    torch.testing.assert_close(logits(loaded), second, rtol=1e-5, atol=1e-6)
+    part = AutoModel.from_pretrained(tmp_path / "part", add_pooling_layer=False)
+    torch.testing.assert_close(part.state_dict(), loaded.roberta.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(logits(twin), second, rtol=1e-5, atol=1e-6)
+    unmerge(twin)
+    assert not any("save_pretrained" in vars(module) for module in twin.modules())
+    assert torch.equal(logits(twin), second)

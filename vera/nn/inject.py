@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from . import heads
+from . import heads, saving
 from .base_layer import check_adaptable, device_of, dtype_of, is_linear, shape_of
 from .config import VeraConfig
 from .errors import AdapterError
@@ -65,7 +65,10 @@ def projection_keys(config: VeraConfig, shapes: dict[str, tuple[int, int]]) -> d
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of the one with this dotted name."""
+    """Put a module in the place of the one with this dotted name. A merged layer's base layer takes W along."""
+    old = model.get_submodule(path)
+    if isinstance(old, VeraLinear) and module is old.base_layer:
+        old.settle()
     parent, _, attribute = path.rpartition(".")
     setattr(model.get_submodule(parent), attribute, module)
 
@@ -148,6 +151,7 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 def merge(model: nn.Module) -> nn.Module:
     """Compose W = W0 + diag(b) B diag(d) A in every adapted layer: the backbone's own speed from here on. Returns the model.
 
+    `state_dict` stays what it was, W0 with b and d; `save_pretrained` writes the merged model as a plain one.
     Raises AdapterError, with no layer merged, for a quantised base or weights that are not finite.
     """
     done = []
@@ -160,6 +164,7 @@ def merge(model: nn.Module) -> nn.Module:
         for layer in done:
             layer.unmerge()
         raise
+    saving.install(model)
     return model
 
 
@@ -167,4 +172,5 @@ def unmerge(model: nn.Module) -> nn.Module:
     """Restore W0, bit for bit, in every adapted layer. Returns the model."""
     for _, layer in vera_layers(model):
         layer.unmerge()
+    saving.remove(model)
     return model

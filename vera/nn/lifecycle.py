@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from . import heads
+from . import heads, saving
 from .errors import AdapterError
 from .inject import _CONFIGS, configs, merge, replace_module, set_adapter, unmerge, vera_layers
 from .linear import VeraLinear
@@ -48,8 +48,6 @@ def merge_and_unload(model: nn.Module, name: str | None = None) -> nn.Module:
         if name is not None and name != before:
             set_adapter(model, before)
         raise
-    for _, layer in vera_layers(model):
-        layer.settle()
     return _strip(model)
 
 
@@ -98,6 +96,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 def _strip(model: nn.Module) -> nn.Module:
     """Take off all wrappers and all that `attach` has noted; what is in the layers and in the model's head now stays."""
     heads.release(model)
+    saving.remove(model)
     if hasattr(model, _CONFIGS):
         delattr(model, _CONFIGS)
     return _bare(model, [layer for _, layer in vera_layers(model)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -197,12 +199,22 @@ class VeraLinear(nn.Module):
         """Put W, rounded to the dtype of W0, into the base layer for good, if it is merged; the tie to another layer ends."""
         if self.merged is None:
             return
-        W, base = self._merged_weight(), self.base_layer
-        if parametrize.is_parametrized(base, "weight"):
-            parametrize.remove_parametrizations(base, "weight")
-        W = W.t().contiguous() if transposed(base) else W
-        base.weight = nn.Parameter(W.to(base.weight.dtype), base.weight.requires_grad)
+        _put(self.base_layer, self._merged_weight())
         self.unmerge()
+
+    @torch.no_grad()
+    def bare(self) -> nn.Module:
+        """The base layer, or while merged a copy of it with W, rounded to the dtype of W0."""
+        base = self.base_layer
+        if self.merged is None:
+            return base
+        if parametrize.is_parametrized(base):
+            base = copy.deepcopy(base)
+        else:
+            base = copy.copy(base)
+            base._parameters = dict(base._parameters)
+        _put(base, self._merged_weight())
+        return base
 
     def _is_sum(self, graph: bool) -> bool:
         """Whether W can stand for a merged layer in a call: it is still of such a kind, and its W0 and bias are not trained."""
@@ -239,6 +251,14 @@ class VeraLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"active={self.active!r}, merged={self.merged!r}"
+
+
+def _put(base: nn.Module, W: Tensor) -> None:
+    """Put W [d_out, d_in] into a layer, in the dtype and the layout of its weight."""
+    if parametrize.is_parametrized(base, "weight"):
+        parametrize.remove_parametrizations(base, "weight")
+    W = W.t().contiguous() if transposed(base) else W
+    base.weight = nn.Parameter(W.to(base.weight.dtype), base.weight.requires_grad)
 
 
 def _state(tensor: Tensor) -> tuple[int, int, int]:
