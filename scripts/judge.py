@@ -11,6 +11,7 @@ Several MT-Bench files are graded one after the other.
 """
 
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,6 +26,8 @@ from vera.judge.grade import judge
 from vera.judge.judgement import Answers, find
 from vera.judge.questions import QuestionSource
 from vera.runs import interrupt
+
+SECONDS = 60.0  # between two lines where nobody watches
 
 
 def main(arguments: list[str]) -> int:
@@ -67,8 +70,17 @@ def _groups(files: list[str], overrides: list[str]) -> list[list[str]]:
 def _one(files: list[str], overrides: list[str]) -> None:
     source, settings, values = _config(files, overrides)
     key = read_key(settings)
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
+    watched, told = sys.stderr.isatty(), time.monotonic()
+    with Progress(transient=True, disable=not watched) as bar:
         task = bar.add_task("verdicts", total=None)
+
+        def show(done: int, total: int) -> None:
+            nonlocal told
+            bar.update(task, completed=done, total=total)
+            if not watched and time.monotonic() - told >= SECONDS:
+                told = time.monotonic()
+                print(f"{done} of {total} verdicts", file=sys.stderr, flush=True)
+
         record, path = judge(
             files,
             source,
@@ -77,7 +89,7 @@ def _one(files: list[str], overrides: list[str]) -> None:
             values["results_dir"],
             values["cache_dir"],
             on_note=lambda text: print(text, file=sys.stderr),
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            on_progress=show,
         )
     for answer, score in zip(record.answers, record.scores, strict=True):
         turns = ", ".join(f"turn {turn} {mean:.2f}" for turn, mean in score["by_turn"].items())

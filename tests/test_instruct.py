@@ -30,6 +30,7 @@ from vera.run import execute, prepare
 from vera.runs.kept import kept
 from vera.runs.store import Store
 from vera.tasks.alpaca import read_rows
+from vera.trained import export
 from vera.trained.answers import AnswerSettings, Chat, answer, load_trained
 
 BASE = ["model=llama_7b", "task=alpaca"]
@@ -437,7 +438,12 @@ def test_weights_of_another_run_in_a_shared_work_dir_never_answer(compose, tmp_p
     assert answer(first, asked)[0].adapter_sha256 == own[1]
     other = execute(second)
     assert other.name == record.name and other.weights != record.weights
-    for load in (lambda: answer(first, asked), lambda: load_trained(first), lambda: kept(record, first.work_dir, "best")):
+    for load in (
+        lambda: answer(first, asked),
+        lambda: load_trained(first),
+        lambda: kept(record, first.work_dir, "best"),
+        lambda: export.find(Path(first.work_dir) / record.name, None, tmp_path / "a", None),
+    ):
         with pytest.raises(ModelError, match="holds the weights of another run of this name"):
             load()
     assert answer(second, asked)[0].adapter_sha256 == other.weights["last"]

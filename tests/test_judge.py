@@ -607,8 +607,12 @@ def test_verdicts_that_somebody_edited_are_refused(server, ask, tmp_path):
     there = server()
     ask(there)
     (path,) = (tmp_path / "results/judged").glob("*.jsonl")
-    path.write_text("garbage\n" + path.read_text())
+    before = path.read_bytes()
+    path.write_bytes(b"garbage\n" + before)
     with pytest.raises(RecordError, match="line 1: not a verdict"):
+        ask(there)
+    path.write_bytes(b"\xff\n" + before)
+    with pytest.raises(RecordError, match="not UTF-8 at byte 0"):
         ask(there)
 
 

@@ -45,7 +45,7 @@ class Draws(LogitsProcessor):
     """Lets a greedy search draw each text from softmax(logits / temperature) among the `top_k` likeliest tokens (0: all): the
     largest of logits / temperature + Gumbel noise is such a draw.
 
-    One temperature and one CPU generator a text, so that neither the batch it is in nor the device changes what is drawn. At
+    One temperature and one CPU generator a text, so that its noise depends neither on the batch it is in nor on the device. At
     temperature 0 the likeliest token is taken.
     """
 

@@ -34,6 +34,7 @@ from vera.models.gpt2 import join_attention
 from vera.nn.inject import replace_module
 from vera.nn.linear import VeraLinear
 from vera.nn.names import inside
+from vera.runs.kept import kept
 from vera.runs.record import Record
 from vera.runs.store import Store
 from vera.seeds import seed_everything
@@ -110,12 +111,7 @@ def find(source: Path, checkpoint: str | None, results: Path | None, work: Path 
         raise ConfigError(f"{source} is neither a run's folder nor its record (results/runs/<run>.json)")
     else:
         raise ConfigError(f"{source} does not exist")
-    folder = Path(work) / record.name / (checkpoint or "best")
-    if not any(path.suffix == ".safetensors" for path in folder.glob("*")):
-        raise ModelError(
-            f"{folder} holds no trained weights; was the run made with train.save=true, on this machine? (else: --work DIR)"
-        )
-    return record, folder
+    return record, kept(record, work, checkpoint or "best")[0]
 
 
 def _record_of(source: Path, name: str, work: Path, results: Path | None) -> Record:
