@@ -6,6 +6,7 @@ python scripts/plan.py --commands         how to run what is missing
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def main() -> int:
         "--tflops", type=float, default=TFLOPS, help=f"a GPU's sustained 10^12 operations a second ({TFLOPS:g})"
     )
     parser.add_argument("--commands", action="store_true", help="print the commands for what is missing")
-    options = parser.parse_args()
+    options = arguments.parsed(parser)
     if not options.tflops > 0:
         parser.error("--tflops must be positive")
     try:
@@ -49,7 +50,7 @@ def main() -> int:
             for sweep, found in wanted:
                 status = plan.status(found)
                 if status.missing or status.failed:
-                    print(" ".join(["python scripts/train.py", f"sweep={sweep.label}", *of_runs]))
+                    print(shlex.join(["python", "scripts/train.py", f"sweep={sweep.label}", *of_runs]))
             for one in judged:
                 print(*one.commands(options.results, of_judge), sep="\n")
             return 0
