@@ -6,7 +6,6 @@ python scripts/plan.py --commands         how to run what is missing
 """
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def main() -> int:
         "--tflops", type=float, default=TFLOPS, help=f"a GPU's sustained 10^12 operations a second ({TFLOPS:g})"
     )
     parser.add_argument("--commands", action="store_true", help="print the commands for what is missing")
-    options = arguments.parsed(parser)
+    options = parser.parse_args()
     if not options.tflops > 0:
         parser.error("--tflops must be positive")
     try:
@@ -50,9 +49,9 @@ def main() -> int:
             for sweep, found in wanted:
                 status = plan.status(found)
                 if status.missing or status.failed:
-                    print(shlex.join(["python", "scripts/train.py", f"sweep={sweep.label}", *of_runs]))
+                    print(" ".join(["python scripts/train.py", f"sweep={sweep.label}", *of_runs]))
             for one in judged:
-                print(*one.commands(options.results, of_judge), sep="\n")
+                print(*one.commands(str(options.results), of_judge), sep="\n")
             return 0
         if options.artefact is None:
             rows = [[", ".join(sweep.artefacts), sweep.label, *figures(plan.status(found))] for sweep, found in wanted]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vera.config import build, compose
 from vera.config.architecture import misfit
-from vera.errors import ModelError
+from vera.errors import ConfigError, ModelError
 from vera.models.base import weights_fingerprint
 from vera.models.digits import pretrain
 from vera.models.tiny import byte_tokenizer
@@ -78,6 +78,14 @@ def test_the_sizes_that_a_yaml_states_are_compared_under_transformers_names():
         "here is another model than x: its config.json has family llama where model.full says gpt2"
     )
     assert "n_positions 32 where model.full says 16" in misfit(stated, {**same, "max_position_embeddings": 32}, "here")
+
+
+@pytest.mark.parametrize("key", ["model.tiny.hiden_size", "model.full.hiden_size", "model.architecture.hiden_size"])
+def test_a_size_that_no_architecture_has_is_refused(key, cache):
+    choices = ["model=digits_vit"] if "architecture" in key else ["model=roberta_base", "task=rte"]
+    model = loader(*choices, f"+{key}=8", *(["model.size=tiny"] if "tiny" in key else []))
+    with pytest.raises(ConfigError, match=rf"{key} is not a key of transformers' (Roberta|ViT)Config"):
+        model.blueprint(2) if "full" in key else model.load(2, cache)
 
 
 def test_an_incomplete_checkpoint_is_refused_and_a_foreign_head_is_drawn_anew(cache, tmp_path):

@@ -171,3 +171,9 @@ def common(
     by_seed = {record.run.seed: record for record in others}
     both = [record for record in ours if record.run.seed in by_seed]
     return [r.score(metric, select) for r in both], [by_seed[r.run.seed].score(metric, select) for r in both]
+
+
+def paired_records(ours: Sequence[Record], others: Sequence[Record]) -> Difference | None:
+    """The best epoch's primary metric, `ours` minus `others`, over common seeds; None when there are none."""
+    sides = common(ours, others)
+    return paired(*sides) if sides[0] else None

@@ -49,9 +49,7 @@ class Method(Component):
         if not groups["adapter"] and not groups["head"]:
             raise ConfigError(f"method {self.name} trains nothing (method.train_head={self.train_head})")
         if not groups["adapter"] and not self.head_alone:
-            raise ConfigError(
-                f"method {self.name} trains nothing of this backbone, which has no such parameters; see method=head"
-            )
+            raise ConfigError(f"method {self.name} trains nothing of this backbone; that is method=head")
         return groups
 
     def on_step(self, backbone: Backbone, step: int, total: int) -> None:

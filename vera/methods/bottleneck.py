@@ -36,7 +36,8 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.up(ACTIVATIONS[self.activation](self.down(self.norm(x))))
+        wide = x.to(self.down.weight.dtype)  # a half-precision backbone's; what is trained is float32
+        return x + self.up(ACTIVATIONS[self.activation](self.down(self.norm(wide)))).to(x.dtype)
 
     def after(self, module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
         """A forward hook: the adapter works on what `module` returns."""

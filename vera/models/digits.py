@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from vera.io.cache import make_folder
 from vera.models.base import Architecture
 from vera.models.image import ImageClassifier
-from vera.models.tiny import image_processor
+from vera.models.tiny import check_keys, image_processor
 from vera.seeds import derive, forked, generator
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class DigitsVit(ImageClassifier):
     def source(self, cache_dir: Path) -> str:
         if self.size == "tiny" or self.path is not None:
             return super().source(cache_dir)
+        check_keys("vit", self.architecture, "model.architecture")
         key = json.dumps([self.architecture, self.pretrain, RECIPE], sort_keys=True)
 
         def make(folder: Path) -> None:

@@ -22,7 +22,7 @@ from vera.io.cache import make_folder
 from vera.io.rows import read_csv
 from vera.models.base import Architecture
 from vera.models.gpt2 import Gpt2
-from vera.models.tiny import END, bytes_of, causal_tokenizer
+from vera.models.tiny import END, bytes_of, causal_tokenizer, check_keys
 from vera.seeds import forked, generator
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class Gpt2Mini(Gpt2):
             documents = read_documents(Path(self.data_dir) / CORPUS)
         except DataError as error:
             raise ModelError(f"model {self.name} cannot be pretrained: {error}") from None
+        check_keys("gpt2", self.architecture, "model.architecture")
         key = json.dumps([self.architecture, self.pretrain, RECIPE, documents], sort_keys=True)
 
         def make(folder: Path) -> None:
