@@ -388,7 +388,7 @@ class AdapterBank:
             raise AdapterError("the bank is in use by a batch; leave `with bank.use(...)` first")
 
     def _same_kind(self, config: VeraConfig, values: dict[str, Tensor], folder: str | os.PathLike) -> None:
-        keys = ["rank", "projection_seed", "init", "sharing"]
+        keys = ["rank", "projection_seed", "projection_dtype", "init", "sharing"]
         if values.keys() != self._sizes.keys():
             keys += ["targets", "modules_to_save"]
         for key in keys:
