@@ -68,7 +68,7 @@ def test_imports_point_left(path):
 
 @pytest.mark.parametrize("path", modules("experiments"), ids=lambda path: path.name)
 def test_experiments_read_records_only(path):
-    allowed = ("vera.config", "vera.errors", "vera.io.files", "vera.nn.count", "vera.runs", "vera.judge.judgement")
+    allowed = ("vera.config", "vera.errors", "vera.io.files", "vera.nn.count", "vera.runs", "vera.judge")
     for imported in imports(path):
         assert not imported.startswith("torch"), imported
         assert not imported.startswith("vera.") or imported.startswith(allowed), imported
