@@ -6,7 +6,6 @@ python scripts/plan.py --commands         how to run what is missing
 """
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -50,9 +49,9 @@ def main() -> int:
             for sweep, found in wanted:
                 status = plan.status(found)
                 if status.missing or status.failed:
-                    print(shlex.join(["python", "scripts/train.py", f"sweep={sweep.label}", *of_runs]))
+                    print(" ".join(["python scripts/train.py", f"sweep={sweep.label}", *of_runs]))
             for one in judged:
-                print(*one.commands(options.results, of_judge), sep="\n")
+                print(*one.commands(str(options.results), of_judge), sep="\n")
             return 0
         if options.artefact is None:
             rows = [[", ".join(sweep.artefacts), sweep.label, *figures(plan.status(found))] for sweep, found in wanted]

@@ -11,7 +11,21 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from vera.config import CONF_DIR, Component, Operational, Source, build, cell_id, choice, choices, compose, marks
+from vera.config import (
+    CONF_DIR,
+    Component,
+    Operational,
+    Source,
+    beside,
+    build,
+    cell_id,
+    choice,
+    choices,
+    compose,
+    marks,
+    younger,
+)
+from vera.config.composing import recipe
 from vera.config.marks import TABLE
 from vera.errors import ConfigError
 
@@ -36,8 +50,8 @@ def test_every_yaml_is_called_what_it_says_and_builds(group):
 
 
 def test_every_recipe_belongs_to_a_method_and_a_model():
-    for recipe in choices("recipe"):
-        assert any(recipe == f"{method}_{model}" for method in choices("method") for model in choices("model")), recipe
+    found = {recipe(method, model) for method in choices("method") for model in choices("model")}
+    assert set(choices("recipe")) <= found
 
 
 @pytest.mark.parametrize("overrides", sorted(GOLDEN))
@@ -102,6 +116,20 @@ def test_a_new_key_at_its_neutral_value_leaves_the_identity_alone():
     version = {**config, "method": {**config["method"], "version": 2}}
     assert cell_id(grown) == cell_id(config)
     assert len({cell_id(changed), cell_id(version), cell_id(config)}) == 3
+
+
+def test_a_new_key_inside_a_mapping_can_be_neutral_too():
+    plain = compose().scientific
+
+    def task(**values):
+        return cell_id({**plain, "task": {**plain["task"], **values}})
+
+    neutral = {"decoding": {"search": "old"}}
+    assert task(decoding={"beams": 2}) == task(decoding={"beams": 2, "search": "old"}, neutral=neutral)
+    assert len({task(), task(decoding={"beams": 2}), task(decoding={"beams": 2, "search": "new"}, neutral=neutral)}) == 3
+    assert younger({"decoding": {"beams": 2}}, {**neutral, "format": 1}) == {**neutral, "format": 1}
+    assert younger({"decoding": {"search": "new"}, "format": 2}, {**neutral, "format": 1}) == {}
+    assert beside({"decoding": {"beams": 2}}, neutral) == {"decoding": {"beams": 2, "search": "old"}}
 
 
 def test_equal_values_are_one_run_however_they_are_spelt(monkeypatch):
@@ -257,11 +285,12 @@ def test_a_malformed_yaml_hurts_its_own_choice_alone(tmp_path, monkeypatch):
         "_target_: vera.methods.vera.Vera\nname: broken\ntargets: [query\n"
     )
     (project / "conf" / "method" / "derived.yaml").write_text("defaults: [vera, _self_]\nname: derived\nrank: 4\n")
+    (project / "conf" / "method" / "nowhere.yaml").write_text("_target_: vera.methods.nowhere.No\nname: nowhere\nversion: 1\n")
     (project / "conf" / "recipe" / "head_digits_vit.yaml").write_bytes(b"train: {lr: 1}\n\xff\n")
     script = """if True:
         from vera.config import choice, compose
         from vera.errors import ConfigError
-        for method in ("lora", "derived", "broken", "head"):
+        for method in ("lora", "derived", "broken", "head", "nowhere"):
             try:
                 print(compose([f"method={method}"]).method["name"])
             except ConfigError as error:
@@ -270,9 +299,10 @@ def test_a_malformed_yaml_hurts_its_own_choice_alone(tmp_path, monkeypatch):
     """
     done = subprocess.run([sys.executable, "-c", script], cwd=project, capture_output=True, text=True)
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["lora", "derived"] and lines[4] == "vera.methods.vera.Vera ${seed}", done.stdout + done.stderr
+    assert lines[:2] == ["lora", "derived"] and lines[5] == "vera.methods.vera.Vera ${seed}", done.stdout + done.stderr
     assert lines[2].startswith("error: conf/method/broken.yaml, line 4: ")
     assert lines[3] == "error: conf/recipe/head_digits_vit.yaml is not UTF-8"
+    assert lines[4].startswith("error: method._target_: vera.methods.nowhere.No cannot be imported: ")
 
 
 @pytest.mark.parametrize(

@@ -142,3 +142,26 @@ def test_bitfit_trains_biases_alone(prepared):
 def test_components_build_once_more_from_a_record_of_their_config(compose):
     run = compose("method=vera")
     assert build(run.scientific["method"], "method") == build(run.method, "method")
+
+
+@pytest.mark.parametrize("quantisation", ["none", "nf4"])
+@pytest.mark.parametrize("method", ["adapter_h", "adapter_p", "adapter_l", "adapter_d", "ia3"])
+def test_adapters_and_ia3_train_on_llama(method, quantisation, compose):
+    """On bf16 and on 4-bit weights what is trained is float32, and the output stays as wide as the backbone's."""
+    if quantisation == "nf4":
+        pytest.importorskip("bitsandbytes")
+    run = compose(f"method={method}", "model=llama_7b", "task=alpaca", f"model.quantisation={quantisation}")
+    backbone, built, task, data = prepare(run)
+    batch = data.collate([data.train[0], data.train[1]])
+    labels = batch.pop("labels")
+    parameters = [parameter for _, parameter in built.parameter_groups(backbone)["adapter"]]
+    assert parameters and {parameter.dtype for parameter in parameters} == {torch.float32}
+    before = backbone.model(**batch).logits
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    for _ in range(2):  # the upper map of an adapter starts at zero
+        optimizer.zero_grad()
+        task.loss(backbone.model(**batch).logits, {"labels": labels}).backward()
+        optimizer.step()
+    after = backbone.model(**batch).logits
+    assert after.dtype == before.dtype == torch.bfloat16 and not torch.equal(after, before)
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in parameters)

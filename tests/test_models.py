@@ -8,7 +8,7 @@ from PIL import Image
 
 from vera.config import build, compose
 from vera.config.architecture import misfit
-from vera.errors import ModelError
+from vera.errors import ConfigError, ModelError
 from vera.models.base import weights_fingerprint
 from vera.models.digits import pretrain
 from vera.models.tiny import byte_tokenizer
@@ -80,6 +80,14 @@ def test_the_sizes_that_a_yaml_states_are_compared_under_transformers_names():
     assert "n_positions 32 where model.full says 16" in misfit(stated, {**same, "max_position_embeddings": 32}, "here")
 
 
+@pytest.mark.parametrize("key", ["model.tiny.hiden_size", "model.full.hiden_size", "model.architecture.hiden_size"])
+def test_a_size_that_no_architecture_has_is_refused(key, cache):
+    choices = ["model=digits_vit"] if "architecture" in key else ["model=roberta_base", "task=rte"]
+    model = loader(*choices, f"+{key}=8", *(["model.size=tiny"] if "tiny" in key else []))
+    with pytest.raises(ConfigError, match=rf"{key} is not a key of transformers' (Roberta|ViT)Config"):
+        model.blueprint(2) if "full" in key else model.load(2, cache)
+
+
 def test_an_incomplete_checkpoint_is_refused_and_a_foreign_head_is_drawn_anew(cache, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -131,3 +139,27 @@ def test_byte_tokenizer_reads_any_text():
     text = 'Zürich \x08 "quoted" 漢字'
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == text and tokenizer.unk_token_id not in ids
+
+
+@pytest.mark.parametrize("outer", [1, 3])
+def test_the_threads_of_the_caller_do_not_reach_a_pretraining(outer, tmp_path):
+    from vera.models import digits, gpt2_mini
+    from vera.seeds import threads
+
+    seen = []
+
+    def counted(module, *_):
+        seen.append(torch.get_num_threads())
+
+    vit, gpt2 = loader(), loader("model=gpt2_mini", "task=e2e")
+    small = {"n_embd": 16, "n_layer": 1, "n_head": 1, "n_positions": 32}
+    documents = [[f"Place {i} is a pub by the river.", f"By the river is place {i}, a pub."] for i in range(40)]
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(counted)
+    try:
+        with threads(outer):
+            digits.pretrain(vit.architecture, {**vit.pretrain, "epochs": 1, "batch_size": 1000}, tmp_path)
+            gpt2_mini.pretrain(documents, small, {**gpt2.pretrain, "vocabulary": 300, "window": 16, "epochs": 1}, tmp_path)
+            assert torch.get_num_threads() == outer
+    finally:
+        handle.remove()
+    assert set(seen) == {2}

@@ -137,3 +137,10 @@ def test_the_makefile_documents_itself_and_deletes_no_results():
     for target in ("setup", "demo", "test", "tables", "glue-base", "glue-large"):
         assert f"  {target} " in done.stdout
     assert "rm -" not in text and "git clean" not in text
+
+
+def test_relative_paths_are_meant_from_where_the_command_was_started(train, tmp_path):
+    """Also with hydra.job.chdir, and an empty WORLD_SIZE is none."""
+    done = train("-m", "hydra.job.chdir=true", "results_dir=rel", "work_dir=wrk", "method=head", WORLD_SIZE="", RANK="")
+    assert done.returncode == 0 and len(list((tmp_path / "rel" / "runs").glob("*.json"))) == 1, done.stderr
+    assert "(best, epoch 1)" in done.stderr

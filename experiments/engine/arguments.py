@@ -22,11 +22,12 @@ def artefact(parser: ArgumentParser) -> None:
 def parsed(parser: ArgumentParser) -> Namespace:
     """The command line, with `artefact` (None: the whole paper) and `overrides`, in which paths are as a shell leaves them."""
     options = parser.parse_intermixed_args()
-    names = [word for word in options.words if "=" not in word]
+    keys = [word for word in options.words if "=" in word.partition(" ")[0]]  # a sweep's label may hold keys further on
+    names = [word for word in options.words if word not in keys]
     if len(names) > 1:
         parser.error(f"one artefact at a time, not {' and '.join(names)}; keys are KEY=VALUE")
     options.artefact = names[0] if names else None
-    options.overrides = readable([*(word for word in options.words if "=" in word), *options.overrides])
+    options.overrides = readable([*keys, *options.overrides])
     return options
 
 

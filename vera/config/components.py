@@ -30,7 +30,10 @@ def component(settings: dict[str, Any], where: str) -> type[Strict]:
     """
     target = _allowed(settings, where)
     module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise ConfigError(f"{where}._target_: {target} cannot be imported: {error}") from None
 
 
 def normalised(settings: dict[str, Any], where: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from peft import PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
 
 from vera.errors import ModelError
 from vera.io.files import write_atomic
@@ -34,6 +35,8 @@ class PeftMethod(TargetedMethod):
         for parameter in backbone.model.parameters():
             if parameter.requires_grad and parameter.element_size() < 4:  # an update can be smaller than bf16 resolves
                 parameter.data = parameter.data.float()
+        for layer in self.layers(backbone).values():
+            layer.register_forward_hook(_as_its_input)
         self._train_head(backbone)
 
     def layers(self, backbone) -> dict[str, BaseTunerLayer]:
@@ -96,6 +99,11 @@ class PeftMethod(TargetedMethod):
         config = fused.plain_config(backbone.model, config)
         write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, {"format": "pt"}))
         write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True, default=json_value) + "\n")
+
+
+def _as_its_input(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """In half precision where the model computes in it: PEFT's IA3 on 4-bit weights returns float32, as its vectors are."""
+    return output.to(inputs[0].dtype) if inputs[0].element_size() < 4 else output
 
 
 def json_value(value):

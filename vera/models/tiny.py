@@ -36,6 +36,7 @@ def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:
     settings = dict(settings)
     family = settings.pop("family", None)
     _config_class(family, "model.tiny.family")
+    check_keys(family, settings, "model.tiny")
     key = hashlib.sha256(json.dumps([family, settings], sort_keys=True).encode()).hexdigest()[:8]
 
     def make(folder: Path) -> None:
@@ -50,10 +51,22 @@ def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:
     return make_folder(Path(cache_dir) / "tiny" / f"{family}-{key}", "config.json", make)
 
 
+def check_keys(family: str, settings: dict[str, Any], key: str) -> None:
+    """Raises ConfigError for a size that the family does not have; transformers would keep any and read it nowhere."""
+    config = CONFIGS[family]
+    known = config().to_dict().keys() | config.attribute_map.keys() | {"family"}
+    unknown = sorted(settings.keys() - known)
+    if unknown:
+        raise ConfigError(f"{key}.{unknown[0]} is not a key of transformers' {config.__name__}")
+
+
 def architecture(settings: dict[str, Any], key: str = "model.full") -> PretrainedConfig:
     """The transformers configuration that `settings` (family and its own keys) describe. Raises ConfigError."""
     settings = dict(settings)
-    return _config_class(settings.pop("family", None), f"{key}.family")(**settings)
+    family = settings.pop("family", None)
+    config = _config_class(family, f"{key}.family")
+    check_keys(family, settings, key)
+    return config(**settings)
 
 
 def _config_class(family: Any, key: str) -> type[PretrainedConfig]:

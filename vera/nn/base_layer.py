@@ -14,6 +14,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from .errors import AdapterError
+from .names import unwrapped
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # transformers' models whose fused kernels read the weight of out_proj themselves, as PEFT lists them.
@@ -97,7 +98,7 @@ def obstacle(layer: nn.Module) -> str | None:
         if hooks or "forward" in own or torch_module._has_any_global_hook():
             return "it has hooks"
         if layer.training and any(True for _ in layer.buffers()):
-            return "its weight changes at each call while training"
+            return "its weight may change at each call while training"
         return None
     return reason
 
@@ -128,7 +129,7 @@ def check_adaptable(model: nn.Module, path: str, layer: nn.Module) -> None:
     if weight.is_complex():
         raise AdapterError(f"{path} holds complex numbers; b, d, A and B are real")
     above, _, name = path.rpartition(".")
-    parent = model.get_submodule(above)
+    parent = unwrapped(model.get_submodule(above))
     fused = name == "out_proj" and getattr(getattr(model, "config", None), "model_type", None) in _FUSED
     if isinstance(parent, nn.MultiheadAttention) or fused:
         raise AdapterError(

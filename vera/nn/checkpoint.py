@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from . import heads
 from .base_layer import transposed
-from .config import VeraConfig
+from .config import PROJECTION_DTYPES, VeraConfig
 from .errors import AdapterError
 from .files import read_json, write_atomic
 from .inject import (
@@ -32,13 +32,14 @@ from .inject import (
     check_no_bank,
     configs,
     find_targets,
+    linear_layers,
     projection_keys,
     set_adapter,
     target_shapes,
     vera_layers,
 )
 from .linear import VeraLinear
-from .names import inside
+from .names import inside, matches, plain_path, unwrapped
 from .projection import draw, fingerprint
 
 CONFIG_FILE = "adapter_config.json"
@@ -56,12 +57,17 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
     for PEFT, which then refuses them. Both files are written beside and then renamed. Raises AdapterError when the model has
     no such adapter.
     """
+    model = unwrapped(model)
     attached = configs(model)
     if name is None:
         name = next((layer.active for _, layer in vera_layers(model) if layer.active), None)
     if name not in attached:
         raise AdapterError(f"no adapter to save: {name!r} is not attached (attached: {', '.join(attached) or 'none'})")
     config = attached[name]
+    if any(
+        value.is_meta for _, layer in vera_layers(model) if name in layer.vectors for value in layer.vectors[name].parameters()
+    ):
+        raise AdapterError(f"adapter {name!r} has no values yet (meta device), so there is nothing to save")
     layers = {path: layer for path, layer in vera_layers(model) if name in layer.vectors}
     tensors: dict[str, Tensor] = {}
     for path, layer in layers.items():
@@ -72,6 +78,9 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
     for path, module in heads.of(model, name).items():
         tensors |= {f"{path}.{key}": value.clone() for key, value in heads.tensors(module).items()}  # one may have two names
     tensors = {_PREFIX + key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+    if config.projection_dtype != "float32" and not compact:  # PEFT would draw the pair in float32
+        first = next(iter(layers.values())).projections[name]
+        tensors |= dict(zip(("base_model.vera_A", "base_model.vera_B"), draw(*first.key), strict=True))
     prints = {layer.projections[name].key: layer.projections[name].fingerprint for layer in layers.values()}
     metadata = {
         "format": "pt",
@@ -83,6 +92,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
                 "init": config.init,
                 "sharing": config.sharing,
                 "train": config.train,
+                **({} if config.projection_dtype == "float32" else {"projection_dtype": config.projection_dtype}),
             },
             separators=(",", ":"),
         ),
@@ -103,10 +113,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
     does not fit (foreign or truncated file, fingerprint of A and B, shape, backbone).
     """
     check_no_bank(model)
+    given, model = model, unwrapped(model)
     existing = configs(model).get(name)
     config, values = Reader(model).read(folder, existing)
     if existing is None:
-        attach(model, config, name)
+        attach(given, config, name)
     else:
         set_adapter(model, name)
     with torch.no_grad():
@@ -117,15 +128,15 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
         for path, module in heads.of(model, name).items():
             for key, tensor in heads.tensors(module).items():
                 tensor.copy_(values.pop(f"{path}.{key}"))
-    return model
+    return given
 
 
 class Reader:
     """Reads and checks adapter files for one backbone. What the checks need of the backbone is computed once."""
 
     def __init__(self, model: nn.Module):
-        self.model = model
-        self._modules = list(model.named_modules(remove_duplicate=False))
+        self.model = model = unwrapped(model)
+        self._modules = [(plain_path(path), module) for path, module in model.named_modules(remove_duplicate=False)]
         self._heads: dict[tuple, dict[str, tuple[tuple[int, ...], torch.dtype, str]]] = {}
         self._targets: dict[tuple, dict[str, nn.Module]] = {}
         self._norms: dict[str, float | None] = {}
@@ -137,15 +148,16 @@ class Reader:
         Raises AdapterError, naming the file, when it is broken, does not fit the model or differs from `existing`.
         """
         folder = Path(folder)
-        config, weights_file = _read_config(folder / CONFIG_FILE), folder / WEIGHTS_FILE
+        raw, weights_file = _read_config(folder / CONFIG_FILE), folder / WEIGHTS_FILE
         tensors, ours = _read_weights(weights_file)
-        if ours:
-            changes = {key: ours[key] for key in ("init", "sharing", "train") if key in ours}
-            config = _checked_replace(weights_file, config, changes)
+        config = _config(folder / CONFIG_FILE, raw, tensors, ours)
         # PEFT lists every name a head may have; those that are neither in the model nor in the file mean nothing.
         names = [*(path for path, _ in self._modules), *tensors]
         saved = [module for module in config.modules_to_save if any(inside(path, (module,)) for path in names)]
-        config = replace(config, modules_to_save=tuple(saved))
+        # ... and all-linear lists the layers of a head, which is trained whole instead.
+        linear, _, in_heads = linear_layers(self.model, tuple(saved))
+        wanted = [name for name in config.targets if any(matches(path, [name]) for path in linear) or name not in in_heads]
+        config = replace(config, modules_to_save=tuple(saved), targets=tuple(wanted) or config.targets)
         if existing is not None:
             _same_adapter(folder / CONFIG_FILE, existing, config)
             config = existing
@@ -155,8 +167,10 @@ class Reader:
             tensors = _spread(weights_file, tensors, shapes, config.rank)
         values = self._match(weights_file, tensors, shapes, config.rank, self._saved(folder / CONFIG_FILE, config))
         self._check_backbone(weights_file, targets, ours)
-        self._check_projection(weights_file, tensors, projection_keys(config, shapes), ours)
-        return config, values
+        rounded = self._check_projection(weights_file, tensors, config, shapes, ours)
+        if existing is not None and rounded != existing.projection_dtype:
+            raise AdapterError(f"{weights_file}: A and B are rounded to {rounded}, those of the attached adapter are not")
+        return replace(config, projection_dtype=rounded), values
 
     def targets(self, path: Path, config: VeraConfig) -> dict[str, nn.Module]:
         """The model's layers that the adapter goes on."""
@@ -172,15 +186,16 @@ class Reader:
         """Shape, dtype and first name of every tensor of the modules that the adapter brings copies of."""
         names = config.modules_to_save
         if names not in self._heads:
+            expected: dict[str, tuple[tuple[int, ...], torch.dtype, str]] = {}
             try:
-                found = heads.find(self._modules, names)
-                state = {f"{name}.{key}": value for name in found for key, value in heads.tensors(found[name]).items()}
+                for name, module in heads.find(self._modules, names).items():
+                    first: dict[int, str] = {}  # a tensor may have two names in one copy; two copies share none
+                    for key, value in heads.tensors(module).items():
+                        same = first.setdefault(id(value), f"{name}.{key}")
+                        expected[f"{name}.{key}"] = (tuple(value.shape), value.dtype, same)
             except AdapterError as error:
                 raise AdapterError(f"{path} does not fit this model: {error}") from None
-            first: dict[int, str] = {}
-            self._heads[names] = {
-                key: (tuple(value.shape), value.dtype, first.setdefault(id(value), key)) for key, value in state.items()
-            }
+            self._heads[names] = expected
         return self._heads[names]
 
     def _match(self, path: Path, tensors: dict[str, Tensor], shapes: dict, rank: int, saved: dict) -> dict[str, Tensor]:
@@ -226,8 +241,9 @@ class Reader:
                     f"{path} was trained on another backbone: the norm of {name} was {recorded}, here it is {here}"
                 )
 
-    def _check_projection(self, path: Path, tensors: dict[str, Tensor], keys: dict[str, tuple], ours: dict) -> None:
-        stored = {key: tensors[key] for key in tensors if key.endswith(("vera_A", "vera_B"))}
+    def _check_projection(self, path: Path, tensors: dict[str, Tensor], config: VeraConfig, shapes: dict, ours: dict) -> str:
+        """To which dtype A and B are rounded, after checking that those drawn here are the ones of the training."""
+        keys = projection_keys(config, shapes)
         if "fingerprint" in ours:
             for key in set(keys.values()) - self._prints.keys():
                 self._prints[key] = fingerprint(*draw(*key))
@@ -237,13 +253,22 @@ class Reader:
                     f"{path}: the random matrices drawn here have fingerprint {here}, the adapter was trained with "
                     f"{ours['fingerprint']}; another torch release or another generator drew them"
                 )
+        stored = {key: tensors[key] for key in tensors if key.endswith(("vera_A", "vera_B"))}
         if not stored:
-            return  # PEFT with save_projection=False: the seed is all there is
-        A, B = draw(*next(iter(keys.values())))
-        for key, value in stored.items():
-            drawn = A if key.endswith("vera_A") else B
-            if value.shape != drawn.shape or not torch.equal(value.float(), drawn.to(value.dtype).float()):
-                raise AdapterError(f"{path}: the stored {key} differs from the matrix that its seed draws here")
+            return config.projection_dtype  # PEFT with save_projection=False: the seed is all there is
+        first = next(iter(keys.values()))
+        different = None
+        for rounded in PROJECTION_DTYPES:  # PEFT rounds what it has drawn to the backbone's dtype, and writes float32 or that
+            A, B = draw(*first[:-1], rounded)
+            unequal = [key for key, value in stored.items() if not _same(value, A if key.endswith("vera_A") else B)]
+            if not unequal:
+                return rounded
+            different = different or unequal[0]
+        raise AdapterError(f"{path}: the stored {different} differs from the matrix that its seed draws here")
+
+
+def _same(stored: Tensor, drawn: Tensor) -> bool:
+    return stored.shape == drawn.shape and torch.equal(stored.float(), drawn.to(stored.dtype).float())
 
 
 def _norm(layer: nn.Module) -> float | None:
@@ -271,7 +296,7 @@ def _to_peft(model: nn.Module, config: VeraConfig, compact: bool) -> dict:
         "r": config.rank,
         "target_modules": list(config.targets),
         "projection_prng_key": config.projection_seed,
-        "save_projection": False,
+        "save_projection": config.projection_dtype != "float32" and not compact,
         "vera_dropout": config.dropout,
         "d_initial": config.d_init,
         "bias": "none",
@@ -282,7 +307,8 @@ def _to_peft(model: nn.Module, config: VeraConfig, compact: bool) -> dict:
     }
 
 
-def _read_config(path: Path) -> VeraConfig:
+def _read_config(path: Path) -> dict:
+    """A VeRA configuration as it stands in the file."""
     try:
         raw = read_json(path.read_bytes())
     except FileNotFoundError:
@@ -292,19 +318,29 @@ def _read_config(path: Path) -> VeraConfig:
     if not isinstance(raw, dict) or raw.get("peft_type") not in ("VERA", "VERA_VARIANT"):
         kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
         raise AdapterError(f"{path} is not a VeRA adapter: peft_type is {kind!r}, expected 'VERA'")
-    for key, neutral in (("bias", "none"), ("layers_to_transform", None)):
-        if raw.get(key, neutral) not in (neutral, None):
-            raise AdapterError(f"{path}: {key}={raw[key]!r} is not supported")
-    if not isinstance(raw.get("target_modules"), list):
-        raise AdapterError(f"{path}: target_modules must be a list of names, got {raw.get('target_modules')!r}")
+    if raw.get("bias") not in ("none", None):
+        raise AdapterError(f"{path}: bias={raw['bias']!r} is not supported: the adapter would bring biases of the backbone")
+    if not isinstance(raw.get("target_modules"), (list, str)):
+        raise AdapterError(f"{path}: target_modules must be names or a pattern, got {raw.get('target_modules')!r}")
+    return raw
+
+
+def _config(path: Path, raw: dict, tensors: dict[str, Tensor], ours: dict) -> VeraConfig:
+    """The settings of an adapter. Where PEFT's file chooses layers by a pattern or by their numbers, they are the ones that
+    have vectors in the weights file: no pattern of strangers is run."""
+    targets = raw["target_modules"]
+    if isinstance(targets, str) or any(raw.get(key) not in (None, []) for key in ("layers_to_transform", "exclude_modules")):
+        end = ".vera_lambda_d"
+        targets = [key.removesuffix(end) for key in tensors if key.endswith(end)]
     try:
         return VeraConfig(
             rank=raw["r"],
-            targets=tuple(sorted(raw["target_modules"])),
+            targets=tuple(sorted(targets)),
             projection_seed=raw.get("projection_prng_key", 0),
             d_init=raw.get("d_initial", 0.1),
             dropout=raw.get("vera_dropout", 0.0),
-            modules_to_save=tuple(raw.get("modules_to_save") or ()),
+            modules_to_save=raw.get("modules_to_save"),
+            **{key: ours[key] for key in ("init", "sharing", "train", "projection_dtype") if key in ours},
         )
     except KeyError as error:
         raise AdapterError(f"{path} has no key {error}") from None
@@ -342,13 +378,6 @@ def _problem(ours: Any) -> str | None:
     if mark is not None and not isinstance(mark, str):
         return "has a fingerprint that is not a text"
     return None
-
-
-def _checked_replace(path: Path, config: VeraConfig, changes: dict) -> VeraConfig:
-    try:
-        return replace(config, **changes)
-    except AdapterError as error:
-        raise AdapterError(f"{path}: {error}") from None
 
 
 def _same_adapter(path: Path, existing: VeraConfig, config: VeraConfig) -> None:

@@ -11,8 +11,8 @@ from . import heads, saving
 from .base_layer import check_adaptable, device_of, dtype_of, is_linear, shape_of
 from .config import VeraConfig
 from .errors import AdapterError
-from .linear import VeraLinear
-from .names import inside, matches
+from .linear import Vectors, VeraLinear
+from .names import inside, matches, plain_path, unwrapped
 from .projection import Projection
 
 _CONFIGS = "vera_configs"
@@ -24,23 +24,47 @@ def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
 
     Raises AdapterError when a target name fits no layer, or one to which no adapter can be put.
     """
-    wrapped = {id(layer.base_layer) for _, layer in vera_layers(model)}
-    linear = {name: module for name, module in model.named_modules() if is_linear(module) and id(module) not in wrapped}
-    linear = {name: module for name, module in linear.items() if not inside(name, config.modules_to_save)}
+    linear, names, in_heads = linear_layers(model, config.modules_to_save)
     found: dict[str, nn.Module] = {}
     unused = set(config.targets)
     for name, module in linear.items():
         fitting = matches(name, config.targets)
         if fitting:
-            check_adaptable(model, name, module)
+            check_adaptable(unwrapped(model), name, module)
+            others = [other for other in names[id(module)] if other != name and matches(other, config.targets)]
+            if others:
+                raise AdapterError(
+                    f"{name} and {others[0]} are one module; name one of them in full, and it is adapted there alone"
+                )
             found[name] = module
             unused.difference_update(fitting)
+    for name in sorted(unused):
+        if any(matches(path, [name]) for path in in_heads):
+            raise AdapterError(f"the layer {name} lies in modules_to_save, so it is trained whole and takes no adapter")
     if unused:
         suffixes = sorted({re.sub(r"^.*\.", "", name) for name in linear})
         raise AdapterError(
             f"no linear layer is called {', '.join(sorted(unused))}; this model has {', '.join(suffixes) or 'none'}"
         )
     return found
+
+
+def linear_layers(model: nn.Module, modules_to_save: tuple[str, ...]) -> tuple[dict[str, nn.Module], dict, list[str]]:
+    """The linear layers of a model by name, all names of each (by its id), and the names of those in modules_to_save."""
+    adapted = {f"{name}.base_layer" for name, _ in vera_layers(model)}
+    linear: dict[str, nn.Module] = {}
+    names: dict[int, list[str]] = {}
+    in_heads = []
+    for path, module in unwrapped(model).named_modules(remove_duplicate=False):
+        name = plain_path(path)
+        if not is_linear(module) or name in adapted or name in linear:
+            continue
+        if inside(name, modules_to_save):
+            in_heads.append(name)
+        else:
+            linear[name] = module
+            names.setdefault(id(module), []).append(name)
+    return linear, names, in_heads
 
 
 def target_shapes(targets: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
@@ -54,14 +78,15 @@ def projection_keys(config: VeraConfig, shapes: dict[str, tuple[int, int]]) -> d
     Shared: the largest d_out and the largest d_in, sliced by each layer. Unique: each layer's own shape, and the seed of the
     i-th target is projection_seed + i * 1,000,003, so that neighbouring seeds do not overlap.
     """
+    drawn = (config.init, config.projection_dtype)
     if config.sharing == "unique":
         return {
-            name: (config.rank, d_in, d_out, config.projection_seed + index * 1_000_003, config.init)
+            name: (config.rank, d_in, d_out, config.projection_seed + index * 1_000_003, *drawn)
             for index, (name, (d_out, d_in)) in enumerate(shapes.items())
         }
     d_out = max(shape[0] for shape in shapes.values())
     d_in = max(shape[1] for shape in shapes.values())
-    return dict.fromkeys(shapes, (config.rank, d_in, d_out, config.projection_seed, config.init))
+    return dict.fromkeys(shapes, (config.rank, d_in, d_out, config.projection_seed, *drawn))
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -70,19 +95,19 @@ def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     if isinstance(old, VeraLinear) and module is old.base_layer:
         old.settle()
     parent, _, attribute = path.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, module)
+    setattr(unwrapped(model.get_submodule(parent)), attribute, module)
 
 
 def vera_layers(model: nn.Module) -> Iterator[tuple[str, VeraLinear]]:
     """Name and module of every adapted layer."""
-    for name, module in model.named_modules():
+    for path, module in unwrapped(model).named_modules():
         if isinstance(module, VeraLinear):
-            yield name, module
+            yield plain_path(path), module
 
 
 def configs(model: nn.Module) -> dict[str, VeraConfig]:
     """The attached adapters by name."""
-    return dict(getattr(model, _CONFIGS, {}))
+    return dict(getattr(unwrapped(model), _CONFIGS, {}))
 
 
 def check_no_bank(model: nn.Module) -> None:
@@ -100,10 +125,12 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
     is then as it was.
     """
     check_no_bank(model)
+    given, model = model, unwrapped(model)
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in given.modules()):
+        raise AdapterError("attach the adapter before DistributedDataParallel, which would not see its parameters")
+    _check_name(name)
     if name in configs(model):
         raise AdapterError(f"there is an adapter called {name!r} already")
-    if not name or "." in name:
-        raise AdapterError(f"an adapter's name must not be empty or hold a dot: {name!r}")
     if any(layer.merged is not None for _, layer in vera_layers(model)):
         raise AdapterError("unmerge the model before attaching another adapter")
     targets = find_targets(model, config)
@@ -112,20 +139,57 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
         if owner is not None:
             raise AdapterError(f"{path} belongs to modules_to_save of adapter {owner!r}, of which it is one copy")
     copies = heads.copies(model, config.modules_to_save)
+    # First everything that can fail and takes memory; what follows puts it in, and takes it out again if it fails all the same.
     projections = {projection.key: projection for _, layer in vera_layers(model) for projection in layer.projections.values()}
+    made: dict[str, tuple[VeraLinear, Vectors, Projection]] = {}
     for path, key in projection_keys(config, target_shapes(targets)).items():
-        module = targets[path]
-        if not isinstance(module, VeraLinear):
-            module = VeraLinear(module)
-            replace_module(model, path, module)
+        layer = targets[path]
+        if not isinstance(layer, VeraLinear):
+            layer = VeraLinear(layer)
+            above = unwrapped(model.get_submodule(path.rpartition(".")[0]))
+            if isinstance(above, nn.TransformerEncoderLayer):  # its fast path, which reads weights itself, looks for hooks
+                layer.register_forward_pre_hook(seen)
+        base = layer.base_layer
         if key not in projections:
-            base = module.base_layer
             projections[key] = Projection(*key, device=device_of(base), dtype=dtype_of(base))
-        module.add(name, config, projections[key])
-    setattr(model, _CONFIGS, {**configs(model), name: config})
-    heads.add(model, name, copies)
-    set_adapter(model, name)
-    return model
+        made[path] = (layer, Vectors(config, layer.out_features, device_of(base)), projections[key])
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    active = next((layer.active for _, layer in vera_layers(model) if layer.active), None)
+    attached = configs(model)
+    try:
+        for path, (layer, vectors, projection) in made.items():
+            layer.vectors[name], layer.projections[name] = vectors, projection
+            if targets[path] is not layer:
+                replace_module(model, path, layer)
+        setattr(model, _CONFIGS, {**attached, name: config})
+        heads.add(model, name, copies)
+        set_adapter(model, name)
+    except BaseException:
+        heads.put(model, active)
+        heads.drop(model, name)
+        setattr(model, _CONFIGS, attached)
+        for path, (layer, _, _) in made.items():
+            for kept in (layer.vectors, layer.projections):
+                if name in kept:
+                    del kept[name]
+            layer.active = active if active in layer.vectors else None
+            if targets[path] is not layer:
+                replace_module(model, path, layer.base_layer)
+        for parameter, requires_grad in before:
+            parameter.requires_grad_(requires_grad)
+        raise
+    return given
+
+
+def seen(layer: nn.Module, inputs: tuple) -> None:
+    """A hook that does nothing but be there."""
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not name or "." in name:
+        raise AdapterError(f"an adapter's name must be a text that is not empty and holds no dot, got {name!r}")
+    if hasattr(nn.ModuleDict(), name):
+        raise AdapterError(f"an adapter cannot be called {name!r}, which means something else to torch's modules")
 
 
 def set_adapter(model: nn.Module, name: str | None) -> None:
@@ -133,6 +197,7 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 
     Raises AdapterError for a name that is not attached or a merged model.
     """
+    model = unwrapped(model)
     attached = configs(model)
     if name is not None and name not in attached:
         raise AdapterError(f"no adapter is called {name!r}; attached: {', '.join(attached) or 'none'}")
@@ -151,25 +216,27 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 def merge(model: nn.Module) -> nn.Module:
     """Compose W = W0 + diag(b) B diag(d) A in every adapted layer: the backbone's own speed from here on. Returns the model.
 
-    `state_dict` stays what it was, W0 with b and d; `save_pretrained` writes the merged model as a plain one.
-    Raises AdapterError, with no layer merged, for a quantised base or weights that are not finite.
+    `state_dict` stays that of the unmerged model, W0 with b and d, and what is loaded into a merged model changes W at its next
+    use; `save_pretrained` writes the merged model as a plain one.
+    Layers that share a weight are merged each for itself. Raises AdapterError, with no layer merged, by name, for a base layer
+    that is more than its weight (see base_layer.py) and for weights that are not finite.
     """
     done = []
-    try:
-        for _, layer in vera_layers(model):
-            if layer.merged is None:
+    for name, layer in vera_layers(model):
+        if layer.merged is None:
+            try:
                 layer.merge()
-                done.append(layer)
-    except AdapterError:
-        for layer in done:
-            layer.unmerge()
-        raise
+            except AdapterError as error:
+                for merged in done:
+                    merged.unmerge()
+                raise AdapterError(f"{name}: {error}") from None
+            done.append(layer)
     saving.install(model)
     return model
 
 
 def unmerge(model: nn.Module) -> nn.Module:
-    """Restore W0, bit for bit, in every adapted layer. Returns the model."""
+    """Compute with W0, b and d again in every adapted layer; no bit of W0 has changed. Returns the model."""
     for _, layer in vera_layers(model):
         layer.unmerge()
     saving.remove(model)

@@ -11,6 +11,7 @@ from . import heads, saving
 from .errors import AdapterError
 from .inject import _CONFIGS, configs, merge, replace_module, set_adapter, unmerge, vera_layers
 from .linear import VeraLinear
+from .names import unwrapped
 
 
 def active_adapter(model: nn.Module) -> str | None:
@@ -64,11 +65,11 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
         raise AdapterError(f"adapter {name!r} is merged; unmerge the model before deleting it")
     if active_adapter(model) == name:
         set_adapter(model, None)
-    heads.drop(model, name)
+    heads.drop(unwrapped(model), name)
     for _, layer in vera_layers(model):
         if name in layer.vectors:
             del layer.vectors[name], layer.projections[name]
-    setattr(model, _CONFIGS, {other: config for other, config in attached.items() if other != name})
+    setattr(unwrapped(model), _CONFIGS, {other: config for other, config in attached.items() if other != name})
     if len(attached) == 1:
         return _strip(model)
     return _bare(model, [layer for _, layer in vera_layers(model) if not layer.vectors])
@@ -95,16 +96,17 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 def _strip(model: nn.Module) -> nn.Module:
     """Take off all wrappers and all that `attach` has noted; what is in the layers and in the model's head now stays."""
-    heads.release(model)
-    saving.remove(model)
-    if hasattr(model, _CONFIGS):
-        delattr(model, _CONFIGS)
+    inner = unwrapped(model)
+    heads.release(inner)
+    saving.remove(inner)
+    if hasattr(inner, _CONFIGS):
+        delattr(inner, _CONFIGS)
     return _bare(model, [layer for _, layer in vera_layers(model)])
 
 
 def _bare(model: nn.Module, layers: list[VeraLinear]) -> nn.Module:
     """Put these layers' base layers in their places, under every name they have."""
-    for path, module in list(model.named_modules(remove_duplicate=False)):
+    for path, module in list(unwrapped(model).named_modules(remove_duplicate=False)):
         if any(module is layer for layer in layers):
-            replace_module(model, path, module.base_layer)
+            replace_module(unwrapped(model), path, module.base_layer)
     return model

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from .base_layer import called, device_of, matrix, obstacle, plain, shape_of, transposed
+from .base_layer import called, matrix, obstacle, plain, shape_of, transposed
 from .config import VeraConfig
 from .errors import AdapterError
 from .functional import (
@@ -24,7 +24,6 @@ from .functional import (
     projected,
     written_out,
 )
-from .projection import Projection
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -99,10 +98,6 @@ class VeraLinear(nn.Module):
     def bias(self) -> Tensor | None:
         return self.base_layer.bias
 
-    def add(self, name: str, config: VeraConfig, projection: Projection) -> None:
-        self.vectors[name] = Vectors(config, self.out_features, device_of(self.base_layer))
-        self.projections[name] = projection
-
     def matrices(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A [r, d_in], B [d_out, r], b [d_out], d [r] of one adapter."""
         projection, vectors = self.projections[name], self.vectors[name]
@@ -115,6 +110,10 @@ class VeraLinear(nn.Module):
         if self.active is None:
             return self.base_layer(x, *args, **kwargs)
         A, B, b, d = matrices = self.matrices(self.active)
+        if b.is_meta and not x.is_meta:
+            raise AdapterError(
+                f"b and d of adapter {self.active!r} are on the meta device: give them values, and offload before attaching"
+            )
         device, dtype = x.device.type, x.dtype
         autocast = torch.is_autocast_enabled(device) and dtype != torch.float64
         if autocast:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from .errors import AdapterError
 
 
-def draw(rank: int, d_in: int, d_out: int, seed: int, init: str = "kaiming_uniform") -> tuple[Tensor, Tensor]:
-    """A [rank, d_in] and B [d_out, rank], float32 on the CPU, from one generator: A first, then B.
+def draw(
+    rank: int, d_in: int, d_out: int, seed: int, init: str = "kaiming_uniform", rounded: str = "float32"
+) -> tuple[Tensor, Tensor]:
+    """A [rank, d_in] and B [d_out, rank], float32 on the CPU, from one generator: A first, then B; `rounded` to a dtype.
 
     Kaiming with fan_in and gain sqrt(2), each matrix by its own fan (d_in for A, rank for B), so that the pair equals the one
     that the PEFT library draws for the same key and shapes. Table 6b's third choice is uniform on [0, 0.1].
@@ -31,7 +33,7 @@ def draw(rank: int, d_in: int, d_out: int, seed: int, init: str = "kaiming_unifo
             matrix.uniform_(0.0, 0.1, generator=generator)
         else:
             raise AdapterError(f"init must be kaiming_uniform, kaiming_normal or uniform_0_0.1; got {init!r}")
-        pair.append(matrix)
+        pair.append(matrix.to(getattr(torch, rounded)).float())
     return pair[0], pair[1]
 
 
@@ -50,9 +52,19 @@ class Projection(nn.Module):
     smaller than the pair reads a slice: A[:, :d_in], B[:d_out, :].
     """
 
-    def __init__(self, rank: int, d_in: int, d_out: int, seed: int, init: str, device=None, dtype=torch.float32):
+    def __init__(
+        self,
+        rank: int,
+        d_in: int,
+        d_out: int,
+        seed: int,
+        init: str,
+        rounded: str = "float32",
+        device=None,
+        dtype=torch.float32,
+    ):
         super().__init__()
-        self.key = (rank, d_in, d_out, seed, init)
+        self.key = (rank, d_in, d_out, seed, init, rounded)
         self.fingerprint: str | None = None  # None: on the meta device
         self.register_buffer("A", torch.empty(rank, d_in, dtype=dtype, device="meta"), persistent=False)
         self.register_buffer("B", torch.empty(d_out, rank, dtype=dtype, device="meta"), persistent=False)
@@ -79,5 +91,5 @@ class Projection(nn.Module):
         return self.A[:, :d_in], self.B[:d_out]
 
     def extra_repr(self) -> str:
-        rank, d_in, d_out, seed, init = self.key
-        return f"rank={rank}, d_in={d_in}, d_out={d_out}, seed={seed}, init={init}"
+        names = ("rank", "d_in", "d_out", "seed", "init", "rounded")
+        return ", ".join(f"{name}={value}" for name, value in zip(names, self.key, strict=True))

@@ -47,7 +47,7 @@ def weight_differences(folder: Path) -> dict[str, Tensor]:
     if ours["sharing"] != "shared" or len(shapes) != 1:
         raise AdapterError(f"{folder}: weight differences are formed for one shared pair of matrices of one shape alone")
     ((d_out, d_in),) = shapes
-    A, B = draw(config["r"], d_in, d_out, config["projection_prng_key"], ours["init"])
+    A, B = draw(config["r"], d_in, d_out, config["projection_prng_key"], ours["init"], ours.get("projection_dtype", "float32"))
     if fingerprint(A, B) != ours["fingerprint"]:
         raise AdapterError(f"{folder}: the random matrices drawn here are not those of the training (another torch release?)")
     zero = torch.zeros(d_out, d_in)
