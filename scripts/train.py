@@ -87,6 +87,8 @@ def skip(overrides: list[str]) -> bool:
 
 def line(record: Record, remark: str) -> str:
     """A record as one line."""
+    if record.collapsed is not None:
+        return f"{record.name}  collapsed: {record.collapsed}  {remark}"
     best, last = record.scores.best, record.scores.last
     primary = record.scores.primary
     outcome = f"{primary} {best.metrics[primary]:.4f} (best, epoch {best.epoch}) {last.metrics[primary]:.4f} (last)"

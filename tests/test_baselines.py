@@ -145,20 +145,61 @@ def test_a_new_bottleneck_changes_nothing_and_a_changed_one_does(method, model, 
         assert not torch.allclose(logits(backbone, batch), before)
 
 
-def test_bottlenecks_sit_where_their_papers_put_them(prepared):
-    """Post-norm: H before Add&Norm, P after it. The numbers are those of the block computed by hand."""
-    for method, before_norm in (("adapter_h", True), ("adapter_p", False)):
-        backbone, _, _ = prepared(*TEXT, f"method={method}")
-        block = backbone.model.eval().roberta.encoder.layer[1]
-        adapter = block.adapter_feedforward if before_norm else block.adapter_output
+def test_houlsbys_bottleneck_sits_before_the_residual_sum(prepared):
+    """The numbers are those of a block computed by hand; both sublayers."""
+    backbone, _, _ = prepared(*TEXT, "method=adapter_h")
+    block = backbone.model.eval().roberta.encoder.layer[1]
+    for part, adapter, width in (
+        (block.output, block.adapter_feedforward, 32),
+        (block.attention.output, block.adapter_attention, 16),
+    ):
         nn.init.normal_(adapter.up.weight)
-        x, residual = torch.randn(3, 32), torch.randn(3, 16)
+        x, residual = torch.randn(3, width), torch.randn(3, 16)
         with torch.no_grad():
-            sublayer = block.output.dense(x)
-            norm = nn.functional.layer_norm
-            shape = ((16,), block.output.LayerNorm.weight, block.output.LayerNorm.bias, block.output.LayerNorm.eps)
-            wanted = norm(adapter(sublayer) + residual, *shape) if before_norm else adapter(norm(sublayer + residual, *shape))
-            torch.testing.assert_close(block.output(x, residual), wanted)
+            sublayer = part.dense(x)
+            delta = nn.functional.silu(sublayer @ adapter.down.weight.T) @ adapter.up.weight.T
+            torch.testing.assert_close(part(x, residual), layer_norm(part.LayerNorm, sublayer + delta + residual))
+
+
+def layer_norm(module, x):
+    centred = x - x.mean(-1, keepdim=True)
+    return module.weight * centred / (centred.pow(2).mean(-1, keepdim=True) + module.eps).sqrt() + module.bias
+
+
+@pytest.mark.parametrize("method", ["adapter_p", "adapter_d"])
+@pytest.mark.parametrize("model", ["roberta_base task=rte", "minilm task=mrpc"])
+def test_pfeiffers_bottleneck_sits_inside_add_and_norm(method, model, prepared):
+    """LN(h + delta(LN(h))), far from the zero start, where LN(h) + delta(LN(h)) is another thing."""
+    backbone, _, _ = prepared(*f"model={model}".split(), f"method={method}")
+    block = backbone.model.eval().base_model.encoder.layer[-1]
+    for parameter in (*block.adapter_add_norm.parameters(), *block.output.LayerNorm.parameters()):
+        nn.init.normal_(parameter)
+    x, residual = torch.randn(3, 32), torch.randn(3, 16)
+    with torch.no_grad():
+        down, up = block.adapter_add_norm.down, block.adapter_add_norm.up
+        h = x @ block.output.dense.weight.T + block.output.dense.bias + residual
+        once = layer_norm(block.output.LayerNorm, h)
+        delta = (once @ down.weight.T + down.bias).clamp(min=0) @ up.weight.T + up.bias
+        wanted = layer_norm(block.output.LayerNorm, h + delta)
+        torch.testing.assert_close(block.output(x, residual), wanted)
+        assert (wanted - (once + delta)).abs().max() > 1
+
+
+@pytest.mark.parametrize("model", ["digits_vit task=digits", "gpt2_medium task=e2e"])
+def test_pfeiffers_bottleneck_follows_the_residual_sum_of_a_pre_norm_block(model, prepared):
+    """h + delta(h): there is no norm behind the sum."""
+    bare, _, _ = prepared(*f"model={model}".split(), "method=full")
+    backbone, _, _ = prepared(*f"model={model}".split(), "method=adapter_p")
+    first, last = (
+        b.model.eval().base_model.h[-1] if "gpt2" in model else b.model.eval().base_model.layers[-1] for b in (bare, backbone)
+    )
+    nn.init.normal_(last.adapter_add_norm.up.weight)
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        h, found = (y if isinstance(y, torch.Tensor) else y[0] for y in (first(x), last(x)))
+        down, up = last.adapter_add_norm.down, last.adapter_add_norm.up
+        torch.testing.assert_close(found, h + (h @ down.weight.T).clamp(min=0) @ up.weight.T)
+        assert (found - h).abs().max() > 0.01
 
 
 def test_a_copied_model_uses_its_own_adapters(prepared):

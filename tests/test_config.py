@@ -11,7 +11,20 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from vera.config import CONF_DIR, Component, Operational, Source, build, cell_id, choice, choices, compose, marks
+from vera.config import (
+    CONF_DIR,
+    Component,
+    Operational,
+    Source,
+    beside,
+    build,
+    cell_id,
+    choice,
+    choices,
+    compose,
+    marks,
+    younger,
+)
 from vera.config.composing import recipe
 from vera.config.marks import TABLE
 from vera.errors import ConfigError
@@ -103,6 +116,20 @@ def test_a_new_key_at_its_neutral_value_leaves_the_identity_alone():
     version = {**config, "method": {**config["method"], "version": 2}}
     assert cell_id(grown) == cell_id(config)
     assert len({cell_id(changed), cell_id(version), cell_id(config)}) == 3
+
+
+def test_a_new_key_inside_a_mapping_can_be_neutral_too():
+    plain = compose().scientific
+
+    def task(**values):
+        return cell_id({**plain, "task": {**plain["task"], **values}})
+
+    neutral = {"decoding": {"search": "old"}}
+    assert task(decoding={"beams": 2}) == task(decoding={"beams": 2, "search": "old"}, neutral=neutral)
+    assert len({task(), task(decoding={"beams": 2}), task(decoding={"beams": 2, "search": "new"}, neutral=neutral)}) == 3
+    assert younger({"decoding": {"beams": 2}}, {**neutral, "format": 1}) == {**neutral, "format": 1}
+    assert younger({"decoding": {"search": "new"}, "format": 2}, {**neutral, "format": 1}) == {}
+    assert beside({"decoding": {"beams": 2}}, neutral) == {"decoding": {"beams": 2, "search": "old"}}
 
 
 def test_equal_values_are_one_run_however_they_are_spelt(monkeypatch):

@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import ROOT
 from vera.config import build, compose
-from vera.errors import DataError, ModelError
+from vera.errors import ConfigError, DataError, ModelError
 from vera.models.decoding import generate_ids
 from vera.run import execute, prepare
 from vera.runs.store import Store
@@ -25,7 +25,7 @@ needs_java = pytest.mark.skipif(unavailable() is not None, reason=f"METEOR, ROUG
 
 
 def task(**settings):
-    values = compose(["model=gpt2_medium", "task=e2e"]).task
+    values = compose(["model=gpt2_mini", "task=e2e"]).task
     return build({**values, **settings}, "task")
 
 
@@ -145,7 +145,7 @@ def test_outputs_with_meaning_representations_are_put_in_order(tmp_path):
     (tmp_path / "ref.csv").write_text("mr,ref\nname[A],a one\nname[B],b one\nname[A],a two\n")
     assert read_files(tmp_path / "out.tsv", tmp_path / "ref.csv") == (["a", "b"], [["a one", "a two"], ["b one"]])
     (tmp_path / "out.tsv").write_text("MR\toutput\nname[B]\tb\nname[C]\ta\n")
-    with pytest.raises(DataError, match=r"has no output for 'name\[A\]'"):
+    with pytest.raises(DataError, match=r"has nothing for 'name\[A\]'"):
         read_files(tmp_path / "out.tsv", tmp_path / "ref.csv")
 
 
@@ -203,7 +203,85 @@ def test_missing_files_and_an_unreachable_hub_say_what_to_give(tmp_path):
         task().source_rows()
 
 
-GPT2 = ("model=gpt2_medium", "task=e2e")
+def hu2022(folder, **files):
+    """A folder of Hu et al.'s three files."""
+    for name in ("train.txt", "valid.txt", "test.txt"):
+        (folder / name).write_text(files.get(name.partition(".")[0], HU_LINES), encoding="utf-8")
+    return task(data_dir=str(folder), format="hu2022")
+
+
+HU_LINES = (
+    "name : The Mill | family friendly : no||The Mill is not family - friendly . \n"
+    "name : The Mill | family friendly : no||The Mill , a pub for adults .\n"
+    "name : Zizzi||Zizzi is there . \n"
+)
+
+
+def test_hu_et_als_texts_are_read_as_they_are(tmp_path, compose, cache):
+    rows, source, _ = hu2022(tmp_path).source_rows()
+    assert source == "the texts of Hu et al."
+    assert by_meaning(rows["test"]) == {
+        "name : The Mill | family friendly : no": ["The Mill is not family - friendly .", "The Mill , a pub for adults ."],
+        "name : Zizzi": ["Zizzi is there ."],
+    }
+    run = compose("model=gpt2_medium", "task=e2e", "method=vera", "task.synthetic=false", f"task.data_dir={tmp_path}", *HU)
+    backbone, _, _, data = prepare(run)
+    end = backbone.preprocess.eos_token_id
+    read = [*backbone.preprocess.encode("name : Zizzi"), end]
+    said = [*backbone.preprocess.encode(" Zizzi is there ."), end]
+    assert data.train[2]["input_ids"] == [*read, *said] and data.prompts[1] == read
+    assert list(data.references) == list(by_meaning(rows["test"]).values())
+
+
+HU = ("task.format=hu2022", "task.decoding.search=hu2022")
+
+
+def test_hu_et_als_real_files_hold_the_challenges_contexts(shared_e2e, tmp_path):
+    for name in ("valid.txt", "test.txt"):
+        (tmp_path / name).write_bytes((shared_e2e / "lora_format" / name).read_bytes())
+    (tmp_path / "train.txt").write_text(HU_LINES)  # theirs is not here
+    theirs = task(data_dir=str(tmp_path), format="hu2022").source_rows()[0]
+    ours = task(data_dir=str(shared_e2e)).source_rows()[0]
+    for split in ("validation", "test"):
+        assert [meaning for meaning, _ in theirs[split]] == [context(mr) for mr, _ in ours[split]]
+    assert len(by_meaning(theirs["test"])) == 630 and sum(map(len, by_meaning(theirs["test"]).values())) == 4693
+    assert any(ref != " ".join(own.split()) for (_, ref), (_, own) in zip(theirs["test"], ours["test"], strict=True))
+
+
+def test_bad_input_of_hu_et_als_format_is_one_line(tmp_path, folder):
+    for text, message in (
+        ("name : A||a b .\nname : A\n", r"train.txt:2: expected context\|\|reference, got 'name : A'"),
+        ("name : A||\n", r"train.txt:1: expected context\|\|reference"),
+        ("a||b||c\n", r"train.txt:1: expected context\|\|reference"),
+        ("\n", r"train.txt is empty"),
+    ):
+        with pytest.raises(DataError, match=message):
+            hu2022(tmp_path, train=text).source_rows()
+    (tmp_path / "train.txt").unlink()
+    with pytest.raises(DataError, match=r"does not hold train.txt, which task.format=hu2022 reads"):
+        task(data_dir=str(tmp_path), format="hu2022").source_rows()
+    with pytest.raises(DataError, match=r"not on the hub: give the folder .* with task.data_dir=/path/to/e2e"):
+        task(format="hu2022").source_rows()
+    with pytest.raises(ConfigError, match=r"task.format: .*'challenge' or 'hu2022', got 'lora'"):
+        task(format="lora")
+    with pytest.raises(ConfigError, match=r"task.decoding.search: .*'transformers' or 'hu2022', got 'beam'"):
+        task(decoding={**compose(["model=gpt2_medium", "task=e2e"]).task["decoding"], "search": "beam"})
+
+
+def test_both_choices_stay_out_of_an_identity_where_nothing_changes():
+    plain = ["model=gpt2_mini", "task=e2e", "method=vera"]
+    ids = {compose([*plain, *more]).cell_id for more in ([], ["task.format=challenge"], ["task.decoding.search=transformers"])}
+    assert len(ids) == 1
+    assert len(ids | {compose([*plain, HU[0]]).cell_id, compose([*plain, HU[1]]).cell_id}) == 3
+
+
+GPT2 = ("model=gpt2_medium", "task=e2e", "task.format=challenge", "task.decoding.search=transformers")
+
+
+@pytest.mark.parametrize("choice", [GPT2[2:], HU])
+def test_a_rehearsed_run_in_both_formats(choice, compose):
+    record = execute(compose(*GPT2, "method=vera", *choice))
+    assert record.provenance.notes["outputs"] == 3 and 0 <= record.scores.last.metrics["BLEU"] <= 1
 
 
 def test_the_loss_sees_the_reference_alone_and_is_smoothed_like_loras(compose):
@@ -335,6 +413,7 @@ def test_recipes_hold_the_values_of_table_10():
         run = compose([f"model=gpt2_{size}", "task=e2e", "method=vera"])
         assert (run.train.lr, run.train.epochs, run.train.batch_size, run.train.warmup_steps) == (lr, 5, 8, 500)
         assert run.method["rank"] == 1024 and run.task["label_smoothing"] == 0.1 and run.train.weight_decay == 0.01
+        assert run.task["format"] == run.task["decoding"]["search"] == "hu2022"
         run = compose([f"model=gpt2_{size}", "task=e2e", "method=lora"])
         assert (run.method["rank"], run.method["alpha"], run.method["dropout"], run.train.lr) == (4, 32, 0.1, 2e-4)
 

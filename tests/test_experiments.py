@@ -1,6 +1,7 @@
 """Medians that are medians, tables to the character, dashes where nobody has run anything."""
 
 import json
+import math
 import statistics
 
 import pytest
@@ -10,7 +11,7 @@ from experiments.artefacts import digits, e2e_mini
 from experiments.engine import published, registry
 from experiments.engine.aggregate import cell_records, common, permutation_p, summarise, summarise_records
 from experiments.engine.comparison import compare
-from experiments.engine.render import DASH, Table, interval, latex, markdown, number
+from experiments.engine.render import DASH, Table, interval, latex, markdown, notes_of, number
 from vera.config import compose
 from vera.errors import ConfigError, RecordError
 from vera.runs.record import Record
@@ -282,12 +283,23 @@ def test_digits_verdict_is_honest():
     assert "missing" in digits.verdict({**mine, "lora": []})
 
 
-def test_digits_comparison_says_whether_the_medians_agree():
+def test_digits_comparison_is_seed_by_seed_and_says_whether_it_agrees():
     mine, theirs = digits.records(cells_of_digits()), digits.records(cells_of_digits())
     assert all("identical, seed by seed" in line for line in digits.compare(mine, theirs))
     assert all("agrees" in line for line in digits.compare(mine, digits.records(cells_of_digits(0.005))))
     assert all("DIFFERS" in line for line in digits.compare(mine, digits.records(cells_of_digits(0.05))))
     assert "nothing to compare" in digits.compare(mine, {**theirs, "head": []})[0]
+    low = by_cell(*(record(["method=vera"], seed, score) for seed, score in enumerate([0.76, 0.72, 0.72, 0.72, 0.72])))
+    high = by_cell(*(record(["method=vera"], seed, score) for seed, score in enumerate([0.79, 0.75, 0.75, 0.725, 0.725])))
+    line = next(line for line in digits.compare(digits.records(low), digits.records(high)) if "VeRA" in line)
+    assert "-2.0" in line and "DIFFERS" in line
+
+
+def test_digits_comparison_on_another_backbone_agrees_with_nothing():
+    mine = digits.records(by_cell(record(["method=vera"], 0, 0.741, model_fingerprint="feed")))
+    first, *lines = digits.compare(mine, digits.records(cells_of_digits()))
+    assert "another backbone (feed here, " in first
+    assert not any("agrees" in line or "DIFFERS" in line for line in lines)
 
 
 def test_the_picture_is_the_same_bytes_every_time(tmp_path):
@@ -312,3 +324,34 @@ def test_the_small_gpt2s_table_has_a_dash_where_java_was_missing():
     assert full[1:] == [DASH] * 9
     assert lora[2:8] == [f"{value} (n=1)" for value in ("50.0", "6.00", "5.50", "41.0", "60.0", "1.25")]
     assert vera[2:8] == [*lora[2:5], DASH, DASH, DASH]
+
+
+def test_a_collapsed_seed_is_the_worst_rank_and_is_counted(tmp_path):
+    fine = [record(["model=roberta_base", "task=stsb", "method=vera"], seed, 0.9 + seed / 100) for seed in range(3)]
+    lost = [
+        record(["model=roberta_base", "task=stsb", "method=vera"], seed, 0.5).model_copy(update={"collapsed": "undefined"})
+        for seed in (3, 4)
+    ]
+    two = summarise_records([*fine, *lost])
+    assert two.median == 0.9 and two.std is None and two.collapsed == 2
+    assert number(two, 100) == "90.0 (2 of 5 collapsed)" and interval(two, 100) == "[collapsed, 92.0]"
+    assert number(summarise_records([*fine[:2], *lost, *lost[:1]]), 100) == "collapsed (3 of 5 collapsed)"
+    assert common([*fine, *lost], fine) == ([0.9, 0.91, 0.92], [0.9, 0.91, 0.92])
+    assert common([*fine, *lost], [*fine, *lost]) == ([], [])
+    tables = compare("table2", by_cell(*fine, *lost))
+    row = next(row for row in tables[0].rows if row[:3] == ["Base", "VeRA", "ours"])
+    assert "90.0 (2 of 5 collapsed)" in row and any("count as the worst" in note for note in notes_of(tables[0]))
+
+
+@pytest.mark.parametrize(
+    ("n", "left_out", "coverage"),
+    [(2, 0, 0.5), (5, 0, 0.9375), (6, 0, 0.96875), (8, 0, 0.9922), (9, 1, 0.9609), (20, 5, 0.9586)],
+)
+def test_the_interval_of_a_median_covers_it_as_often_as_said(n, left_out, coverage):
+    """By counting: the median lies above a value or below it with one half, seed by seed."""
+    values = [float(value) for value in range(n)]
+    assert summarise(values).interval == (values[left_out], values[n - 1 - left_out])
+    inside = sum(math.comb(n, above) for above in range(left_out + 1, n - left_out)) / 2**n
+    assert inside == pytest.approx(coverage, abs=1e-4)
+    if n > 5:
+        assert inside >= 0.95 > sum(math.comb(n, above) for above in range(left_out + 2, n - left_out - 1)) / 2**n

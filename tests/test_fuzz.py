@@ -35,7 +35,6 @@ from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, save_adapter
 from vera.runs.record import Failure, parse
 from vera.runs.store import Store
 from vera.tasks.alpaca import read_rows
-from vera.tasks.e2e import E2E
 from vera.tasks.e2e_metrics import read_files
 from vera.tasks.glue import SUBSETS, Glue, fingerprint
 from vera.tasks.image_rows import from_folder
@@ -106,16 +105,37 @@ def test_tsv(fuzz, name, valid, tmp_path):
 E2E_CSV = 'mr,ref\n"name[Zizzi], eatType[pub]","Zizzi is a ""pub"",\nyes."\n"name[Cotto], priceRange[£20-25]",Cotto.\n'.encode()
 
 
+HU2022_TXT = "name : Zizzi | Type : pub||Zizzi is a pub .\nname : Cotto | price : £ 20 - 25||Cotto . \n".encode()
+
+
+def e2e(folder, form):
+    return build(compose(["model=gpt2_medium", "task=e2e", f"task.data_dir={folder}", f"task.format={form}"]).task, "task")
+
+
 def test_e2e_csv(fuzz, tmp_path):
     for name in ("devset.csv", "testset_w_refs.csv"):
         (tmp_path / name).write_bytes(E2E_CSV)
+    settings = e2e(tmp_path, "challenge")
 
     def check(data):
         (tmp_path / "trainset.csv").write_bytes(data)
-        found = tried("CSV (E2E)", lambda: E2E._from_folder(tmp_path))
-        assert found is None or all(mr.strip() and ref.strip() for mr, ref in found["train"])
+        found = tried("CSV (E2E)", settings.source_rows)
+        assert found is None or all(mr.strip() and ref.strip() for mr, ref in found[0]["train"])
 
     fuzz(broken_bytes([E2E_CSV]), check)
+
+
+def test_e2e_lines_of_hu_et_al(fuzz, tmp_path):
+    for name in ("valid.txt", "test.txt"):
+        (tmp_path / name).write_bytes(HU2022_TXT)
+    settings = e2e(tmp_path, "hu2022")
+
+    def check(data):
+        (tmp_path / "train.txt").write_bytes(data)
+        found = tried("lines (E2E, Hu et al.)", settings.source_rows)
+        assert found is None or all(meaning and ref and "||" not in meaning + ref for meaning, ref in found[0]["train"])
+
+    fuzz(broken_bytes([HU2022_TXT]), check)
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "tsv"])

@@ -139,3 +139,27 @@ def test_byte_tokenizer_reads_any_text():
     text = 'Zürich \x08 "quoted" 漢字'
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == text and tokenizer.unk_token_id not in ids
+
+
+@pytest.mark.parametrize("outer", [1, 3])
+def test_the_threads_of_the_caller_do_not_reach_a_pretraining(outer, tmp_path):
+    from vera.models import digits, gpt2_mini
+    from vera.seeds import threads
+
+    seen = []
+
+    def counted(module, *_):
+        seen.append(torch.get_num_threads())
+
+    vit, gpt2 = loader(), loader("model=gpt2_mini", "task=e2e")
+    small = {"n_embd": 16, "n_layer": 1, "n_head": 1, "n_positions": 32}
+    documents = [[f"Place {i} is a pub by the river.", f"By the river is place {i}, a pub."] for i in range(40)]
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(counted)
+    try:
+        with threads(outer):
+            digits.pretrain(vit.architecture, {**vit.pretrain, "epochs": 1, "batch_size": 1000}, tmp_path)
+            gpt2_mini.pretrain(documents, small, {**gpt2.pretrain, "vocabulary": 300, "window": 16, "epochs": 1}, tmp_path)
+            assert torch.get_num_threads() == outer
+    finally:
+        handle.remove()
+    assert set(seen) == {2}

@@ -14,7 +14,15 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
 
@@ -786,3 +794,45 @@ def test_layers_that_are_not_plain_keep_their_own_call(kind, tmp_path):
     torch.testing.assert_close(mixed(bank, ["a"] * 4), wanted)
     for output, h in zip(kept, outputs, strict=False):  # what a hook keeps is the layer's own, and nobody writes to it
         torch.testing.assert_close(output, h)
+
+
+def test_heads_that_share_a_weight_in_the_backbone_and_an_encoder_with_beams(tmp_path):
+    """Generation whose embeddings and output layer are both an adapter's own, and one whose encoder runs before the beams."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
+    tied = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, tie_word_embeddings=True)).eval()
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": 40}
+    t5 = T5ForConditionalGeneration(T5Config(**sizes)).eval()
+    x, names = torch.randint(5, 39, (3, 6)), ["a", None, "b"]
+    settings = {"max_new_tokens": 5, "num_beams": 3, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": None}
+    config = GenerationConfig(**settings)
+
+    def generated(model, rows):
+        return model.generate(rows, attention_mask=torch.ones_like(rows), generation_config=config)
+
+    for backbone, targets, head in ((tied, ("q_proj",), ("lm_head", "embed_tokens")), (t5, ("q", "v", "wo"), ())):
+        folder, alone = tmp_path / type(backbone).__name__, {None: backbone}
+        for seed, name in enumerate("ab"):
+            model = attach(copy.deepcopy(backbone), VeraConfig(rank=4, targets=targets, modules_to_save=head))
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            save_adapter(model, folder / name)
+            alone[name] = model
+        bank = banked(folder, lambda backbone=backbone: copy.deepcopy(backbone))
+        with bank.use(names, copies=3):
+            found = generated(bank.model, x)
+        for row, name in enumerate(names):
+            assert torch.equal(found[row : row + 1], generated(alone[name], x[row : row + 1]))
+
+
+def test_a_compiled_model_sees_the_batch_of_each_call(tmp_path):
+    found = adapters(tmp_path, Net)
+    bank = banked(tmp_path, Net)
+    compiled = torch.compile(bank.model, backend="eager")
+    for names in (NAMES, ["b", "b", None, "a"], [None] * 4, ["a"] * 4):
+        with bank.use(names):
+            assert_rows(compiled(ROWS), found, names)
+    assert_rows(compiled(ROWS), found, [None] * 4)

@@ -1,6 +1,7 @@
 """Records are complete, finite, atomic, and refused when they are not what they say."""
 
 import json
+import math
 import os
 import stat
 
@@ -134,8 +135,13 @@ def test_undefined_metrics_may_stand_in_the_history_only(finished):
     raw["scores"]["history"][0]["metrics"]["accuracy"] = None
     assert isinstance(Record.model_validate(raw), Record)
     raw["scores"]["best"]["metrics"]["accuracy"] = None
-    with pytest.raises(ValueError, match="best"):
+    with pytest.raises(ValueError, match=r"scores.best.metrics.accuracy is null, and the run has not collapsed"):
         Record.model_validate(raw)
+    collapsed = Record.model_validate({**raw, "collapsed": "accuracy is undefined"})
+    assert collapsed.score() == collapsed.score(select="last") == -math.inf
+    assert parse(collapsed.to_json(), "record") == collapsed
+    with pytest.raises(ValueError, match="history is empty"):
+        Record.model_validate({**raw, "scores": {**raw["scores"], "history": []}})
 
 
 def test_outputs_are_kept_with_their_record_and_checked(finished, tmp_path):

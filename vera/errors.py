@@ -56,7 +56,11 @@ class RecordError(VeraError):
 
 
 class TrainingError(VeraError):
-    """A run that cannot go on, such as one whose loss is no longer finite."""
+    """A run that cannot go on."""
+
+
+class Collapsed(TrainingError):
+    """A training whose loss, weights or predictions are no longer finite: a result, which leaves a record."""
 
 
 class OutOfStep(TrainingError):

@@ -202,13 +202,14 @@ def _train(
             loop.fit()
     finally:
         tracker.finish()
+    scores, collapsed = _scores(loop.history, task.primary, loop.collapsed)
     files = {output_path(run.run_name, suffix): text for suffix, text in loop.final.files.items()}
     record = Record(
         schema=records.SCHEMA,
         status="done",
         run=_identity(run),
         parameters=parameters,
-        scores=_scores(loop.history, task.primary),
+        scores=scores,
         cost=loop.cost(),
         provenance={
             "started": started,
@@ -226,6 +227,7 @@ def _train(
         },
         outputs={path: records.text_hash(text) for path, text in files.items()},
         weights=loop.weights,
+        collapsed=collapsed,
     )
     return record, files
 
@@ -247,24 +249,28 @@ def _identity(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def _scores(history: list[dict[str, Any]], primary: str) -> dict[str, Any]:
-    last = history[-1]
-    best = best_epoch(history, primary)
-    undefined = [metric for metric, value in last["metrics"].items() if value is None]
-    if undefined or best is None:
-        metric = undefined[0] if undefined else primary
-        raise TrainingError(f"{metric} is undefined after the last epoch: every prediction is the same")
+def _scores(history: list[dict[str, Any]], primary: str, collapsed: str | None) -> tuple[dict[str, Any], str | None]:
+    """The record's scores, and why the run has collapsed: what the loop says, or a metric that is undefined."""
     by_epoch = {entry["epoch"]: entry["metrics"] for entry in history}
-    selected = {metric: best_epoch(history, metric) for metric in last["metrics"]}
-    if any(value is None for value in by_epoch[best].values()):
-        raise TrainingError(f"a metric is undefined at epoch {best}, the best one by {primary}")
-    return {
+    last = max(by_epoch, default=0)
+    best = best_epoch(history, primary) or last
+    for when, epoch in (("after the last epoch", last), (f"at epoch {best}, the best one by {primary}", best)):
+        undefined = [metric for metric, value in by_epoch.get(epoch, {}).items() if value is None]
+        if undefined and collapsed is None:
+            collapsed = f"{undefined[0]} is undefined {when}: every prediction is the same"
+
+    def selected(epoch: int) -> dict[str, Any]:
+        return {"epoch": epoch, "metrics": {primary: None, **by_epoch.get(epoch, {})}}
+
+    each = {metric: best_epoch(history, metric) for metric in by_epoch.get(last, {})}
+    scores = {
         "primary": primary,
-        "best": {"epoch": best, "metrics": by_epoch[best]},
-        "last": {"epoch": last["epoch"], "metrics": last["metrics"]},
-        "best_each": {m: {"epoch": epoch, "metrics": {m: by_epoch[epoch][m]}} for m, epoch in selected.items()},
+        "best": selected(best),
+        "last": selected(last),
+        "best_each": {m: {"epoch": e, "metrics": {m: by_epoch[e][m]}} for m, e in each.items() if e is not None},
         "history": history,
     }
+    return scores, collapsed
 
 
 @lru_cache(maxsize=1)

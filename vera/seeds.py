@@ -53,3 +53,15 @@ def forked(seed: int, stream: str) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with `count` threads inside the block, whatever OMP_NUM_THREADS and the number of cores are: how a sum is divided
+    among threads decides its last bits, and training makes other weights of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.engine.aggregate import Cells, Summary, cell_records, summarise, summarise_records
+from experiments.engine.aggregate import Cells, cell_records, common, paired, sources, summarise, summarise_records
 from experiments.engine.plots import PALETTE, figure, save, seeds
 from experiments.engine.published import Statistic
-from experiments.engine.render import DASH, Table, interval, number
+from experiments.engine.render import DASH, INTERVAL, Table, interval, number, signed
 from vera.runs.record import Record
 
 METHODS = {
@@ -21,7 +22,7 @@ METHODS = {
     "vera": "VeRA r=256",
 }
 MARKERS = "osD^vPX"
-AGREE_POINTS = 1.0
+AGREE_POINTS = 1.0  # mean difference over common seeds, in points of accuracy
 
 
 def records(cells: Cells, overrides: Sequence[str] = ()) -> dict[str, list[Record]]:
@@ -54,7 +55,7 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = 
                 number(last, 100),
             ]
         )
-    columns = ["Method", "Trained", "Bytes", "n", "Best epoch", "95% interval", "Last epoch"]
+    columns = ["Method", "Trained", "Bytes", "n", "Best epoch", INTERVAL, "Last epoch"]
     notes = [
         "Accuracy in percent on the UCI digits 5-9: 10 training images a class, all others for evaluation; a ViT pretrained "
         "on the digits 0-4 (d=128, 4 layers). Median over seeds ± standard deviation.",
@@ -71,6 +72,8 @@ def verdict(found: dict[str, list[Record]]) -> str:
     if not (found["lora"] and found["vera"]):
         return "VeRA and LoRA cannot be compared yet: runs are missing."
     lora, vera = (summarise_records(found[method]) for method in ("lora", "vera"))
+    if vera.collapsed or lora.collapsed:
+        return f"VeRA and LoRA are not compared: {vera.collapsed} and {lora.collapsed} of their seeds have collapsed."
     gap = 100 * (vera.median - lora.median)
     fewer = found["lora"][0].parameters.adapter / found["vera"][0].parameters.adapter
     relation = f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} LoRA's"
@@ -81,25 +84,39 @@ def verdict(found: dict[str, list[Record]]) -> str:
 
 
 def compare(mine: dict[str, list[Record]], committed: dict[str, list[Record]]) -> list[str]:
-    """One line a method: this machine's median against the repository's."""
-    lines = []
+    """This machine's runs against the repository's: what they were not made of alike, then a line a method, seed by seed."""
+    both = [[record for method in METHODS for record in found[method]] for found in (mine, committed)]
+    here, there = (sources(records) for records in both)
+    lines = [
+        f"another {name} ({_several(here[name])} here, {_several(there[name])} in the repository): what follows repeats "
+        "nothing, so it neither agrees nor differs"
+        for name in here
+        if all(both) and here[name] != there[name]
+    ]
+    different = bool(lines)
     for method, label in METHODS.items():
-        if not (mine[method] and committed[method]):
+        ours, theirs = common(mine[method], committed[method])
+        if not ours:
             lines.append(f"{label}: nothing to compare with")
             continue
-        here, there = (summarise_records(found[method]) for found in (mine, committed))
-        lines.append(
-            f"{label}: {100 * here.median:.1f} here, {100 * there.median:.1f} in the repository: {_agreement(here, there)}"
-        )
+        medians = f"{100 * statistics.median(ours):.1f} here, {100 * statistics.median(theirs):.1f} in the repository"
+        lines.append(f"{label}: {medians}: {_agreement(ours, theirs, different)}")
     return lines
 
 
-def _agreement(here: Summary, there: Summary) -> str:
-    if here.values == there.values:
+def _agreement(ours: list[float], theirs: list[float], different: bool) -> str:
+    if ours == theirs:
         return "identical, seed by seed"
-    difference = 100 * abs(here.median - there.median)
-    tolerance = max(AGREE_POINTS, 100 * (here.std or 0), 100 * (there.std or 0))
-    return f"{'agrees' if difference <= tolerance else 'DIFFERS'} (within {tolerance:.1f} points counts as agreement)"
+    difference = paired([100 * score for score in ours], [100 * score for score in theirs])
+    found = f"{signed(difference)} seed by seed (mean of {difference.n})"
+    if different:
+        return found
+    agrees = "agrees" if abs(difference.mean) <= AGREE_POINTS else "DIFFERS"
+    return f"{found}: {agrees} (a mean within {AGREE_POINTS:.1f} points counts as agreement)"
+
+
+def _several(values: set[str]) -> str:
+    return ", ".join(sorted(values))
 
 
 def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
@@ -127,7 +144,7 @@ def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path
     axes.set_xlabel("Trained parameters (without the head)")
     axes.set_ylabel("Accuracy on digits 5-9 (%)")
     count = seeds([len(runs) for runs in found.values()])
-    axes.set_title(f"Median over seeds ({count}), 95% bootstrap interval, every seed", fontsize=8)
+    axes.set_title(f"Median over seeds ({count}), range of the seeds, every seed", fontsize=8)
     axes.legend(
         title="method (trained parameters)", fontsize=7, title_fontsize=7, loc="center right", bbox_to_anchor=(1.0, 0.38)
     )

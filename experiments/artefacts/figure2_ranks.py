@@ -11,7 +11,7 @@ from experiments.engine.aggregate import Cells, cell_records, summarise, summari
 from experiments.engine.claims import Claim, by_seed, decides
 from experiments.engine.plots import METHOD_STYLE, figure, legend_below, save, seeds
 from experiments.engine.published import figure as published
-from experiments.engine.render import DASH, Table, interval, number
+from experiments.engine.render import DASH, INTERVAL, Table, interval, number
 from experiments.engine.verdicts import Line, Part, decide
 from vera.runs.record import Record
 
@@ -78,8 +78,8 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) 
             best, last = summarise_records(records), summarise_records(records, select="last")
             trained = f"{records[0].parameters.adapter:,}"
             rows.append([*line, trained, str(best.n), number(best, 100), interval(best, 100), number(last, 100)])
-        columns = ["Method", "Rank", "Trained", "n", "Best epoch", "95% interval", "Last epoch"]
-        notes = [*setting.notes, "Median over seeds ± standard deviation; bootstrap interval of the median.", ALPHA_NOTE]
+        columns = ["Method", "Rank", "Trained", "n", "Best epoch", INTERVAL, "Last epoch"]
+        notes = [*setting.notes, "Median over seeds ± standard deviation.", ALPHA_NOTE]
         tables.append(Table(setting.name, setting.title, columns, rows, notes, rules))
     return tables
 
@@ -121,7 +121,7 @@ def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path
         axes.set_ylabel(setting.axis)
         count = seeds([len(records) for records in found.values()])
         axes.set_title(
-            f"{setting.title}\nmedian over seeds ({count}), 95% bootstrap interval, every seed; numbers are ranks", fontsize=7
+            f"{setting.title}\nmedian over seeds ({count}), range of the seeds, every seed; numbers are ranks", fontsize=7
         )
         legend_below(axes)
         written += save(canvas, folder / setting.name)

@@ -10,7 +10,7 @@ from experiments.engine.aggregate import Cells, paired, summarise
 from experiments.engine.claims import Claim, decides, over_layers
 from experiments.engine.plots import PALETTE, figure, legend_below, save
 from experiments.engine.published import choice
-from experiments.engine.render import DASH, Table, interval, number, signed
+from experiments.engine.render import DASH, INTERVAL, Table, interval, number, signed
 from experiments.engine.verdicts import Line, Part, decide
 
 # Name: title, and the runs whose saved adapters scripts/analyse.py measures.
@@ -59,7 +59,7 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) 
             )
         if name.endswith("_mini"):
             notes.insert(0, miniature.NOTE)
-        columns = ["Layer", "Query", "95% interval", "Value", "95% interval", "Query minus value [95%]"]
+        columns = ["Layer", "Query", INTERVAL, "Value", INTERVAL, "Query minus value [95%]"]
         tables.append(Table(name, title, columns, rows or [[DASH] * len(columns)], notes))
     return tables
 
@@ -86,7 +86,7 @@ def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path
         axes.set_xlabel("Layer")
         axes.set_ylabel("$||d||_2$ (dimensionless)")
         axes.set_title(
-            f"{title}\nrank {found['rank']}, median over seeds (n={len(found['seeds'])}), 95% bootstrap interval", fontsize=7
+            f"{title}\nrank {found['rank']}, median over seeds (n={len(found['seeds'])}), range of the seeds", fontsize=7
         )
         legend_below(axes)
         written += save(canvas, folder / name)

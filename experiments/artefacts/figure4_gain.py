@@ -12,7 +12,7 @@ from experiments.engine.claims import Claim, decides
 from experiments.engine.plots import PALETTE, figure, save, seeds
 from experiments.engine.published import choice
 from experiments.engine.published import figure as published_figure
-from experiments.engine.render import DASH, Table, interval, number
+from experiments.engine.render import DASH, INTERVAL, Table, interval, number
 from experiments.engine.verdicts import Line, Part, decide
 from vera.runs.record import Record
 
@@ -20,7 +20,7 @@ FORMULA = (
     "Gain = 100 x (accuracy of the method / accuracy of the head alone) / trained parameters in thousands, as the paper's "
     "caption has it: a ratio of accuracies, which favours few parameters whatever they achieve."
 )
-COLUMNS = ["Method", "Trained", "n", "Gain (% per 1K)", "95% interval", "Accuracy", "Head alone", "Paper's gain"]
+COLUMNS = ["Method", "Trained", "n", "Gain (% per 1K)", INTERVAL, "Accuracy", "Head alone", "Paper's gain"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path
         if paper:
             bars["paper, as printed"] = (paper, {"color": "white", "edgecolor": PALETTE[0], "hatch": "///"})
         if ours:
-            label = f"ours, median over seeds ({seeds([gain.n for gain in ours.values()])}), 95% bootstrap interval"
+            label = f"ours, median over seeds ({seeds([gain.n for gain in ours.values()])}), range of the seeds"
             bars[label] = ({method: gain.median for method, gain in ours.items()}, {"color": PALETTE[2]})
         width = 0.7 / len(bars)
         for index, (name, (values, style)) in enumerate(bars.items()):

@@ -11,7 +11,7 @@ from experiments.engine.aggregate import Cells, paired, summarise
 from experiments.engine.claims import Claim, decides, over_layers
 from experiments.engine.plots import PALETTE, figure, legend_below, save
 from experiments.engine.published import choice
-from experiments.engine.render import DASH, Table, interval, number, signed
+from experiments.engine.render import DASH, INTERVAL, Table, interval, number, signed
 from experiments.engine.verdicts import Line, Part, decide
 
 # Name: title, and the VeRA and the LoRA runs whose saved adapters scripts/analyse.py compares.
@@ -46,7 +46,7 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) 
             rows.append(["mean", *_line(means)])
         columns = ["Layer"]
         for label in SERIES.values():
-            columns += [label, "95% interval"]
+            columns += [label, INTERVAL]
         columns.append("LoRA-VeRA minus LoRA-Random [95%]")
         notes = [
             "Cosine of the flattened weight differences of the query matrices, both methods with rank 64, seed by seed: median "
@@ -92,7 +92,7 @@ def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path
         axes.set_xlabel("Layer")
         axes.set_ylabel("Cosine similarity")
         count = len(found["seeds"])
-        axes.set_title(f"{title}\nrank 64, median over seeds (n={count}), 95% bootstrap interval, every seed", fontsize=7)
+        axes.set_title(f"{title}\nrank 64, median over seeds (n={count}), range of the seeds, every seed", fontsize=7)
         legend_below(axes)
         written += save(canvas, folder / name)
     return written

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from experiments.engine.aggregate import Cells, cell_records, summarise, summarise_records
 from experiments.engine.published import Statistic
-from experiments.engine.render import DASH, Table, interval, number
+from experiments.engine.render import DASH, INTERVAL, Table, interval, number
 
 TASKS = {"rte": "RTE", "mrpc": "MRPC", "cola": "CoLA", "stsb": "STS-B"}
 METHODS = {"lora": "LoRA r=8", "vera": "VeRA r=256"}
@@ -39,7 +39,7 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = 
                     ]
                 )
         rules.append(len(rows))
-    columns = ["Task", "Method", "Trained", "Metric", "Best epoch", "95% interval", "Last epoch", "Steps", "Seconds"]
+    columns = ["Task", "Method", "Trained", "Metric", "Best epoch", INTERVAL, "Last epoch", "Steps", "Seconds"]
     notes = [
         "MiniLM-L6 (BERT, d=384) on GLUE's official files. Median over seeds ± standard deviation, x 100. A short budget on "
         "two CPU cores shows that the way from text to table works; it is not a comparison at full training length.",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from experiments.engine.aggregate import Cells, common, epoch_of, paired, permutation_p, summarise_records
 from experiments.engine.published import Statistic
-from experiments.engine.render import DASH, Table, interval, number, signed
+from experiments.engine.render import DASH, INTERVAL, Table, interval, number, signed
 from experiments.engine.sweeps import cells as sweep_cells
 from experiments.engine.sweeps import read_sweep
 
@@ -47,11 +47,11 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = 
         line.append(DASH if method == REFERENCE or not sides[0] else signed(paired(*sides), 100))
         line.append(DASH if p is None else f"{p:.4f}")
         rows.append(line)
-    columns = ["Method", "Trained", "n", "Best epoch", "95% interval", "Last epoch", "Against LoRA [95%]", "p"]
+    columns = ["Method", "Trained", "n", "Best epoch", INTERVAL, "Last epoch", "Against LoRA [95%]", "p"]
     steps = wanted[0].run.train
     notes = [
         f"Pearson correlation x 100 on the 1,500 pairs of STS-B's development set after {steps.max_steps} steps of "
-        f"{steps.batch_size} pairs (MiniLM-L6, BERT, d=384; bf16). Median over seeds ± standard deviation; bootstrap interval.",
+        f"{steps.batch_size} pairs (MiniLM-L6, BERT, d=384; bf16). Median over seeds ± standard deviation.",
         "A small budget, and learning rates that were hardly searched (each recipe says so): it shows that every method trains "
         "on real text and what a comparison over seeds looks like, and does not rank the methods.",
         "Against LoRA: mean difference over common seeds with Student's interval; p of a paired permutation test (five seeds "

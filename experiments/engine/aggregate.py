@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
-from scipy.stats import bootstrap, permutation_test, ttest_ind_from_stats
+from scipy.stats import binom, permutation_test, ttest_ind_from_stats
 from scipy.stats import t as student
 
 from experiments.engine.published import Statistic
@@ -22,10 +22,11 @@ Cells = Mapping[str, list[Record]]  # by cell_id, each list by seed
 
 @dataclass(frozen=True)
 class Summary:
-    """n seeds of one cell: median, mean, sample standard deviation and bootstrap 95% interval of the median.
+    """n seeds of one cell: median, mean, sample standard deviation and interval of the median (`median_interval`).
 
-    std and interval are None for a single seed. `mixed` names what the seeds should have in common and do not: backbone,
-    data or precision. cell: the cell_id of the records, "" where the values come from no records.
+    A collapsed seed counts as minus infinity, the worst rank. std and interval are None for a single seed, std also where a
+    seed has collapsed. `mixed` names what the seeds should have in common and do not: backbone, data or precision.
+    cell: the cell_id of the records, "" where the values come from no records.
     """
 
     values: tuple[float, ...]
@@ -40,6 +41,11 @@ class Summary:
     def n(self) -> int:
         return len(self.values)
 
+    @property
+    def collapsed(self) -> int:
+        """How many of the seeds came to nothing."""
+        return self.values.count(-math.inf)
+
     def centre(self, stat: Statistic) -> float:
         """The number that stands for the seeds: their mean, their best, or else their median."""
         return {"mean": self.mean, "best": max(self.values)}.get(stat, self.median)
@@ -52,17 +58,19 @@ def summarise(values: Sequence[float]) -> Summary:
         values=values,
         median=statistics.median(values),
         mean=statistics.fmean(values),
-        std=statistics.stdev(values) if len(values) > 1 else None,
-        interval=_bootstrap(values) if len(values) > 1 else None,
+        std=statistics.stdev(values) if len(values) > 1 and -math.inf not in values else None,
+        interval=median_interval(values) if len(values) > 1 else None,
     )
 
 
-@lru_cache(maxsize=1 << 14)
-def _bootstrap(values: tuple[float, ...]) -> tuple[float, float]:
-    """95% interval of the median (percentile, 9,999 resamples). The seed is fixed: tables do not vary."""
-    rng = np.random.default_rng(0)
-    found = bootstrap((np.array(values),), np.median, confidence_level=0.95, method="percentile", rng=rng)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The narrowest pair of order statistics, as many from below as from above, that covers the median with 95% or more,
+    whatever the distribution; with fewer than six values, of which no pair does, their range (five: 93.75%)."""
+    ordered, n = sorted(values), len(values)
+    left_out = 0  # on each side; P(coverage) = 1 - 2 P(B <= left_out), B binomial (n, 1/2)
+    while 1 - 2 * binom.cdf(left_out + 1, n, 0.5) >= 0.95:
+        left_out += 1
+    return ordered[left_out], ordered[n - 1 - left_out]
 
 
 def epoch_of(stat: Statistic) -> str:
@@ -96,12 +104,16 @@ def _of_records(summary: Summary, records: Sequence[Record]) -> Summary:
 
 
 def _mixed(records: Sequence[Record]) -> tuple[str, ...]:
-    sources = {
+    return tuple(name for name, found in sources(records).items() if len(found) > 1)
+
+
+def sources(records: Sequence[Record]) -> dict[str, set[str]]:
+    """What runs that are compared should have in common, and all values of it that these have."""
+    return {
         "backbone": {record.provenance.model_fingerprint for record in records},
         "data": {record.provenance.data_fingerprint for record in records},
         "precision": {record.cost.precision for record in records},
     }
-    return tuple(name for name, found in sources.items() if len(found) > 1)
 
 
 @dataclass(frozen=True)
@@ -170,6 +182,8 @@ def common(
     """
     by_seed = {record.run.seed: record for record in others}
     both = [record for record in ours if record.run.seed in by_seed]
+    if any(record.collapsed or by_seed[record.run.seed].collapsed for record in both):
+        return [], []  # a mean over the survivors would flatter
     return [r.score(metric, select) for r in both], [by_seed[r.run.seed].score(metric, select) for r in both]
 
 

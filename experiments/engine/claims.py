@@ -92,6 +92,8 @@ def by_seed(
     for overrides in (ours, others):
         found = cell_records(cells, overrides)
         scored = [r for r in found if (metric or r.scores.primary) in getattr(r.scores, select).metrics]
+        if any(record.collapsed for record in scored):
+            return {}  # what the survivors say would flatter
         sides.append({record.run.seed: record.score(metric, select) for record in scored})
     return {seed: value - sides[1][seed] for seed, value in sides[0].items() if seed in sides[1]}
 

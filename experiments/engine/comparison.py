@@ -20,7 +20,7 @@ from experiments.engine.aggregate import (
 )
 from experiments.engine.judged import Judgements
 from experiments.engine.published import Column, Published, Row, Statistic, load, run_of
-from experiments.engine.render import DASH, Sourced, Table, interval, number, signed
+from experiments.engine.render import DASH, INTERVAL, Sourced, Table, figure, interval, number, signed
 from vera.runs.record import Record
 
 STATS = {
@@ -79,7 +79,7 @@ DETAILS = [
     "Column",
     "n",
     "Median best",
-    "95% interval",
+    INTERVAL,
     "Mean best",
     "Std",
     "Median last",
@@ -122,13 +122,13 @@ def _ours(published: Published, row: Row, found: Cells, stat: Statistic, average
     if averages:
         whole = None not in summaries.values()
         centres = [c.scale * summaries[k].centre(stat) for k, c in published.columns.items()] if whole else []
-        line.append(f"{statistics.fmean(centres):.1f}" if whole else DASH)
+        line.append(figure(statistics.fmean(centres)) if whole else DASH)
     return line
 
 
 def _beside(text: str, summary: Summary | None, printed: str, column: Column, stat: Statistic) -> str:
     """Our figure with its deviation from the printed one."""
-    if summary is None:
+    if summary is None or summary.collapsed:
         return text
     value, _, spread = printed.partition("±")
     centre, spread = float(value) / column.scale, float(spread) / column.scale if spread else None
@@ -154,7 +154,7 @@ def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:
             continue
 
         def text(value: float | None, column=column) -> str:
-            return DASH if value is None else f"{column.scale * value:.{column.digits}f}"
+            return DASH if value is None else figure(column.scale * value, column.digits)
 
         lines.append(
             [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -11,6 +12,13 @@ from experiments.engine.aggregate import PAPER_SEEDS, Difference, Summary
 from experiments.engine.published import Statistic
 
 DASH = "–"
+COLLAPSED = "collapsed"
+COLLAPSED_NOTE = "Collapsed seeds (every prediction the same, or a loss that is not finite) count as the worst."
+INTERVAL = "Range of the seeds"
+INTERVAL_NOTE = (
+    f"{INTERVAL}: of five the smallest and the largest, which cover the median with 93.75%; from six seeds on order statistics "
+    "that cover it with 95% or more."
+)
 MIXED = "†"
 MIXED_NOTE = f"{MIXED} seeds that were run on different backbones, data or precision."
 
@@ -49,20 +57,29 @@ def number(summary: Summary | None, scale: float = 1.0, digits: int = 1, stat: S
     A dash for nothing. What comes from records remembers their cell (Sourced)."""
     if summary is None:
         return DASH
-    text = f"{scale * summary.centre(stat):.{digits}f}"
+    text = figure(scale * summary.centre(stat), digits)
     if summary.std is not None:
         text += f"±{scale * summary.std:.{digits}f}"
     if summary.mixed:
         text += MIXED
-    return Sourced(text if summary.n == PAPER_SEEDS else f"{text} (n={summary.n})", summary.cell)
+    if summary.collapsed:
+        text += f" ({summary.collapsed} of {summary.n} collapsed)"
+    elif summary.n != PAPER_SEEDS:
+        text += f" (n={summary.n})"
+    return Sourced(text, summary.cell)
+
+
+def figure(value: float, digits: int = 1) -> str:
+    """A number in a table; one that collapsed seeds decide is no number."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else COLLAPSED
 
 
 def interval(summary: Summary | Difference | None, scale: float = 1.0, digits: int = 1) -> str:
-    """The interval that a summary (bootstrap, of the median) or a difference (Student's t, of the mean) comes with."""
+    """The interval of a summary (order statistics, of the median: INTERVAL) or of a difference (Student's t, of the mean)."""
     if summary is None or summary.interval is None:
         return DASH
     low, high = summary.interval
-    return f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+    return f"[{figure(scale * low, digits)}, {figure(scale * high, digits)}]"
 
 
 def signed(difference: Difference | None, scale: float = 1.0, digits: int = 1) -> str:
@@ -78,7 +95,13 @@ def signed(difference: Difference | None, scale: float = 1.0, digits: int = 1) -
 
 def notes_of(table: Table) -> list[str]:
     """The table's notes, and what its marks mean."""
-    return table.notes + [MIXED_NOTE] * any(MIXED in cell for row in table.rows for cell in row)
+    cells = [cell for row in table.rows for cell in row]
+    notes = table.notes + [INTERVAL_NOTE] * (INTERVAL in table.columns)
+    return (
+        notes
+        + [MIXED_NOTE] * any(MIXED in cell for cell in cells)
+        + [COLLAPSED_NOTE] * any(COLLAPSED in cell for cell in cells)
+    )
 
 
 def markdown(table: Table) -> str:

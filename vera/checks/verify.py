@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from vera.config import GROUPS, RunConfig, checked, choice, component, group_marks, normalised, resolve
+from vera import seeds
+from vera.config import GROUPS, RunConfig, beside, checked, choice, component, group_marks, normalised, resolve, younger
 from vera.errors import ConfigError, RecordError
 from vera.run import LOCAL, check_sources, execute
 from vera.runs.record import Record
@@ -80,8 +79,8 @@ def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
                 f"version {here['version']}, which computes something else; its commit is {record.provenance.git_sha}"
             )
         # A key younger than the record: it stands at the value that means "as before".
-        younger = {key: value for key, value in (here.get("neutral") or {}).items() if key not in values}
-        groups[group] = {**values, **younger, "neutral": {**(values.get("neutral") or {}), **younger}}
+        added = younger(values, here.get("neutral") or {})
+        groups[group] = {**beside(values, added), "neutral": beside(values.get("neutral") or {}, added)}
     usual = resolve("run", ["tracker=none"])
     cache_dir = str(given.get("cache_dir", usual["cache_dir"]))
     for key in paths:
@@ -136,16 +135,11 @@ def repeat(record: Record, overrides: Sequence[str] = (), threads: int | None = 
 
     Raises VeraError.
     """
-    before = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         run = run_of(record, overrides, Path(folder))
-        wanted = threads or min(record.cost.threads, os.cpu_count() or 1)
-        try:
-            torch.set_num_threads(max(1, wanted))
+        with seeds.threads(max(1, threads or min(record.cost.threads, os.cpu_count() or 1))):
             check_sources(run, record)
             return execute(run)
-        finally:
-            torch.set_num_threads(before)
 
 
 def compare(recorded: Record, repeated: Record) -> Comparison:

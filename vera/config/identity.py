@@ -68,8 +68,8 @@ def hashed(
     kept = {} if first is None else {"_target_": first}
     known = marks(group, target)
     neutral = values.pop("neutral", None) or {}
-    for key, value in values.items():
-        if not counts(known.get(key), values) or f"{group}.{key}" in unhashed or (key in neutral and neutral[key] == value):
+    for key, value in without_neutral(values, neutral).items():
+        if not counts(known.get(key), values) or f"{group}.{key}" in unhashed:
             continue
         kept[key] = _plain(value, f"{group}.{key}", follows_seed)
     return kept
@@ -78,6 +78,34 @@ def hashed(
 def counts(mark: Mark | None, settings: dict[str, Any]) -> bool:
     """Whether a key with this mark is part of the identity."""
     return mark is None or (mark == "stand-in" and settings.get("size") != "full")
+
+
+def without_neutral(values: dict[str, Any], neutral: dict[str, Any]) -> dict[str, Any]:
+    """The values that are not neutral; of a mapping of which `neutral` names a part, those of its keys."""
+    kept = {}
+    for key, value in values.items():
+        if key not in neutral:
+            kept[key] = value
+        elif neutral[key] != value:
+            nested = isinstance(value, dict) and isinstance(neutral[key], dict)
+            kept[key] = without_neutral(value, neutral[key]) if nested else value
+    return kept
+
+
+def younger(values: dict[str, Any], neutral: dict[str, Any]) -> dict[str, Any]:
+    """The neutral keys that the values of an older configuration lack."""
+    nested = {
+        key: younger(values[key], part)
+        for key, part in neutral.items()
+        if isinstance(part, dict) and isinstance(values.get(key), dict)
+    }
+    return {**{key: part for key, part in neutral.items() if key not in values}, **{k: v for k, v in nested.items() if v}}
+
+
+def beside(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """`values`, and of `more` what they lack, in mappings within as well."""
+    nested = {k: beside(v, more[k]) for k, v in values.items() if isinstance(v, dict) and isinstance(more.get(k), dict)}
+    return {**more, **values, **nested}
 
 
 def run_name(model: str, task: str, method: str, cell: str, seed: int) -> str:

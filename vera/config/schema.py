@@ -54,6 +54,7 @@ class TrainConfig(Strict):
     head_lr: float = Field(ge=0)
     weight_decay: float = Field(ge=0)
     head_weight_decay: float = Field(ge=0)
+    decay_biases_and_norms: bool
     betas: tuple[Beta, Beta]
     eps: float = Field(gt=0)
     schedule: Literal["linear", "cosine", "constant"]

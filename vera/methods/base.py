@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,29 @@ from vera.nn.names import inside
 WEIGHTS_FILE = "trained.safetensors"
 
 
+class ParameterGroups(dict[str, list[tuple[str, nn.Parameter]]]):
+    """Trainable parameters by group and name. undecayed: names of parameters that weight decay spares."""
+
+    def __init__(self, undecayed: Iterable[str], **groups: list[tuple[str, nn.Parameter]]):
+        super().__init__(groups)
+        self.undecayed = frozenset(undecayed)
+
+
+def biases_and_norms(model: nn.Module) -> Iterator[str]:
+    """Names of all biases, and of all parameters of normalisation layers: by the module's type, whatever it is called
+    (GPT-2's are ln_1, ln_2 and ln_f)."""
+    for prefix, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            if is_norm(module) or name.endswith("bias"):
+                yield f"{prefix}.{name}".lstrip(".")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises: torch's own (LayerNorm, RMSNorm, BatchNorm2d ...), what derives from them, and transformers'
+    (LlamaRMSNorm, T5LayerNorm ...)."""
+    return any(re.search(r"Norm(\dd)?$", kind.__name__) for kind in type(module).__mro__)
+
+
 class Method(Component):
     """Common keys of conf/method.
 
@@ -40,9 +64,9 @@ class Method(Component):
         """Prepare `backbone.model` in place: freeze it, add what the method adds, leave trainable what it trains."""
         raise NotImplementedError
 
-    def parameter_groups(self, backbone: Backbone) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    def parameter_groups(self, backbone: Backbone) -> ParameterGroups:
         """Trainable parameters by name, in two groups: "adapter" (train.lr) and "head" (train.head_lr)."""
-        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"adapter": [], "head": []}
+        groups = ParameterGroups(biases_and_norms(backbone.model), adapter=[], head=[])
         for name, parameter in backbone.model.named_parameters():
             if parameter.requires_grad:
                 groups["head" if inside(name, backbone.head) else "adapter"].append((name, parameter))

@@ -1,12 +1,14 @@
-"""Batched decoding with transformers' own beam search: left padding, KV cache, and n-gram blocking that spares the prompt."""
+"""Batched decoding: left padding, KV cache, n-gram blocking that spares the prompt, transformers' search or Hu et al.'s."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
-from transformers import GenerationConfig, LogitsProcessor, NoRepeatNGramLogitsProcessor
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, NoRepeatNGramLogitsProcessor
 
 from vera.config import Strict
 from vera.errors import ConfigError
@@ -22,6 +24,7 @@ class Decoding(Strict):
                      decoder and unlike transformers' `no_repeat_ngram_size`, which forbids to copy a name out of the prompt.
     max_new_tokens   longest output.
     stop             texts that end an output, beside the model's end token. One that is a single token ends the search there.
+    search           transformers, or hu2022 (`_search_hu2022`); they differ with more than one beam.
     """
 
     beams: int = Field(ge=1)
@@ -29,6 +32,7 @@ class Decoding(Strict):
     no_repeat_ngram: int = Field(ge=0)
     max_new_tokens: int = Field(ge=1)
     stop: list[str] = []
+    search: Literal["transformers", "hu2022"] = "transformers"
 
 
 class _WrittenOnly(LogitsProcessor):
@@ -83,8 +87,11 @@ def generate_ids(
     """What is written after each prompt, up to and without the token that ends it; `batch_size` prompts at a time, by length.
 
     chosen_by: from the indices of the prompts of a batch to what changes their scores last (Draws); greedy search only.
-    Raises ConfigError when a prompt and max_new_tokens are more than the model can read.
+    Raises ConfigError when a prompt and max_new_tokens are more than the model can read, and for `chosen_by` in another search
+    than transformers'.
     """
+    if chosen_by is not None and decoding.search != "transformers":
+        raise ConfigError(f"decoding.search={decoding.search} draws nothing; sampled answers take transformers")
     tokenizer, model = backbone.preprocess, backbone.model
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, prompts)) + decoding.max_new_tokens
@@ -94,6 +101,27 @@ def generate_ids(
     for text in decoding.stop:
         ids = tokenizer.encode(text, add_special_tokens=False)
         ends += ids if len(ids) == 1 else []
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    written: list[list[int]] = [[] for _ in prompts]
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        inputs = tokenizer.pad(
+            {"input_ids": [prompts[row] for row in rows]}, padding_side="left", return_tensors="pt", verbose=False
+        ).to(model.device)
+        if decoding.search == "hu2022":
+            found = _search_hu2022(backbone, inputs, decoding, ends)
+        else:
+            found = _search_transformers(backbone, inputs, decoding, ends, [] if chosen_by is None else [chosen_by(rows)])
+        for row, ids in zip(rows, found, strict=True):
+            written[row] = ids[: min((ids.index(end) for end in ends if end in ids), default=len(ids))]
+    return written
+
+
+def _search_transformers(
+    backbone: Backbone, inputs: dict[str, Tensor], decoding: Decoding, ends: list[int], last: list[LogitsProcessor]
+) -> list[list[int]]:
+    """What transformers' own search writes after each left-padded prompt, padding included; `last` changes its scores last."""
+    tokenizer, width = backbone.preprocess, inputs["input_ids"].shape[1]
     settings = GenerationConfig(
         num_beams=decoding.beams,
         length_penalty=decoding.length_penalty,
@@ -105,23 +133,68 @@ def generate_ids(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    written: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        inputs = tokenizer.pad(
-            {"input_ids": [prompts[row] for row in rows]}, padding_side="left", return_tensors="pt", verbose=False
-        ).to(model.device)
-        width = inputs["input_ids"].shape[1]
-        processors = []
-        if decoding.no_repeat_ngram:
-            processors.append(_WrittenOnly(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram), width))
-        if chosen_by is not None:
-            processors.append(chosen_by(rows))
-        found = model.generate(**inputs, generation_config=settings, logits_processor=processors)[:, width:].tolist()
-        for row, ids in zip(rows, found, strict=True):
-            written[row] = ids[: min((ids.index(end) for end in ends if end in ids), default=len(ids))]
-    return written
+    processors = []
+    if decoding.no_repeat_ngram:
+        processors.append(_WrittenOnly(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram), width))
+    found = backbone.model.generate(**inputs, generation_config=settings, logits_processor=[*processors, *last])
+    return found[:, width:].tolist()
+
+
+def _search_hu2022(backbone: Backbone, inputs: dict[str, Tensor], decoding: Decoding, ends: list[int]) -> list[list[int]]:
+    """The best sequence for each left-padded prompt by the rules of Hu et al.'s decoder (microsoft/LoRA, NLG, gpt2_beam.py):
+
+    - A step keeps the `beams` best continuations of all living beams, by summed log-probability, also where some of them end
+      (transformers looks for `beams` that go on).
+    - The n-gram ban comes before the softmax, so that what is left sums to one.
+    - A kept continuation that ends competes at once, with sum / length ** length_penalty, its end token counted. Its place
+      stays empty: the next step continues the others alone.
+    - There are max_new_tokens steps; the beams that live then compete as they are. Of equal scores the first counts.
+
+    A prompt is left as soon as no living beam could still win, which changes nothing in what is written.
+    """
+    model = backbone.model
+    beams, penalty, steps = decoding.beams, decoding.length_penalty, decoding.max_new_tokens
+    ban = NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram) if decoding.no_repeat_ngram else None
+    mask, tokens = inputs["attention_mask"], inputs["input_ids"]
+    prompts, device = len(tokens), tokens.device
+    first = torch.arange(prompts, device=device).unsqueeze(1) * beams  # the first place of each prompt
+    ending = torch.tensor(ends, device=device)
+    sums = torch.full((prompts, beams), -torch.inf, device=device)
+    sums[:, 0] = 0.0  # the places of a prompt begin alike: one lives
+    written = tokens.new_empty((prompts * beams, 0))
+    best = [(-torch.inf, [])] * prompts
+    cache = DynamicCache(config=model.config)
+    for length in range(1, steps + 1):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        logits = model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        if length == 1:
+            logits, mask = logits.repeat_interleave(beams, 0), mask.repeat_interleave(beams, 0)
+            cache.batch_repeat_interleave(beams)
+        logits = logits.float() if ban is None else ban(written, logits.float())
+        scores = sums.unsqueeze(-1) + logits.log_softmax(-1).view(prompts, beams, -1)
+        sums, chosen = scores.flatten(1).topk(beams)
+        place = (first + chosen // scores.shape[-1]).flatten()
+        tokens = (chosen % scores.shape[-1]).view(-1, 1)
+        written = torch.cat((written[place], tokens), 1)
+        ended = torch.isin(tokens, ending).view(prompts, beams) if length < steps else torch.ones_like(sums, dtype=torch.bool)
+        for prompt, beam in (ended & sums.isfinite()).nonzero().tolist():
+            score = sums[prompt, beam].item() / length**penalty
+            if score > best[prompt][0]:
+                best[prompt] = (score, written[prompt * beams + beam].tolist())
+        sums = sums.masked_fill(ended, -torch.inf)
+        reachable = sums.max(1).values / (steps**penalty if penalty > 0 else (length + 1) ** penalty)
+        if not any(possible > score for possible, (score, _) in zip(reachable.tolist(), best, strict=True)):
+            break
+        cache.reorder_cache(place)
+        mask = torch.cat((mask[place], mask.new_ones((len(place), 1))), 1)
+    return [ids for _, ids in best]
 
 
 def text_of(backbone: Backbone, ids: list[int], stop: list[str]) -> str:

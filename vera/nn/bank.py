@@ -444,6 +444,11 @@ class _Wrapper(nn.Module):
         self.base_layer, self.path = base_layer, path
         self.__dict__["vera_bank"] = bank  # the bank holds the model: no submodule
 
+    def forward(self, *args, **kwargs):
+        if torch.compiler.is_compiling():  # a compiler must not remember the batch that it sees
+            return torch.compiler.disable(self.call)(*args, **kwargs)
+        return self.call(*args, **kwargs)
+
     @property
     def batch(self) -> _Batch | None:
         return _batches.get().get(id(self.vera_bank))
@@ -465,7 +470,7 @@ class _Layer(_Wrapper):
     def bias(self) -> Tensor | None:
         return self.base_layer.bias
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def call(self, x: Tensor, *args, **kwargs) -> Tensor:
         batch = self.batch
         if batch is None:
             return self.base_layer(x, *args, **kwargs)
@@ -497,7 +502,7 @@ class _Saved(_Wrapper):
         self.__dict__["row_wise"] = RowWise(base_layer, path)
         self.__dict__["lock"] = threading.RLock()  # an adapter's tensors stand in the one module while it computes for them
 
-    def forward(self, *args, **named):
+    def call(self, *args, **named):
         with self.lock:
             batch = self.batch
             return self.base_layer(*args, **named) if batch is None else self._by_rows(batch, args, named)

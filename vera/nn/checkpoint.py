@@ -186,15 +186,16 @@ class Reader:
         """Shape, dtype and first name of every tensor of the modules that the adapter brings copies of."""
         names = config.modules_to_save
         if names not in self._heads:
+            expected: dict[str, tuple[tuple[int, ...], torch.dtype, str]] = {}
             try:
-                found = heads.find(self._modules, names)
-                state = {f"{name}.{key}": value for name in found for key, value in heads.tensors(found[name]).items()}
+                for name, module in heads.find(self._modules, names).items():
+                    first: dict[int, str] = {}  # a tensor may have two names in one copy; two copies share none
+                    for key, value in heads.tensors(module).items():
+                        same = first.setdefault(id(value), f"{name}.{key}")
+                        expected[f"{name}.{key}"] = (tuple(value.shape), value.dtype, same)
             except AdapterError as error:
                 raise AdapterError(f"{path} does not fit this model: {error}") from None
-            first: dict[int, str] = {}
-            self._heads[names] = {
-                key: (tuple(value.shape), value.dtype, first.setdefault(id(value), key)) for key, value in state.items()
-            }
+            self._heads[names] = expected
         return self._heads[names]
 
     def _match(self, path: Path, tensors: dict[str, Tensor], shapes: dict, rank: int, saved: dict) -> dict[str, Tensor]:

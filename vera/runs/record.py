@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -74,8 +75,10 @@ class Epoch(Strict):
 
 
 class Selected(Strict):
+    """The metrics of one epoch; null where a collapsed run has none, and then epoch 0 when it ended before its first."""
+
     epoch: Count
-    metrics: dict[str, Finite]
+    metrics: dict[str, Finite | None]
 
 
 class Scores(Strict):
@@ -90,7 +93,7 @@ class Scores(Strict):
     best: Selected
     last: Selected
     best_each: dict[str, Selected]
-    history: list[Epoch] = Field(min_length=1)
+    history: list[Epoch]
 
     @model_validator(mode="after")
     def _primary_is_scored(self):
@@ -139,7 +142,7 @@ class Provenance(Strict):
 class Record(Strict):
     """A finished run. outputs: the texts that its scores were computed from, as paths in the results folder with the SHA-256
     of their content. weights: SHA-256 of the weights that were kept (vera.runs.kept) of the best and the last epoch; left out
-    when none were."""
+    when none were. collapsed: why training came to nothing, where it did (constant predictions, a loss that is not finite)."""
 
     schema_: Literal[1] = Field(alias="schema")
     status: Literal["done"]
@@ -149,7 +152,19 @@ class Record(Strict):
     cost: Cost
     provenance: Provenance
     outputs: dict[str, str] = {}
+    collapsed: str | None = Field(default=None, min_length=1, max_length=2000)
     weights: dict[Literal["best", "last"], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
+
+    @model_validator(mode="after")
+    def _scored_unless_collapsed(self):
+        if self.collapsed is None:
+            if not self.scores.history:
+                raise ValueError("scores.history is empty, and the run has not collapsed")
+            for where in ("best", "last"):
+                for metric, value in getattr(self.scores, where).metrics.items():
+                    if value is None:
+                        raise ValueError(f"scores.{where}.metrics.{metric} is null, and the run has not collapsed")
+        return self
 
     @model_validator(mode="after")
     def _identity_holds(self):
@@ -174,7 +189,10 @@ class Record(Strict):
         return run_name(self.run.model, self.run.task, self.run.method, self.run.cell_id, self.run.seed)
 
     def score(self, metric: str | None = None, select: str = "best") -> float:
-        """One metric (default: the primary one) of the best or the last epoch. Raises RecordError for one that is not there."""
+        """One metric (default: the primary one) of the best or the last epoch; minus infinity, the worst of all, for a run that
+        has collapsed. Raises RecordError for a metric that is not there."""
+        if self.collapsed is not None:
+            return -math.inf
         metrics = getattr(self.scores, select).metrics
         name = metric or self.scores.primary
         if name not in metrics:
@@ -182,7 +200,7 @@ class Record(Strict):
         return metrics[name]
 
     def to_json(self) -> str:
-        left_out: dict[str, Any] = {key: True for key in ("outputs", "weights") if not getattr(self, key)}
+        left_out: dict[str, Any] = {key: True for key in ("outputs", "weights", "collapsed") if not getattr(self, key)}
         if not self.run.unhashed:
             left_out["run"] = {"unhashed"}
         if self.cost.processes == 1:

@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from vera.config import Source
 from vera.errors import DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
-from vera.io.rows import read_csv
+from vera.io.rows import read_csv, read_text
 from vera.models.base import Backbone
 from vera.models.decoding import Decoding, generate
 from vera.seeds import derive
@@ -24,33 +25,39 @@ from vera.tasks.base import Data, Final
 from vera.tasks.e2e_metrics import CAPTION_METRICS, NIST_MODES, compute, unavailable
 from vera.tasks.language import LanguageTask, collate
 
+CHALLENGE, HU2022 = "challenge", "hu2022"
 REPOSITORY, REVISION = "tuetschek/e2e_nlg", "refs/convert/parquet"
 FILES = {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}
+HU_FILES = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
+HU_SOURCE = "examples/NLG/data/e2e of github.com/microsoft/LoRA"
 COLUMNS = ("mr", "ref")
 HUB_COLUMNS = ("meaning_representation", "human_reference")
 RENAMED = {"eatType": "Type", "familyFriendly": "family friendly", "priceRange": "price"}  # as LoRA's data call them
 
-Row = tuple[str, str]  # meaning representation, reference
+Row = tuple[str, str]  # meaning representation (hu2022: the context made from it), reference
 _SLOT = re.compile(r"\s*([^\[\],]+?)\s*\[([^\[\]]*)\]\s*(?:,|$)")
 
 
 class E2E(LanguageTask):
     """conf/task/e2e.yaml.
 
-    data_dir  a folder with the challenge's trainset.csv, devset.csv and testset_w_refs.csv; None reads the hub.
+    format    challenge: the challenge's own texts. hu2022: those that Hu et al. train on and score against (microsoft/LoRA),
+              which are tokenised ("family - friendly"); scores of one format do not compare with scores of the other.
+    data_dir  challenge: a folder with trainset.csv, devset.csv and testset_w_refs.csv; None reads the hub. hu2022: one with
+              train.txt, valid.txt and test.txt, lines of context||reference; they are not on the hub.
     decoding  how the test set's texts are written, once, after the last epoch.
 
     The model reads "name : Blue Spice | Type : pub", the end token, and the reference with a leading space up to another end
     token. Each epoch is scored by the log-likelihood of the development set; the last one also by what the model writes for
-    each distinct meaning representation of the test set, in the five metrics of the challenge. References are the challenge's
-    own, untokenised (LoRA's are tokenised, which changes the scores).
+    each distinct meaning representation of the test set, in the five metrics of the challenge.
     """
 
+    format: Literal["challenge", "hu2022"] = "challenge"
     data_dir: Annotated[str | None, Source] = None
     decoding: Decoding
 
     def load(self, backbone: Backbone, seed: int) -> Data:
-        key = (self.data_dir, self.max_length, self.synthetic, backbone.source, backbone.fingerprint)
+        key = (self.format, self.data_dir, self.max_length, self.synthetic, backbone.source, backbone.fingerprint)
         if key not in _PREPARED:
             _PREPARED.clear()  # one at a time: a sweep runs all seeds and methods in a row
             _PREPARED[key] = self._prepare(backbone)
@@ -62,7 +69,7 @@ class E2E(LanguageTask):
         rows, source, commit = self.read()
         examples, truncated = {}, {}
         for split in ("train", "validation"):
-            prompts = encode_prompts(tokenizer, [mr for mr, _ in rows[split]])
+            prompts = encode_prompts(tokenizer, self._contexts(meaning for meaning, _ in rows[split]))
             texts = [" " + " ".join(ref.split()) for _, ref in rows[split]]
             targets = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
             made = [self.example(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
@@ -73,7 +80,7 @@ class E2E(LanguageTask):
             train=examples["train"],
             evaluation=examples["validation"],
             lengths=[len(example["input_ids"]) for example in examples["validation"]],
-            prompts=encode_prompts(tokenizer, list(groups)),
+            prompts=encode_prompts(tokenizer, self._contexts(groups)),
             references=list(groups.values()),
             collate=partial(collate, pad=tokenizer.pad_token_id),
             source=source,
@@ -83,19 +90,35 @@ class E2E(LanguageTask):
         )
 
     def hub_data(self):
-        if self.synthetic or self.data_dir is not None:
+        if self.synthetic or self.data_dir is not None or self.format == HU2022:
             return None
         return HubData(REPOSITORY, REVISION, None, tuple(FILES), HUB_COLUMNS)
 
     def source_rows(self) -> tuple[dict[str, list[Row]], str, str | None]:
         """Rows of the splits "train", "validation" and "test", where they come from, and the hub's commit."""
         if self.synthetic:
-            return synthetic_rows(), "synthetic", None
+            return synthetic_rows(self.format), "synthetic", None
+        if self.format == HU2022:
+            if self.data_dir is None:
+                raise DataError(
+                    f"task.format={HU2022} reads {', '.join(HU_FILES.values())}, which are not on the hub: give the folder "
+                    f"{HU_SOURCE} with task.data_dir=/path/to/e2e, or choose task.format={CHALLENGE}"
+                )
+            files = {split: Path(self.data_dir) / name for split, name in HU_FILES.items()}
+            missing = [path.name for path in files.values() if not path.is_file()]
+            if missing:
+                raise DataError(
+                    f"task.data_dir={self.data_dir} does not hold {', '.join(missing)}, which task.format={HU2022} reads"
+                )
+            return {split: read_hu2022(path) for split, path in files.items()}, "the texts of Hu et al.", None
         if self.data_dir is not None:
             return self._from_folder(Path(self.data_dir))
         instead = "give a folder with " + ", ".join(FILES.values()) + " with task.data_dir=/path/to/e2e"
         found, commit = hub.load_rows(self.hub_data(), instead)
         return {split: [_checked(where, *pair) for where, pair in rows] for split, rows in found.items()}, REPOSITORY, commit
+
+    def _contexts(self, meanings: Iterable[str]) -> list[str]:
+        return list(meanings) if self.format == HU2022 else [context(meaning) for meaning in meanings]
 
     @staticmethod
     def _from_folder(folder: Path) -> tuple[dict[str, list[Row]], str, str | None]:
@@ -153,10 +176,25 @@ def context(mr: str) -> str:
     return " | ".join(parts)
 
 
-def encode_prompts(tokenizer, mrs: list[str]) -> list[list[int]]:
+def encode_prompts(tokenizer, contexts: list[str]) -> list[list[int]]:
     """Token ids of the contexts, each with the end token that closes it."""
-    ids = tokenizer([context(mr) for mr in mrs], add_special_tokens=False)["input_ids"]
+    ids = tokenizer(contexts, add_special_tokens=False)["input_ids"]
     return [[*prompt, tokenizer.eos_token_id] for prompt in ids]
+
+
+def read_hu2022(path: Path) -> list[Row]:
+    """The rows of a file of Hu et al.: lines of context||reference. Raises DataError that names file and line."""
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        meaning, bars, reference = (part.strip() for part in line.partition("||"))
+        if not (meaning and bars and reference) or "||" in reference:
+            raise DataError(f"{path}:{number}: expected context||reference, got {line.strip()[:80]!r}")
+        rows.append((meaning, reference))
+    if not rows:
+        raise DataError(f"{path} is empty")
+    return rows
 
 
 def by_meaning(rows: list[Row]) -> dict[str, list[str]]:
@@ -177,8 +215,8 @@ def _checked(where: str, mr: str, ref: str) -> Row:
     return mr, ref
 
 
-def synthetic_rows(train: int = 24, validation: int = 8, test: int = 6) -> dict[str, list[Row]]:
-    """Meaning representations with two plain sentences each: for rehearsals and tests, no meaning."""
+def synthetic_rows(form: str, train: int = 24, validation: int = 8, test: int = 6) -> dict[str, list[Row]]:
+    """Meaning representations with two plain sentences each, in one of the formats: for rehearsals and tests, no meaning."""
     draws = np.random.default_rng(derive(0, "synthetic"))
     values = {
         "name": ["The Mill", "Blue Spice", "Zizzi", "Cotto"],
@@ -192,7 +230,8 @@ def synthetic_rows(train: int = 24, validation: int = 8, test: int = 6) -> dict[
         chosen = {slot: str(draws.choice(options)) for slot, options in values.items()}
         mr = ", ".join(f"{slot}[{value}]" for slot, value in chosen.items())
         first = f"{chosen['name']} is a {chosen['eatType']} near {chosen['near']}."
-        return [(mr, first), (mr, f"Near {chosen['near']}, {chosen['name']} is a {chosen['eatType']}.")]
+        pairs = [(mr, first), (mr, f"Near {chosen['near']}, {chosen['name']} is a {chosen['eatType']}.")]
+        return pairs if form == CHALLENGE else [(context(mr), re.sub(r"([.,])", r" \1", text)) for mr, text in pairs]
 
     sizes = {"train": train, "validation": validation, "test": test}
     return {split: [pair for _ in range(count // 2) for pair in row()] for split, count in sizes.items()}

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from vera.config import RunConfig
-from vera.errors import ConfigError, TrainingError
+from vera.errors import Collapsed, ConfigError, TrainingError
 from vera.io.files import move_folder, write_atomic
 from vera.methods.base import Method
 from vera.models.base import Backbone
@@ -111,6 +111,7 @@ class Loop:
         self.counted = {"examples": 0, "tokens": 0}
         self.history: list[dict[str, Any]] = []
         self.final = Final()
+        self.collapsed: str | None = None
         self.weights: dict[str, str] = {}  # hashes of what was kept
         self.spent: dict[str, Any] = {"seconds": 0.0, "examples": 0, "tokens": 0, "restarts": 0, "peak_memory_bytes": None}
         self._saving = 0.0
@@ -121,14 +122,14 @@ class Loop:
             return self.accelerator.prepare(model)
 
     def fit(self) -> None:
-        """Train to the end, from the kept state when there is one. Raises TrainingError when the loss is not finite.
+        """Train to the end, from the kept state when there is one; `collapsed` then says why it came too soon, if it did.
 
         A signal (vera.runs.interrupt) ends it with a checkpoint after the step at hand, or in an evaluation at once.
         """
         seed_everything(self.run.seed, "dropout", self.processes.rank)
         self._resume()
         self._clock = time.monotonic()
-        with interrupt.deferred():
+        with interrupt.deferred(), self._until_collapsed():
             while self.step < self.total or self._unscored():
                 if not self._unscored():
                     for batches in self._rest_of_epoch():
@@ -139,6 +140,13 @@ class Loop:
                 self._checkpoint_when_due()
         self.spent["seconds"] += time.monotonic() - self._clock
         self._settle()
+
+    @contextlib.contextmanager
+    def _until_collapsed(self) -> Iterator[None]:
+        try:
+            yield
+        except Collapsed as reason:  # in all processes alike
+            self.collapsed = str(reason)
 
     def _unscored(self) -> bool:
         """Whether an epoch is trained but not evaluated: it was interrupted in between."""
@@ -210,7 +218,7 @@ class Loop:
         if on_cpu or self.step % 20 == 0 or self.step == self.total:
             value, loss_sum = self.processes.sum(loss_sum.item(), self.loss_sum.item())
             if not math.isfinite(loss_sum):
-                raise TrainingError(f"the loss is {value} at step {self.step} of {self.total}; lower train.lr or train.head_lr")
+                raise Collapsed(f"the loss is {value} at step {self.step} of {self.total}; lower train.lr or train.head_lr")
             self.on_progress(self.step, self.total, value)
             self.on_log({"train/loss": value, "train/lr_factor": lr_factor(self.step, self.total, self.config)}, self.step)
 
@@ -220,7 +228,7 @@ class Loop:
         broken = [name for name, parameter in self.parameters.items() if not torch.isfinite(parameter).all()]
         if self.processes.any(bool(broken)):
             first = broken[0] if broken else "a parameter"
-            raise TrainingError(f"{first} is not finite after epoch {epoch}; lower train.lr or train.head_lr")
+            raise Collapsed(f"{first} is not finite after epoch {epoch}; lower train.lr or train.head_lr")
         before = state.generators()
         try:
             metrics = self._evaluate(epoch)
@@ -243,7 +251,7 @@ class Loop:
         parts = (self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
         kept, labels = predict(self.accelerator, self.processes, *parts)
         if not torch.isfinite(kept).all():
-            raise TrainingError(f"predictions are not finite after epoch {epoch}; lower train.lr or train.head_lr")
+            raise Collapsed(f"predictions are not finite after epoch {epoch}; lower train.lr or train.head_lr")
         with interrupt.immediate():
             metrics = self.processes.on_main(lambda: self.task.score(kept, labels))
         if self.step == self.total:

@@ -5,28 +5,26 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
 
 from vera.config import TrainConfig
+from vera.methods.base import ParameterGroups
 
 
-def optimizer(groups: dict[str, list[tuple[str, nn.Parameter]]], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the groups "adapter" and "head"; biases and norms are never decayed. Each param group keeps `base_lr`."""
+def optimizer(groups: ParameterGroups, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the groups "adapter" and "head"; what `groups.undecayed` names is not decayed, unless the config says that all
+    is (train.decay_biases_and_norms). Each param group keeps `base_lr`."""
+    exempt = frozenset() if config.decay_biases_and_norms else groups.undecayed
     param_groups = []
     for group, lr, decay in (
         ("adapter", config.lr, config.weight_decay),
         ("head", config.head_lr, config.head_weight_decay),
     ):
-        decayed = [parameter for name, parameter in groups[group] if decay and not _exempt(name)]
-        plain = [parameter for name, parameter in groups[group] if not decay or _exempt(name)]
+        decayed = [parameter for name, parameter in groups[group] if decay and name not in exempt]
+        plain = [parameter for name, parameter in groups[group] if not decay or name in exempt]
         for parameters, weight_decay in ((decayed, decay), (plain, 0.0)):
             if parameters:
                 param_groups.append({"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": weight_decay})
     return torch.optim.AdamW(param_groups, betas=config.betas, eps=config.eps)
-
-
-def _exempt(name: str) -> bool:
-    return name.endswith("bias") or "norm" in name.lower()
 
 
 def lr_factor(step: int, total: int, config: TrainConfig) -> float:

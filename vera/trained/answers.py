@@ -114,7 +114,7 @@ class AnswerSettings(Strict):
     @property
     def public(self) -> dict[str, Any]:
         """What decides the answers beside model and questions."""
-        decoding = {**self.decoding.model_dump(), "stop": self.chat.stop}
+        decoding = {**self.decoding.model_dump(exclude_defaults=True), "stop": self.chat.stop}
         return {"version": self.version, "chat": self.chat.model_dump(exclude={"stop"}), "decoding": decoding}
 
 
