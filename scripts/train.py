@@ -33,6 +33,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
 from vera.config.paths import readable
@@ -275,7 +276,7 @@ def main(work: Work = train) -> int:
     except interrupt.Interrupted as left:
         log.error("%s", left)
         return left.status
-    except (HydraException, OmegaConfBaseException, ValueError, ConfigError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, ConfigError) as error:
         log.error("error: %s", redacted(explain(error)))
         return 2
     except OSError as error:  # Hydra's own folder on a full disk
