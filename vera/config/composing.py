@@ -149,9 +149,10 @@ def _variant(run: RunConfig, overrides: Sequence[str]) -> str:
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         group, _, name = key.partition(".")
-        values = getattr(run, group) if group in GROUPS[:3] else None
-        if name and (group == "train" or (values is not None and name.partition(".")[0] not in group_marks(values, group))):
-            said[name if group == "method" else key] = value
+        if name and group in GROUPS:
+            target = "TrainConfig" if group == "train" else str(getattr(run, group).get("_target_"))
+            if name.partition(".")[0] not in marks(group, target):
+                said[name if group == "method" else key] = value
     return " ".join(f"{key}={value}" for key, value in said.items())
 
 

@@ -79,7 +79,7 @@ class Screen:
         return (self.clock() - self.trained_since) / done * (self.steps - self.step) if done > 0 else None
 
     def sweep_left(self) -> float | None:
-        """Seconds of this and the runs to come, which are taken to be as long as those that ended here on average, or as this."""
+        """Seconds of this run and those to come, which are taken to be as long as those that ended here, or as this one."""
         here = self.run_left()
         if self.runs is None or here is None:
             return None
@@ -120,7 +120,7 @@ _screen: Screen = Screen()
 
 @contextmanager
 def shown(name: str, show: bool | str) -> Iterator[None]:
-    """Show a run while the block lasts. show: whether in a live line ("auto": where a person is watching); False: not at all."""
+    """Show a run while the block lasts, in a live line or ("auto") where a person is watching; False shows nothing."""
     global _screen
     kept = _screen
     if show is False:
