@@ -33,10 +33,13 @@ def recipe(method: str, model: str) -> str:
     """Which yaml of conf/recipe holds a method's settings on a model.
 
     <method>_<model>; or <model>, which then has those of every method; or <method>_<family>, where the family is the module of
-    the model's class. The first of them, which does not exist, where none does.
+    the model's class, for a model that can be trained (GPT-3 has no checkpoint, it is counted alone). The first of them, which
+    does not exist, where none does.
     """
     path = CONF_DIR / "model" / f"{model}.yaml"
-    target = re.search(r"^_target_:.*\.(\w+)\.\w+", path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    published = re.search(r"^checkpoint: (?!null)\S", text, re.MULTILINE)
+    target = re.search(r"^_target_:.*\.(\w+)\.\w+", text, re.MULTILINE) if published else None
     names = (f"{method}_{model}", model, f"{method}_{target.group(1)}" if target else "")
     return next((name for name in names if (CONF_DIR / "recipe" / f"{name}.yaml").is_file()), names[0])
 
