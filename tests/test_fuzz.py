@@ -609,7 +609,7 @@ def test_what_is_counted_is_what_was_tried(monkeypatch):
 @pytest.mark.parametrize("text", [b"[" * 100_000, b'[{"instruction": "\\ud800", "output": "x"}]', b"9" * 5000])
 def test_instructions_that_no_text_can_hold(text, tmp_path):
     (tmp_path / "alpaca_data.json").write_bytes(text)
-    with pytest.raises(DataError, match="is not (a )?JSON"):
+    with pytest.raises(DataError, match=r"is not (a )?JSON"):
         read_rows(tmp_path)
 
 
