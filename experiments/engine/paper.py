@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from experiments.engine import registry
+from experiments.engine import protocol, published, registry
 from experiments.engine.aggregate import Cells
+from experiments.engine.comparison import studies
 from experiments.engine.judged import PAPER_JUDGE, join
 from experiments.engine.judged import table as judged_table
 from experiments.engine.published import Statistic
@@ -34,12 +35,15 @@ def tables(
     overrides: Sequence[str] = (),
     stat: Statistic | None = None,
 ) -> dict[str, list[Table]]:
-    """The tables of every artefact (or the chosen ones) by name; what judges said goes with Table 4."""
+    """The tables of every artefact (or the chosen ones) by name, with who ran which row; what judges said goes with Table 4."""
     made = {
         name: registry.artefact(name).build(cells, overrides, stat)
         for name in registry.names()
         if chosen is None or name in chosen
     }
+    for name in published.names():
+        if name in made:
+            made[name] += studies(name, stat)
     judged = judged_table(results)
     if judged and "table4" in made:
         made["table4"].append(judged)
@@ -60,7 +64,8 @@ def draw(cells: Cells, folder: Path, chosen: Collection[str] | None = None, over
 
 
 def write_page(made: dict[str, list[Table]], pictures: Sequence[Path], cells: Cells, results: Path, out: Path) -> Path:
-    """out/report/index.html."""
+    """out/report/index.html, where the settings of a table's rows lie with it."""
+    made = {n: [*found, *([protocol.table(n)] if n in protocol.ARTEFACTS else [])] for n, found in made.items()}
     vectors = [path for path in pictures if path.suffix == ".svg"]
     return write_atomic(out / "report" / "index.html", page(made, vectors, cells, results))
 
