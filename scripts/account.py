@@ -16,6 +16,7 @@ from experiments.artefacts import accounting as counted
 from experiments.artefacts import table1
 from experiments.engine import accounting, published
 from experiments.engine.render import show
+from experiments.engine.rows import Asked
 from vera.errors import VeraError
 from vera.io.files import write_atomic
 from vera.io.pipe import ended
@@ -44,7 +45,7 @@ def main() -> int:
         if options.show is None:
             write_atomic(accounting.COUNTS, json.dumps(count_rows(), indent=1, sort_keys=True) + "\n")
             accounting.counts.cache_clear()
-        for table in (table1 if options.show == "table1" else counted).build():
+        for table in (table1 if options.show == "table1" else counted).build(Asked({})):
             show(table)
     except (VeraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

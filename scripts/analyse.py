@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(names)}")
     parser.add_argument("--results", default="results", help="folder with the records of the runs (default: results)")
     parser.add_argument("--work", default=None, help="folder with what the runs have saved (default: work/<results>)")
-    parser.add_argument("--out", default=str(ROOT / "results" / "analysis"))
+    parser.add_argument("--out", default=None, help="folder for the measurements (default: analysis in the results folder)")
     arguments.overrides(parser)
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in names]
@@ -50,7 +50,7 @@ def main() -> int:
                 return 1
             print(f"{name}: {error}")
             continue
-        path = write_atomic(Path(options.out) / f"{name}.json", _compact(found))
+        path = write_atomic(Path(options.out or store.root / "analysis") / f"{name}.json", _compact(found))
         print(f"{name}: {len(found['seeds'])} seeds, written to {path}")
     return 0
 

@@ -6,22 +6,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiments import RESULTS
 from experiments.artefacts import digits
+from experiments.engine.paper import ask
 from experiments.engine.render import latex, markdown, show
 from vera.errors import VeraError
 from vera.io.files import write_atomic
 from vera.io.pipe import ended
-from vera.runs.store import Store
 
 
 def main(folder: str = "results/demo") -> int:
     try:
-        cells = Store(folder).by_cell()
-        mine, committed = digits.records(cells), digits.records(Store(ROOT / "results").by_cell())
-        (table,) = digits.build(cells)
+        asked = ask(Path(folder))
+        mine, committed = digits.records(asked), digits.records(ask(RESULTS))
+        (table,) = digits.build(asked)
         write_atomic(Path(folder) / "digits.md", markdown(table))
         write_atomic(Path(folder) / "digits.tex", latex(table))
-        pictures = digits.draw(cells, Path(folder))
+        pictures = digits.draw(asked, Path(folder))
     except (VeraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,8 +2,8 @@
 
 python scripts/doctor.py                              the whole paper
 python scripts/doctor.py table2                       what one table, figure or sweep needs
-python scripts/doctor.py glue_base --with model.path=/models/roberta-base --with task.data_dir=/data/glue
-python scripts/doctor.py vicuna --with questions.data_dir=/data/vicuna_bench --with judge.prompts=own
+python scripts/doctor.py glue_base models_dir=/models data_root=/data
+python scripts/doctor.py vicuna questions.data_dir=/data/vicuna_bench judge.prompts=own
 
 Exit status: 0 nothing is missing, 1 something is to be done, 3 nothing is known to be missing, but some lines need a network.
 """
@@ -35,7 +35,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.artefact(parser)
     arguments.overrides(parser)
-    options = parser.parse_args()
+    parser.add_argument("--packages", action="store_true", help="look at Python and its packages alone")
+    options = arguments.parsed(parser)
+    if options.packages:
+        from vera.checks import doctor
+
+        return show([doctor.python(), *doctor.packages(ROOT / "constraints.txt", set())])
     try:
         of_runs = [override for override in options.overrides if not override.startswith(("questions.", "judge."))]
         found = [cell for sweep in sweeps(options.artefact) for cell in cells(sweep, of_runs)]

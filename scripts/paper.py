@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments.engine import arguments
-from experiments.engine.paper import paper, report
+from experiments.engine.paper import paper
 from vera.errors import VeraError
 from vera.io.pipe import ended
 from vera.runs.store import Store
@@ -27,7 +27,7 @@ def main() -> int:
     results = options.results
     out = arguments.target(parser, options.out, results)
     try:
-        page = (report if options.report else paper)(results, out)
+        page = paper(results, out, page_alone=options.report)
     except (VeraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -31,7 +31,7 @@ def main() -> int:
         "--tflops", type=float, default=TFLOPS, help=f"a GPU's sustained 10^12 operations a second ({TFLOPS:g})"
     )
     parser.add_argument("--commands", action="store_true", help="print the commands for what is missing")
-    options = parser.parse_args()
+    options = arguments.parsed(parser)
     if not options.tflops > 0:
         parser.error("--tflops must be positive")
     try:

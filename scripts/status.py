@@ -31,7 +31,7 @@ def main() -> int:
     arguments.results(parser)
     arguments.overrides(parser)
     parser.add_argument("--once", action="store_true", help="print once, as when the output is not a terminal")
-    options = parser.parse_args()
+    options = arguments.parsed(parser)
     out = console()
     results = options.results
     try:

@@ -13,10 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiments import RESULTS
 from experiments.engine import arguments, registry
 from experiments.engine.comparison import STATS
 from experiments.engine.judged import PAPER_JUDGE
-from experiments.engine.paper import draw, read, tables, write
+from experiments.engine.paper import ask, draw, heeding, tables, write
 from experiments.engine.render import show
 from vera.errors import VeraError
 from vera.io.pipe import ended
@@ -42,16 +43,23 @@ def main() -> int:
     unknown = [name for name in options.names if not any(n.startswith(name) for n in everything)]
     if unknown:
         parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(everything)}")
+    elsewhere = options.results.resolve() != RESULTS and str(options.results) != "results"
+    given = {"with": options.overrides, "stat": options.stat, "results": elsewhere}
     usual = not options.overrides and options.stat is None and options.judge == PAPER_JUDGE
     writes = usual or options.out is not None
     out = arguments.target(parser, options.out, options.results) if writes else options.results
     try:
-        results = options.results
-        cells = read(results, options.judge)
-        made = tables(cells, results, chosen, options.overrides, options.stat)
+        heeded = heeding(chosen, [option for option, value in given.items() if value], bool(options.names))
+        if heeded != chosen:
+            print(f"left out, since the options do not bear on them: {', '.join(n for n in chosen if n not in heeded)}")
+        asked = ask(options.results, options.overrides, options.stat, options.judge)
+        made = tables(asked, heeded)
         if writes:
             write(made, out / "tables")
-            draw(cells, out / "figures", chosen, options.overrides)
+            if options.stat is None:
+                draw(asked, out / "figures", heeded)
+            else:
+                print("figures show medians: none is drawn with --stat")
         if options.show or not writes:
             for table in (table for found in made.values() for table in found):
                 show(table)
@@ -59,7 +67,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     written = f"; tables in {out / 'tables'}" if writes else ""
-    print(f"{len(Store(results).names())} records in {options.results}/runs{written}")
+    print(f"{len(Store(options.results).names())} records in {options.results}/runs{written}")
     return 0
 
 

@@ -8,9 +8,10 @@ from scipy.stats import ttest_rel
 
 from experiments.artefacts import figure2_ranks, figure4_gain, figure6_expressivity, variants
 from experiments.engine import analysis
-from experiments.engine.aggregate import paired, paired_records
+from experiments.engine.aggregate import common, paired
 from experiments.engine.comparison import compare
 from experiments.engine.render import DASH, markdown, signed
+from experiments.engine.rows import Asked
 from scripts import expressivity
 from tests.test_experiments import by_cell, record
 
@@ -32,8 +33,8 @@ def test_paired_differences_are_the_textbook_ones():
 def test_runs_are_paired_by_seed():
     ours = [record(["method=vera"], seed, 0.80 + seed / 100) for seed in (0, 1, 3)]
     others = [record(["method=lora"], seed, 0.70) for seed in (3, 1, 2)]
-    assert paired_records(ours, others).mean == pytest.approx(0.12) and paired_records(ours, others).n == 2
-    assert paired_records(ours, []) is None
+    difference = paired(*common(ours, others))
+    assert difference.mean == pytest.approx(0.12) and difference.n == 2 and common(ours, []) == ([], [])
 
 
 def test_table_6_shows_means_beside_the_printed_ones():
@@ -42,7 +43,7 @@ def test_table_6_shows_means_beside_the_printed_ones():
         *(record([*LARGE, "task=rte"], seed, score, parameters=61440) for seed, score in enumerate(scores)),
         *(record([*LARGE, "task=rte", "method.train=only_b"], seed, 0.6, parameters=49152) for seed in range(5)),
     )
-    rows = {tuple(row[1:3]): row[3:] for part in "abc" for row in compare(f"table6{part}", cells)[0].rows}
+    rows = {tuple(row[1:3]): row[3:] for part in "abc" for row in compare(f"table6{part}", Asked(cells))[0].rows}
     assert rows["VeRA (both)", "paper"] == [DASH, "90.5±0.7", "85.8±0.7"]
     assert rows["VeRA (both)", "ours"] == ["61,440", DASH, "85.0±5.0"]  # the median would be 84.0
     assert rows["only b", "ours"] == ["49,152", DASH, "60.0±0.0"]
@@ -55,7 +56,7 @@ def test_miniatures_say_so_and_compare_seed_by_seed():
         *(record(["method=vera"], seed, 0.80 + seed / 100) for seed in range(5)),
         *(record(["method=vera", "method.sharing=unique"], seed, 0.83 + seed / 100) for seed in range(5)),
     )
-    _, mini = variants.build(cells)
+    _, mini = variants.build(Asked(cells))
     assert "miniature" in mini.title and "A miniature, not the paper's experiment" in markdown(mini)
     assert mini.rows[0][-1] == DASH and mini.rows[1][-1] == "+3.0 [+3.0, +3.0]" and mini.rows[1][4] == "85.0±1.6"
 
@@ -69,14 +70,14 @@ def test_figure_2_has_every_rank_of_the_paper(tmp_path):
         ),
         *(record(["method=lora", "method.rank=1"], seed, 0.75, parameters=2048) for seed in (0, 1, 2)),
     )
-    full, mini = figure2_ranks.build(cells)
+    full, mini = figure2_ranks.build(Asked(cells))
     assert [row[1] for row in full.rows] == ["1", "4", "16", "64", "256", "1024", "1", "2", "4", "8", "16", "32", "64"]
     rows = {(row[0], row[1]): row[2:] for row in mini.rows}
     assert rows["VeRA", "4"][:3] == ["1,056", "2", "70.5±0.7 (n=2)"] and rows["VeRA", "16"] == [DASH] * 5
-    first, second = (figure2_ranks.draw(cells, tmp_path / folder) for folder in "ab")
+    first, second = (figure2_ranks.draw(Asked(cells), tmp_path / folder) for folder in "ab")
     assert [path.name for path in first] == [f"figure2_mini.{kind}" for kind in ("pdf", "png", "svg")]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert figure2_ranks.draw({}, tmp_path) == []
+    assert figure2_ranks.draw(Asked({}), tmp_path) == []
 
 
 def test_the_gain_is_the_caption_s_formula(tmp_path):
@@ -85,13 +86,15 @@ def test_the_gain_is_the_caption_s_formula(tmp_path):
         *(record(["model=roberta_large", "task=rte", *head], seed, 0.53, parameters=0) for seed in range(5)),
         *(record([*LARGE, "task=rte"], seed, 0.859, parameters=61440) for seed in range(4)),
     )
-    full, mini = figure4_gain.build(cells)
+    full, mini = figure4_gain.build(Asked(cells))
     rows = {row[0]: row for row in full.rows}
     assert rows["VeRA"][3] == "2.64±0.00 (n=4)" and rows["VeRA"][-1] == "2.64"  # the discrepancies' baseline: 53.2 to 53.4
     assert rows["VeRA"][1:3] == ["61,440", "4"] and rows["LoRA"][3] == DASH and rows["AdapterP (3M)"][-1] == "0.05"
     assert all(row[3] == DASH for row in mini.rows)
-    assert [path.name for path in figure4_gain.draw({}, tmp_path)] == [f"figure4.{kind}" for kind in ("pdf", "png", "svg")]
-    first, second = (figure4_gain.draw(cells, tmp_path / folder)[0].read_bytes() for folder in "ab")
+    assert [path.name for path in figure4_gain.draw(Asked({}), tmp_path)] == [
+        f"figure4.{kind}" for kind in ("pdf", "png", "svg")
+    ]
+    first, second = (figure4_gain.draw(Asked(cells), tmp_path / folder)[0].read_bytes() for folder in "ab")
     assert first == second
 
 
@@ -159,24 +162,26 @@ def test_intervals_over_several_counts_hold_together():
 
 
 def test_figure_6_is_drawn_from_the_committed_fits_and_missing_ones_are_a_dash(tmp_path, monkeypatch):
-    first, second = (figure6_expressivity.draw({}, tmp_path / folder) for folder in "ab")
+    first, second = (figure6_expressivity.draw(Asked({}), tmp_path / folder) for folder in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second] and len(first) == 3
-    (table,) = figure6_expressivity.build({})
+    (table,) = figure6_expressivity.build(Asked({}))
     assert table.notes[-1].startswith(("Supported", "Not supported", "Undecided"))
-    monkeypatch.setattr(analysis, "FOLDER", tmp_path)
-    assert figure6_expressivity.draw({}, tmp_path) == [] and set(figure6_expressivity.build({})[0].rows[0]) == {DASH}
+    monkeypatch.setattr(analysis, "read", lambda *_: None)
+    assert figure6_expressivity.draw(Asked({}), tmp_path) == [] and set(figure6_expressivity.build(Asked({}))[0].rows[0]) == {
+        DASH
+    }
 
 
-def test_a_measurement_that_is_no_object_is_one_line(tmp_path, monkeypatch):
+def test_a_measurement_that_is_no_object_is_one_line(tmp_path):
     from vera.errors import RecordError
 
-    monkeypatch.setattr(analysis, "FOLDER", tmp_path)
-    (tmp_path / "figure6.json").write_text("[1]")
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "figure6.json").write_text("[1]")
     with pytest.raises(RecordError, match=r"figure6.json holds list, not an object"):
-        analysis.read("figure6")
-    (tmp_path / "figure6.json").write_text("{")
+        analysis.read("figure6", tmp_path)
+    (tmp_path / "analysis" / "figure6.json").write_text("{")
     with pytest.raises(RecordError, match=r"figure6.json cannot be read"):
-        analysis.read("figure6")
+        analysis.read("figure6", tmp_path)
 
 
 def test_the_expressivity_script_is_reproducible(tmp_path, monkeypatch):

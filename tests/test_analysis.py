@@ -9,6 +9,7 @@ import torch
 
 from experiments.artefacts import figure3_magnitudes, figure5_similarity
 from experiments.engine import analysis as measurements
+from experiments.engine.rows import Asked
 from vera.errors import AdapterError
 from vera.run import execute, prepare
 from vera.trained import adapters
@@ -108,7 +109,7 @@ def analyse(monkeypatch, *arguments):
 
 def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
     rehearsal = ["scale=rehearsal", "device=cpu", "progress=false", "train.max_steps=2"]
-    where = ["--results", tmp_path / "results", "--work", tmp_path / "work", "--out", tmp_path / "out"]
+    where = ["--results", tmp_path / "results", "--work", tmp_path / "work"]
     flags = [part for override in rehearsal for part in ("--with", override)]
     assert analyse(monkeypatch, "figure5_mini", *where, *flags) == 1
     assert "no saved adapter of digits_vit--digits--vera--" in capsys.readouterr().err
@@ -117,8 +118,7 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
             run = compose(f"method={method}", "method.rank=64", f"seed={seed}", "train.save=true", "train.max_steps=2")
             execute(run)
     assert analyse(monkeypatch, "figure3_mini", "figure5_mini", *where, *flags) == 0
-    monkeypatch.setattr(measurements, "FOLDER", tmp_path / "out")
-    norms, cosines = measurements.read("figure3_mini"), measurements.read("figure5_mini")
+    norms, cosines = (measurements.read(f"{name}_mini", tmp_path / "results") for name in ("figure3", "figure5"))
     assert norms["seeds"] == cosines["seeds"] == [0, 1] and norms["initial"] == pytest.approx(0.8)
     assert {target: len(values) for target, values in norms["norms"].items()} == {"query": 2, "value": 2}
     folder = tmp_path / "work" / norms["runs"][1] / "best"
@@ -128,10 +128,11 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
     assert all(-1 <= value <= 1 for series in ("lora_vera", "lora_random") for seed in cosines[series] for value in seed)
     assert len(cosines["runs"]) == 4 and str(tmp_path) not in json.dumps([norms, cosines])
 
+    asked = Asked({}, results=tmp_path / "results")
     for module, name in ((figure3_magnitudes, "figure3"), (figure5_similarity, "figure5")):
-        full, mini = module.build({})
+        full, mini = module.build(asked)
         assert full.rows == [["–"] * len(full.columns)] and len(mini.rows) >= 2 and "miniature" in mini.title
-        first, second = (module.draw({}, tmp_path / folder) for folder in "ab")
+        first, second = (module.draw(asked, tmp_path / folder) for folder in "ab")
         assert [path.name for path in first] == [f"{name}_mini.{kind}" for kind in ("pdf", "png", "svg")]
         assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 

@@ -11,6 +11,7 @@ from torch import nn
 from bench import cases, measure, table12
 from experiments.artefacts import bench as table
 from experiments.engine.render import markdown
+from experiments.engine.rows import Asked
 from tests.conftest import ROOT
 from vera.config import compose
 from vera.nn import VeraConfig, attach
@@ -76,7 +77,7 @@ def test_a_case_measures_all_methods_and_becomes_a_table(tmp_path, monkeypatch):
     left_out = [{"case": "f", "why": "data"}]
     (tmp_path / "this.json").write_text(json.dumps({"machine": described, "cases": rows, "left_out": left_out}))
     monkeypatch.setattr(table, "MEASURED", tmp_path)
-    (made,) = table.build({})
+    (made,) = table.build(Asked({}))
     text = markdown(made)
     assert len(made.rows) == 6 and "0.00 missed" in text and "tiny \\| 1 layer" in text and "Case f not measured" in text
 

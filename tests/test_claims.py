@@ -10,6 +10,7 @@ from experiments.artefacts import claims as tables
 from experiments.engine import accounting, analysis, claims, published, registry
 from experiments.engine.aggregate import deviation_p, exceeds_p
 from experiments.engine.render import DASH
+from experiments.engine.rows import Asked
 from experiments.engine.verdicts import IN_MINIATURE, Line, Part, decide, verdict
 from tests.test_experiments import by_cell, record
 from vera.errors import ConfigError
@@ -98,15 +99,15 @@ def test_a_miniature_never_overrules_and_never_decides(lines, word):
 
 def test_what_nobody_has_run_is_not_run(tmp_path, monkeypatch):
     registry.load_all()  # before counts are replaced: what is imported meanwhile would keep the replacement
-    monkeypatch.setattr(analysis, "FOLDER", tmp_path)
+    monkeypatch.setattr(analysis, "read", lambda *_: None)
     monkeypatch.setattr(bench, "MEASURED", tmp_path)
     monkeypatch.setattr(accounting, "counts", dict)
-    assert {reading.reading for lines in claims.evidence({}).values() for reading in lines} == {"not run"}
-    assert {row[4] for row in tables.build({})[0].rows} == {"not run"}
+    assert {reading.reading for lines in claims.evidence(Asked({})).values() for reading in lines} == {"not run"}
+    assert {row[4] for row in tables.build(Asked({}))[0].rows} == {"not run"}
 
 
 def verdicts(cells) -> dict[str, list[str]]:
-    return {claim.id: row for claim, row in zip(claims.stated(), tables.build(cells)[0].rows, strict=True)}
+    return {claim.id: row for claim, row in zip(claims.stated(), tables.build(Asked(cells))[0].rows, strict=True)}
 
 
 def test_counts_decide_without_a_single_run():
@@ -178,17 +179,17 @@ def test_measured_ratios_are_judged_by_every_round(tmp_path, monkeypatch):
     assert measured(1.06, 1.10) == "not supported"
     assert measured(1.00, 1.10) == "undecided"
     (tmp_path / "table12_time.json").rename(tmp_path / "table12.json")
-    assert bench.build({}) == []  # it has no peer in PEFT
+    assert bench.build(Asked({})) == []  # it has no peer in PEFT
     (tmp_path / "table12.json").unlink()
     assert measured(0.98, 1.02, case="c") == IN_MINIATURE
     assert measured(1.10, 1.20, case="c") == "not run (not supported in miniature)"
 
 
 def test_every_claim_has_a_check_and_every_check_a_claim(monkeypatch):
-    assert claims.evidence({}).keys() == claims.CHECKS.keys()
+    assert claims.evidence(Asked({})).keys() == claims.CHECKS.keys()
     monkeypatch.setattr(claims, "stated", lambda: claims.Claims(claims=[{"id": "odd", "claim": "c", "where": "w"}]).claims)
     with pytest.raises(ConfigError, match=r"results/paper/claims\.yaml.*odd"):
-        claims.evidence({})
+        claims.evidence(Asked({}))
 
 
 def test_the_paper_s_numbers_are_the_tables_own():

@@ -15,7 +15,7 @@ from huggingface_hub import HfFileSystem, constants
 from tests.conftest import ROOT
 from tests.hub_server import SHA, Hub
 from vera.checks import doctor
-from vera.checks.doctor import NETWORK, NOTE, OK, TODO, UNUSED, Line, Wanted, verdict
+from vera.checks.doctor import NETWORK, NOTE, OK, TODO, UNUSED, Line, Wanted, hardware, software, verdict
 from vera.config import build, checked, compose, resolve
 from vera.io import hub
 from vera.judge.endpoint import JudgeSettings
@@ -225,7 +225,7 @@ def test_bytes_of_weights_and_training():
 
 
 def test_a_full_disk(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     item = wanted(
         "model=roberta_base", "task=rte", "method=full", "model.path=/x", counts={"adapter": 10**8, "backbone": 10**8}
     )
@@ -239,21 +239,21 @@ def test_packages(monkeypatch, tmp_path):
     lines = doctor.packages(constraints, set())
     assert [line.status for line in lines] == [NOTE, OK] and "torch" in lines[0].found and "numpy" not in lines[0].found
     monkeypatch.setattr(
-        doctor.importlib.metadata, "requires", lambda _: ["torch>=999", "no-such-package>=1", "x; extra == 'e2e'"]
+        software.importlib.metadata, "requires", lambda _: ["torch>=999", "no-such-package>=1", "x; extra == 'e2e'"]
     )
     lines = {line.what: line for line in doctor.packages(ROOT / "constraints.txt", set())}
     assert lines["torch"].status == TODO and "needs >=999" in lines["torch"].found
     assert lines["no-such-package"].found == "not installed" and "x" not in lines
     assert "x" in {line.what for line in doctor.packages(ROOT / "constraints.txt", {"e2e"})}
-    monkeypatch.setattr(doctor.platform, "python_version_tuple", lambda: ("3", "9", "1"))
+    monkeypatch.setattr(software.platform, "python_version_tuple", lambda: ("3", "9", "1"))
     assert doctor.python().status == TODO
 
 
 def test_java(monkeypatch):
     e2e = compose(["model=gpt2_medium", "task=e2e"])
-    monkeypatch.setattr(doctor, "unavailable", lambda: "needs Java: install it")
+    monkeypatch.setattr(software, "unavailable", lambda: "needs Java: install it")
     assert doctor.java([e2e]) == Line(TODO, "Java", "missing", "needs Java: install it")
-    monkeypatch.setattr(doctor, "unavailable", lambda: None)
+    monkeypatch.setattr(software, "unavailable", lambda: None)
     assert doctor.java([e2e]).status == OK and doctor.java([compose()]).status == UNUSED
 
 

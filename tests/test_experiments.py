@@ -12,6 +12,7 @@ from experiments.engine import published, registry
 from experiments.engine.aggregate import cell_records, common, permutation_p, summarise, summarise_records
 from experiments.engine.comparison import compare
 from experiments.engine.render import DASH, Table, interval, latex, markdown, notes_of, number
+from experiments.engine.rows import Asked
 from vera.config import compose
 from vera.errors import ConfigError, RecordError
 from vera.runs.record import Record
@@ -114,9 +115,9 @@ def test_seeds_on_different_backbones_are_marked():
     unlike = by_cell(record(overrides, 0, 0.8), record(overrides, 1, 0.8, model_fingerprint="other"))
     assert summarise_records(cell_records(alike, overrides)).mixed == ()
     assert summarise_records(cell_records(unlike, overrides)).mixed == ("backbone",)
-    assert "†" not in markdown(compare("table2", alike)[0])
-    assert "80.0±0.0† (n=2)" in markdown(compare("table2", unlike)[0])
-    assert "- † seeds that were run on different" in markdown(compare("table2", unlike)[0])
+    assert "†" not in markdown(compare("table2", Asked(alike))[0])
+    assert "80.0±0.0† (n=2)" in markdown(compare("table2", Asked(unlike))[0])
+    assert "- † seeds that were run on different" in markdown(compare("table2", Asked(unlike))[0])
 
 
 def test_table_2_shows_ours_below_the_published_row():
@@ -128,7 +129,7 @@ def test_table_2_shows_ours_below_the_published_row():
         ),
         record(["model=roberta_base", "task=rte", "method=lora"], 0, 0.8512, parameters=294912),
     )
-    table, details = compare("table2", cells)
+    table, details = compare("table2", Asked(cells))
     rows = {(row[0], row[1], row[2]): row for row in table.rows}
     assert rows["Large", "VeRA", "paper"][3:] == [
         "0.061M",
@@ -154,7 +155,7 @@ def test_statistics_are_what_they_are_called():
     )
 
     def shown(stat):
-        (row,) = (r for r in compare("table2", cells, stat=stat)[0].rows if r[:3] == ["Large", "VeRA", "ours"])
+        (row,) = (r for r in compare("table2", Asked(cells, stat=stat))[0].rows if r[:3] == ["Large", "VeRA", "ours"])
         return row[8]
 
     assert [shown(stat).partition("±")[0] for stat in ("median", "mean", "last", "best")] == ["70.0", "71.0", "60.0", "95.0"]
@@ -171,7 +172,7 @@ def test_vera_against_lora_is_paired_by_seed():
     assert [len(side) for side in sides] == [5, 5]  # lora's seed 7 has no partner
     assert permutation_p(*sides) == pytest.approx(2 / 32)  # one sign everywhere: two of the 32 sign patterns are as extreme
     assert permutation_p(sides[0], sides[0]) == 1.0 and permutation_p([0.1], [0.2]) is None
-    tests = compare("table2", by_cell(*vera, *lora))[2]
+    tests = compare("table2", Asked(by_cell(*vera, *lora)))[2]
     assert tests.rows == [["Large", "RTE", "5", "+3.0 [+1.0, +5.0]", "0.0625"]]
 
 
@@ -221,7 +222,7 @@ def test_every_published_row_names_runs_that_a_config_makes(name):
 
 
 def test_every_table_builds_from_nothing():
-    tables = [(name, table) for name in registry.names() for table in registry.artefact(name).build({}, (), None)]
+    tables = [(name, table) for name in registry.names() for table in registry.artefact(name).build(Asked({}))]
     assert len({table.name for _, table in tables}) == len(tables) > 15
     for name, table in tables:
         assert table.rows and all(len(row) == len(table.columns) for row in table.rows), name
@@ -263,6 +264,10 @@ def test_markdown_and_latex_to_the_character():
     assert latex(table) == GOLDEN_LATEX
 
 
+def records_of_digits(shift=0.0):
+    return digits.records(Asked(cells_of_digits(shift)))
+
+
 def cells_of_digits(shift=0.0):
     counts = {"head": 0, "full": 533120, "bitfit": 3712, "adapter_p": 16960, "lora": 16384, "lora_fa": 8192, "vera": 3072}
     scores = {"head": 0.5, "full": 0.8, "bitfit": 0.6, "adapter_p": 0.6, "lora": 0.75, "lora_fa": 0.7, "vera": 0.74}
@@ -276,38 +281,38 @@ def cells_of_digits(shift=0.0):
 
 
 def test_digits_verdict_is_honest():
-    mine = digits.records(cells_of_digits())
+    mine = records_of_digits()
     assert "1.0 points below LoRA's with 5.3 times fewer trained parameters: as the paper" in digits.verdict(mine)
-    worse = {**mine, "vera": digits.records(cells_of_digits(-0.1))["vera"]}
+    worse = {**mine, "vera": records_of_digits(-0.1)["vera"]}
     assert "11.0 points below" in digits.verdict(worse) and "NOT as" in digits.verdict(worse)
     assert "missing" in digits.verdict({**mine, "lora": []})
 
 
 def test_digits_comparison_is_seed_by_seed_and_says_whether_it_agrees():
-    mine, theirs = digits.records(cells_of_digits()), digits.records(cells_of_digits())
+    mine, theirs = records_of_digits(), records_of_digits()
     assert all("identical, seed by seed" in line for line in digits.compare(mine, theirs))
-    assert all("agrees" in line for line in digits.compare(mine, digits.records(cells_of_digits(0.005))))
-    assert all("DIFFERS" in line for line in digits.compare(mine, digits.records(cells_of_digits(0.05))))
+    assert all("agrees" in line for line in digits.compare(mine, records_of_digits(0.005)))
+    assert all("DIFFERS" in line for line in digits.compare(mine, records_of_digits(0.05)))
     assert "nothing to compare" in digits.compare(mine, {**theirs, "head": []})[0]
     low = by_cell(*(record(["method=vera"], seed, score) for seed, score in enumerate([0.76, 0.72, 0.72, 0.72, 0.72])))
     high = by_cell(*(record(["method=vera"], seed, score) for seed, score in enumerate([0.79, 0.75, 0.75, 0.725, 0.725])))
-    line = next(line for line in digits.compare(digits.records(low), digits.records(high)) if "VeRA" in line)
+    line = next(line for line in digits.compare(digits.records(Asked(low)), digits.records(Asked(high))) if "VeRA" in line)
     assert "-2.0" in line and "DIFFERS" in line
 
 
 def test_digits_comparison_on_another_backbone_agrees_with_nothing():
-    mine = digits.records(by_cell(record(["method=vera"], 0, 0.741, model_fingerprint="feed")))
-    first, *lines = digits.compare(mine, digits.records(cells_of_digits()))
+    mine = digits.records(Asked(by_cell(record(["method=vera"], 0, 0.741, model_fingerprint="feed"))))
+    first, *lines = digits.compare(mine, records_of_digits())
     assert "another backbone (feed here, " in first
     assert not any("agrees" in line or "DIFFERS" in line for line in lines)
 
 
 def test_the_picture_is_the_same_bytes_every_time(tmp_path):
     cells = cells_of_digits()
-    first = [path.read_bytes() for path in digits.draw(cells, tmp_path / "a")]
-    second = [path.read_bytes() for path in digits.draw(cells, tmp_path / "b")]
+    first = [path.read_bytes() for path in digits.draw(Asked(cells), tmp_path / "a")]
+    second = [path.read_bytes() for path in digits.draw(Asked(cells), tmp_path / "b")]
     assert len(first) == 3 and first == second
-    assert digits.draw({}, tmp_path / "c") == []
+    assert digits.draw(Asked({}), tmp_path / "c") == []
 
 
 def test_the_small_gpt2s_table_has_a_dash_where_java_was_missing():
@@ -319,7 +324,7 @@ def test_the_small_gpt2s_table_has_a_dash_where_java_was_missing():
             for method, metrics in (("lora", with_java), ("vera", without))
         )
     )
-    (table,) = e2e_mini.build(cells)
+    (table,) = e2e_mini.build(Asked(cells))
     full, lora, vera = table.rows
     assert full[1:] == [DASH] * 9
     assert lora[2:8] == [f"{value} (n=1)" for value in ("50.0", "6.00", "5.50", "41.0", "60.0", "1.25")]

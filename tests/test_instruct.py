@@ -15,6 +15,7 @@ from bench import table12
 from experiments.engine.comparison import compare
 from experiments.engine.judged import join
 from experiments.engine.judged import table as judged_table
+from experiments.engine.rows import Asked
 from tests.conftest import ROOT
 from tests.judge_server import Judge
 from vera.checks.counts import account
@@ -484,10 +485,10 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
     Judged.model_validate(raw)
     path.write_text(json.dumps(raw))
     joined = join(cells, results)
-    tables = {table.name: table for table in compare("table13", joined, ["scale=rehearsal"])}
+    tables = {table.name: table for table in compare("table13", Asked(joined, ["scale=rehearsal"]))}
     ours = [row[-1] for row in tables["table13"].rows if row[2] == "ours"]
     assert ours == ["6.00 (n=1)", "8.00 (n=1)"]
-    assert [row[-1] for row in compare("table13", cells, ["scale=rehearsal"])[0].rows if row[2] == "ours"] == ["–", "–"]
+    assert [row[-1] for row in compare("table13", Asked(cells, ["scale=rehearsal"]))[0].rows if row[2] == "ours"] == ["–", "–"]
     assert join(cells, results, judge="another") is cells
     shown = judged_table(results)
     assert [row[shown.columns.index("Mean")] for row in shown.rows] == ["6.00", "8.00"]
@@ -499,7 +500,7 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
     assert join(cells, results) is cells and join(cells, results, "x, gpt-4-0613") is not cells
     raw["judge"]["counts_as"], raw["scores"][0]["n"] = "gpt-4", 2
     path.write_text(json.dumps(raw))
-    (table, *_) = compare("table13", join(cells, results), ["scale=rehearsal"])
+    (table, *_) = compare("table13", Asked(join(cells, results), ["scale=rehearsal"]))
     assert [row[-1] for row in table.rows if row[2] == "ours"] == ["6.00 (n=1)", "8.00 (n=1)"]
     assert any("gpt-4-0613" in note and "declared to stand for gpt-4" in note for note in table.notes)
     assert any("2 of 3 verdicts could be read" in note for note in table.notes)
@@ -508,9 +509,9 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
     bare["answers"] = [{"name": "x", "sha256": "y", "model": "llama_13b", "checkpoint": None, "run": None}]
     bare["scores"] = raw["scores"][:1]
     (results / "judged" / "bare.json").write_text(json.dumps(bare))
-    lines = compare("table4", join(cells, results))[0].rows
+    lines = compare("table4", Asked(join(cells, results)))[0].rows
     assert ["Llama 13B", "No tuning", "ours", "–", "6.00 (n=1)"] in lines
-    assert ["Llama 13B", "No tuning", "ours"] not in [row[:3] for row in compare("table4", cells)[0].rows]
+    assert ["Llama 13B", "No tuning", "ours"] not in [row[:3] for row in compare("table4", Asked(cells))[0].rows]
     (results / "judged" / "copy.json").write_text(path.read_text())
     with pytest.raises(RecordError, match="both grade"):
         join(cells, results)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from experiments.engine import report
-from experiments.engine.paper import draw, tables
+from experiments.engine.paper import ask, draw, tables
 from experiments.engine.plan import Plan
 from experiments.engine.render import DASH, Sourced, Table
 from scripts.check import differences
@@ -164,11 +164,9 @@ def test_records_hold_no_markup_in_the_source(page):
 
 
 def test_equal_records_give_equal_bytes(folder, page, tmp_path):
-    from vera.runs.store import Store
-
-    found = Store(folder).by_cell()
-    pictures = [path for path in draw(found, tmp_path) if path.suffix == ".svg"]
-    assert report.page(tables(found, folder), pictures, found, folder).encode() == page.read_bytes()
+    asked = ask(folder)
+    pictures = [path for path in draw(asked, tmp_path) if path.suffix == ".svg"]
+    assert report.page(tables(asked), pictures, asked.cells, folder).encode() == page.read_bytes()
 
 
 def test_colours_follow_the_test():

@@ -9,6 +9,8 @@ from experiments.engine.accounting import counts, key, prints
 from experiments.engine.published import Statistic, load, names
 from experiments.engine.render import DASH, Table
 
+TAKES = (), "it shows counts of whole models (results/accounting.json)"
+
 
 def build(cells: Any = None, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
     """Every '# trainable parameters' cell of the paper's tables of scores."""

@@ -9,9 +9,11 @@ from experiments import RESULTS
 from experiments.engine.aggregate import Cells
 from experiments.engine.claims import Claim, decides
 from experiments.engine.render import DASH, Table
+from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line
 
 MEASURED = RESULTS / "bench"
+TAKES = (), "it shows measurements of speed (results/bench)"
 
 
 def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
@@ -100,7 +102,7 @@ def _load(row: dict) -> str:
 
 
 @decides("merged")
-def _merged(claim: Claim, cells: Cells) -> list[Line]:
+def _merged(claim: Claim, asked: Asked) -> list[Line]:
     return ratios(
         "results/bench",
         lambda row: row["what"].startswith("merged inference / bare"),

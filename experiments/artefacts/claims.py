@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from experiments.engine import miniature
-from experiments.engine.aggregate import PAPER_SEEDS, Cells
+from experiments.engine.aggregate import PAPER_SEEDS
 from experiments.engine.claims import evidence, stated
-from experiments.engine.published import Statistic
 from experiments.engine.render import Table
+from experiments.engine.rows import Asked
 from experiments.engine.verdicts import LEVEL, verdict
 
+TAKES = ("results",), "each claim has its own runs and statistics"
 
-def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
-    """The verdicts, one line a claim, and all the evidence. Neither `overrides` nor `stat` changes what a claim is about."""
-    found = evidence(cells)
+
+def build(asked: Asked) -> list[Table]:
+    """The verdicts, one line a claim, and all the evidence."""
+    found = evidence(asked)
     verdicts, lines, rules = [], [], []
     for claim in stated():
         word, deciding = verdict(found[claim.id])

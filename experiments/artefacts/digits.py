@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.engine.aggregate import Cells, cell_records, common, paired, sources, summarise, summarise_records
+from experiments.engine import miniature
+from experiments.engine.aggregate import common, paired, sources, summarise, summarise_records
 from experiments.engine.plots import PALETTE, figure, save, seeds
-from experiments.engine.published import Statistic
-from experiments.engine.render import DASH, INTERVAL, Table, interval, number, signed
+from experiments.engine.render import Table, signed
+from experiments.engine.rows import Asked, n, over_seeds, rows, scores, trained
 from vera.runs.record import Record
 
 METHODS = {
@@ -25,46 +25,26 @@ MARKERS = "osD^vPX"
 AGREE_POINTS = 1.0  # mean difference over common seeds, in points of accuracy
 
 
-def records(cells: Cells, overrides: Sequence[str] = ()) -> dict[str, list[Record]]:
+def records(asked: Asked) -> dict[str, list[Record]]:
     """The digits records of every method."""
-    return {
-        method: cell_records(cells, ["model=digits_vit", "task=digits", f"method={method}", *overrides]) for method in METHODS
-    }
+    return {method: asked.records([*miniature.OVERRIDES, f"method={method}"]) for method in METHODS}
 
 
-def build(cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
+def build(asked: Asked) -> list[Table]:
     """Accuracy on the digits 5-9 after ten images a class."""
-    rows = []
-    everything = records(cells, overrides)
-    heads = {record.parameters.head for found in everything.values() for record in found}
-    for method, found in everything.items():
-        if not found:
-            rows.append([METHODS[method], *[DASH] * 6])
-            continue
-        best = summarise_records(found)
-        last = summarise_records(found, select="last")
-        parameters = found[0].parameters
-        rows.append(
-            [
-                METHODS[method],
-                f"{parameters.adapter:,}",
-                f"{parameters.adapter_bytes:,}",
-                str(best.n),
-                number(best, 100),
-                interval(best, 100),
-                number(last, 100),
-            ]
-        )
-    columns = ["Method", "Trained", "Bytes", "n", "Best epoch", INTERVAL, "Last epoch"]
+    entries = [asked.entry([label], [*miniature.OVERRIDES, f"method={method}"]) for method, label in METHODS.items()]
+    columns = {"Trained": trained, "Bytes": lambda entry: f"{entry.records[0].parameters.adapter_bytes:,}", "n": n}
+    columns |= scores(asked.stat)
+    heads = {record.parameters.head for entry in entries for record in entry.records}
     notes = [
         "Accuracy in percent on the UCI digits 5-9: 10 training images a class, all others for evaluation; a ViT pretrained "
-        "on the digits 0-4 (d=128, 4 layers). Median over seeds ± standard deviation.",
+        f"on the digits 0-4 (d=128, 4 layers). {over_seeds(asked.stat)}.",
         "Trained parameters and bytes without the head, which every method trains as well"
         + "".join(f" ({head} parameters)" for head in heads)
         + ".",
         "Learning rates were chosen on the seeds 100-103, which are not among the reported ones.",
     ]
-    return [Table("digits", "UCI digits in the protocol of Table 5", columns, rows, notes)]
+    return [Table("digits", "UCI digits in the protocol of Table 5", ["Method", *columns], rows(entries, columns), notes)]
 
 
 def verdict(found: dict[str, list[Record]]) -> str:
@@ -119,9 +99,9 @@ def _several(values: set[str]) -> str:
     return ", ".join(sorted(values))
 
 
-def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
+def draw(asked: Asked, folder: Path) -> list[Path]:
     """Score against trained parameters, digits.pdf and digits.png; [] when there is nothing to draw."""
-    found = {method: runs for method, runs in records(cells, overrides).items() if runs}
+    found = {method: runs for method, runs in records(asked).items() if runs}
     if not found:
         return []
     canvas, axes = figure(width=5.0, height=3.4)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.engine import analysis, miniature
-from experiments.engine.aggregate import Cells, paired, summarise
+from experiments.engine import analysis, by_layer, miniature
 from experiments.engine.claims import Claim, decides, over_layers
-from experiments.engine.plots import PALETTE, figure, legend_below, save
+from experiments.engine.plots import PALETTE
 from experiments.engine.published import choice
-from experiments.engine.render import DASH, INTERVAL, Table, interval, number, signed
+from experiments.engine.render import DASH, INTERVAL, Table
+from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line, Part, decide
 
 # Name: title, and the runs whose saved adapters scripts/analyse.py measures.
@@ -24,6 +23,8 @@ MEASURED = {
         [*miniature.OVERRIDES, *choice("figure3", "vera", "mini")],
     ),
 }
+TAKES = ("results",), "it shows what scripts/analyse.py has measured of saved adapters"
+COLUMNS = ["Layer", "Query", INTERVAL, "Value", INTERVAL, "Query minus value [95%]"]
 PAPER_NOTE = (
     "The paper prints no values: its axis runs from 4 to 12; query moves more than value, later layers more than earlier ones."
 )
@@ -33,25 +34,11 @@ STYLE = {
 }
 
 
-def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+def build(asked: Asked) -> list[Table]:
     """One line a layer: norms of query's and value's d, and query minus value, seed by seed."""
     tables = []
     for name, (title, _) in MEASURED.items():
-        found, rows = analysis.read(name), []
-        for layer in range(found["layers"]) if found else ():
-            norms = {target: [seed[layer] for seed in found["norms"][target]] for target in STYLE}
-            summaries = {target: summarise(values) for target, values in norms.items()}
-            rows.append(
-                [
-                    str(layer),
-                    *(
-                        text
-                        for summary in summaries.values()
-                        for text in (number(summary, digits=2), interval(summary, digits=2))
-                    ),
-                    signed(paired(norms["query"], norms["value"]), digits=2),
-                ]
-            )
+        found = analysis.read(name, asked.results)
         notes = [PAPER_NOTE, "Median over seeds ± standard deviation; difference: mean over seeds, 95% interval (Student's t)."]
         if found:
             notes.append(
@@ -59,45 +46,30 @@ def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) 
             )
         if name.endswith("_mini"):
             notes.insert(0, miniature.NOTE)
-        columns = ["Layer", "Query", INTERVAL, "Value", INTERVAL, "Query minus value [95%]"]
-        tables.append(Table(name, title, columns, rows or [[DASH] * len(columns)], notes))
+        rows = by_layer.rows([found["norms"][target] for target in STYLE], 2) if found else [[DASH] * len(COLUMNS)]
+        tables.append(Table(name, title, COLUMNS, rows, notes))
     return tables
 
 
-def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
-    """figure3 and figure3_mini as pdf and png, each only where it has been measured."""
+def draw(asked: Asked, folder: Path) -> list[Path]:
+    """figure3 and figure3_mini, each only where it has been measured."""
     written = []
     for name, (title, _) in MEASURED.items():
-        found = analysis.read(name)
+        found = analysis.read(name, asked.results)
         if found is None:
             continue
-        canvas, axes = figure(width=5.0, height=3.4)
-        layers = list(range(found["layers"]))
-        for target, style in STYLE.items():
-            scores = [summarise([seed[layer] for seed in found["norms"][target]]) for layer in layers]
-            shift = 0.04 if target == "value" else -0.04
-            at = [layer + shift for layer in layers]
-            axes.plot(at, [score.median for score in scores], **style, label=target, linewidth=1.4, markersize=6)
-            for x, score in zip(at, scores, strict=True):
-                if score.interval is not None:
-                    axes.plot([x, x], score.interval, color=style["color"], linewidth=1.2)
-        axes.axhline(found["initial"], color=PALETTE[0], linestyle=":", linewidth=1.0, label="before training")
-        axes.set_xticks(layers if len(layers) < 13 else layers[::5])
-        axes.set_xlabel("Layer")
-        axes.set_ylabel("$||d||_2$ (dimensionless)")
-        axes.set_title(
-            f"{title}\nrank {found['rank']}, median over seeds (n={len(found['seeds'])}), range of the seeds", fontsize=7
-        )
-        legend_below(axes)
-        written += save(canvas, folder / name)
+        said = f"rank {found['rank']}, median over seeds (n={len(found['seeds'])}), range of the seeds"
+        level = {"y": found["initial"], "linestyle": ":", "linewidth": 1.0, "label": "before training"}
+        norms = {target: (found["norms"][target], style) for target, style in STYLE.items()}
+        written += by_layer.draw(folder / name, f"{title}\n{said}", norms, "$||d||_2$ (dimensionless)", level, dots=False)
     return written
 
 
 @decides("query_moves_more", "later_layers_move_more")
-def _magnitudes(claim: Claim, cells: Cells) -> list[Line]:
+def _magnitudes(claim: Claim, asked: Asked) -> list[Line]:
     lines = []
     for name, source, small in (("figure3", "RTE, RoBERTa-large (norm)", False), ("figure3_mini", miniature.LABEL, True)):
-        found, parts = analysis.read(name), [Part("", [])]
+        found, parts = analysis.read(name, asked.results), [Part("", [])]
         if found:
             query, value = (over_layers(found["norms"][t], claim.id == "later_layers_move_more") for t in ("query", "value"))
             gaps = [a - b for a, b in zip(query, value, strict=True)]

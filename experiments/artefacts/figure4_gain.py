@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.engine import miniature
-from experiments.engine.aggregate import Cells, Summary, cell_records, summarise, summarise_records
+from experiments.engine.aggregate import Summary, epoch_of, summarise
 from experiments.engine.claims import Claim, decides
 from experiments.engine.plots import PALETTE, figure, save, seeds
 from experiments.engine.published import choice
 from experiments.engine.published import figure as published_figure
 from experiments.engine.render import DASH, INTERVAL, Table, interval, number
+from experiments.engine.rows import Asked, Entry, over_seeds, trained
 from experiments.engine.verdicts import Line, Part, decide
 from vera.runs.record import Record
 
@@ -53,27 +54,23 @@ MINIATURE = Setting(
 )
 
 
-def by_seed(records: Sequence[Record], baseline: Sequence[Record]) -> dict[int, float]:
+def by_seed(records: Sequence[Record], baseline: Sequence[Record], select: str = "best") -> dict[int, float]:
     """The formula for each seed that both have."""
-    heads = {record.run.seed: record.score() for record in baseline}
+    heads = {record.run.seed: record.score(select=select) for record in baseline}
     return {
-        record.run.seed: 100 * (record.score() / heads[record.run.seed]) / (record.parameters.adapter / 1000)
+        record.run.seed: 100 * (record.score(select=select) / heads[record.run.seed]) / (record.parameters.adapter / 1000)
         for record in records
         if record.run.seed in heads
     }
 
 
-def _gain(records: Sequence[Record], baseline: Sequence[Record]) -> Summary | None:
-    gains = by_seed(records, baseline)
-    return summarise(list(gains.values())) if gains else None
-
-
-def _gains(setting: Setting, cells: Cells, overrides: Sequence[str]):
-    """Label, records, baseline's records and gain of every method."""
-    baseline = cell_records(cells, [*setting.overrides, *setting.baseline, *overrides])
+def _gains(setting: Setting, asked: Asked) -> Iterator[tuple[str, Entry, Entry, Summary | None]]:
+    """Label, the method's entry, the head's alone, and the gain of every method."""
+    baseline = asked.entry([], [*setting.overrides, *setting.baseline])
     for label, method in setting.methods.items():
-        records = cell_records(cells, [*setting.overrides, *method, *overrides])
-        yield label, records, baseline, _gain(records, baseline)
+        entry = asked.entry([label], [*setting.overrides, *method])
+        gains = by_seed(entry.records, baseline.records, epoch_of(entry.stat))
+        yield label, entry, baseline, summarise(list(gains.values())) if gains else None
 
 
 def published() -> dict[str, float]:
@@ -81,38 +78,31 @@ def published() -> dict[str, float]:
     return {row.label: row.value for row in published_figure("figure4").rows if row.value is not None}
 
 
-def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+def build(asked: Asked) -> list[Table]:
     """The paper's bars with ours beside them, and the same formula in miniature."""
     tables = []
     for setting in (FULL, MINIATURE):
         printed = {label: f"{value:.2f}" for label, value in published().items()} if setting is FULL else {}
         rows = []
-        for label, records, baseline, gain in _gains(setting, cells, overrides):
-            row = [label, *[DASH] * 6, printed.pop(label, DASH)]
-            if records:
-                row[1] = f"{records[0].parameters.adapter:,}"
-                row[5] = number(summarise_records(records), 100)
-            if baseline:
-                row[6] = number(summarise_records(baseline), 100)
+        for label, entry, baseline, gain in _gains(setting, asked):
+            shown = [DASH] * 3
             if gain is not None:
                 digits = 2 if gain.median >= 0.1 else 4
-                row[2:5] = [str(gain.n), number(gain, digits=digits), interval(gain, digits=digits)]
-            rows.append(row)
+                shown = [str(gain.n), number(gain, digits=digits, stat=entry.stat), interval(gain, digits=digits)]
+            accuracies = [of.printed() if of.records else DASH for of in (entry, baseline)]
+            rows.append([label, trained(entry) if entry.records else DASH, *shown, *accuracies, printed.pop(label, DASH)])
         rows = [[label, *[DASH] * 6, value] for label, value in printed.items()] + rows
-        notes = [
-            *setting.notes,
-            FORMULA,
-            "Median over seeds ± standard deviation, each seed against the head alone of that seed.",
-        ]
+        each = "each seed against the head alone of that seed."
+        notes = [*setting.notes, FORMULA, f"{over_seeds(asked.stat)}, {each}"]
         tables.append(Table(setting.name, setting.title, COLUMNS, rows, notes))
     return tables
 
 
-def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
+def draw(asked: Asked, folder: Path) -> list[Path]:
     """figure4 (always: the paper's bars are printed) and figure4_mini (where there are records), as pdf and png."""
     written = []
     for setting in (FULL, MINIATURE):
-        ours = {label: gain for label, _, _, gain in _gains(setting, cells, overrides) if gain is not None}
+        ours = {label: gain for label, _, _, gain in _gains(setting, asked) if gain is not None}
         paper = published() if setting is FULL else {}
         labels = list(dict.fromkeys([*paper, *ours]))
         if not labels:
@@ -150,14 +140,12 @@ def _short(value: float) -> str:
 
 
 @decides("gain")
-def _more_per_parameter(claim: Claim, cells: Cells) -> list[Line]:
+def _more_per_parameter(claim: Claim, asked: Asked) -> list[Line]:
     lines, printed = [], published()
     paper = f"VeRA {printed['VeRA']:.2f}, LoRA {printed['LoRA']:.2f} (% per 1K)"
     for setting, source in ((FULL, "RTE, RoBERTa-large (% per 1K)"), (MINIATURE, miniature.SOURCE)):
-        baseline = cell_records(cells, [*setting.overrides, *setting.baseline])
-        vera, lora = (
-            by_seed(cell_records(cells, [*setting.overrides, f"method={method}"]), baseline) for method in ("vera", "lora")
-        )
+        baseline = asked.records([*setting.overrides, *setting.baseline])
+        vera, lora = (by_seed(asked.records([*setting.overrides, f"method={method}"]), baseline) for method in ("vera", "lora"))
         part = Part("VeRA - LoRA", [vera[seed] - lora[seed] for seed in vera if seed in lora], 1, 2)
         small = setting is MINIATURE
         source = source.replace("accuracy, points", "% per 1K")

@@ -10,6 +10,7 @@ from experiments.engine.aggregate import Cells, Difference, paired, summarise
 from experiments.engine.claims import Claim, decides
 from experiments.engine.plots import METHOD_STYLE, figure, legend_below, save
 from experiments.engine.render import DASH, Table, interval, signed
+from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line
 
 TITLE = "Figure 6: fitting random 10 x 10 matrices"
@@ -25,6 +26,7 @@ COLUMNS = [
     "VeRA minus LoRA",
     "Reading",
 ]
+TAKES = (), "it shows fits of random matrices (results/analysis/figure6.json)"
 
 
 def differences(found: dict) -> dict[int, Difference]:
@@ -144,7 +146,7 @@ def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path
 
 
 @decides("expressivity")
-def _expressivity(claim: Claim, cells: Cells) -> list[Line]:
+def _expressivity(claim: Claim, asked: Asked) -> list[Line]:
     found = analysis.read("figure6")
     if found is None:
         return [Line("random 10 x 10 matrices", claim.paper, DASH, DASH, DASH, "not run")]

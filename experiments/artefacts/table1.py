@@ -10,10 +10,10 @@ import yaml
 
 from experiments.engine import accounting
 from experiments.engine.accounting import UNITS, prints
-from experiments.engine.aggregate import Cells
 from experiments.engine.claims import Claim, decides, quantity
 from experiments.engine.published import FOLDER, Statistic
 from experiments.engine.render import DASH, Table
+from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line
 from vera.config import RunConfig, Strict, checked
 from vera.config.memory import composed
@@ -21,6 +21,7 @@ from vera.config.memory import composed
 MARK = "‡"
 METHODS = {"lora": "LoRA", "vera": "VeRA"}
 Cell = Literal["lora params", "lora bytes", "vera params", "vera bytes"]
+TAKES = (), "it shows counts of whole models (results/accounting.json)"
 
 
 class Printed(Strict):
@@ -111,7 +112,7 @@ def build(cells: Any = None, overrides: Sequence[str] = (), stat: Statistic | No
 
 
 @decides("below_rank_1")
-def _below_rank_1(claim: Claim, cells: Cells) -> list[Line]:
+def _below_rank_1(claim: Claim, asked: Asked) -> list[Line]:
     ours, met = [], []
     for model, label in published().models.items():
         counted = [accounting.counts().get(key(model, method, 1)) for method in ("vera", "lora")]
@@ -126,7 +127,7 @@ def _below_rank_1(claim: Claim, cells: Cells) -> list[Line]:
 
 
 @decides("storage")
-def _storage(claim: Claim, cells: Cells) -> list[Line]:
+def _storage(claim: Claim, asked: Asked) -> list[Line]:
     paper, ours, met = [], [], []
     for line in published().rows:
         sizes = [accounting.counts().get(key(line.model, method, line.rank)) for method in METHODS]
@@ -144,7 +145,7 @@ def _storage(claim: Claim, cells: Cells) -> list[Line]:
 
 
 @decides("table1_roberta", "table1_gpt3")
-def _table1(claim: Claim, cells: Cells) -> list[Line]:
+def _table1(claim: Claim, asked: Asked) -> list[Line]:
     wanted = [line for line in published().rows if (line.model == "gpt3") == (claim.id == "table1_gpt3")]
     total, other = 0, []
     for line in wanted:

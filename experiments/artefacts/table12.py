@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from experiments.artefacts.bench import ratios
-from experiments.engine.aggregate import Cells
 from experiments.engine.claims import Claim, decides
 from experiments.engine.published import load
+from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line
 
 
@@ -21,14 +21,14 @@ def _is_table12(machine: dict, row: dict) -> bool:
 
 
 @decides("time")
-def _time(claim: Claim, cells: Cells) -> list[Line]:
+def _time(claim: Claim, asked: Asked) -> list[Line]:
     vera, lora = (row.cells["time"] for row in load("table12").rows[::-1])
     paper = f"{float(vera) / float(lora):.3f} ({vera} / {lora} minutes)"
     return ratios("results/bench", _against_lora("training step", "table12_time"), 1 + claim.margin, paper, _is_table12)
 
 
 @decides("memory")
-def _memory(claim: Claim, cells: Cells) -> list[Line]:
+def _memory(claim: Claim, asked: Asked) -> list[Line]:
     vera, lora = (row.cells["memory"] for row in load("table12").rows[::-1])
     paper = f"{float(vera) / float(lora):.3f} ({vera} / {lora} GB)"
     return ratios(

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from experiments.artefacts.minilm_methods import SWEEP
-from experiments.engine.aggregate import Cells
 from experiments.engine.claims import Claim, by_seed, decides, fewer, mean_over, row_of
 from experiments.engine.published import load
+from experiments.engine.rows import Asked
 from experiments.engine.sweeps import read_sweep
 from experiments.engine.verdicts import Line, Part, decide
 
 
 @decides("fewer_glue_large", "fewer_glue_base")
-def _fewer(claim: Claim, cells: Cells) -> list[Line]:
+def _fewer(claim: Claim, asked: Asked) -> list[Line]:
     return [fewer(claim.factor, "table2")]
 
 
 @decides("same_glue_large")
-def _same_glue(claim: Claim, cells: Cells) -> list[Line]:
+def _same_glue(claim: Claim, asked: Asked) -> list[Line]:
     vera, lora = (row_of("table2", "roberta_large", method) for method in ("vera", "lora"))
-    each = [by_seed(cells, vera.overrides(c.task), lora.overrides(c.task), c.metric) for c in load("table2").columns.values()]
-    mini = by_seed(cells, *(_minilm(method) for method in ("vera", "lora")))
+    each = [by_seed(asked, vera.overrides(c.task), lora.overrides(c.task), c.metric) for c in load("table2").columns.values()]
+    mini = by_seed(asked, *(_minilm(method) for method in ("vera", "lora")))
     paper = f"VeRA {vera.average}, LoRA {lora.average}"
     return [
         decide("RoBERTa-large, average (points)", paper, [Part("", mean_over(each))], "equal", claim.margin),

@@ -5,29 +5,29 @@ from __future__ import annotations
 import statistics
 
 from experiments.engine import miniature
-from experiments.engine.aggregate import Cells
 from experiments.engine.claims import Claim, by_seed, decides, fewer, mean_over, printed_mean, row_of
 from experiments.engine.published import load
+from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line, Part, decide
 
 
 @decides("fewer_images")
-def _fewer(claim: Claim, cells: Cells) -> list[Line]:
+def _fewer(claim: Claim, asked: Asked) -> list[Line]:
     return [fewer(claim.factor, "table5")]
 
 
 @decides("same_images")
-def _same_images(claim: Claim, cells: Cells) -> list[Line]:
+def _same_images(claim: Claim, asked: Asked) -> list[Line]:
     published, parts, paper = load("table5"), [], []
     for model, label in published.models.items():
         vera, lora = (row_of("table5", model, method) for method in ("vera", "lora"))
         each = [
-            by_seed(cells, *(r.overrides(c.task) for r in (vera, lora)), c.metric, "last") for c in published.columns.values()
+            by_seed(asked, *(r.overrides(c.task) for r in (vera, lora)), c.metric, "last") for c in published.columns.values()
         ]
         parts.append(Part(label, mean_over(each)))
         gap = statistics.fmean(printed_mean(vera.cells[key]) - printed_mean(lora.cells[key]) for key in published.columns)
         paper.append(f"{label} {gap:+.1f}")
-    mini = by_seed(cells, *([*miniature.OVERRIDES, f"method={m}"] for m in ("vera", "lora")), None, "last")
+    mini = by_seed(asked, *([*miniature.OVERRIDES, f"method={m}"] for m in ("vera", "lora")), None, "last")
     text = "; ".join(paper)
     return [
         decide("mean over four data sets (accuracy, points)", text, parts, "not worse", claim.margin),

@@ -185,9 +185,3 @@ def common(
     if any(record.collapsed or by_seed[record.run.seed].collapsed for record in both):
         return [], []  # a mean over the survivors would flatter
     return [r.score(metric, select) for r in both], [by_seed[r.run.seed].score(metric, select) for r in both]
-
-
-def paired_records(ours: Sequence[Record], others: Sequence[Record]) -> Difference | None:
-    """The best epoch's primary metric, `ours` minus `others`, over common seeds; None when there are none."""
-    sides = common(ours, others)
-    return paired(*sides) if sides[0] else None

@@ -1,19 +1,18 @@
-"""What scripts/analyse.py and scripts/expressivity.py have measured, as they left it in results/analysis."""
+"""What scripts/analyse.py and scripts/expressivity.py have measured, as they left it in <results>/analysis."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from experiments import RESULTS
 from vera.errors import RecordError
 
-FOLDER = RESULTS / "analysis"
 
-
-def read(name: str) -> dict[str, Any] | None:
+def read(name: str, results: Path = RESULTS) -> dict[str, Any] | None:
     """One measurement, or None when nobody has made it. Raises RecordError for a file that is no JSON object."""
-    path = FOLDER / f"{name}.json"
+    path = results / "analysis" / f"{name}.json"
     if not path.exists():
         return None
     try:

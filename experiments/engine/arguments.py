@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+
+from vera.config.paths import readable
 
 
 def artefact(parser: ArgumentParser) -> None:
+    """What `parsed` splits into options.artefact and, joined by --with, options.overrides."""
     parser.add_argument(
-        "artefact", nargs="?", help="a table, a figure (or how they begin) or a sweep; default: the whole paper"
+        "words",
+        nargs="*",
+        metavar="ARTEFACT | KEY=VALUE",
+        help="a table, a figure (or how they begin) or a sweep, default: the whole paper; and keys, as given to train.py",
     )
+
+
+def parsed(parser: ArgumentParser) -> Namespace:
+    """The command line, with `artefact` (None: the whole paper) and `overrides`, in which paths are as a shell leaves them."""
+    options = parser.parse_intermixed_args()
+    keys = [word for word in options.words if "=" in word.partition(" ")[0]]  # a sweep's label may hold keys further on
+    names = [word for word in options.words if word not in keys]
+    if len(names) > 1:
+        parser.error(f"one artefact at a time, not {' and '.join(names)}; keys are KEY=VALUE")
+    options.artefact = names[0] if names else None
+    options.overrides = readable([*keys, *options.overrides])
+    return options
 
 
 def results(parser: ArgumentParser) -> None:

@@ -13,9 +13,9 @@ from functools import lru_cache
 import yaml
 
 from experiments.engine import accounting, registry
-from experiments.engine.aggregate import Cells, cell_records
 from experiments.engine.published import FOLDER, Row, load
 from experiments.engine.render import DASH
+from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line
 from vera.config import Strict, checked
 from vera.errors import ConfigError
@@ -47,7 +47,7 @@ def stated() -> tuple[Claim, ...]:
         raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
 
 
-Check = Callable[[Claim, Cells], list[Line]]
+Check = Callable[[Claim, Asked], list[Line]]
 CHECKS: dict[str, Check] = {}
 
 
@@ -85,12 +85,12 @@ def fewer(factors: Mapping[str, float], table: str) -> Line:
 
 
 def by_seed(
-    cells: Cells, ours: Sequence[str], others: Sequence[str], metric: str | None = None, select: str = "best"
+    asked: Asked, ours: Sequence[str], others: Sequence[str], metric: str | None = None, select: str = "best"
 ) -> dict[int, float]:
     """Ours minus others for every seed that both have, of the records with this metric."""
     sides = []
     for overrides in (ours, others):
-        found = cell_records(cells, overrides)
+        found = asked.records(overrides)
         scored = [r for r in found if (metric or r.scores.primary) in getattr(r.scores, select).metrics]
         if any(record.collapsed for record in scored):
             return {}  # what the survivors say would flatter
@@ -129,11 +129,11 @@ def over_layers(seeds: Sequence[Sequence[float]], half: bool) -> list[float]:
     return [statistics.fmean(seed[-middle:]) - statistics.fmean(seed[:middle]) for seed in seeds]
 
 
-def evidence(cells: Cells) -> dict[str, list[Line]]:
+def evidence(asked: Asked) -> dict[str, list[Line]]:
     """Every claim's lines by id, in the yaml's order. Raises ConfigError for a claim without a check, or the reverse."""
     registry.load_all()
     ids = [claim.id for claim in stated()]
     if sorted(ids) != sorted(CHECKS):
         odd = ", ".join(sorted(set(ids) ^ set(CHECKS)) or sorted(ids))
         raise ConfigError(f"results/paper/claims.yaml: claims and what experiments/artefacts decides differ: {odd}")
-    return {claim.id: CHECKS[claim.id](claim, cells) for claim in stated()}
+    return {claim.id: CHECKS[claim.id](claim, asked) for claim in stated()}

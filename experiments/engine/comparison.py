@@ -9,7 +9,6 @@ from experiments.engine.accounting import trained
 from experiments.engine.aggregate import (
     Cells,
     Summary,
-    cell_records,
     common,
     deviation_p,
     epoch_of,
@@ -21,6 +20,7 @@ from experiments.engine.aggregate import (
 from experiments.engine.judged import Judgements
 from experiments.engine.published import Column, Published, Row, Statistic, load, run_of
 from experiments.engine.render import DASH, INTERVAL, Sourced, Table, figure, interval, number, signed
+from experiments.engine.rows import Asked
 from vera.runs.record import Record
 
 STATS = {
@@ -31,14 +31,14 @@ STATS = {
 }
 
 
-def compare(name: str, cells: Cells, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
+def compare(name: str, asked: Asked) -> list[Table]:
     """results/paper/<name>.yaml against the records: the table, its cells one a line, and VeRA against LoRA seed by seed.
 
-    `overrides` apply to every run. stat: default the paper's own for this table. The second and third table appear with the
+    The statistic is the paper's own for this table unless another is asked for. The second and third table appear with the
     first record. Raises ConfigError for a row that no config can produce and RecordError for a record without the metric.
     """
     published = load(name)
-    stat = stat or published.stat
+    stat = asked.stat or published.stat
     rows: list[list[str]] = []
     details: list[list[str]] = []
     rules: list[int] = []
@@ -48,10 +48,10 @@ def compare(name: str, cells: Cells, overrides: Sequence[str] = (), stat: Statis
         printed = [row.cells[key] for key in published.columns]
         rows.append([group, row.label, "paper", row.params or DASH, *printed, *([row.average or DASH] if averages else [])])
         if row.method is not None:
-            found = {t: cell_records(cells, _run(name, row, t, overrides)) for t in published.tasks()}
+            found = {task: _records(name, row, task, asked) for task in published.tasks()}
             rows.append(_ours(published, row, found, stat, averages))
             details += _details(published, row, found)
-        elif untrained := _untrained(published, row, cells, averages):
+        elif untrained := _untrained(published, row, asked.cells, averages):
             rows.append(untrained)
         rules.append(len(rows))
     columns = ["Model", "Method", "Source", "Trained", *(c.label for c in published.columns.values()), *(["Avg."] * averages)]
@@ -60,12 +60,12 @@ def compare(name: str, cells: Cells, overrides: Sequence[str] = (), stat: Statis
         f"ours: {STATS[stat]} ± standard deviation; n is given where it is not 5; a dash is a cell that nobody has run.",
         "Trained: parameters outside the head; paper as printed, ours counted on the adapted model.",
     ]
-    if isinstance(cells, Judgements):
-        notes += [note for column in published.columns.values() for note in cells.notes.get(column.score, [])]
+    if isinstance(asked.cells, Judgements):
+        notes += [note for column in published.columns.values() for note in asked.cells.notes.get(column.score, [])]
     tables = [Table(name, f"Table {published.table}: {published.title}", columns, rows, notes, rules)]
     if details:
         tables.append(Table(f"{name}_cells", f"Table {published.table}, cell by cell", DETAILS, details, [SELECTION]))
-    tests = _tests(name, published, cells, overrides, stat)
+    tests = _tests(name, published, asked, stat)
     if tests:
         tables.append(
             Table(f"{name}_tests", f"Table {published.table}: VeRA against LoRA, seed by seed", TESTS, tests, [TEST_NOTE])
@@ -94,9 +94,9 @@ TEST_NOTE = (
 )
 
 
-def _run(name: str, row: Row, task: str, overrides: Sequence[str]) -> list[str]:
-    run_of(name, row, task, overrides)  # names file and row when it cannot be composed
-    return [*row.overrides(task), *overrides]
+def _records(name: str, row: Row, task: str, asked: Asked) -> list[Record]:
+    run_of(name, row, task, asked.overrides)  # names file and row when it cannot be composed
+    return asked.records(row.overrides(task))
 
 
 def _summary(column: Column, records: Sequence[Record], select: str) -> Summary | None:
@@ -174,7 +174,7 @@ def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:
     return lines
 
 
-def _tests(name: str, published: Published, cells: Cells, overrides: Sequence[str], stat: Statistic) -> list[list[str]]:
+def _tests(name: str, published: Published, asked: Asked, stat: Statistic) -> list[list[str]]:
     lines = []
     for model, label in published.models.items():
         rows = {row.method: row for row in published.rows if row.model == model and row.method in ("vera", "lora")}
@@ -184,8 +184,7 @@ def _tests(name: str, published: Published, cells: Cells, overrides: Sequence[st
             if column.score is None:
                 continue
             ours, others = (
-                _scored(column, cell_records(cells, _run(name, rows[m], column.task, overrides)), epoch_of(stat))
-                for m in ("vera", "lora")
+                _scored(column, _records(name, rows[m], column.task, asked), epoch_of(stat)) for m in ("vera", "lora")
             )
             sides = common(ours, others, column.score, epoch_of(stat))
             if sides[0]:

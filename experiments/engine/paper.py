@@ -7,43 +7,39 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from experiments.engine import registry
-from experiments.engine.aggregate import Cells
 from experiments.engine.judged import PAPER_JUDGE, join
-from experiments.engine.judged import table as judged_table
 from experiments.engine.published import Statistic
 from experiments.engine.render import Table, latex, markdown
 from experiments.engine.report import page
+from experiments.engine.rows import Asked
 from experiments.engine.sweeps import prepare
+from vera.errors import ConfigError
 from vera.io.files import write_atomic
 from vera.runs.store import Store
 
 
-def read(results: Path, judge: str = PAPER_JUDGE) -> Cells:
-    """The records of a results folder by cell, with the scores that a judge gave. Raises RecordError for an invalid one."""
-    return join(Store(results).by_cell(), results, judge)
+def ask(results: Path, overrides: Sequence[str] = (), stat: Statistic | None = None, judge: str = PAPER_JUDGE) -> Asked:
+    """For what a results folder gives, with the scores of a judge. Raises RecordError for an invalid record."""
+    return Asked(join(Store(results).by_cell(), results, judge), overrides, stat, results)
 
 
-def _wanted(chosen: Collection[str] | None) -> list[str]:
-    return [name for name in registry.names() if chosen is None or name in chosen]
+def heeding(chosen: Sequence[str], given: Collection[str], named: bool) -> list[str]:
+    """Those of the chosen artefacts that heed the options given (of registry.EVERY).
+
+    Raises ConfigError for one that does not, where it was named; else it is left out.
+    """
+    if not given:
+        return list(chosen)
+    deaf = {name: sorted(set(given) - set(registry.artefact(name).takes)) for name in chosen}
+    for name, options in deaf.items():
+        if options and named:
+            raise ConfigError(f"{name} does not depend on --{options[0]}: {registry.artefact(name).why}; leave it out")
+    return [name for name in chosen if not deaf[name]]
 
 
-def tables(
-    cells: Cells,
-    results: Path,
-    chosen: Collection[str] | None = None,
-    overrides: Sequence[str] = (),
-    stat: Statistic | None = None,
-) -> dict[str, list[Table]]:
-    """The tables of every artefact (or the chosen ones) by name; what judges said goes with Table 4."""
-    made = {
-        name: registry.artefact(name).build(cells, overrides, stat)
-        for name in registry.names()
-        if chosen is None or name in chosen
-    }
-    judged = judged_table(results)
-    if judged and "table4" in made:
-        made["table4"].append(judged)
-    return made
+def tables(asked: Asked, chosen: Collection[str] | None = None) -> dict[str, list[Table]]:
+    """The tables of every artefact (or the chosen ones) by name."""
+    return {name: registry.artefact(name).build(asked) for name in registry.names() if chosen is None or name in chosen}
 
 
 def write(made: dict[str, list[Table]], folder: Path) -> None:
@@ -53,30 +49,23 @@ def write(made: dict[str, list[Table]], folder: Path) -> None:
         write_atomic(folder / f"{table.name}.tex", latex(table))
 
 
-def draw(cells: Cells, folder: Path, chosen: Collection[str] | None = None, overrides: Sequence[str] = ()) -> list[Path]:
-    """The figures of every artefact (or the chosen ones); the files that were written."""
-    found = [registry.artefact(name) for name in _wanted(chosen)]
-    return [path for artefact in found if artefact.draw for path in artefact.draw(cells, folder, overrides)]
+def draw(asked: Asked, folder: Path, chosen: Collection[str] | None = None) -> list[Path]:
+    """The pictures of every artefact (or the chosen ones), which show medians; the files that were written."""
+    found = [registry.artefact(name) for name in registry.names() if chosen is None or name in chosen]
+    return [path for artefact in found if artefact.draw for path in artefact.draw(asked, folder)]
 
 
-def write_page(made: dict[str, list[Table]], pictures: Sequence[Path], cells: Cells, results: Path, out: Path) -> Path:
-    """out/report/index.html."""
-    vectors = [path for path in pictures if path.suffix == ".svg"]
-    return write_atomic(out / "report" / "index.html", page(made, vectors, cells, results))
+def paper(results: Path, out: Path, page_alone: bool = False) -> Path:
+    """Tables and figures as files, and the page, whose path is returned.
 
-
-def paper(results: Path, out: Path) -> Path:
-    """Tables, figures and page. Raises VeraError for a record, a published table or a config that is wrong."""
+    Raises VeraError for a record, a published table or a config that is wrong.
+    """
     prepare()
-    cells = read(results)
-    made = tables(cells, results)
-    write(made, out / "tables")
-    return write_page(made, draw(cells, out / "figures"), cells, results, out)
-
-
-def report(results: Path, out: Path) -> Path:
-    """The page alone."""
-    prepare()
-    cells = read(results)
-    with tempfile.TemporaryDirectory() as folder:
-        return write_page(tables(cells, results), draw(cells, Path(folder)), cells, results, out)
+    asked = ask(results)
+    made = tables(asked)
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures = draw(asked, Path(scratch) if page_alone else out / "figures")
+        if not page_alone:
+            write(made, out / "tables")
+        vectors = [path for path in pictures if path.suffix == ".svg"]
+        return write_atomic(out / "report" / "index.html", page(made, vectors, asked.cells, results))

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments.engine.aggregate import Summary
+
 PALETTE = ["#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"]  # Okabe and Ito
 
 METHOD_STYLE = {  # colour, marker and line, so that print without colour tells them apart as well
@@ -44,6 +46,16 @@ def figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes = made.add_subplot()
     axes.grid(True, alpha=0.25, linewidth=0.6)
     return made, axes
+
+
+def series(axes: Axes, at: Sequence[float], scores: Sequence[Summary], style: dict, label: str, dots: bool = True) -> None:
+    """A line through the seeds' medians, at each point their interval and, with `dots`, every seed."""
+    axes.plot(at, [score.median for score in scores], **style, label=label, linewidth=1.4, markersize=6)
+    for x, score in zip(at, scores, strict=True):
+        if dots:
+            axes.plot([x] * score.n, score.values, ".", color=style["color"], markersize=4, alpha=0.5)
+        if score.interval is not None:
+            axes.plot([x, x], score.interval, color=style["color"], linewidth=1.2)
 
 
 def legend_below(axes: Axes) -> None:

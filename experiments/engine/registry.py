@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from experiments import ARTEFACTS
 from experiments.engine import published
 from experiments.engine.comparison import compare
 from experiments.engine.render import Table
+from experiments.engine.rows import Asked
+
+EVERY = ("results", "with", "stat")  # options of scripts/tables.py that change what is shown
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """build(cells, overrides, stat) -> tables; draw(cells, folder, overrides) -> files, or None where there is no picture."""
+    """build(asked) -> tables; draw(asked, folder) -> files, or None where there is no picture.
 
-    build: Callable[..., list[Table]]
-    draw: Callable[..., list] | None = None
+    takes: which of EVERY change what it shows; why: what it is made from instead of records.
+    """
+
+    build: Callable[[Asked], list[Table]]
+    draw: Callable[[Asked, Path], list[Path]] | None = None
+    takes: Collection[str] = EVERY
+    why: str = ""
 
 
 def _modules() -> list[str]:
@@ -33,7 +42,8 @@ def names() -> list[str]:
 def artefact(name: str) -> Artefact:
     """One of `names()`; imports its module and no other. A module without `build` adds claims to a published table."""
     module = importlib.import_module(f"experiments.artefacts.{name}") if name in _modules() else None
-    return Artefact(getattr(module, "build", partial(compare, name)), getattr(module, "draw", None))
+    build = getattr(module, "build", partial(compare, name))
+    return Artefact(build, getattr(module, "draw", None), *getattr(module, "TAKES", (EVERY,)))
 
 
 def load_all() -> None:

@@ -150,6 +150,9 @@ class Model(Component):
         if self.path is not None:
             if not (Path(self.path) / "config.json").is_file():
                 raise ModelError(f"model.path={self.path} holds no config.json; give a folder in transformers' format")
+            problem = self.lacking({path.name for path in Path(self.path).iterdir()})
+            if problem:
+                raise ModelError(f"model.path={self.path}: {problem}")
             self._check_fit(misfit_of_path(self.model_dump()))
             return self.path
         if self.package is not None:
@@ -160,6 +163,23 @@ class Model(Component):
         if self.checkpoint is None:
             raise ModelError(f"model {self.name} has no weights to load; give a local folder with model.path=")
         return self.checkpoint
+
+    def lacking(self, names: set[str]) -> str | None:
+        """What a folder or repository with these files lacks, and what helps; None when it can be read."""
+        if "config.json" not in names:
+            return "no config.json"
+        if not names & {"model.safetensors", "model.safetensors.index.json"}:
+            pickled = "pickled ones such as pytorch_model.bin are never read"
+            return f"no weights in safetensors ({pickled}); convert them once with save_pretrained() to another folder"
+        if self.modality == "image":
+            return None if "preprocessor_config.json" in names else "no preprocessor_config.json"
+        if names & {"tokenizer.json", "vocab.json", "vocab.txt"}:
+            return None
+        if "tokenizer.model" not in names:
+            return "no tokenizer"
+        if importlib.util.find_spec("sentencepiece") is None:
+            return "its tokenizer.model needs a package: pip install sentencepiece (or a folder with tokenizer.json)"
+        return None
 
     def blueprint(self, outputs: int) -> Backbone:
         """The full-size model on the meta device: shapes without weights, for counting. Raises ConfigError without `full`."""

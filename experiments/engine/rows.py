@@ -1,0 +1,156 @@
+"""From records to rows: what a table or figure is asked for, and the columns that show a cell's seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from experiments import RESULTS
+from experiments.engine.aggregate import (
+    Cells,
+    Summary,
+    cell_records,
+    common,
+    epoch_of,
+    paired,
+    permutation_p,
+    summarise,
+    summarise_records,
+)
+from experiments.engine.published import Statistic
+from experiments.engine.render import DASH, INTERVAL, interval, number, signed
+from vera.runs.record import Record
+
+OVER_SEEDS = {"median": "median over seeds", "mean": "mean over seeds", "last": "median over seeds", "best": "best seed"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What scripts/tables.py was asked for.
+
+    overrides: apply to every run (--with); stat: None for the artefact's own; results: the folder of records and measurements.
+    """
+
+    cells: Cells
+    overrides: Sequence[str] = ()
+    stat: Statistic | None = None
+    results: Path = RESULTS
+    _found: dict[tuple[str, ...], list[Record]] = field(default_factory=dict, repr=False)
+
+    def records(self, overrides: Sequence[str]) -> list[Record]:
+        """Of the cell that these overrides and those of --with make, by seed; [] when nobody has run it."""
+        key = (*overrides, *self.overrides)
+        if key not in self._found:
+            self._found[key] = cell_records(self.cells, key)
+        return self._found[key]
+
+    def entry(self, labels: Sequence[str], overrides: Sequence[str], **shown) -> Entry:
+        """One row's labels and runs. shown: what else an Entry has, with `stat` as the artefact's own choice."""
+        return Entry(labels, self.records(overrides), **{**shown, "stat": self.stat or shown.get("stat", "median")})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The runs behind one row. metric: None for the task's first; scale, digits: how it is printed."""
+
+    labels: Sequence[str]
+    records: Sequence[Record]
+    stat: Statistic = "median"
+    metric: str | None = None
+    scale: float = 100.0
+    digits: int = 1
+
+    def summary(self, select: str | None = None) -> Summary:
+        """Of the best or the last epoch; default: the one that `stat` reads."""
+        return summarise_records(self.records, self.metric, select or epoch_of(self.stat))
+
+    @property
+    def parameters(self) -> int:
+        """Trained, outside the head."""
+        return self.records[0].parameters.adapter
+
+    def scaled(self) -> Summary:
+        """Of the best epoch, as pictures show it."""
+        return summarise([self.scale * record.score(self.metric) for record in self.records])
+
+    def printed(self, select: str | None = None) -> str:
+        return number(self.summary(select), self.scale, self.digits, self.stat)
+
+
+Column = Callable[[Entry], str]
+
+
+def trained(entry: Entry) -> str:
+    return f"{entry.parameters:,}"
+
+
+def steps(entry: Entry) -> str:
+    return "/".join(map(str, sorted({record.cost.steps for record in entry.records})))
+
+
+def seconds(entry: Entry) -> str:
+    return f"{summarise([record.cost.seconds for record in entry.records]).median:.0f}"
+
+
+def n(entry: Entry) -> str:
+    return str(len(entry.records))
+
+
+def score(metric: str, scale: float, digits: int) -> Column:
+    """One metric at the epoch that `stat` reads; a dash where a run does not have it."""
+
+    def shown(entry: Entry) -> str:
+        epoch = epoch_of(entry.stat)
+        if any(metric not in getattr(record.scores, epoch).metrics for record in entry.records):
+            return DASH
+        return number(summarise_records(entry.records, metric, epoch), scale, digits, entry.stat)
+
+    return shown
+
+
+def scores(stat: Statistic | None, intervals: bool = True) -> dict[str, Column]:
+    """Best epoch, its interval, last epoch; with --stat last that epoch alone."""
+    title = "Last epoch" if stat == "last" else "Best epoch"
+    of_median = " of the median" if stat in ("mean", "best") else ""
+    columns: dict[str, Column] = {title: Entry.printed}
+    if intervals:
+        columns[f"{INTERVAL}{of_median}"] = lambda entry: interval(entry.summary(), entry.scale, entry.digits)
+    return {**columns, "Last epoch": lambda entry: entry.printed("last")} if stat != "last" else columns
+
+
+def difference(reference: Entry) -> Column:
+    """To another entry, seed by seed, with the interval of the mean."""
+
+    def shown(entry: Entry) -> str:
+        sides = _pairs(entry, reference)
+        return signed(paired(*sides), entry.scale, entry.digits) if sides[0] else DASH
+
+    return shown
+
+
+def p_value(reference: Entry) -> Column:
+    """Of the paired permutation test against another entry."""
+
+    def shown(entry: Entry) -> str:
+        sides = _pairs(entry, reference)
+        p = permutation_p(*sides) if sides[0] else None
+        return DASH if p is None else f"{p:.4f}"
+
+    return shown
+
+
+def _pairs(entry: Entry, reference: Entry) -> tuple[list[float], list[float]]:
+    if entry is reference:
+        return [], []
+    return common(entry.records, reference.records, entry.metric, epoch_of(entry.stat))
+
+
+def rows(entries: Sequence[Entry], columns: dict[str, Column]) -> list[list[str]]:
+    """One row an entry: its labels, then each column; dashes for what nobody has run."""
+    return [[*e.labels, *(column(e) if e.records else DASH for column in columns.values())] for e in entries]
+
+
+def over_seeds(stat: Statistic | None, usual: Statistic = "median") -> str:
+    """How a note says what the numbers are: Median over seeds ± standard deviation."""
+    return f"{OVER_SEEDS[stat or usual].capitalize()} ± standard deviation"

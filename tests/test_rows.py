@@ -1,0 +1,95 @@
+"""Options of scripts/tables.py: each artefact shows what was asked for, or refuses the option by name."""
+
+import re
+import sys
+
+import pytest
+
+from experiments.engine import registry
+from experiments.engine.rows import Asked
+from experiments.engine.sweeps import cells, read_sweep
+from tests.test_experiments import by_cell, record
+
+SCORES = [0.50, 0.60, 0.70, 0.80, 0.95]  # median 70.0, mean 71.0, best 95.0; each 20 points lower at the last epoch
+EXPECTED = {"median": "70.0", "mean": "71.0", "last": "50.0", "best": "95.0"}
+DIGITS = ["model=digits_vit", "task=digits"]
+CELLS = {  # an artefact that takes --stat, and the runs of one of its rows
+    "digits": [*DIGITS, "method=lora"],
+    "figure2_ranks": [*DIGITS, "method=lora", "method.rank=8"],
+    "figure4_gain": [*DIGITS, "method=lora"],
+    "glue_minilm": ["model=minilm", "task=rte", "method=lora"],
+    "minilm_methods": next(cell.overrides for cell in cells(read_sweep("minilm_methods")) if "method=lora" in cell.overrides),
+    "variants": [*DIGITS, "method=vera"],
+    "table2": ["model=roberta_large", "task=rte", "method=lora"],
+}
+
+
+def runs(overrides, last=-0.2):
+    return [record(overrides, seed, score, score + last) for seed, score in enumerate(SCORES)]
+
+
+def shown(name: str, asked: Asked) -> set[str]:
+    """Every number with a spread that the artefact's tables hold."""
+    texts = [text for table in registry.artefact(name).build(asked) for row in table.rows if "paper" not in row for text in row]
+    return {text.partition("±")[0] for text in texts if re.match(r"[\d.]+±", text)}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_each_artefact_shows_the_statistic_that_was_asked_for(name):
+    found_in = by_cell(*runs(CELLS[name]))
+    for stat, value in EXPECTED.items():
+        found = shown(name, Asked(found_in, stat=stat))
+        assert value in found, (stat, found)
+    assert not {"95.0", "71.0"} & shown(name, Asked(found_in, stat="last"))
+
+
+def test_the_small_gpt2s_metrics_too():
+    overrides = ["model=gpt2_mini", "task=e2e", "method=lora"]
+    made = [record(overrides, seed, score, score - 0.2, {"BLEU": score}) for seed, score in enumerate(SCORES)]
+    found = by_cell(*made)
+    assert {stat: shown("e2e_mini", Asked(found, stat=stat)) for stat in (*EXPECTED, None)} == {
+        "median": {"70.0"},
+        "mean": {"71.0"},
+        "best": {"95.0"},
+        "last": {"50.0"},
+        None: {"50.0"},
+    }
+
+
+def test_the_columns_and_notes_say_which_statistic_it_is():
+    found = by_cell(*runs(CELLS["digits"]))
+    (last,), (mean,) = (registry.artefact("digits").build(Asked(found, stat=stat)) for stat in ("last", "mean"))
+    assert "Best epoch" not in last.columns and last.columns.count("Last epoch") == 1
+    assert "95% interval of the median" in mean.columns and "Mean over seeds" in mean.notes[0]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_overrides_choose_other_runs(name):
+    assert shown(name, Asked(by_cell(*runs(CELLS[name])), ["train.batch_size=3"])) == set()
+    assert shown(name, Asked(by_cell(*runs([*CELLS[name], "train.batch_size=3"])), ["train.batch_size=3"]))
+
+
+def tables(monkeypatch, *arguments):
+    from scripts import tables as script
+
+    monkeypatch.setattr(sys, "argv", ["tables.py", *map(str, arguments)])
+    return script.main()
+
+
+@pytest.mark.parametrize("name", ["table1", "accounting", "bench", "figure3", "figure5", "figure6", "claims"])
+def test_what_is_not_made_from_runs_refuses_what_it_would_ignore(name, monkeypatch, capsys, tmp_path):
+    for option in (["--stat", "mean"], ["--with", "train.batch_size=3"]):
+        assert tables(monkeypatch, name, "--results", tmp_path, *option) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {name}") and f"does not depend on {option[0]}" in said.replace("--results", option[0])
+    takes = "results" in registry.artefact(next(n for n in registry.names() if n.startswith(name))).takes
+    assert tables(monkeypatch, name, "--results", tmp_path, "--out", tmp_path) == (0 if takes else 1)
+
+
+def test_with_no_name_they_are_left_out_by_name(monkeypatch, capsys, tmp_path):
+    assert tables(monkeypatch, "--stat", "mean", "--results", tmp_path, "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert all(name in said.splitlines()[0] for name in ("table1", "bench", "claims", "figure6_expressivity"))
+    made = {path.stem for path in (tmp_path / "out" / "tables").glob("*.md")}
+    assert {"digits", "table2", "figure2"} <= made and not made & {"table1", "claims", "figure6", "bench", "counts"}
+    assert not (tmp_path / "out" / "figures").exists() and "none is drawn" in said

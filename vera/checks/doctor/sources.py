@@ -1,0 +1,114 @@
+"""Where models and data come from, and whether they are what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+
+from vera.checks.doctor.lines import NETWORK, NOTE, OFFLINE, OK, TODO, UNUSED, Line, distinct, gb
+from vera.config import RunConfig, build
+from vera.errors import DataError, VeraError
+from vera.io import hub, tables
+from vera.io.hub import HubData, HubProblem
+from vera.models.base import Model
+from vera.tasks.base import Task
+
+WEIGHTS_NAMES = ("model.safetensors", "model.safetensors.index.json")
+
+
+def model_line(run: RunConfig, silence: str | None, sizes: dict[str, int]) -> Line:
+    """Where one model comes from, and whether its files are those that are read. Puts what is to be fetched into `sizes`."""
+    model: Model = build(run.model, "model")
+    what = f"model: {model.name}"
+    if model.source_kind != "hub":
+        if model.source_kind == "made here":
+            return Line(UNUSED, what, "made on this machine")
+        try:
+            folder = Path(model.source(Path(run.cache_dir)))
+        except VeraError as error:
+            return Line(TODO, what, str(error), "model.path=/path/to/a/folder in transformers' format")
+        return Line(OK, what, f"{folder}")
+    if hub.cached_commit(model.checkpoint, model.revision) is not None and cached_weights(model):
+        return Line(OK, what, f"{model.checkpoint} is in the cache")
+    if silence:
+        return Line(NETWORK, what, model.checkpoint, f"or model.path=/path/to/{model.checkpoint.rpartition('/')[2]}")
+    try:
+        found = hub.look_up(model.checkpoint, model.revision, "model")
+    except HubProblem as problem:
+        return _refused(what, problem, model.checkpoint, "model.path=")
+    sizes[model.checkpoint] = sum(size for name, size in found.files.items() if name.endswith(".safetensors"))
+    missing = model.lacking(set(found.files))
+    if missing:
+        return Line(
+            TODO, what, f"{model.checkpoint}: {missing}", "another revision, or save_pretrained() to a folder and model.path="
+        )
+    return Line(OK, what, f"{model.checkpoint}@{found.commit[:8]}, {gb(sizes[model.checkpoint])}")
+
+
+def cached_weights(model: Model) -> bool:
+    return any(hub.cached_commit(model.checkpoint, model.revision, name) is not None for name in WEIGHTS_NAMES)
+
+
+def data_line(data: HubData, silence: str | None, sizes: dict[str, int]) -> Line:
+    """Whether a data set is there with the splits and columns that its task reads."""
+    name = f"{data.repository} {data.subset}" if data.subset else data.repository
+    what = f"data: {name}"
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / data.repository.replace("/", "___")
+    files = hub.snapshot(data.repository, data.revision)
+    if files is not None and all(tables.split_files(files, split, data.subset) for split in data.splits):
+        return Line(OK, what, f"in the cache ({files.name[:8]})")
+    if any(folder.glob(f"{data.subset or '*'}/**/*.arrow")):
+        return Line(OK, what, "in the cache")
+    if silence:
+        return Line(NETWORK, what, f"columns {', '.join(data.columns)}", "or task.data_dir=/path/to/the/official/files")
+    try:
+        found = hub.look_up(data.repository, data.revision, "dataset")
+        columns = hub.columns(data.repository, found, data.subset, data.splits)
+    except HubProblem as problem:
+        return _refused(what, problem, data.repository, "task.data_dir=")
+    files = {n: size for n, size in found.files.items() if data.subset is None or data.subset in n.split("/")}
+    sizes[name] = 2 * sum(size for n, size in files.items() if n.endswith(".parquet"))  # the files, and the copy that is read
+    if columns is None:
+        return Line(
+            NOTE, what, f"@{found.commit[:8]}; neither card nor files name columns", "they are checked when a run starts"
+        )
+    for split in data.splits:
+        missing = set(data.columns) - set(columns.get(split, ()))
+        if split not in columns:
+            return Line(TODO, what, f"no split {split!r}; it has {', '.join(columns)}", "task.data_dir=, or another revision")
+        if missing:
+            found_columns = ", ".join(columns[split])
+            return Line(TODO, what, f"{split} has no column {min(missing)!r}; it has {found_columns}", "task.data_dir=")
+    return Line(OK, what, f"@{found.commit[:8]}, {', '.join(data.columns)}")
+
+
+def _refused(what: str, problem: HubProblem, repository: str, instead: str) -> Line:
+    remedies = {
+        "gated": f"ask for access at https://huggingface.co/{repository} and log in with `hf auth login`, or {instead}",
+        "login": "`hf auth login` again, or unset HF_TOKEN",
+        "missing": f"is the name right, and may this account see it (`hf auth whoami`)? Or {instead}",
+        "network": OFFLINE,
+        "other": f"try again later, or {instead}",
+    }
+    return Line(NETWORK if problem.kind == "network" else TODO, what, str(problem), remedies[problem.kind])
+
+
+def local_data(runs: Sequence[RunConfig]) -> list[Line]:
+    """Tasks that read this machine's files: whether these are the expected ones, row by row where that takes seconds."""
+    lines = []
+    for run in distinct(runs, "task"):
+        task: Task = build(run.task, "task")
+        folder = run.task.get("data_dir")
+        if task.hub_data() is not None:
+            continue
+        if folder is None or task.synthetic:
+            lines.append(Line(UNUSED, f"data: {task.name}", "made on this machine"))
+            continue
+        try:
+            task.inspect()
+            lines.append(Line(OK, f"data: {task.name}", str(folder)))
+        except (DataError, OSError) as error:
+            lines.append(Line(TODO, f"data: {task.name}", str(error), "task.data_dir=/path/to/the/official/files"))
+    return lines
