@@ -104,6 +104,61 @@ def test_we_read_what_peft_writes(family, save_projection, tmp_path):
     unmerge(ours)
 
 
+@pytest.mark.parametrize("into", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_pairs_that_peft_rounded_beside_a_half_precision_base(dtype, into, tmp_path):
+    from peft import PeftModel, get_peft_model
+    from peft import VeraConfig as PeftVera
+
+    theirs = get_peft_model(llama().to(dtype), PeftVera(r=8, target_modules=["q_proj", "v_proj"], projection_prng_key=7))
+    with torch.no_grad():
+        for name, value in theirs.named_parameters():
+            if "lambda" in name:
+                value.add_(torch.randn_like(value) * 0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    wanted = logits(PeftModel.from_pretrained(llama().to(into), tmp_path / "theirs").eval())
+    ours = load_adapter(llama().to(into), tmp_path / "theirs").eval()
+    slack = 1e-5 if into == torch.float32 else 0.02 * wanted.abs().max()
+    assert (logits(ours) - wanted).abs().max() <= slack
+    save_adapter(ours, tmp_path / "ours")
+    assert torch.equal(logits(load_adapter(llama().to(into), tmp_path / "ours").eval()), logits(ours))
+    again = logits(PeftModel.from_pretrained(llama().to(into), tmp_path / "ours").eval())
+    assert (again - wanted).abs().max() <= slack
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"target_modules": "all-linear", "task_type": "SEQ_CLS"},
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*attention\.self\.(query|value)"},
+        {"target_modules": "roberta.encoder.layer.1.output.dense"},
+        {"target_modules": ["query"], "layers_to_transform": [1]},
+        {"target_modules": ["query", "value"], "layers_to_transform": 0, "layers_pattern": "layer"},
+    ],
+    ids=lambda choice: " ".join(map(str, choice.values())),
+)
+def test_layers_that_peft_chose_in_any_way(choice, tmp_path):
+    from peft import VeraConfig as PeftVera
+    from peft import get_peft_model
+
+    theirs = get_peft_model(roberta(), PeftVera(r=8, **choice)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    theirs.save_pretrained(tmp_path)
+    ours = load_adapter(roberta(), tmp_path).eval()
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-5, atol=1e-5)
+    assert len(list(vera_layers(ours))) == sum("vera_lambda_d" in name for name, _ in theirs.named_parameters())
+
+
+def test_a_layer_in_a_head_that_is_named_as_a_target_is_refused_for_that_reason():
+    config = VeraConfig(rank=2, targets=("query", "classifier.dense"), modules_to_save=("classifier",))
+    with pytest.raises(AdapterError, match=r"classifier\.dense lies in modules_to_save"):
+        attach(roberta(), config)
+
+
 def test_file_holds_vectors_and_head_alone_and_no_projection(tmp_path):
     model = adapted(train="both")
     save_adapter(model, tmp_path)
