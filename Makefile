@@ -80,7 +80,7 @@ report: setup ## results/report/index.html: claims, tables, figures, the state o
 paper: setup ## tables, figures, claims and report from the records, without torch
 	$(PY) scripts/paper.py
 
-check: setup ## fail when regenerating the tracked tables, figures and report gives something else
+check: setup ## fail when regenerating the tracked tables, figures, report or docs/protocol.md gives something else
 	$(PY) scripts/check.py
 
 digits: setup ## the demo's runs as records of this repository (results/runs)
@@ -133,6 +133,9 @@ table12: setup .venv/instruct ## Table 12: time and memory of LoRA and VeRA on r
 table1: setup ## Table 1 and every other printed count, counted on the full-size models without weights
 	$(PY) scripts/account.py
 	@$(PY) scripts/account.py --show table1
+
+protocol: setup ## each setting of a table's rows: value, source, what other sources print (ARTEFACT=table2)
+	@$(PY) scripts/protocol.py $(ARTEFACT) $(ARGS)
 
 plan: setup ## what the paper's tables and figures need, what is there, what the rest would cost (ARTEFACT=table2)
 	@$(PY) scripts/plan.py $(ARTEFACT) $(ARGS)

@@ -11,6 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from experiments.engine import protocol
+from vera.errors import VeraError
 
 
 def differences(made: Path, tracked: Path, kinds: dict[str, set[str]]) -> list[str]:
@@ -26,6 +30,16 @@ def differences(made: Path, tracked: Path, kinds: dict[str, set[str]]) -> list[s
     return found
 
 
+def settings() -> list[str]:
+    """What is wrong with docs/protocol.md, or with what the recipes say of their sources."""
+    try:
+        made = protocol.page()
+    except VeraError as error:
+        return [str(error)]
+    same = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8") == made
+    return [] if same else ["docs/protocol.md is not what recipes and sources give; run `python scripts/protocol.py --write`"]
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         made = subprocess.run([sys.executable, str(ROOT / "scripts" / "paper.py"), "--out", folder], cwd=ROOT)
@@ -37,8 +51,9 @@ def main() -> int:
         else:
             print("figures and report are not compared: another matplotlib than the tested one draws other bytes")
         problems = differences(Path(folder), ROOT / "results", kinds)
+    problems = [f"{problem} is not what the records give; run `make paper`" for problem in problems] + settings()
     for problem in problems:
-        print(f"error: {problem} is not what the records give; run `make paper`", file=sys.stderr)
+        print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 

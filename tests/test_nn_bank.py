@@ -836,3 +836,38 @@ def test_a_compiled_model_sees_the_batch_of_each_call(tmp_path):
         with bank.use(names):
             assert_rows(compiled(ROWS), found, names)
     assert_rows(compiled(ROWS), found, [None] * 4)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_an_encoder_layer_of_torch_calls_the_bank_and_is_refused_with_rows_second(batch_first, tmp_path):
+    def make():
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=batch_first)
+        return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
+
+    x = torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(0))
+    model = attach(make(), VeraConfig(rank=4, targets=("linear1", "linear2")))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    save_adapter(model, tmp_path / "a")
+    bank = AdapterBank(make())
+    if not batch_first:
+        assert "needs batch_first=True" in bank.load(tmp_path)["a"]
+        return
+    bank.load(tmp_path)
+    got = mixed(bank, ["a", None, "a", None], x)
+    torch.testing.assert_close(got[1::2], make()(x)[1::2])
+    assert not torch.allclose(got[::2], make()(x)[::2], atol=1e-2)
+    torch.testing.assert_close(got[::2], model(x)[::2])
+
+
+def test_a_model_in_a_wrapper_of_torch(tmp_path):
+    found = adapters(tmp_path, Net)
+    compiled = torch.compile(Net(), backend="eager")
+    compiled(ROWS)
+    bank = AdapterBank(compiled)
+    assert bank.load(tmp_path) == {}
+    assert_rows(mixed(bank), found)
+    bank.close()
+    assert_rows(compiled(ROWS), found, [None] * 4)

@@ -14,8 +14,8 @@ UNITS = {"": 1, "K": 1e3, "M": 1e6, "KB": 2**10, "MB": 2**20, "GB": 2**30}
 
 
 def key(row: Row) -> str:
-    """How results/accounting.json calls a row: its overrides without the task."""
-    return " ".join(override for override in row.overrides("") if not override.startswith("task="))
+    """How results/accounting.json calls a row: its overrides without task and training."""
+    return " ".join(override for override in row.overrides("") if not override.startswith(("task=", "train.")))
 
 
 @lru_cache(maxsize=1)

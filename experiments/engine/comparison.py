@@ -34,8 +34,9 @@ STATS = {
 def compare(name: str, asked: Asked) -> list[Table]:
     """results/paper/<name>.yaml against the records: the table, its cells one a line, and VeRA against LoRA seed by seed.
 
-    The statistic is the paper's own for this table unless another is asked for. The second and third table appear with the
-    first record. Raises ConfigError for a row that no config can produce and RecordError for a record without the metric.
+    The statistic is that of the row's own study, where its source says, or the paper's for this table, unless another is asked
+    for. The second and third table appear with the first record. Raises ConfigError for a row that no config can produce and
+    RecordError for a record without the metric.
     """
     published = load(name)
     stat = asked.stat or published.stat
@@ -45,11 +46,11 @@ def compare(name: str, asked: Asked) -> list[Table]:
     averages = any(row.average for row in published.rows)
     for row in published.rows:
         group = published.models[row.model]
-        printed = [row.cells[key] for key in published.columns]
+        printed = [_named(row.cells[key], row, key, published) for key in published.columns]
         rows.append([group, row.label, "paper", row.params or DASH, *printed, *([row.average or DASH] if averages else [])])
         if row.method is not None:
             found = {task: _records(name, row, task, asked) for task in published.tasks()}
-            rows.append(_ours(published, row, found, stat, averages))
+            rows.append(_ours(published, row, found, _like(published, row, asked.stat), averages))
             details += _details(published, row, found)
         elif untrained := _untrained(published, row, asked.cells, averages):
             rows.append(untrained)
@@ -73,6 +74,9 @@ def compare(name: str, asked: Asked) -> list[Table]:
     return tables
 
 
+STUDIES = ["Model", "Method", "Trained", "Run by", "Seeds", "Printed", "Epoch", "Ours beside it"]
+STUDY_NOTE = "A dash: the source does not say, or was not to be had."
+BRIEF = {"median": "median, best epoch", "mean": "mean, best epoch", "last": "median, last epoch", "best": "best seed"}
 DETAILS = [
     "Model",
     "Method",
@@ -99,6 +103,42 @@ def _records(name: str, row: Row, task: str, asked: Asked) -> list[Record]:
     return asked.records(row.overrides(task))
 
 
+def _like(published: Published, row: Row, asked: Statistic | None) -> Statistic:
+    """The statistic of ours that is compared with a row."""
+    own = None if published.scored or row.study is None else row.study.stat
+    return asked or own or published.stat
+
+
+def _comparable(published: Published, row: Row) -> bool:
+    """Whether ours can be of the same epoch as what is printed."""
+    return not (published.scored == "last" and row.study is not None and row.study.epoch == "best")
+
+
+def _named(text: str, row: Row, key: str, published: Published) -> str:
+    """A figure with its metric, where that is not the column's."""
+    metric = row.metrics.get(key)
+    also = published.columns[key].also
+    return f"{text} {also[metric]}" if metric in also and text != DASH else text
+
+
+def studies(name: str, stat: Statistic | None = None) -> list[Table]:
+    """Who ran which row of a published table and how, and what of ours is beside it; [] where no row says so."""
+    published = load(name)
+    lines = [_study(published, row, stat) for row in published.rows if row.study]
+    title = f"Table {published.table}: who ran which row"
+    return [Table(f"{name}_studies", title, STUDIES, lines, [STUDY_NOTE])] if lines else []
+
+
+def _study(published: Published, row: Row, asked: Statistic | None) -> list[str]:
+    study, ours = row.study, BRIEF[_like(published, row, asked)]
+    if not _comparable(published, row):
+        ours += ": not like with like, not compared"
+    elif study.stat is None:
+        ours += "; theirs is not known"
+    known = [str(study.seeds) if study.seeds else DASH, study.over or DASH, study.epoch or DASH]
+    return [published.models[row.model], row.label, row.params or DASH, study.by, *known, ours if row.method else DASH]
+
+
 def _summary(column: Column, records: Sequence[Record], select: str) -> Summary | None:
     records = _scored(column, records, select)
     if not records:
@@ -112,11 +152,11 @@ def _scored(column: Column, records: Sequence[Record], select: str) -> list[Reco
 
 
 def _ours(published: Published, row: Row, found: Cells, stat: Statistic, averages: bool) -> list[str]:
-    summaries = {k: _summary(c, found[c.task], epoch_of(stat)) for k, c in published.columns.items()}
-    values = [
-        _beside(number(summaries[k], c.scale, c.digits, stat), summaries[k], row.cells[k], c, stat)
-        for k, c in published.columns.items()
-    ]
+    columns = published.columns_of(row)
+    summaries = {k: _summary(c, found[c.task], epoch_of(stat)) for k, c in columns.items()}
+    texts = {k: _named(number(summaries[k], c.scale, c.digits, stat), row, k, published) for k, c in columns.items()}
+    compared = _comparable(published, row)
+    values = [_beside(texts[k], summaries[k], row.cells[k] if compared else None, c, stat) for k, c in columns.items()]
     counts = {record.parameters.adapter for records in found.values() for record in records} or trained(row)
     line = [published.models[row.model], row.label, "ours", " / ".join(f"{n:,}" for n in sorted(counts)) or DASH, *values]
     if averages:
@@ -126,10 +166,12 @@ def _ours(published: Published, row: Row, found: Cells, stat: Statistic, average
     return line
 
 
-def _beside(text: str, summary: Summary | None, printed: str, column: Column, stat: Statistic) -> str:
-    """Our figure with its deviation from the printed one."""
+def _beside(text: str, summary: Summary | None, printed: str | None, column: Column, stat: Statistic) -> str:
+    """Our figure with its deviation from the printed one, where there is one to compare with."""
     if summary is None or summary.collapsed:
         return text
+    if printed is None:
+        return Sourced(text, summary.cell)
     value, _, spread = printed.partition("±")
     centre, spread = float(value) / column.scale, float(spread) / column.scale if spread else None
     deviation = column.scale * summary.centre(stat) - float(value)
@@ -148,7 +190,7 @@ def _untrained(published: Published, row: Row, cells: Cells, averages: bool) -> 
 
 def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:
     lines = []
-    for key, column in published.columns.items():
+    for key, column in published.columns_of(row).items():
         best, last = (_summary(column, found[column.task], select) for select in ("best", "last"))
         if best is None or last is None:
             continue
@@ -160,7 +202,7 @@ def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:
             [
                 published.models[row.model],
                 row.label,
-                column.label,
+                _named(column.label, row, key, published),
                 str(best.n),
                 text(best.median),
                 interval(best, column.scale, column.digits),

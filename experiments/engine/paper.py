@@ -6,7 +6,8 @@ import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from experiments.engine import registry
+from experiments.engine import protocol, published, registry
+from experiments.engine.comparison import studies
 from experiments.engine.judged import PAPER_JUDGE, join
 from experiments.engine.published import Statistic
 from experiments.engine.render import Table, latex, markdown
@@ -38,8 +39,12 @@ def heeding(chosen: Sequence[str], given: Collection[str], named: bool) -> list[
 
 
 def tables(asked: Asked, chosen: Collection[str] | None = None) -> dict[str, list[Table]]:
-    """The tables of every artefact (or the chosen ones) by name."""
-    return {name: registry.artefact(name).build(asked) for name in registry.names() if chosen is None or name in chosen}
+    """The tables of every artefact (or the chosen ones) by name, with who ran which row."""
+    made = {name: registry.artefact(name).build(asked) for name in registry.names() if chosen is None or name in chosen}
+    for name in published.names():
+        if name in made:
+            made[name] += studies(name, asked.stat)
+    return made
 
 
 def write(made: dict[str, list[Table]], folder: Path) -> None:
@@ -68,4 +73,6 @@ def paper(results: Path, out: Path, page_alone: bool = False) -> Path:
         if not page_alone:
             write(made, out / "tables")
         vectors = [path for path in pictures if path.suffix == ".svg"]
-        return write_atomic(out / "report" / "index.html", page(made, vectors, asked.cells, results))
+        # On the page the settings of a table's rows lie with it.
+        shown = {n: [*found, *([protocol.table(n)] if n in protocol.ARTEFACTS else [])] for n, found in made.items()}
+        return write_atomic(out / "report" / "index.html", page(shown, vectors, asked.cells, results))

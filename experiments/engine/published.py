@@ -24,12 +24,13 @@ Schema = TypeVar("Schema", bound=Strict)
 class Column(Strict):
     """One measured quantity: a metric of a task's runs, a field of their cost, or a judge's mean score on a question set.
 
-    Printed as scale x value with `digits`.
+    Printed as scale x value with `digits`. also: the task's other metrics that a row may be printed in, and their names.
     """
 
     label: str
     task: str
     metric: str | None = None
+    also: dict[str, str] = {}
     cost: str | None = None
     judged: str | None = None
     scale: float = 1.0
@@ -55,13 +56,15 @@ def judged_metric(questions: str) -> str:
 class Runs(Strict):
     """The runs that fill a row: one model and method, at its recipe but for the keys of `variant`.
 
-    scale  the only scale (conf/scale) at which there is such a row; None for every one.
+    params  the number of trained parameters as printed.
+    scale   the only scale (conf/scale) at which there is such a row; None for every one.
     """
 
     label: str
     model: str
     method: str | None
     variant: dict[str, Any] = {}
+    params: str | None = None
     scale: Literal["paper", "mini"] | None = None
 
     def overrides(self, task: str) -> list[str]:
@@ -69,15 +72,32 @@ class Runs(Strict):
         return [f"model={self.model}", f"task={task}", f"method={self.method}", *(f"{k}={v}" for k, v in self.variant.items())]
 
 
-class Row(Runs):
-    """One published line. params, bytes, cells and average are as printed.
+class Study(Strict):
+    """Who ran a row, on how many seeds, what is printed of them, and of which epoch; None for what its source does not say."""
 
+    by: str
+    seeds: int | None = None
+    over: Literal["median", "mean"] | None = None
+    epoch: Literal["best", "last"] | None = None
+
+    @property
+    def stat(self) -> Statistic | None:
+        """The statistic of ours that is like it."""
+        return "last" if self.epoch == "last" else self.over if self.epoch == "best" else None
+
+
+class Row(Runs):
+    """One published line. bytes, cells and average are as printed.
+
+    source   where the paper has it from.
+    metrics  by column, where the row is printed in another metric than the column's: one of its `also`.
     remark   why a printed count cannot be had from the method's formula.
     """
 
-    params: str | None = None
     bytes: str | None = None
     source: str
+    study: Study | None = None
+    metrics: dict[str, str] = {}
     average: str | None = None
     remark: str | None = None
     cells: dict[str, str]
@@ -107,15 +127,24 @@ class Figure(Strict):
 
 
 class Published(Strict):
-    """One table. stat: what the paper takes over the seeds, and so do we unless asked otherwise."""
+    """One table. stat: what the paper takes over the seeds, and so do we unless a row or the reader says otherwise.
+
+    scored: the only epoch after which the task is scored in full; None for every one.
+    """
 
     table: str
     title: str
     stat: Statistic
+    scored: Literal["last"] | None = None
     models: dict[str, str]
     columns: dict[str, Column] = Field(min_length=1)
     notes: list[str] = []
     rows: list[Row] = Field(min_length=1)
+
+    def columns_of(self, row: Row) -> dict[str, Column]:
+        """The columns with the metrics that a row is printed in."""
+        own = {key: {"metric": metric} for key, metric in row.metrics.items()}
+        return {key: column.model_copy(update=own.get(key)) for key, column in self.columns.items()}
 
     def tasks(self) -> list[str]:
         return list(dict.fromkeys(column.task for column in self.columns.values()))
@@ -129,6 +158,12 @@ def load(name: str, folder: Path | None = None) -> Published:
         if row.cells.keys() != published.columns.keys():
             columns = ", ".join(published.columns)
             raise ConfigError(f"{where}.rows.{index}.cells ({row.label}): has {', '.join(row.cells)}; columns are {columns}")
+        for key, metric in row.metrics.items():
+            column = published.columns.get(key)
+            if column is None or metric not in (column.metric, *column.also):
+                of = "has no such column" if column is None else f"is no metric of {column.task}"
+                there = ", ".join(published.columns if column is None else (column.metric, *column.also))
+                raise ConfigError(f"{where}.rows.{index}.metrics.{key} ({row.label}): {metric!r} {of}; there are {there}")
         if row.model not in published.models:
             raise ConfigError(f"{where}.rows.{index}.model ({row.label}): {row.model!r} is not among `models`")
     return published

@@ -34,7 +34,8 @@ from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Reader
 from .config import VeraConfig
 from .errors import AdapterError
 from .functional import projected
-from .inject import projection_keys, replace_module, target_shapes, vera_layers
+from .inject import projection_keys, replace_module, seen, target_shapes, vera_layers
+from .names import plain_path, unwrapped
 from .projection import Projection
 from .rows import RowWise
 
@@ -238,13 +239,14 @@ class AdapterBank:
         """Lay out the table for the first adapter's kind and wrap the model's layers."""
         self._need_bare()
         targets = self._reader.targets(Path(folder) / CONFIG_FILE, config)
-        saved = heads.find(self.model.named_modules(remove_duplicate=False), config.modules_to_save)
+        modules = unwrapped(self.model).named_modules(remove_duplicate=False)
+        saved = heads.find(((plain_path(path), module) for path, module in modules), config.modules_to_save)
         for path, module in saved.items():
             _check_head(path, module)
         for path, module in targets.items():
             if device_of(module).type == "meta":
                 raise AdapterError(f"{path} has no values yet (meta device): a bank needs them")
-            beside = self.model.get_submodule(path.rpartition(".")[0]).children()
+            beside = [other for parent in self._above(module) for other in parent.children()]
             if any(isinstance(other, nn.MultiheadAttention) and not other.batch_first for other in beside):
                 raise AdapterError(f"{path} has the rows of a batch in its second dimension; a bank needs batch_first=True")
         shapes = target_shapes(targets)
@@ -266,6 +268,8 @@ class AdapterBank:
             if place not in projections:
                 projections[place] = Projection(*key, device=device_of(module), dtype=dtype_of(module))
             wrappers[path] = _Layer(self, path, module, projections[place])
+            if any(isinstance(parent, nn.TransformerEncoderLayer) for parent in self._above(module)):
+                wrappers[path].register_forward_pre_hook(seen)  # as `attach` does
         starts = dict(zip(sizes, accumulate(map(math.prod, sizes.values()), initial=0), strict=False))
         for path, module in saved.items():
             own = [key for key in sizes if key.startswith(f"{path}.") and key not in vectors]
@@ -275,11 +279,15 @@ class AdapterBank:
         self._device = device_of(next(iter(targets.values())))
         self._trained = [module for module in self.model.modules() if module.training]
         for wrapper in wrappers.values():
-            for parent in list(self.model.modules()):  # a module may have several names
+            for parent in self._above(wrapper.base_layer):  # a module may have several names
                 for attribute, child in parent._modules.items():
-                    if child is wrapper.base_layer and parent is not wrapper:
+                    if child is wrapper.base_layer:
                         parent._modules[attribute] = wrapper
         self.model.eval()
+
+    def _above(self, module: nn.Module) -> list[nn.Module]:
+        """The modules of which this one is a part."""
+        return [parent for parent in self.model.modules() if any(child is module for child in parent._modules.values())]
 
     def _row(self, slot: int) -> Tensor:
         rows = len(self._blocks[0])
