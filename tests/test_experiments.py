@@ -343,7 +343,7 @@ def test_a_collapsed_seed_is_the_worst_rank_and_is_counted(tmp_path):
     assert number(summarise_records([*fine[:2], *lost, *lost[:1]]), 100) == "collapsed (3 of 5 collapsed)"
     assert common([*fine, *lost], fine) == ([0.9, 0.91, 0.92], [0.9, 0.91, 0.92])
     assert common([*fine, *lost], [*fine, *lost]) == ([], [])
-    tables = compare("table2", by_cell(*fine, *lost))
+    tables = compare("table2", Asked(by_cell(*fine, *lost)))
     row = next(row for row in tables[0].rows if row[:3] == ["Base", "VeRA", "ours"])
     assert "90.0 (2 of 5 collapsed)" in row and any("count as the worst" in note for note in notes_of(tables[0]))
 

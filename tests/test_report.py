@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from experiments.engine import report
-from experiments.engine.paper import ask, draw, tables
+from experiments.engine.paper import ask, draw, tables, write_page
 from experiments.engine.plan import Plan
 from experiments.engine.render import DASH, Sourced, Table
 from scripts.check import differences
@@ -166,7 +166,7 @@ def test_records_hold_no_markup_in_the_source(page):
 def test_equal_records_give_equal_bytes(folder, page, tmp_path):
     asked = ask(folder)
     pictures = [path for path in draw(asked, tmp_path) if path.suffix == ".svg"]
-    assert report.page(tables(asked), pictures, asked.cells, folder).encode() == page.read_bytes()
+    assert write_page(tables(asked), pictures, asked, tmp_path).read_bytes() == page.read_bytes()
 
 
 def test_colours_follow_the_test():

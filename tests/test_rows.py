@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from experiments.engine import registry
+from experiments.engine.render import INTERVAL
 from experiments.engine.rows import Asked
 from experiments.engine.sweeps import cells, read_sweep
 from tests.test_experiments import by_cell, record
@@ -60,7 +61,7 @@ def test_the_columns_and_notes_say_which_statistic_it_is():
     found = by_cell(*runs(CELLS["digits"]))
     (last,), (mean,) = (registry.artefact("digits").build(Asked(found, stat=stat)) for stat in ("last", "mean"))
     assert "Best epoch" not in last.columns and last.columns.count("Last epoch") == 1
-    assert "95% interval of the median" in mean.columns and "Mean over seeds" in mean.notes[0]
+    assert INTERVAL in mean.columns and "Mean over seeds" in mean.notes[0]
 
 
 @pytest.mark.parametrize("name", CELLS)

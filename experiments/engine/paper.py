@@ -72,7 +72,11 @@ def paper(results: Path, out: Path, page_alone: bool = False) -> Path:
         pictures = draw(asked, Path(scratch) if page_alone else out / "figures")
         if not page_alone:
             write(made, out / "tables")
-        vectors = [path for path in pictures if path.suffix == ".svg"]
-        # On the page the settings of a table's rows lie with it.
-        shown = {n: [*found, *([protocol.table(n)] if n in protocol.ARTEFACTS else [])] for n, found in made.items()}
-        return write_atomic(out / "report" / "index.html", page(shown, vectors, asked.cells, results))
+        return write_page(made, pictures, asked, out)
+
+
+def write_page(made: dict[str, list[Table]], pictures: Sequence[Path], asked: Asked, out: Path) -> Path:
+    """out/report/index.html, where the settings of a table's rows lie with it."""
+    shown = {n: [*found, *([protocol.table(n)] if n in protocol.ARTEFACTS else [])] for n, found in made.items()}
+    vectors = [path for path in pictures if path.suffix == ".svg"]
+    return write_atomic(out / "report" / "index.html", page(shown, vectors, asked.cells, asked.results))

@@ -112,10 +112,9 @@ def score(metric: str, scale: float, digits: int) -> Column:
 def scores(stat: Statistic | None, intervals: bool = True) -> dict[str, Column]:
     """Best epoch, its interval, last epoch; with --stat last that epoch alone."""
     title = "Last epoch" if stat == "last" else "Best epoch"
-    of_median = " of the median" if stat in ("mean", "best") else ""
     columns: dict[str, Column] = {title: Entry.printed}
     if intervals:
-        columns[f"{INTERVAL}{of_median}"] = lambda entry: interval(entry.summary(), entry.scale, entry.digits)
+        columns[INTERVAL] = lambda entry: interval(entry.summary(), entry.scale, entry.digits)
     return {**columns, "Last epoch": lambda entry: entry.printed("last")} if stat != "last" else columns
 
 
