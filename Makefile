@@ -101,7 +101,7 @@ minilm-methods: setup ## MiniLM on STS-B with every method x 5 seeds, small budg
 images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds
 	$(PY) scripts/train.py sweep=images $(CHOSEN) $(ARGS)
 
-ablations: setup ## Tables 6 and 7, Figures 2 to 5 with RoBERTa-large (ARGS='artefacts=[table6a]' for one of them)
+ablations: setup ## Tables 6 and 7, Figures 2 to 5 with RoBERTa-large (ARGS='artefacts=table6a' for one of them)
 	$(PY) scripts/train.py sweep=ablations $(CHOSEN) $(ARGS)
 	$(PY) scripts/analyse.py
 

@@ -12,7 +12,7 @@ from experiments.engine import status, sweeps
 from tests.conftest import ROOT
 from vera.runs.workers import FOLDER, acquire
 
-SWEEP = "ablations artefacts=[table6a] scale=mini"  # three cells, five seeds
+SWEEP = "ablations artefacts=table6a scale=mini"  # three cells, five seeds
 
 
 def names():

@@ -111,7 +111,7 @@ def own_sweeps() -> list[Sweep]:
 def _parts(sweep: Sweep) -> list[Sweep]:
     if len(sweep.artefacts) < 2:
         return [sweep]
-    return [sweep.model_copy(update={"artefacts": [a], "given": (f"artefacts=[{a}]",)}) for a in sweep.artefacts]
+    return [sweep.model_copy(update={"artefacts": [a], "given": (f"artefacts={a}",)}) for a in sweep.artefacts]
 
 
 def prepare() -> None:
@@ -151,7 +151,7 @@ def jobs(overrides: Sequence[Override], artefacts: Sequence[str]) -> list[list[s
     """The overrides of each run: rows of the artefacts (or, without one, all values of the axes) x all values of other keys.
 
     model, task and method choose among the rows; a value that no row has takes their place, so that a method without a row runs
-    once on each model and task of the rows. Any other key that is given counts more than a row's variant. `artefacts=[...]`
+    once on each model and task of the rows. Any other key that is given counts more than a row's variant. `artefacts=`
     among the overrides counts more than `artefacts`. Raises ConfigError.
     """
     given = {override.get_key_element(): override for override in overrides}  # as in Hydra, the last one of a key counts
