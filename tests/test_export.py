@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 from tests.conftest import REHEARSAL, ROOT
 from vera.config import build
 from vera.config import compose as compose_run
-from vera.errors import AdapterError, ConfigError, ModelError, RecordError
+from vera.errors import ConfigError, ModelError, RecordError
 from vera.run import execute
 from vera.runs.store import Store
 from vera.seeds import seed_everything
@@ -28,9 +28,9 @@ RUNS = {
     "adalora": ["model=roberta_base", "task=rte", "method=adalora", "method.interval=1"],
     "full": ["model=roberta_base", "task=rte", "method=full"],
     "adapter": ["model=roberta_base", "task=rte", "method=adapter_p"],
-    "gpt2 vera": ["model=gpt2_medium", "task=alpaca", "method=vera", "train.lr=1.0"],
-    "gpt2 lora": ["model=gpt2_medium", "task=alpaca", "method=lora"],
-    "gpt2 ia3": ["model=gpt2_medium", "task=alpaca", "method=ia3"],
+    "gpt2 vera": ["model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=vera", "train.lr=1.0"],
+    "gpt2 lora": ["model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=lora"],
+    "gpt2 ia3": ["model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=ia3"],
     "vit": ["model=vit_base", "task=cifar100", "method=vera"],
     "llama": ["model=llama2_7b", "task=alpaca", "model.quantisation=none", "method=vera", "train.lr=1.0"],
 }
@@ -226,4 +226,4 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tmp_path, cache):
     weights = broken / "best/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
     before = list(tmp_path.iterdir())
-    refused(AdapterError, "truncated", record, out, "lora", work=tmp_path / "work")
+    refused(ModelError, "holds the weights of another run", record, out, "lora", work=tmp_path / "work")
