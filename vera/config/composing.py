@@ -33,11 +33,12 @@ def recipe(method: str, model: str) -> str:
     """Which yaml of conf/recipe holds a method's settings on a model.
 
     <method>_<model>; or <model>, which then has those of every method; or <method>_<family>, where the family is the module of
-    the model's class. The first of them, which does not exist, where none does.
+    the model's class and the model is called after it. The first of them, which does not exist, where none does.
     """
     path = CONF_DIR / "model" / f"{model}.yaml"
     target = re.search(r"^_target_:.*\.(\w+)\.\w+", path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
-    names = (f"{method}_{model}", model, f"{method}_{target.group(1)}" if target else "")
+    family = target.group(1) if target and model.startswith(target.group(1)) else ""
+    names = (f"{method}_{model}", model, f"{method}_{family}")
     return next((name for name in names if (CONF_DIR / "recipe" / f"{name}.yaml").is_file()), names[0])
 
 
