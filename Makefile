@@ -57,9 +57,10 @@ test-launchers: setup ## the digits sweep through joblib, submitit, Ray and two 
 	$(PY) tests/system/launchers.py $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
 
-lint: setup ## ruff
+lint: setup ## ruff, and mypy over vera/ and experiments/
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: setup ## rewrite with ruff
 	$(PY) -m ruff check --fix .

@@ -7,7 +7,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from experiments.engine.sweeps import jobs
-from vera.runs import sweep
+from vera.runs import screen, sweep
 
 
 class VeraSweeper(BasicSweeper):
@@ -20,4 +20,5 @@ class VeraSweeper(BasicSweeper):
         left = jobs(overrides, OmegaConf.select(self.config, "artefacts") or [])
         if sweep.skip is not None:
             left = [job for job in left if not sweep.skip(job)]
+        screen.expect(len(left))
         return list(self.split_overrides_to_chunks(left, max_batch_size)) if left else []

@@ -6,6 +6,7 @@ python scripts/plan.py --commands         how to run what is missing
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def main() -> int:
             for sweep, found in wanted:
                 status = plan.status(found)
                 if status.missing or status.failed:
-                    print(" ".join(["python scripts/train.py", f"sweep={sweep.label}", *of_runs]))
+                    print(shlex.join(["python", "scripts/train.py", f"sweep={sweep.name}", *sweep.given, *of_runs]))
             for one in judged:
                 print(*one.commands(str(options.results), of_judge), sep="\n")
             return 0

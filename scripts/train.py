@@ -33,12 +33,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
 from vera.config.paths import readable
 from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, redacted
 from vera.io.files import write_atomic
-from vera.runs import interrupt, sources, sweep, workers
+from vera.runs import interrupt, screen, sources, sweep, workers
 from vera.runs.record import Record
 from vera.runs.store import Store
 
@@ -61,12 +62,13 @@ def train(cfg: DictConfig, run: RunConfig) -> str:
     store = Store(run.results_dir)
     record = None if workers.launched() > 1 else store.find(run.run_name)  # several processes decide together
     if record is not None and not workers.remains(store.root, run.run_name) and not sources.unknown(run, record):
-        return line(record, already(run, record))
+        return line(run, record, already(run, record))
     done = store.path(run.run_name).exists()
     from vera.run import execute  # brings torch, which a finished run does not need
 
-    record = execute(run, sys.stderr.isatty() if run.progress == "auto" else run.progress)
-    return line(record, already(run, record) if done else f"{time.monotonic() - began:.1f} s")
+    with screen.shown(label(run), run.progress if os.environ.get("RANK", "0") == "0" else False):
+        record = execute(run)
+    return line(run, record, already(run, record) if done else f"{time.monotonic() - began:.1f} s")
 
 
 def already(run: RunConfig, record: Record) -> str:
@@ -80,18 +82,23 @@ def skip(overrides: list[str]) -> bool:
     found = sweep.finished(overrides)
     if found is not None:
         run, record = found
-        log.info("%s", line(record, already(run, record)))
+        log.info("%s", line(run, record, already(run, record)))
     return found is not None
 
 
-def line(record: Record, remark: str) -> str:
+def line(run: RunConfig, record: Record, remark: str) -> str:
     """A record as one line."""
     if record.collapsed is not None:
         return f"{record.name}  collapsed: {record.collapsed}  {remark}"
     best, last = record.scores.best, record.scores.last
     primary = record.scores.primary
     outcome = f"{primary} {best.metrics[primary]:.4f} (best, epoch {best.epoch}) {last.metrics[primary]:.4f} (last)"
-    return f"{record.name}  {outcome}  {remark}"
+    return f"{label(run)}  {outcome}  {remark}"
+
+
+def label(run: RunConfig) -> str:
+    """A run's name, and what tells it from other variants of its model, task and method."""
+    return f"{run.run_name}  {run.variant}" if run.variant else run.run_name
 
 
 def each(work: Work, lines: str | None = None) -> Callable[[], None]:
@@ -269,7 +276,7 @@ def main(work: Work = train) -> int:
     except interrupt.Interrupted as left:
         log.error("%s", left)
         return left.status
-    except (HydraException, OmegaConfBaseException, ValueError, ConfigError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, ConfigError) as error:
         log.error("error: %s", redacted(explain(error)))
         return 2
     except OSError as error:  # Hydra's own folder on a full disk

@@ -90,7 +90,7 @@ def test_tsv(fuzz, name, valid, tmp_path):
 
     def check(data):
         (tmp_path / "train.tsv").write_bytes(data)
-        found = tried("TSV (GLUE)", task.rows)
+        found = tried("TSV (GLUE)", task.source_rows)
         if found is not None:
             rows = found[0]["train"]
             labels = SUBSETS[name].labels
@@ -609,7 +609,7 @@ def test_what_is_counted_is_what_was_tried(monkeypatch):
 @pytest.mark.parametrize("text", [b"[" * 100_000, b'[{"instruction": "\\ud800", "output": "x"}]', b"9" * 5000])
 def test_instructions_that_no_text_can_hold(text, tmp_path):
     (tmp_path / "alpaca_data.json").write_bytes(text)
-    with pytest.raises(DataError, match="is not a JSON file"):
+    with pytest.raises(DataError, match=r"is not (a )?JSON"):
         read_rows(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -133,6 +134,8 @@ def test_the_script_prints_the_plan_and_the_commands(tmp_path):
 
     assert "glue_large" in run("table2").stdout
     assert "python scripts/train.py sweep=glue_large" in run("--commands").stdout
+    (line,) = run("demo", "--commands", "--with", "model.path=/data/my model").stdout.splitlines()
+    assert shlex.split(line)[-1] == "model.path=/data/my model"
     wrong = run("nothing")
     assert (
         wrong.returncode == 1

@@ -7,6 +7,7 @@ import yaml
 
 from experiments.engine import protocol, published
 from experiments.engine.comparison import compare, studies
+from experiments.engine.rows import Asked
 from tests.conftest import ROOT
 from vera.config import CONF_DIR, choices, compose, resolve
 from vera.errors import ConfigError
@@ -212,7 +213,7 @@ def test_bitfit_is_shown_and_compared_on_its_own_metrics(monkeypatch):
     metrics = {"accuracy": 0.80, "f1": 0.927}
     for scored in (made.scores.best, made.scores.last):
         scored.metrics.update(metrics)
-    table, *_ = compare("table2", by_cell(made))
+    table, *_ = compare("table2", Asked(by_cell(made)))
     lines = {row[2]: row for row in table.rows if row[:2] == ["Base", "BitFit"]}
     at = table.columns.index("MRPC")
     assert lines["paper"][at] == "92.7 F1" and lines["ours"][at] == "92.7 (n=1) F1"

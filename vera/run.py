@@ -12,14 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from vera.config import CONF_DIR, RunConfig, build, check_modality, group_marks
 from vera.errors import Claimed, OutOfStep, RecordError, TrainingError, VeraError, redacted
 from vera.io.files import remove_temporaries
 from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
-from vera.runs import interrupt, sources, workers
+from vera.runs import interrupt, screen, sources, workers
 from vera.runs import record as records
 from vera.runs.record import LOCAL, Failure, Record
 from vera.runs.store import Store, output_path
@@ -48,7 +46,7 @@ PACKAGES = (
 )
 
 
-def execute(run: RunConfig, show_progress: bool = False) -> Record:
+def execute(run: RunConfig) -> Record:
     """The record of a run. A finished run is never repeated, an unfinished one goes on; what killed workers left is removed.
 
     Any failure is written to results_dir/failed and raised as a VeraError; only Claimed (another worker has the run), and an
@@ -96,15 +94,13 @@ def execute(run: RunConfig, show_progress: bool = False) -> Record:
     answer = processes.on_main(begin)
     if answer is None:
         with claim or nullcontext():
-            return _compute(run, store, work, claim, show_progress and processes.main, processes)
+            return _compute(run, store, work, claim, processes)
     if "claimed" in answer:
         raise Claimed(answer["claimed"])
     return records.parse(answer["record"], name)
 
 
-def _compute(
-    run: RunConfig, store: Store, work: Path, claim: workers.Claim | None, show_progress: bool, processes: Processes
-) -> Record:
+def _compute(run: RunConfig, store: Store, work: Path, claim: workers.Claim | None, processes: Processes) -> Record:
     """Train, and write the record or the failure, as long as the claim holds (the main process's; the others have none)."""
 
     def keep() -> None:
@@ -115,7 +111,7 @@ def _compute(
     try:
         work.mkdir(parents=True, exist_ok=True)
         with interrupt.deferred():  # what is trained is written
-            record, files = _train(run, work, claim, show_progress, processes)
+            record, files = _train(run, work, claim, processes)
             processes.on_main(keep)
         return record
     except Claimed:
@@ -146,6 +142,7 @@ def check_sources(run: RunConfig, record: Record) -> None:
     missing = sources.unknown(run, record)
     if not missing:
         return
+    screen.doing("loading the backbone")
     backbone, task = _load(run)
     found = {"model": backbone.fingerprint, "task": task.load(backbone, run.seed).fingerprint}
     for source in missing:
@@ -160,6 +157,7 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
     read = sources.local(run)
     backbone, task = _load(run)
     method.attach(backbone, build(run.model, "model"))
+    screen.doing("preparing the data")
     data = task.load(backbone, run.seed)
     for source in read.values():
         sources.remember(run, source, {"model": backbone.fingerprint, "task": data.fingerprint}[source.group])
@@ -176,9 +174,7 @@ def _load(run: RunConfig) -> tuple[Backbone, Task]:
     return model_config.load(task.outputs, Path(run.cache_dir)), task
 
 
-def _train(
-    run: RunConfig, work: Path, claim: workers.Claim | None, show_progress: bool, processes: Processes
-) -> tuple[Record, dict[str, str]]:
+def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: Processes) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
     started = now()
     tracker = build(run.tracker, "tracker") if processes.main else NoTracker()
@@ -190,16 +186,15 @@ def _train(
     parameters = count(method.parameter_groups(backbone), backbone.model)
     tracker.start(run.run_name, _identity(run))
     try:
-        with _bar(run.run_name, show_progress) as show:
 
-            def on_progress(step: int, total: int, loss: float | None) -> None:
-                if claim is not None:
-                    claim.progress(step, total)
-                show(step, total, loss)
+        def on_progress(step: int, total: int, loss: float | None) -> None:
+            if claim is not None:
+                claim.progress(step, total)
+            screen.trained(step, total, loss)
 
-            before_write = (lambda: None) if claim is None else claim.check
-            loop = Loop(run, backbone, method, task, data, work, on_progress, tracker.log, before_write)
-            loop.fit()
+        before_write = (lambda: None) if claim is None else claim.check
+        loop = Loop(run, backbone, method, task, data, work, on_progress, tracker.log, before_write)
+        loop.fit()
     finally:
         tracker.finish()
     scores, collapsed = _scores(loop.history, task.primary, loop.collapsed)
@@ -297,25 +292,3 @@ def code() -> dict[str, Any]:
 
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-class _bar:
-    """A progress bar as a context; its value is a callback (step, total, loss) that does nothing when not shown."""
-
-    def __init__(self, name: str, show: bool):
-        self.progress = None
-        self.name = name
-        if show:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.progress = Progress(*columns, TextColumn("loss {task.fields[loss]}"), transient=True)
-
-    def __enter__(self):
-        if self.progress is None:
-            return lambda step, total, loss: None
-        self.progress.start()
-        bar = self.progress.add_task(self.name, total=None, loss="-")
-        return lambda step, total, loss: self.progress.update(bar, completed=step, total=total, loss=f"{loss:.3f}")
-
-    def __exit__(self, *error):
-        if self.progress is not None:
-            self.progress.stop()

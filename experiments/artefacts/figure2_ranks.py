@@ -14,7 +14,7 @@ from experiments.engine.render import Table
 from experiments.engine.rows import Asked, Entry, n, over_seeds, rows, scores, trained
 from experiments.engine.verdicts import Line, Part, decide
 
-RANKS = {row.method: row.grid["method.rank"] for row in published("figure2").rows}
+RANKS = {str(row.method): row.grid["method.rank"] for row in published("figure2").rows}
 LABELS = {"vera": "VeRA", "lora": "LoRA"}
 
 

@@ -26,7 +26,7 @@ def _better_e2e(claim: Claim, asked: Asked) -> list[Line]:
     small = []
     for metric, (scale, digits) in e2e_mini.METRICS.items():
         sides = (["model=gpt2_mini", "task=e2e", f"method={method}"] for method in ("vera", "lora"))
-        small.append(Part(metric, list(by_seed(asked, *sides, metric, "last").values()), scale, digits))
+        small.append(Part(metric, list(by_seed(asked, *sides, metric=metric, select="last").values()), scale, digits))
     paper = f"higher in {sum(higher)} of {len(higher)} printed cells"
     return [
         decide("GPT-2 medium and large", paper, parts, "better"),

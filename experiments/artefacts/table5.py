@@ -21,13 +21,12 @@ def _same_images(claim: Claim, asked: Asked) -> list[Line]:
     published, parts, paper = load("table5"), [], []
     for model, label in published.models.items():
         vera, lora = (row_of("table5", model, method) for method in ("vera", "lora"))
-        each = [
-            by_seed(asked, *(r.overrides(c.task) for r in (vera, lora)), c.metric, "last") for c in published.columns.values()
-        ]
+        sides = ((vera.overrides(c.task), lora.overrides(c.task), c.metric) for c in published.columns.values())
+        each = [by_seed(asked, *side, "last") for side in sides]
         parts.append(Part(label, mean_over(each)))
         gap = statistics.fmean(printed_mean(vera.cells[key]) - printed_mean(lora.cells[key]) for key in published.columns)
         paper.append(f"{label} {gap:+.1f}")
-    mini = by_seed(asked, *([*miniature.OVERRIDES, f"method={m}"] for m in ("vera", "lora")), None, "last")
+    mini = by_seed(asked, *([*miniature.OVERRIDES, f"method={m}"] for m in ("vera", "lora")), select="last")
     text = "; ".join(paper)
     return [
         decide("mean over four data sets (accuracy, points)", text, parts, "not worse", claim.margin),

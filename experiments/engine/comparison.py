@@ -172,8 +172,8 @@ def _beside(text: str, summary: Summary | None, printed: str | None, column: Col
         return text
     if printed is None:
         return Sourced(text, summary.cell)
-    value, _, spread = printed.partition("±")
-    centre, spread = float(value) / column.scale, float(spread) / column.scale if spread else None
+    value, _, beside = printed.partition("±")
+    centre, spread = float(value) / column.scale, float(beside) / column.scale if beside else None
     deviation = column.scale * summary.centre(stat) - float(value)
     return Sourced(text, summary.cell, deviation, deviation_p(summary.values, centre, spread))
 

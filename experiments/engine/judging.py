@@ -159,4 +159,5 @@ def _tokens(judged: Sequence[Judged], settings: JudgeSettings) -> tuple[float, f
     if not costs:
         return settings.tokens.prompt, settings.tokens.completion
     requests = sum(cost["requests"] for cost in costs)
-    return tuple(sum(cost[key] for cost in costs) / requests for key in ("prompt_tokens", "completion_tokens"))
+    prompt, completion = (sum(cost[key] for cost in costs) / requests for key in ("prompt_tokens", "completion_tokens"))
+    return prompt, completion

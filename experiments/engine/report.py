@@ -155,8 +155,8 @@ def _sweeps(found: Cells, results: Path) -> list[dict[str, Any]]:
     states = [_recorded(records) for records in others if records]
     if states:
         count = str(sum(map(len, others)))
-        line = [count, count, "0", "0", DASH, "recorded"]
-        listed.append({"name": "in no sweep", "fills": "", "line": line, "cells": states})
+        recorded = [count, count, "0", "0", DASH, "recorded"]
+        listed.append({"name": "in no sweep", "fills": "", "line": recorded, "cells": states})
     return listed
 
 

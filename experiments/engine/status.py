@@ -15,6 +15,7 @@ from rich.text import Text
 from experiments.engine.plan import failure
 from experiments.engine.render import DASH
 from vera.runs import workers
+from vera.runs.screen import duration
 from vera.runs.workers import Held
 
 SHOWN_FAILURES = 20
@@ -88,15 +89,6 @@ def _running(running: dict[str, Held]) -> Table:
             note = "silent; whoever comes takes over"
         table.add_row(name, f"{holder.host} {holder.pid}", holder.started, f"{duration(age)} ago", step, note)
     return table
-
-
-def duration(seconds: float) -> str:
-    """42 s, 3 min 20 s, 5 h 12 min, 2 d 3 h."""
-    whole = round(seconds)
-    for size, unit, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // smaller} {small}"
-    return f"{whole} s"
 
 
 def _right(name: str) -> Column:

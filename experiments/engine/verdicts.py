@@ -88,13 +88,20 @@ def _estimate(differences: Sequence[float]) -> Difference:
 
 
 def _supporting(differences: Sequence[float], kind: Kind, margin: float) -> float:
-    above = exceeds_p(differences, -margin if kind != "better" else 0.0)
-    return max(above, exceeds_p([-d for d in differences], -margin)) if kind == "equal" else above
+    above = _exceeds(differences, -margin if kind != "better" else 0.0)
+    return max(above, _exceeds([-d for d in differences], -margin)) if kind == "equal" else above
 
 
 def _refuting(differences: Sequence[float], kind: Kind, margin: float) -> float:
-    below = exceeds_p([-d for d in differences], margin if kind != "better" else 0.0)
-    return min(1.0, 2 * min(below, exceeds_p(differences, margin))) if kind == "equal" else below
+    below = _exceeds([-d for d in differences], margin if kind != "better" else 0.0)
+    return min(1.0, 2 * min(below, _exceeds(differences, margin))) if kind == "equal" else below
+
+
+def _exceeds(differences: Sequence[float], bound: float) -> float:
+    """exceeds_p of as many pairs as decide anything."""
+    p = exceeds_p(differences, bound)
+    assert p is not None, "one pair has no p value"
+    return p
 
 
 def verdict(lines: Sequence[Line]) -> tuple[str, Line]:

@@ -33,12 +33,14 @@ def recipe(method: str, model: str) -> str:
     """Which yaml of conf/recipe holds a method's settings on a model.
 
     <method>_<model>; or <model>, which then has those of every method; or <method>_<family>, where the family is the module of
-    the model's class and the model is called after it. The first of them, which does not exist, where none does.
+    the model's class, for a model that can be trained (GPT-3 has no checkpoint, it is counted alone). The first of them, which
+    does not exist, where none does.
     """
     path = CONF_DIR / "model" / f"{model}.yaml"
-    target = re.search(r"^_target_:.*\.(\w+)\.\w+", path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
-    family = target.group(1) if target and model.startswith(target.group(1)) else ""
-    names = (f"{method}_{model}", model, f"{method}_{family}")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    published = re.search(r"^checkpoint: (?!null)\S", text, re.MULTILINE)
+    target = re.search(r"^_target_:.*\.(\w+)\.\w+", text, re.MULTILINE) if published else None
+    names = (f"{method}_{model}", model, f"{method}_{target.group(1)}" if target else "")
     return next((name for name in names if (CONF_DIR / "recipe" / f"{name}.yaml").is_file()), names[0])
 
 
@@ -64,7 +66,7 @@ _PURE = {
     "recipe",
 }
 _RESOLVER = re.compile(r"\$\{\s*([A-Za-z_][\w.]*)\s*:")
-_KEYS = RunConfig.model_fields.keys() - {"follows_seed", "unhashed"}  # which are found, not given
+_KEYS = RunConfig.model_fields.keys() - {"follows_seed", "unhashed", "variant"}  # which are found, not given
 _READ = {*_KEYS, "answers", "models_dir", "data_root"}  # at the top level; the others there are what a recipe refers to
 _GIVEN = re.compile(r"[+~]*(?:model|task|method|train)\.(?:neutral|version)\b")
 
@@ -135,13 +137,26 @@ def _checked(cfg: DictConfig, overrides: Sequence[str]) -> tuple[RunConfig, list
             _check_name(known[group], group)
     run = checked(RunConfig, {**known, "unhashed": [key for key in unhashed if not key.startswith("tracker.")]})
     following = _following(cfg, resolved, run.seed)
-    run = run.model_copy(update={"follows_seed": _only_the_seed(following, run)})
+    run = run.model_copy(update={"follows_seed": _only_the_seed(following, run), "variant": _variant(run, overrides)})
     try:
         _ = run.cell_id
     except (ValueError, TypeError, AttributeError) as error:  # a number that is not finite, half a surrogate pair
         raise ConfigError(f"the configuration has no identity: {error}") from None
     _check_recipe(recipe(run.method["name"], run.model["name"]))
     return run, [dotted for dotted, _, _ in following]
+
+
+def _variant(run: RunConfig, overrides: Sequence[str]) -> str:
+    """The overrides that tell this run from others of its model, task and method, as a person reads them."""
+    said = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        group, _, name = key.partition(".")
+        if name and group in GROUPS:
+            target = "TrainConfig" if group == "train" else str(getattr(run, group).get("_target_"))
+            if name.partition(".")[0] not in marks(group, target):
+                said[name if group == "method" else key] = value
+    return " ".join(f"{key}={value}" for key, value in said.items())
 
 
 def _refuse_unread(cfg: DictConfig, resolved: dict[str, Any], overrides: Sequence[str]) -> None:

@@ -107,6 +107,7 @@ class RunConfig(Strict):
     progress: bool | Literal["auto"]
     claim_timeout: float = Field(ge=1)
     follows_seed: list[str] = []
+    variant: str = ""  # what was set beside the choices of groups, such as rank=4: for a person, no part of the identity
     unhashed: list[str] = []
 
     @field_validator(*GROUPS[:3])

@@ -34,7 +34,7 @@ class Backbone:
     """
 
     model: nn.Module
-    preprocess: Callable[..., Any]
+    preprocess: Any
     head: tuple[str, ...]
     source: str
     commit: str | None

@@ -13,6 +13,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, NoRepe
 from vera.config import Strict
 from vera.errors import ConfigError
 from vera.models.base import Backbone
+from vera.runs import screen
 
 
 class Decoding(Strict):
@@ -104,6 +105,7 @@ def generate_ids(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     written: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
+        screen.doing("writing texts", start, len(order))
         rows = order[start : start + batch_size]
         inputs = tokenizer.pad(
             {"input_ids": [prompts[row] for row in rows]}, padding_side="left", return_tensors="pt", verbose=False

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from vera.errors import DataError
 from vera.io.cache import make_folder
 from vera.models.image import Pixels
+from vera.runs import screen
 from vera.tasks.image_rows import Rows
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, worker
     )
     digest, bad, shape, broken_exif = hashlib.sha256(), [], None, 0
     with (folder / PIXELS).open("wb") as file:
-        for batch in loader:
+        for index, batch in enumerate(loader):
+            screen.doing("decoding images", index * BATCH, len(wanted))
             for image in batch:
                 if isinstance(image, str):
                     bad.append(image)

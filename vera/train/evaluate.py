@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vera.methods.base import Method
 from vera.models.base import Backbone
-from vera.runs import interrupt
+from vera.runs import interrupt, screen
 from vera.tasks.base import Data, Final, Task
 from vera.train.processes import Processes
 
@@ -46,7 +46,8 @@ def predict(
         share = batches[processes.rank :: processes.count]
         if processes.sharded:  # every forward pass needs all processes: some repeat a batch
             share += [batches[0]] * (-(-len(batches) // processes.count) - len(share))
-        for rows in share:
+        for index, rows in enumerate(share):
+            screen.doing("evaluating", index * batch_size, len(share) * batch_size)
             batch = data.collate([data.evaluation[row] for row in rows])
             batch = {key: value.to(accelerator.device) for key, value in batch.items()}
             with accelerator.autocast():

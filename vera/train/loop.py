@@ -27,7 +27,7 @@ from vera.errors import Collapsed, ConfigError, TrainingError
 from vera.io.files import move_folder, write_atomic
 from vera.methods.base import Method
 from vera.models.base import Backbone
-from vera.runs import interrupt
+from vera.runs import interrupt, screen
 from vera.runs.kept import weights_hash
 from vera.seeds import generator, seed_everything
 from vera.tasks.base import Data, Final, Task
@@ -239,6 +239,8 @@ class Loop:
         train_loss = self.processes.sum(self.loss_sum.item())[0] / steps
         self.loss_sum.zero_()
         self.history.append({"epoch": epoch, "step": self.step, "train_loss": train_loss, "metrics": metrics})
+        primary = self.task.primary
+        screen.scored(epoch, -(-self.total // self.steps_per_epoch), primary, metrics.get(primary))
         defined = {f"eval/{key}": value for key, value in metrics.items() if value is not None}
         self.on_log({**defined, "train/epoch_loss": train_loss}, self.step)
         if self.config.save and best_epoch(self.history, self.task.primary) == epoch:
