@@ -2,7 +2,7 @@
 
 python tests/system/decoding.py model=gpt2_mini task=e2e method=vera seed=0 task.data_dir=/path/to/e2e
 python tests/system/decoding.py --prompts 300 ...     how many of the test inputs (default: all)
-python tests/system/decoding.py --searches ...        transformers' search against Hu et al.'s: what differs, and the scores of both
+python tests/system/decoding.py --searches ...        transformers' search against Hu et al.'s: what differs, and both scored
 
 n-gram blocking is off in both: transformers' own forbids copies out of the prompt, the task's does not. The calls are timed in
 turns, a batch each.
