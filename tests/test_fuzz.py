@@ -34,8 +34,8 @@ from vera.judge.questions import parse_questions, parse_turns
 from vera.judge.sources import Found
 from vera.judge.verdicts import read_verdict
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, save_adapter
-from vera.runs.record import Failure, parse
-from vera.runs.store import Store
+from vera.records.record import Failure, parse
+from vera.records.store import Store
 from vera.tasks.alpaca import read_rows
 from vera.tasks.e2e_metrics import read_files
 from vera.tasks.glue import SUBSETS, Glue, fingerprint

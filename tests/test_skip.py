@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT
 from vera.config import compose
 from vera.config import memory as compositions
-from vera.runs import sweep
+from vera.records import sweep
 
 
 @pytest.fixture
