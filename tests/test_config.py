@@ -349,3 +349,9 @@ def test_a_warm_up_is_given_once():
     with pytest.raises(ConfigError, match=r"train.warmup_steps: .* set train.warmup_ratio=0.06 to null, got 500"):
         compose(["train.warmup_steps=500"])
     assert compose(["train.warmup_steps=500", "train.warmup_ratio=null"]).train.warmup_steps == 500
+
+
+def test_a_recipe_for_another_task_says_whose_key_it_is():
+    with pytest.raises(ConfigError, match=r"conf/recipe/vera_gpt2\.yaml sets task\.\w+; task=alpaca has no such key"):
+        compose(["model=gpt2_medium", "task=alpaca", "method=vera", "train.epochs=1", "train.lr=0.1"])
+    assert compose(["model=gpt2_medium", "task=alpaca", "method=vera", "~recipe@_global_"]).task["name"] == "alpaca"
