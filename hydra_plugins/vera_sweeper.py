@@ -7,11 +7,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from experiments.engine.sweeps import jobs
-from vera.runs import screen, sweep
+from vera.records import screen, sweep
 
 
 class VeraSweeper(BasicSweeper):
-    """The runs of `artefacts` (`experiments.engine.sweeps.jobs`), without those that `vera.runs.sweep.skip` knows to be done.
+    """The runs of `artefacts` (`experiments.engine.sweeps.jobs`), without those that `vera.records.sweep.skip` knows as done.
 
     Hydra composes every job twice, which takes a hundred times longer than reading its record.
     """

@@ -22,8 +22,8 @@ from vera.config import RunConfig, compose
 from vera.errors import AdapterError, VeraError
 from vera.io.files import write_atomic
 from vera.io.pipe import ended
-from vera.runs.kept import kept
-from vera.runs.store import Store
+from vera.records.kept import kept
+from vera.records.store import Store
 from vera.trained import adapters
 
 

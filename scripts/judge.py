@@ -25,7 +25,7 @@ from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.grade import judge
 from vera.judge.judgement import Answers, find
 from vera.judge.questions import QuestionSource
-from vera.runs import interrupt
+from vera.records import interrupt
 
 SECONDS = 60.0  # between two lines where nobody watches
 

@@ -15,7 +15,7 @@ from experiments.engine import arguments
 from experiments.engine.paper import paper
 from vera.errors import VeraError
 from vera.io.pipe import ended
-from vera.runs.store import Store
+from vera.records.store import Store
 
 
 def main() -> int:

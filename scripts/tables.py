@@ -21,7 +21,7 @@ from experiments.engine.paper import ask, draw, heeding, tables, write
 from experiments.engine.render import show
 from vera.errors import VeraError
 from vera.io.pipe import ended
-from vera.runs.store import Store
+from vera.records.store import Store
 
 
 def main() -> int:

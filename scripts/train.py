@@ -39,9 +39,9 @@ from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
 from vera.config.paths import readable
 from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, redacted
 from vera.io.files import write_atomic
-from vera.runs import interrupt, screen, sources, sweep, workers
-from vera.runs.record import Record
-from vera.runs.store import Store
+from vera.records import interrupt, screen, sources, sweep, workers
+from vera.records.record import Record
+from vera.records.store import Store
 
 log = logging.getLogger("vera")
 

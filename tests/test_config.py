@@ -52,6 +52,9 @@ def test_every_yaml_is_called_what_it_says_and_builds(group):
 def test_every_recipe_belongs_to_a_method_and_a_model():
     found = {recipe(method, model) for method in choices("method") for model in choices("model")}
     assert set(choices("recipe")) <= found
+    shared = {("ia3", "minilm"): "minilm", ("vera", "gpt2_large"): "vera_gpt2", ("lora", "llama2_7b"): "lora_llama"}
+    assert all(recipe(*pair) == name for pair, name in shared.items())
+    assert recipe("vera", "gpt2_mini") == "vera_gpt2_mini" and recipe("vera", "gpt3") == "vera_gpt3"  # which is no GPT-2
 
 
 @pytest.mark.parametrize("overrides", sorted(GOLDEN))
@@ -346,3 +349,9 @@ def test_a_warm_up_is_given_once():
     with pytest.raises(ConfigError, match=r"train.warmup_steps: .* set train.warmup_ratio=0.06 to null, got 500"):
         compose(["train.warmup_steps=500"])
     assert compose(["train.warmup_steps=500", "train.warmup_ratio=null"]).train.warmup_steps == 500
+
+
+def test_a_recipe_for_another_task_says_whose_key_it_is():
+    with pytest.raises(ConfigError, match=r"conf/recipe/vera_gpt2\.yaml sets task\.\w+; task=alpaca has no such key"):
+        compose(["model=gpt2_medium", "task=alpaca", "method=vera", "train.epochs=1", "train.lr=0.1"])
+    assert compose(["model=gpt2_medium", "task=alpaca", "method=vera", "~recipe@_global_"]).task["name"] == "alpaca"

@@ -10,8 +10,8 @@ from tests.conftest import ROOT
 from vera.config import build, compose
 from vera.errors import ConfigError, DataError, ModelError
 from vera.models.decoding import generate_ids
+from vera.records.store import Store
 from vera.run import execute, prepare
-from vera.runs.store import Store
 from vera.tasks import e2e_metrics
 from vera.tasks.e2e import FILES, by_meaning, context, parse
 from vera.tasks.e2e_metrics import METRICS, compute, nist, read_files, unavailable

@@ -15,7 +15,7 @@ from experiments.engine.render import DASH, Table, interval, latex, markdown, no
 from experiments.engine.rows import Asked
 from vera.config import compose
 from vera.errors import ConfigError, RecordError
-from vera.runs.record import Record
+from vera.records.record import Record
 
 
 def record(overrides, seed, score, last=None, metrics=None, parameters=3072, **provenance) -> Record:

@@ -15,8 +15,8 @@ from tests.conftest import REHEARSAL, ROOT
 from vera.config import build
 from vera.config import compose as compose_run
 from vera.errors import ConfigError, ModelError, RecordError
+from vera.records.store import Store
 from vera.run import execute
-from vera.runs.store import Store
 from vera.seeds import seed_everything
 from vera.trained.export import cut, export
 

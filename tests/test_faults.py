@@ -16,9 +16,9 @@ from tests.conftest import REHEARSAL, ROOT
 from tests.system.faults import comparable, kept
 from vera.errors import TrainingError
 from vera.io.files import move_folder, write_atomic
+from vera.records import interrupt
+from vera.records.store import Store
 from vera.run import execute
-from vera.runs import interrupt
-from vera.runs.store import Store
 from vera.train import loop as loops
 
 TEXT = ("model=roberta_base", "task=rte")

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
@@ -24,6 +25,7 @@ from experiments.engine import plan, published
 from tests import fuzzing
 from tests.fuzzing import broken_bytes, broken_json, broken_lines, broken_value, tried
 from vera.config import CONF_DIR, build, choices, compose
+from vera.config.paths import readable
 from vera.errors import AdapterError, DataError, RecordError, VeraError
 from vera.io.rows import read_csv
 from vera.judge.judgement import Answers, Judged, find
@@ -32,11 +34,12 @@ from vera.judge.questions import parse_questions, parse_turns
 from vera.judge.sources import Found
 from vera.judge.verdicts import read_verdict
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, save_adapter
-from vera.runs.record import Failure, parse
-from vera.runs.store import Store
+from vera.records.record import Failure, parse
+from vera.records.store import Store
 from vera.tasks.alpaca import read_rows
 from vera.tasks.e2e_metrics import read_files
 from vera.tasks.glue import SUBSETS, Glue, fingerprint
+from vera.tasks.image_cache import opened
 from vera.tasks.image_rows import from_folder
 from vera.tasks.images import Images
 from vera.train import state
@@ -156,6 +159,55 @@ def test_scored_files(fuzz, suffix, tmp_path):
         lambda which: st.tuples(st.just(which), broken_bytes([(outputs if which == 0 else references)[suffix]]))
     )
     fuzz(either, check)
+
+
+def test_the_hubs_parquet_files(fuzz, tmp_path):
+    task = build(compose(["model=minilm", "task=rte", f"task.data_dir={tmp_path}"]).task, "task")
+    columns = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [0, 1]}
+    (tmp_path / "rte").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "rte" / "validation-00000-of-00001.parquet")
+    valid = (tmp_path / "rte" / "validation-00000-of-00001.parquet").read_bytes()
+
+    def check(data):
+        (tmp_path / "rte" / "train-00000-of-00001.parquet").write_bytes(data)
+        found = tried("parquet (GLUE)", task.source_rows)
+        if found is not None:
+            assert all(label in (0, 1) and all(isinstance(text, str) for text in texts) for texts, label in found[0]["train"])
+            fingerprint(found[0])
+
+    fuzz(broken_bytes([valid]), check)
+
+
+def test_images_with_odd_blocks(fuzz):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "camera"
+    made = io.BytesIO()
+    Image.new("RGB", (8, 12), (200, 30, 30)).save(made, "JPEG", exif=exif)
+
+    def read(data):
+        try:
+            return opened(data)
+        except Exception as error:  # whatever PIL raises is counted and named by image_cache
+            raise DataError(str(error) or type(error).__name__) from None
+
+    def check(data):
+        found = tried("images with EXIF", lambda: read(data))
+        assert found is None or sorted(found[0].size)[0] > 0
+
+    fuzz(broken_bytes([made.getvalue()]), check)
+
+
+def test_paths_on_the_command_line(fuzz):
+    """A path arrives as it was written, whatever is in it; a comma alone may part the paths of a sweep."""
+    parser = OverridesParser.create()
+
+    def check(path):
+        (argument,) = readable([f"task.data_dir={path}"])
+        value = tried("paths (command line)", lambda: parser.parse_override(argument).value())
+        assert value == path
+
+    letters = st.characters(codec="utf-8", exclude_characters=",\x00\n\r", exclude_categories=["Cc", "Cs"])
+    fuzz(st.text(letters, max_size=30).map(lambda text: "/d" + text).filter(lambda path: "${" not in path), check)
 
 
 ROWS = [{"instruction": "Add.", "input": "1 + 1", "output": "2"}, {"instruction": "Say {input}", "input": "", "output": "é"}]

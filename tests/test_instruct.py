@@ -26,9 +26,9 @@ from vera.judge.judgement import Judged
 from vera.judge.questions import QuestionSource, load_questions
 from vera.methods.base import count
 from vera.models.decoding import Draws, generate_ids
+from vera.records.kept import kept
+from vera.records.store import Store
 from vera.run import execute, prepare
-from vera.runs.kept import kept
-from vera.runs.store import Store
 from vera.tasks.alpaca import read_rows
 from vera.trained import export
 from vera.trained.answers import AnswerSettings, Chat, answer, load_trained

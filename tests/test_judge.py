@@ -17,7 +17,7 @@ from vera.judge.prompts import read_prompts
 from vera.judge.questions import QuestionSource, load_questions
 from vera.judge.sources import fetch, in_folder
 from vera.judge.verdicts import read_verdict
-from vera.runs import interrupt
+from vera.records import interrupt
 
 KEY = "sk-secret-0123456789"
 

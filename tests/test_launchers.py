@@ -7,8 +7,8 @@ from scripts.launchers import LAUNCHERS, installed
 
 from tests.conftest import ROOT
 from vera.config import explain
+from vera.records.store import Store
 from vera.run import execute
-from vera.runs.store import Store
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def test_reporting_imports_no_torch():
         "vera.config",
         "vera.errors",
         "vera.nn.count",
-        "vera.runs.store",
+        "vera.records.store",
         "vera.judge.grade",
         *map(dotted, modules("experiments")),
     ]

@@ -14,7 +14,7 @@ from tests.test_experiments import record
 from vera.config import choices, compose
 from vera.config.memory import Compositions
 from vera.errors import ConfigError
-from vera.runs.store import Store
+from vera.records.store import Store
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tests.conftest import REHEARSAL, ROOT
 from vera.errors import ConfigError, TrainingError
 from vera.models.llama import Llama
+from vera.records.record import Record
+from vera.records.store import Store
 from vera.run import execute
-from vera.runs.record import Record
-from vera.runs.store import Store
 from vera.train.processes import Processes
 
 TEXT = ("model=roberta_base", "task=rte", "train.batch_size=5", "train.epochs=2", "train.max_steps=null")

@@ -8,9 +8,9 @@ import stat
 import pytest
 
 from vera.errors import RecordError
+from vera.records.record import Record, parse, text_hash
+from vera.records.store import Store, output_path
 from vera.run import execute
-from vera.runs.record import Record, parse, text_hash
-from vera.runs.store import Store, output_path
 
 
 @pytest.fixture(scope="module")

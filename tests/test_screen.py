@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from vera.config import compose
-from vera.runs import screen as module
-from vera.runs.screen import Screen
+from vera.records import screen as module
+from vera.records.screen import Screen
 
 
 class Clock:

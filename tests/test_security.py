@@ -21,9 +21,9 @@ from vera.io.files import append_line, read_json, write_atomic
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.prompts import read_prompts
 from vera.judge.sources import Found, PinnedFile
+from vera.records.record import Record
+from vera.records.store import Store
 from vera.run import execute
-from vera.runs.record import Record
-from vera.runs.store import Store
 
 FOLDERS = ("vera", "scripts", "experiments", "bench", "tests/system")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]

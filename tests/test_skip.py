@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from vera.config import compose
 from vera.config import memory as compositions
 from vera.errors import ConfigError
-from vera.runs import sweep
+from vera.records import sweep
 
 
 @pytest.fixture

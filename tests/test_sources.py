@@ -7,9 +7,9 @@ import shutil
 import pytest
 
 from vera.errors import RecordError
+from vera.records import sources, sweep
+from vera.records.store import Store
 from vera.run import check_sources, execute
-from vera.runs import sources, sweep
-from vera.runs.store import Store
 from vera.tasks import base, glue
 
 ROWS = [

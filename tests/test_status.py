@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 
 from experiments.engine import status, sweeps
-from vera.runs.workers import FOLDER, acquire
+from vera.records.workers import FOLDER, acquire
 
 SWEEP = "ablations artefacts=table6a scale=mini"  # three cells, five seeds
 

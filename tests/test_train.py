@@ -15,8 +15,8 @@ import torch
 from tests.conftest import REHEARSAL, ROOT
 from vera.config import TrainConfig
 from vera.errors import ConfigError, TrainingError
+from vera.records.store import Store
 from vera.run import execute, prepare
-from vera.runs.store import Store
 from vera.train.loop import Loop, best_epoch, make_accelerator, precision_of, similar_lengths
 from vera.train.optim import lr_factor, optimizer
 

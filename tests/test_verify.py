@@ -11,10 +11,10 @@ from vera.checks.verify import compare, read_record, repeat, run_of
 from vera.config import cell_id
 from vera.config import compose as compose_run
 from vera.errors import ConfigError, RecordError
+from vera.records import sources
+from vera.records.record import Record
+from vera.records.store import Store
 from vera.run import execute
-from vera.runs import sources
-from vera.runs.record import Record
-from vera.runs.store import Store
 
 SLOW = ("seconds", "started", "finished")
 

@@ -13,10 +13,10 @@ import pytest
 
 from tests.conftest import REHEARSAL, ROOT
 from vera.errors import Claimed, ClaimLost, ConfigError, RecordError
+from vera.records import workers
+from vera.records.store import Store
+from vera.records.workers import Claim, acquire, held, remains
 from vera.run import execute
-from vera.runs import workers
-from vera.runs.store import Store
-from vera.runs.workers import Claim, acquire, held, remains
 
 NAME = "model--task--method--0123abcd--s1"
 
@@ -84,7 +84,7 @@ def test_a_launchers_variable_that_is_empty_counts_as_unset(value, count, monkey
 
 
 def test_the_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path):
-    code = "import os; from pathlib import Path; from vera.runs.workers import acquire; "
+    code = "import os; from pathlib import Path; from vera.records.workers import acquire; "
     code += f"acquire(Path({str(tmp_path)!r}), {NAME!r}, 9e9)"
     subprocess.run([sys.executable, "-c", code + "; os._exit(0)"], check=True, cwd=ROOT)
     assert held(tmp_path, NAME).dead

@@ -17,10 +17,10 @@ from vera.errors import Claimed, OutOfStep, RecordError, TrainingError, VeraErro
 from vera.io.files import remove_temporaries
 from vera.methods.base import Method, count
 from vera.models.base import Backbone, Model
-from vera.runs import interrupt, screen, sources, workers
-from vera.runs import record as records
-from vera.runs.record import LOCAL, Failure, Record
-from vera.runs.store import Store, output_path
+from vera.records import interrupt, screen, sources, workers
+from vera.records import record as records
+from vera.records.record import LOCAL, Failure, Record
+from vera.records.store import Store, output_path
 from vera.seeds import seed_everything
 from vera.tasks.base import Data, Task
 from vera.train.loop import Loop, best_epoch
@@ -50,7 +50,7 @@ def execute(run: RunConfig) -> Record:
     """The record of a run. A finished run is never repeated, an unfinished one goes on; what killed workers left is removed.
 
     Any failure is written to results_dir/failed and raised as a VeraError; only Claimed (another worker has the run), and an
-    interruption (vera.runs.interrupt), leave nothing there.
+    interruption (vera.records.interrupt), leave nothing there.
 
     Several processes (vera.train.processes) call this together and return the same record; the main one claims the run, decides
     what is done and writes it. A failure that the others have not had as well is raised as OutOfStep: they can then only be

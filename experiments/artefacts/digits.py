@@ -10,7 +10,7 @@ from experiments.engine.aggregate import common, paired, sources, summarise, sum
 from experiments.engine.plots import PALETTE, figure, save, seeds
 from experiments.engine.render import Table, signed
 from experiments.engine.rows import Asked, n, over_seeds, rows, scores, trained
-from vera.runs.record import Record
+from vera.records.record import Record
 
 METHODS = {
     "head": "Head only",

@@ -15,7 +15,7 @@ from experiments.engine.published import figure as published_figure
 from experiments.engine.render import DASH, INTERVAL, Table, interval, number
 from experiments.engine.rows import Asked, Entry, over_seeds, trained
 from experiments.engine.verdicts import Line, Part, decide
-from vera.runs.record import Record
+from vera.records.record import Record
 
 FORMULA = (
     "Gain = 100 x (accuracy of the method / accuracy of the head alone) / trained parameters in thousands, as the paper's "

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from experiments.engine.published import Statistic
 from vera.config.memory import composed
-from vera.runs.record import Record
+from vera.records.record import Record
 
 PAPER_SEEDS = 5
 

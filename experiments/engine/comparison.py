@@ -21,7 +21,7 @@ from experiments.engine.judged import Judgements
 from experiments.engine.published import Column, Published, Row, Statistic, load, run_of
 from experiments.engine.render import DASH, INTERVAL, Sourced, Table, figure, interval, number, signed
 from experiments.engine.rows import Asked
-from vera.runs.record import Record
+from vera.records.record import Record
 
 STATS = {
     "median": "median over seeds of each run's best epoch",

@@ -10,7 +10,7 @@ from experiments.engine.published import judged_metric
 from experiments.engine.render import DASH, Table
 from vera.errors import RecordError
 from vera.judge.judgement import Judged, find_all
-from vera.runs.record import Record
+from vera.records.record import Record
 
 PAPER_JUDGE = "gpt-4"
 

@@ -16,7 +16,7 @@ from experiments.engine.rows import Asked
 from experiments.engine.sweeps import prepare
 from vera.errors import ConfigError
 from vera.io.files import write_atomic
-from vera.runs.store import Store
+from vera.records.store import Store
 
 
 def ask(results: Path, overrides: Sequence[str] = (), stat: Statistic | None = None, judge: str = PAPER_JUDGE) -> Asked:

@@ -13,8 +13,8 @@ from experiments.engine.sweeps import Cell
 from vera.config import RunConfig
 from vera.config.memory import composed
 from vera.io.files import read_json
-from vera.runs.record import parse
-from vera.runs.store import stems
+from vera.records.record import parse
+from vera.records.store import stems
 
 # In fp32 whatever the sweep says: in bf16 a tiny model gives every example the same output, and no correlation is defined.
 REHEARSAL = ("scale=rehearsal", "train.precision=fp32")

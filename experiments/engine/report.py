@@ -20,7 +20,7 @@ from experiments.engine.plan import COLUMNS, Plan, failure, figures
 from experiments.engine.render import DASH, Sourced, Table, notes_of
 from experiments.engine.sweeps import Cell, cells, own_sweeps, sweeps
 from experiments.engine.verdicts import IN_MINIATURE
-from vera.runs.record import Record
+from vera.records.record import Record
 
 FOLDER = Path(__file__).resolve().parent / "page"
 LEVEL = 0.05

@@ -20,7 +20,7 @@ from experiments.engine.aggregate import (
 )
 from experiments.engine.published import Statistic
 from experiments.engine.render import DASH, INTERVAL, interval, number, signed
-from vera.runs.record import Record
+from vera.records.record import Record
 
 OVER_SEEDS = {"median": "median over seeds", "mean": "mean over seeds", "last": "median over seeds", "best": "best seed"}
 

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from experiments.engine.plan import failure
 from experiments.engine.render import DASH
-from vera.runs import workers
-from vera.runs.screen import duration
-from vera.runs.workers import Held
+from vera.records import workers
+from vera.records.screen import duration
+from vera.records.workers import Held
 
 SHOWN_FAILURES = 20
 

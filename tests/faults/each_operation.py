@@ -17,8 +17,8 @@ import sitecustomize as faults
 
 from tests.system.faults import comparable, kept
 from vera.config import RunConfig, compose
+from vera.records.store import Store
 from vera.run import execute, prepare
-from vera.runs.store import Store
 
 SETTINGS = ["scale=rehearsal", "device=cpu", "progress=false", "train.epochs=1", "train.max_steps=null", "train.batch_size=25"]
 

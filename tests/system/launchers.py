@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from vera.runs.store import Store
+from vera.records.store import Store
 
 SWEEP = ["sweep=demo", "method=lora,vera", "seed=0,1", "device=cpu"]
 TOLERANCE = 1e-4

@@ -22,7 +22,7 @@ from experiments.engine.published import load, names
 from experiments.engine.render import Table, show
 from experiments.engine.sweeps import cells, prepare, read_sweep, sweeps
 from vera.config import cell_id, run_name
-from vera.runs.record import parse
+from vera.records.record import parse
 
 GOALS = {"tables": 20.0, "plan": 5.0, "skip": 0.05}
 

@@ -13,9 +13,9 @@ from typing import Any
 from vera import seeds
 from vera.config import GROUPS, RunConfig, beside, checked, choice, component, group_marks, normalised, resolve, younger
 from vera.errors import ConfigError, RecordError
+from vera.records.record import Record
+from vera.records.store import Store
 from vera.run import LOCAL, check_sources, execute
-from vera.runs.record import Record
-from vera.runs.store import Store
 
 MICRO = ("train.micro_batch_size", "train.micro_batch_tokens", "train.eval_batch_size")
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vera.config import paths  # noqa: F401 (its resolvers)
-from vera.config.components import CONF_DIR, check_modality, choices, group_marks, normalised, own_target
+from vera.config.components import CONF_DIR, check_modality, choices, fields, group_marks, normalised, own_target
 from vera.config.identity import GROUPS, hashed
 from vera.config.marks import marks
 from vera.config.schema import RunConfig, checked
@@ -137,8 +137,9 @@ def _checked(cfg: DictConfig, overrides: Sequence[str]) -> tuple[RunConfig, list
             try:
                 known[group] = normalised(known[group], group)
             except ConfigError:
-                if group == "task":  # a recipe's key for tasks of another kind is not what is wrong
+                if group == "task":  # a recipe's key for tasks of another kind is not what was written wrongly
                     check_modality(known["model"], known["task"])
+                    _check_recipe_fits(known)
                 raise
             unhashed += [f"{group}.{key}" for key in marked_here if key not in marks(group, str(target))]
             _check_name(known[group], group)
@@ -280,6 +281,18 @@ def _check_recipe(name: str) -> None:
         train = OmegaConf.to_container(OmegaConf.load(path), resolve=False).get("train") or {}
         if train.get("epochs") is not None and train.get("max_steps") is not None:
             raise ConfigError(f"conf/recipe/{path.name}: train.epochs and train.max_steps are both given; keep one")
+
+
+def _check_recipe_fits(known: dict[str, Any]) -> None:
+    """Raises ConfigError where a recipe sets keys that this task's class does not have."""
+    path = CONF_DIR / "recipe" / f"{recipe(known['method'].get('name'), known['model'].get('name'))}.yaml"
+    if path.is_file():
+        given = OmegaConf.to_container(OmegaConf.load(path), resolve=False).get("task") or {}
+        foreign = given.keys() - fields({"_target_": known["task"].get("_target_")}, "task").keys()
+        if foreign:
+            task = known["task"].get("name")
+            said = f"conf/recipe/{path.name} sets task.{min(foreign)}; task={task} has no such key: it is for another task"
+            raise ConfigError(f"{said}; '~recipe@_global_' leaves it out")
 
 
 def explain(error: Exception) -> str:

@@ -26,7 +26,7 @@ from vera.judge.prompts import Prompt, Prompts, own_prompts, read_prompts
 from vera.judge.questions import Id, Question, QuestionSet, QuestionSource, described, load_questions, parse_turns
 from vera.judge.sources import Found, fetch, in_folder
 from vera.judge.verdicts import read_verdict
-from vera.runs import interrupt
+from vera.records import interrupt
 
 IN_A_ROW = 4  # requests without an answer, one after another, after which an endpoint is taken to be out of order
 GLANCE = 0.2  # seconds between two looks for a signal

@@ -14,7 +14,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic wants this one 
 from vera.config import Name, Strict
 from vera.errors import RecordError
 from vera.io.files import write_atomic
-from vera.runs.record import Count, Finite, Run
+from vera.records.record import Count, Finite, Run
 
 SCHEMA = 1
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

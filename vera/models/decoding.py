@@ -13,7 +13,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, NoRepe
 from vera.config import Strict
 from vera.errors import ConfigError
 from vera.models.base import Backbone
-from vera.runs import screen
+from vera.records import screen
 
 
 class Decoding(Strict):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from vera.errors import DataError
 from vera.io.cache import make_folder
 from vera.models.image import Pixels
-from vera.runs import screen
+from vera.records import screen
 from vera.tasks.image_rows import Rows
 
 log = logging.getLogger(__name__)

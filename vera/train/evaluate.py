@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vera.methods.base import Method
 from vera.models.base import Backbone
-from vera.runs import interrupt, screen
+from vera.records import interrupt, screen
 from vera.tasks.base import Data, Final, Task
 from vera.train.processes import Processes
 

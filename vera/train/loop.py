@@ -27,8 +27,8 @@ from vera.errors import Collapsed, ConfigError, TrainingError
 from vera.io.files import move_folder, write_atomic
 from vera.methods.base import Method
 from vera.models.base import Backbone
-from vera.runs import interrupt, screen
-from vera.runs.kept import weights_hash
+from vera.records import interrupt, screen
+from vera.records.kept import weights_hash
 from vera.seeds import generator, seed_everything
 from vera.tasks.base import Data, Final, Task
 from vera.train import state
@@ -124,7 +124,7 @@ class Loop:
     def fit(self) -> None:
         """Train to the end, from the kept state when there is one; `collapsed` then says why it came too soon, if it did.
 
-        A signal (vera.runs.interrupt) ends it with a checkpoint after the step at hand, or in an evaluation at once.
+        A signal (vera.records.interrupt) ends it with a checkpoint after the step at hand, or in an evaluation at once.
         """
         seed_everything(self.run.seed, "dropout", self.processes.rank)
         self._resume()

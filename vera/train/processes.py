@@ -22,7 +22,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from vera.errors import ConfigError, TrainingError
-from vera.runs.workers import launched
+from vera.records.workers import launched
 
 PATIENCE = timedelta(days=2)  # how long the others wait while main writes texts; one that died breaks its connections at once
 GRACE = 10.0  # seconds after a failure in which the other processes must have failed as well to go on in step

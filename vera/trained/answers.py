@@ -22,10 +22,10 @@ from vera.judge.questions import Question, QuestionSet, QuestionSource, describe
 from vera.methods.base import Method
 from vera.models.base import Backbone, Model
 from vera.models.decoding import Decoding, Draws, generate_ids, text_of
+from vera.records.kept import kept
+from vera.records.record import Record, Run
+from vera.records.store import Store
 from vera.run import code, now
-from vera.runs.kept import kept
-from vera.runs.record import Record, Run
-from vera.runs.store import Store
 from vera.seeds import generator
 from vera.train.loop import make_accelerator, precision_of
 from vera.train.processes import launched

@@ -34,9 +34,9 @@ from vera.models.gpt2 import join_attention
 from vera.nn.inject import replace_module
 from vera.nn.linear import VeraLinear
 from vera.nn.names import inside
-from vera.runs.kept import kept
-from vera.runs.record import Record
-from vera.runs.store import Store
+from vera.records.kept import kept
+from vera.records.record import Record
+from vera.records.store import Store
 from vera.seeds import seed_everything
 
 Form = Literal["lora", "peft", "merged"]

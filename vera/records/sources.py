@@ -17,7 +17,7 @@ from typing import Any
 from vera.config import RunConfig, group_marks, hashed
 from vera.errors import RecordError
 from vera.io.files import write_atomic
-from vera.runs.record import LOCAL, Record
+from vera.records.record import LOCAL, Record
 
 KINDS = {"model": ("weights", "model_fingerprint", "model_source"), "task": ("rows", "data_fingerprint", "data_source")}
 

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from vera.errors import ModelError
-from vera.runs.record import Record
+from vera.records.record import Record
 
 
 def weights_hash(folder: Path) -> str:

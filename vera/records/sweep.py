@@ -9,9 +9,9 @@ from vera.config import RunConfig
 from vera.config.composing import NotComposed
 from vera.config.memory import composed
 from vera.errors import VeraError
-from vera.runs import sources, workers
-from vera.runs.record import Record
-from vera.runs.store import Store
+from vera.records import sources, workers
+from vera.records.record import Record
+from vera.records.store import Store
 
 # Whether there is nothing to do for a job, from its overrides. The sweep's script says; asked before any job is composed.
 skip: Callable[[list[str]], bool] | None = None

@@ -3,7 +3,7 @@
 results_dir/runs/<model>--<task>--<method>--<cell8>--s<seed>.json    finished runs
 results_dir/outputs/<the same>.<suffix>                              texts that a run's scores were computed from
 results_dir/failed/...                                               runs that ended with an error
-results_dir/claims/...                                               runs that a worker is computing (vera.runs.workers)
+results_dir/claims/...                                               runs that a worker is computing (vera.records.workers)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vera.errors import RecordError
 from vera.io.files import remove_temporaries, write_atomic
-from vera.runs.record import Failure, Record, is_output, output_path, parse, text_hash
+from vera.records.record import Failure, Record, is_output, output_path, parse, text_hash
 
 _NAME = re.compile(r".+--.+--.+--([0-9a-f]{8})--s\d+")
 
