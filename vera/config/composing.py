@@ -71,6 +71,10 @@ _READ = {*_KEYS, "answers", "models_dir", "data_root"}  # at the top level; the 
 _GIVEN = re.compile(r"[+~]*(?:model|task|method|train)\.(?:neutral|version)\b")
 
 
+class NotComposed(ConfigError):
+    """Hydra makes no configuration of these overrides, and starts no sweep that has such a job."""
+
+
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The run that `python scripts/train.py OVERRIDES` would make. Raises ConfigError with one line."""
     return compose_lasting(overrides)[0]
@@ -83,6 +87,9 @@ def compose_lasting(overrides: Sequence[str] = ()) -> tuple[RunConfig, bool]:
     """
     try:
         cfg = _compose(overrides)
+    except _COMPOSING as error:
+        raise NotComposed(explain(error)) from None
+    try:
         run, following = _checked(cfg, overrides)
     except _COMPOSING as error:
         raise ConfigError(explain(error)) from None
