@@ -349,3 +349,13 @@ def test_a_warm_up_is_given_once():
     with pytest.raises(ConfigError, match=r"train.warmup_steps: .* set train.warmup_ratio=0.06 to null, got 500"):
         compose(["train.warmup_steps=500"])
     assert compose(["train.warmup_steps=500", "train.warmup_ratio=null"]).train.warmup_steps == 500
+
+
+def test_a_recipes_keys_for_another_task_are_left_out():
+    run = compose(["model=gpt2_medium", "task=alpaca"])
+    assert not {"format", "decoding"} & run.task.keys()
+    assert compose(["model=gpt2_medium", "task=e2e"]).task["format"] == "hu2022"
+    with pytest.raises(ConfigError, match=r"task\.format is not a key"):
+        compose(["model=gpt2_medium", "task=alpaca", "task.format=challenge"])
+    with pytest.raises(ConfigError, match="gpt2_medium"):
+        compose(["model=gpt2_medium", "task=rte"])

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vera.config import paths  # noqa: F401 (its resolvers)
 from vera.config.components import CONF_DIR, check_modality, choices, group_marks, normalised, own_target
 from vera.config.identity import GROUPS, hashed
-from vera.config.marks import marks
+from vera.config.marks import marks, table
 from vera.config.schema import RunConfig, checked
 from vera.errors import ConfigError, redacted
 
@@ -126,13 +126,10 @@ def _checked(cfg: DictConfig, overrides: Sequence[str]) -> tuple[RunConfig, list
     for group in (*GROUPS[:3], "tracker"):
         if isinstance(known.get(group), dict):
             target = known[group].get("_target_")
+            if group == "task":
+                known[group] = _without_recipes(known[group], resolved, overrides)
             marked_here = group_marks(known[group], group)
-            try:
-                known[group] = normalised(known[group], group)
-            except ConfigError:
-                if group == "task":  # a recipe's key for tasks of another kind is not what is wrong
-                    check_modality(known["model"], known["task"])
-                raise
+            known[group] = normalised(known[group], group)
             unhashed += [f"{group}.{key}" for key in marked_here if key not in marks(group, str(target))]
             _check_name(known[group], group)
     run = checked(RunConfig, {**known, "unhashed": [key for key in unhashed if not key.startswith("tracker.")]})
@@ -225,6 +222,28 @@ def _only_the_seed(following: list[tuple[str, Any, Any]], run: RunConfig) -> lis
     return follows
 
 
+def _without_recipes(task: dict[str, Any], resolved: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A task's settings without what the recipe says of tasks of another kind: how GPT-2 writes E2E, when it reads Alpaca."""
+    fields, (model, method) = table().get(str(task.get("_target_"))), (resolved.get(group) for group in ("model", "method"))
+    if fields is None or not isinstance(model, dict) or not isinstance(method, dict):
+        return task
+    family = str(model.get("_target_")).split(".")[-2:-1]  # the recipe's other name, for a model with a name of its own
+    of_method = str(method.get("name"))
+    names = [recipe(of_method, str(model.get("name"))), *(f"{of_method}_{part}" for part in family)]
+    given = {key.split(".")[1] for word in overrides if (key := word.lstrip("+").partition("=")[0]).startswith("task.")}
+    foreign = {key for name in names for key in _of_recipe(name, "task") if key not in fields and key not in given}
+    if foreign & task.keys():
+        check_modality(model, task)
+    return {key: value for key, value in task.items() if key not in foreign}
+
+
+@lru_cache(maxsize=256)
+def _of_recipe(name: str, group: str) -> dict[str, Any]:
+    """What a recipe says of one group; nothing where there is no such recipe."""
+    path = CONF_DIR / "recipe" / f"{name}.yaml"
+    return (OmegaConf.to_container(OmegaConf.load(path), resolve=False).get(group) or {}) if path.is_file() else {}
+
+
 def _check_name(settings: dict[str, Any], group: str) -> None:
     """Raises ConfigError for a component under the name of another one: its records would count as the other's."""
     name = settings.get("name")
@@ -268,11 +287,9 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 @lru_cache(maxsize=256)
 def _check_recipe(name: str) -> None:
     """A recipe says how long to train in epochs or in steps. (max_steps on the command line is a cap on either.)"""
-    path = CONF_DIR / "recipe" / f"{name}.yaml"
-    if path.is_file():
-        train = OmegaConf.to_container(OmegaConf.load(path), resolve=False).get("train") or {}
-        if train.get("epochs") is not None and train.get("max_steps") is not None:
-            raise ConfigError(f"conf/recipe/{path.name}: train.epochs and train.max_steps are both given; keep one")
+    train = _of_recipe(name, "train")
+    if train.get("epochs") is not None and train.get("max_steps") is not None:
+        raise ConfigError(f"conf/recipe/{name}.yaml: train.epochs and train.max_steps are both given; keep one")
 
 
 def explain(error: Exception) -> str:
