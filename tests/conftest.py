@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,24 +53,26 @@ def compose(cache, tmp_path):
     return make
 
 
+@pytest.fixture(scope="session")
+def script():
+    """script("plan.py", ...) runs one of scripts/ in a process of its own (tests.forked); returns the finished process."""
+    from tests import forked
+
+    forked.start()
+    return forked.run
+
+
 @pytest.fixture
-def train(cache, tmp_path):
-    """Run scripts/train.py at rehearsal scale in a process of its own; returns the finished process."""
+def train(script, cache, tmp_path):
+    """Run scripts/train.py at rehearsal scale in a process of its own, in tmp_path; returns the finished process."""
 
     def run(*overrides: str, timeout: float = 180, **environment: str) -> subprocess.CompletedProcess:
         flags = [override for override in overrides if override.startswith("-")]  # Hydra wants them first
         overrides = tuple(override for override in overrides if override not in flags)
-        command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags, *REHEARSAL, f"cache_dir={cache}"]
         if not any(override.startswith("results_dir=") for override in overrides):
-            command.append(f"results_dir={tmp_path / 'results'}")
-        return subprocess.run(
-            [*command, *overrides],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=tmp_path,
-            env={**os.environ, **environment},
-        )
+            overrides = (f"results_dir={tmp_path / 'results'}", *overrides)
+        arguments = [*flags, *REHEARSAL, f"cache_dir={cache}", *overrides]
+        return script("train.py", *arguments, cwd=tmp_path, environment={**os.environ, **environment}, timeout=timeout)
 
     return run
 

@@ -1,8 +1,6 @@
 """The yardstick itself: what it times, counts and prints; and that the operations are those the plan promises."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from bench import cases, measure, table12
 from experiments.artefacts import bench as table
 from experiments.engine.render import markdown
 from experiments.engine.rows import Asked
-from tests.conftest import ROOT
 from vera.config import compose
 from vera.nn import VeraConfig, attach
 from vera.nn.functional import Plan
@@ -96,22 +93,20 @@ def test_a_mixed_batch_and_files_are_measured(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"), [(["z"], "no such case: z"), (["--device", "cuda"], "no CUDA GPU")], ids=["case", "device"]
 )
-def test_bad_arguments_of_the_script(arguments, message):
+def test_bad_arguments_of_the_script(arguments, message, script):
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "bench.py"), *arguments], capture_output=True, text=True)
+    done = script("bench.py", *arguments)
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_serving_a_mixed_batch_equals_one_adapter_at_a_time(tmp_path):
-    script = str(ROOT / "scripts" / "serve_mixed.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+def test_serving_a_mixed_batch_equals_one_adapter_at_a_time(script, tmp_path):
+    done = script("serve_mixed.py")
     assert done.returncode == 0 and "gives the same" in done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["adapter"] for answer in answers].count(None) == 2 and len(answers) == 8
     (tmp_path / "requests").write_text('{"adapter": "a"}\n')
-    paths = ["--model", str(tmp_path), "--adapters", str(tmp_path), "--requests", str(tmp_path / "requests")]
-    done = subprocess.run([sys.executable, script, *paths], capture_output=True, text=True)
+    done = script("serve_mixed.py", "--model", tmp_path, "--adapters", tmp_path, "--requests", tmp_path / "requests")
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert done.returncode == 1 and lines and "line 1" in lines[0] and "Traceback" not in done.stderr
 

@@ -359,3 +359,4 @@ def test_a_recipes_keys_for_another_task_are_left_out():
         compose(["model=gpt2_medium", "task=alpaca", "task.format=challenge"])
     with pytest.raises(ConfigError, match="gpt2_medium"):
         compose(["model=gpt2_medium", "task=rte"])
+    assert "label_smoothing" in compose(["model=gpt2_medium", "task=alpaca", "~recipe@_global_"]).task

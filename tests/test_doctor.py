@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -293,10 +291,9 @@ def test_the_judge(monkeypatch, tmp_path):
     assert [line.status for line in doctor.judging([], JUDGE, None, str(tmp_path))] == [UNUSED]
 
 
-def test_the_command(tmp_path):
+def test_the_command(script, tmp_path):
     def run(*arguments):
-        script = str(ROOT / "scripts" / "doctor.py")
-        return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=tmp_path)
+        return script("doctor.py", *arguments, cwd=tmp_path)
 
     done = run("demo")
     assert done.returncode == 0 and "not needed here" in done.stdout, done.stdout + done.stderr

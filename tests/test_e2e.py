@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -38,14 +36,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def score_script(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "score_e2e.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, **environment},
-    )
+@pytest.fixture
+def score_script(script):
+    def run(*arguments, **environment):
+        return script("score_e2e.py", *arguments, environment={**os.environ, **environment})
+
+    return run
 
 
 def official(shared_e2e):
@@ -76,7 +72,7 @@ def test_bleu_and_nist_need_no_java(shared_e2e, monkeypatch):
 
 
 @needs_java
-def test_the_script_takes_the_challenges_own_csv_and_prints_one_object(shared_e2e):
+def test_the_script_takes_the_challenges_own_csv_and_prints_one_object(score_script, shared_e2e):
     example = shared_e2e / "reference_outputs" / "example"
     done = score_script(example / "baseline-output.txt", example / "devel-conc.txt")
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 and done.stderr == ""
@@ -89,7 +85,7 @@ def test_the_script_takes_the_challenges_own_csv_and_prints_one_object(shared_e2
     assert [sorted(group) for group in grouped[1]] == [sorted(" ".join(r.split()) for r in group) for group in plain[1]]
 
 
-def test_without_java_three_are_missing_and_the_line_says_what_to_install(tmp_path):
+def test_without_java_three_are_missing_and_the_line_says_what_to_install(score_script, tmp_path):
     (tmp_path / "out.txt").write_text("The Mill is a pub.\nZizzi is over there.\n")
     (tmp_path / "ref.txt").write_text("The Mill is a pub.\nA pub is The Mill.\n\nZizzi is over there.\n")
     done = score_script(tmp_path / "out.txt", tmp_path / "ref.txt", PATH=str(tmp_path))
@@ -133,7 +129,7 @@ def test_files_that_do_not_fit_are_one_clear_line(case, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_the_scripts_error_is_one_line(tmp_path):
+def test_the_scripts_error_is_one_line(score_script, tmp_path):
     (tmp_path / "ref.txt").write_text("a\n")
     failed = score_script(tmp_path / "none.txt", tmp_path / "ref.txt")
     assert failed.returncode == 1 and failed.stdout == "" and len(failed.stderr.splitlines()) == 1

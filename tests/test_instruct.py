@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -520,7 +519,7 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
 # --- scripts ----------------------------------------------------------------------------------------------------------------
 
 
-def script(name):
+def imported(name):
     """A module of scripts/, imported."""
     spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -528,24 +527,23 @@ def script(name):
     return module
 
 
-def test_the_command_line_answers_a_sweep(train, cache, tmp_path, compose):
+def test_the_command_line_answers_a_sweep(train, script, cache, tmp_path, compose):
     sweep = ["sweep=vicuna", "method=vera", "model.quantisation=none"]
     done = train(*sweep)
     assert done.returncode == 0, done.stderr
     common = ["scale=rehearsal", "device=cpu", "progress=false", f"cache_dir={cache}", f"results_dir={tmp_path / 'results'}"]
-    command = [sys.executable, str(ROOT / "scripts" / "answer.py"), *sweep, *common]
-    answered = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    answered = script("answer.py", *sweep, *common, cwd=tmp_path)
     assert answered.returncode == 0 and "3 questions" in answered.stderr, answered.stderr
     (path,) = (tmp_path / "results" / "answers").glob("*.json")
     assert str(tmp_path) not in path.read_text()
     with pytest.raises(ConfigError, match="which questions\\? Give answers= one of mt_bench, vicuna_bench"):
-        script("answer").answer(OmegaConf.create({"answers": {"questions": {"synthetic": True}}}), compose(*BASE))
+        imported("answer").answer(OmegaConf.create({"answers": {"questions": {"synthetic": True}}}), compose(*BASE))
 
 
 def test_table_12_has_dashes_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["table12.py"])
-    assert script("table12").main() == 0
+    assert imported("table12").main() == 0
     shown = capsys.readouterr().out
     assert "python scripts/table12.py" in shown and shown.count("–") == 6 and "568" in shown
 

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -417,15 +415,10 @@ def test_a_stand_in_for_a_key_leaves_verdicts_alone(server, tmp_path):
     )
 
 
-def test_the_command_line(server, tmp_path):
+def test_the_command_line(script, server, tmp_path):
     def run(*arguments, **environment):
-        return subprocess.run(
-            [sys.executable, str(ROOT / "scripts/judge.py"), *arguments, f"results_dir={tmp_path / 'results'}"],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OPENAI_LOG": "debug", **environment},
-        )
+        environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OPENAI_LOG": "debug", **environment}
+        return script("judge.py", *arguments, f"results_dir={tmp_path / 'results'}", cwd=tmp_path, environment=environment)
 
     chosen = source("mt_bench", synthetic=True)
     path = answer_file(tmp_path, load_questions(chosen, tmp_path))

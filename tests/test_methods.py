@@ -14,6 +14,11 @@ METHODS = choices("method")
 MODELS = {"roberta_base": "rte", "minilm": "mrpc", "vit_base": "cifar100", "digits_vit": "digits"}
 
 
+class Scaled(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 1.5
+
+
 @pytest.fixture
 def prepared(compose):
     def make(method, model, *overrides):
@@ -63,6 +68,27 @@ def test_only_declared_parameters_train_and_merging_changes_no_output(method, mo
                 torch.testing.assert_close(backbone.model(**batch).logits, separate, rtol=1e-4, atol=1e-5)
     for name, value in backbone.model.named_parameters():
         assert torch.equal(value, weights[name]), f"{name} lost bits by merging"
+
+
+@pytest.mark.parametrize("odd", ["hook", "subclass", "bfloat16"])
+def test_vera_evaluates_what_cannot_be_merged_as_it_is(odd, prepared):
+    backbone, built, _, batch, _ = prepared("vera", "roberta_base")
+    layer = backbone.model.get_submodule("roberta.encoder.layer.1.attention.self.query").base_layer
+    if odd == "hook":
+        layer.register_forward_hook(lambda module, inputs, output: output * 1.5)
+    elif odd == "subclass":
+        layer.__class__ = type(
+            "Scaled", (torch.nn.Linear,), {"forward": lambda self, x: torch.nn.Linear.forward(self, x) * 1.5}
+        )
+    else:
+        backbone.model.to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        separate = backbone.model.eval()(**batch).logits
+        with built.merged(backbone):
+            assert torch.equal(backbone.model(**batch).logits, separate)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -149,10 +149,17 @@ def test_copies_pickles_and_threads_of_a_model_are_their_own():
         assert torch.equal(out(model), found[name])
 
 
-def test_a_state_dict_holds_every_head_and_loads_into_the_same_adapters():
+@pytest.mark.parametrize("merged", ["neither", "source", "target", "both"])
+def test_a_state_dict_holds_every_head_and_loads_into_the_same_adapters(merged):
     model, found = two_adapters()
     other = attach(attach(Net(seed=5), config(), "a"), config(), "b").eval()
+    if merged in ("source", "both"):
+        merge(model)
+    if merged in ("target", "both"):
+        merge(other)
     other.load_state_dict({key: value.clone() for key, value in model.state_dict().items()})
+    torch.testing.assert_close(out(other), found["b"])
+    unmerge(other)
     for name in ("a", None, "b"):
         set_adapter(other, name)
         assert torch.equal(out(other), found[name])

@@ -492,3 +492,16 @@ def test_the_update_works_on_inference_tensors():
         x = torch.randn(4, 12)
         model.train()
         assert torch.isfinite(model(x)).all()
+
+
+@pytest.mark.parametrize(("digits", "kept"), [(torch.bfloat16, (0.5, 0.85)), (torch.float32, (0.95, 1.05))], ids=str)
+def test_a_sum_rounded_to_bf16_keeps_dw_only_as_far_as_w0_has_more_digits(digits, kept):
+    """Why half precision computes without W0 + dW (docs/speed.md): the share of dW that two rounded matrices differ by."""
+    torch.manual_seed(0)
+    W0, dW, x = (torch.randn(256, 256) for _ in range(3))
+    W0 = W0.to(digits).float()
+    dW *= 1e-3 * W0.norm() / dW.norm()
+    rounded = x @ ((W0 + dW).bfloat16().float() - W0.bfloat16().float()).T
+    wanted = x @ dW.T
+    low, high = kept
+    assert low < ((rounded * wanted).sum() / wanted.pow(2).sum()).item() < high

@@ -3,14 +3,13 @@
 import json
 import os
 import shlex
-import subprocess
 import sys
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.engine import plan, published, registry, sweeps
-from tests.conftest import ROOT
 from tests.test_experiments import record
 from vera.config import choices, compose
 from vera.config.memory import Compositions
@@ -127,15 +126,15 @@ def test_a_sweep_that_adds_nothing_to_its_runs_composes_like_a_table_s_row():
             assert compose(cell.overrides).cell_id == cell.run.cell_id
 
 
-def test_the_script_prints_the_plan_and_the_commands(tmp_path):
+def test_the_script_prints_the_plan_and_the_commands(script, tmp_path):
     def run(*arguments):
-        command = [sys.executable, str(ROOT / "scripts" / "plan.py"), "--results", str(tmp_path), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        return script("plan.py", "--results", tmp_path, *arguments)
 
     assert "glue_large" in run("table2").stdout
     assert "python scripts/train.py sweep=glue_large" in run("--commands").stdout
     (line,) = run("demo", "--commands", "--with", "model.path=/data/my model").stdout.splitlines()
-    assert shlex.split(line)[-1] == "model.path=/data/my model"
+    override = OverridesParser.create().parse_override(shlex.split(line)[-1])  # as the shell and Hydra read it
+    assert (override.key_or_group, override.value()) == ("model.path", "/data/my model")
     wrong = run("nothing")
     assert (
         wrong.returncode == 1

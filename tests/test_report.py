@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -13,7 +11,6 @@ from experiments.engine.paper import ask, draw, tables, write_page
 from experiments.engine.plan import Plan
 from experiments.engine.render import DASH, Sourced, Table
 from scripts.check import differences
-from tests.conftest import ROOT
 from tests.test_experiments import by_cell, record
 
 EVIL = "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>{{ 7 * 7 }}"
@@ -47,11 +44,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(folder, tmp_path_factory):
+def page(script, folder, tmp_path_factory):
     """The page of those records, made by the script in a process of its own."""
     out = tmp_path_factory.mktemp("out")
-    command = [sys.executable, str(ROOT / "scripts" / "paper.py"), "--report", "--results", str(folder), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = script("paper.py", "--report", "--results", folder, "--out", out)
     assert done.returncode == 0, done.stderr
     return out / "report" / "index.html"
 

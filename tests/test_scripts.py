@@ -38,7 +38,6 @@ def test_one_run_leaves_one_record_and_is_not_repeated(train, tmp_path):
             ["FacebookAI/roberta-base", "model.path=/path/to/roberta-base"],
         ),
         (["model=minilm", "task=rte", "task.synthetic=false"], ["nyu-mll/glue", "task.data_dir=/path/to/glue"]),
-        (["train.lr=1e30", "train.head_lr=1e30", "train.clip=0", "train.warmup_ratio=0", "method=full"], ["finite"]),
         (["seed"], ["seed"]),
         (["sweep=glue_base", "task.data_dr=/x"], ["task.data_dr", "data_dir"]),
         (["device=cuda"], ["device=cuda"]),
@@ -46,16 +45,11 @@ def test_one_run_leaves_one_record_and_is_not_repeated(train, tmp_path):
     ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_clear_line_and_leaves_no_record(overrides, words, train, tmp_path):
-    if "finite" in words:
-        overrides = [*overrides, "train.max_steps=6"]
     failed = train(*overrides)
     lines = [line for line in failed.stderr.splitlines() if line.strip()]
     assert failed.returncode != 0 and failed.stdout == ""
     assert len(lines) == 1 and lines[0].startswith("error: "), failed.stderr
-    if "finite" in words:
-        assert "finite" in lines[0] or "the loss is" in lines[0]
-    else:
-        assert all(word in lines[0] for word in words), lines[0]
+    assert all(word in lines[0] for word in words), lines[0]
     assert not runs(tmp_path)
 
 
@@ -119,14 +113,11 @@ def test_tables_from_records_without_torch(train, tmp_path):
     assert (tmp_path / "out" / "figures" / "digits.png").is_file()
 
 
-def test_other_statistics_are_printed_and_overwrite_nothing(tmp_path):
-    script = str(ROOT / "scripts" / "tables.py")
-    done = subprocess.run(
-        [sys.executable, script, "table2", "--stat", "last", "--results", str(tmp_path)], capture_output=True, text=True
-    )
+def test_other_statistics_are_printed_and_overwrite_nothing(script, tmp_path):
+    done = script("tables.py", "table2", "--stat", "last", "--results", tmp_path)
     assert done.returncode == 0 and "each run's last epoch" in " ".join(done.stdout.split()), done.stderr
     assert not list(tmp_path.iterdir())
-    done = subprocess.run([sys.executable, script, "table99"], capture_output=True, text=True)
+    done = script("tables.py", "table99")
     assert done.returncode == 2 and "no such table: table99; there are" in " ".join(done.stderr.split())
 
 

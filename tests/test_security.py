@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -393,14 +391,11 @@ def test_the_judge_key_is_not_in_its_own_error(monkeypatch):
     assert not leaks(str(error.value))
 
 
-def test_verdicts_of_scripts_without_a_network(tmp_path):
+def test_verdicts_of_scripts_without_a_network(script, tmp_path):
     """The doctor prints which variables are set, and never what they hold."""
-    script = str(ROOT / "scripts" / "doctor.py")
     overrides = ["--with", "tracker=wandb", "--with", "tracker.mode=online"]
     environment = {**os.environ, **SECRETS, "HTTPS_PROXY": f"http://user:{PASSWORD}@127.0.0.1:9"}
-    done = subprocess.run(
-        [sys.executable, script, "instruct", *overrides], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
+    done = script("doctor.py", "instruct", *overrides, cwd=tmp_path, environment=environment)
     assert "WANDB_API_KEY" in done.stdout and not leaks(done.stdout + done.stderr), done.stderr
 
 

@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
 from vera.config import compose
 from vera.config import memory as compositions
+from vera.errors import ConfigError
 from vera.records import sweep
 
 
@@ -60,9 +62,23 @@ def test_every_seed_of_a_remembered_cell_is_as_hydra_composes_it(memory):
     assert len(memory) == 1
 
 
-@pytest.mark.parametrize("overrides", [["method=nosuch"], ["seed=x"], ["nosuch=1"]])
-def test_a_job_that_is_wrong_is_left_to_hydra(overrides, memory, tmp_path):
+@pytest.mark.parametrize("overrides", [["seed=x"], ["train.lr=abc"]])
+def test_a_job_that_is_wrong_is_left_to_its_own_line(overrides, memory, tmp_path):
     assert sweep.finished([*overrides, f"results_dir={tmp_path}"]) is None
+
+
+@pytest.mark.parametrize("overrides", [["method=nosuch"], ["nosuch=1"]])
+def test_the_first_job_that_cannot_be_composed_ends_the_sweep(overrides, memory, monkeypatch):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from hydra_plugins.vera_sweeper import VeraSweeper
+
+    sweeper = VeraSweeper(max_batch_size=None)
+    sweeper.config = OmegaConf.create()
+    monkeypatch.setattr(sweep, "skip", lambda job: sweep.finished(job) is not None)
+    with pytest.raises(ConfigError, match="nosuch"):
+        sweeper.split_arguments(OverridesParser.create().parse_overrides([*overrides, "seed=0,1,2,3,4"]), None)
+    assert len(memory) == 1
 
 
 def test_a_sweep_of_finished_runs_starts_no_torch(tmp_path):

@@ -2,14 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 
 from rich.console import Console
 
 from experiments.engine import status, sweeps
-from tests.conftest import ROOT
 from vera.records.workers import FOLDER, acquire
 
 SWEEP = "ablations artefacts=table6a scale=mini"  # three cells, five seeds
@@ -91,12 +88,11 @@ def test_a_hundred_thousand_records_cost_no_reading(tmp_path):
     assert len(state.done) == 100_000 and seconds < 2
 
 
-def test_the_command_prints_once_where_nobody_watches(tmp_path):
+def test_the_command_prints_once_where_nobody_watches(script, tmp_path):
     every = sweep_underway(tmp_path)
-    command = [sys.executable, str(ROOT / "scripts" / "status.py"), SWEEP, "--results", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = script("status.py", SWEEP, "--results", tmp_path)
     assert done.returncode == 0 and done.stderr == "" and every[3] in done.stdout
-    wrong = subprocess.run([*command[:2], "no_such"], capture_output=True, text=True, cwd=ROOT)
+    wrong = script("status.py", "no_such")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: nothing is called 'no_such'")
 
 

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import REHEARSAL, ROOT
+from tests.conftest import REHEARSAL
 from vera.checks.verify import compare, read_record, repeat, run_of
 from vera.config import cell_id
 from vera.config import compose as compose_run
@@ -151,12 +149,11 @@ def test_a_younger_neutral_key_stands_at_its_neutral_value(recorded, tmp_path):
     assert run_of(old, [], tmp_path).train.warmup_steps is None
 
 
-def test_the_command(recorded, cache, tmp_path):
+def test_the_command(script, recorded, cache, tmp_path):
     record, path = recorded
 
     def run(path, *more):
-        command = [sys.executable, str(ROOT / "scripts" / "verify.py"), str(path), f"cache_dir={cache}", *more]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        return script("verify.py", path, f"cache_dir={cache}", *more, cwd=tmp_path)
 
     done = run(path)
     assert done.returncode == 0 and "equal: all" in done.stdout, done.stdout + done.stderr

@@ -39,8 +39,9 @@ def build(asked: Asked) -> list[Table]:
     notes = [
         f"Pearson correlation x 100 on the 1,500 pairs of STS-B's development set after {steps.max_steps} steps of "
         f"{steps.batch_size} pairs (MiniLM-L6, BERT, d=384; bf16). {over_seeds(asked.stat)}.",
-        "A small budget, and learning rates that were hardly searched (each recipe says so): it shows that every method trains "
-        "on real text and what a comparison over seeds looks like, and does not rank the methods.",
+        "A small budget, and learning rates that were hardly searched (the recipe says so; those of AdapterP and AdapterD were "
+        "found for another place of the adapter): it shows that every method trains on real text and what a comparison over "
+        "seeds looks like, and does not rank the methods.",
         "Against LoRA: mean difference over common seeds with Student's interval; p of a paired permutation test (five seeds "
         "cannot give less than 0.0625).",
         "Trained: parameters outside the head.",

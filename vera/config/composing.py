@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vera.config import paths  # noqa: F401 (its resolvers)
-from vera.config.components import CONF_DIR, check_modality, choices, group_marks, normalised, own_target
+from vera.config.components import CONF_DIR, check_modality, choices, fields, group_marks, normalised, own_target
 from vera.config.identity import GROUPS, hashed
-from vera.config.marks import marks, table
+from vera.config.marks import marks
 from vera.config.schema import RunConfig, checked
 from vera.errors import ConfigError, redacted
 
@@ -71,6 +71,10 @@ _READ = {*_KEYS, "answers", "models_dir", "data_root"}  # at the top level; the 
 _GIVEN = re.compile(r"[+~]*(?:model|task|method|train)\.(?:neutral|version)\b")
 
 
+class NotComposed(ConfigError):
+    """Hydra makes no configuration of these overrides, and starts no sweep that has such a job."""
+
+
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The run that `python scripts/train.py OVERRIDES` would make. Raises ConfigError with one line."""
     return compose_lasting(overrides)[0]
@@ -83,6 +87,9 @@ def compose_lasting(overrides: Sequence[str] = ()) -> tuple[RunConfig, bool]:
     """
     try:
         cfg = _compose(overrides)
+    except _COMPOSING as error:
+        raise NotComposed(explain(error)) from None
+    try:
         run, following = _checked(cfg, overrides)
     except _COMPOSING as error:
         raise ConfigError(explain(error)) from None
@@ -224,15 +231,18 @@ def _only_the_seed(following: list[tuple[str, Any, Any]], run: RunConfig) -> lis
 
 def _without_recipes(task: dict[str, Any], resolved: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A task's settings without what the recipe says of tasks of another kind: how GPT-2 writes E2E, when it reads Alpaca."""
-    fields, (model, method) = table().get(str(task.get("_target_"))), (resolved.get(group) for group in ("model", "method"))
-    if fields is None or not isinstance(model, dict) or not isinstance(method, dict):
+    model, method = resolved.get("model"), resolved.get("method")
+    if not isinstance(model, dict) or not isinstance(method, dict):
         return task
     family = str(model.get("_target_")).split(".")[-2:-1]  # the recipe's other name, for a model with a name of its own
     of_method = str(method.get("name"))
     names = [recipe(of_method, str(model.get("name"))), *(f"{of_method}_{part}" for part in family)]
     given = {key.split(".")[1] for word in overrides if (key := word.lstrip("+").partition("=")[0]).startswith("task.")}
-    foreign = {key for name in names for key in _of_recipe(name, "task") if key not in fields and key not in given}
-    if foreign & task.keys():
+    of_recipe = {key for name in names for key in _of_recipe(name, "task")} & task.keys() - given
+    if not of_recipe:
+        return task
+    foreign = of_recipe - fields({"_target_": task.get("_target_")}, "task").keys()
+    if foreign:
         check_modality(model, task)
     return {key: value for key, value in task.items() if key not in foreign}
 

@@ -11,6 +11,7 @@ from vera.io.files import write_atomic
 from vera.methods.base import TargetedMethod, mergeable
 from vera.models.gpt2 import SplitProjection
 from vera.nn import VeraConfig, attach, load_adapter, merge, save_adapter, unmerge
+from vera.nn.base_layer import obstacle
 from vera.nn.inject import vera_layers
 
 SPLIT = """This VeRA adapter is for GPT-2 with its attention split: query, key and value are linear maps of their own
@@ -49,7 +50,8 @@ class Vera(TargetedMethod):
 
     @contextmanager
     def merged(self, backbone):
-        if not all(mergeable(layer.weight) for _, layer in vera_layers(backbone.model)):
+        layers = [layer.base_layer for _, layer in vera_layers(backbone.model)]
+        if not all(obstacle(layer) is None and mergeable(layer.weight) for layer in layers):
             yield
             return
         try:
