@@ -346,3 +346,40 @@ def test_a_file_that_does_not_fit_the_head_is_refused(tmp_path):
     save_adapter(attach(Tied(), config()), tmp_path)
     with pytest.raises(AdapterError, match=r"head\.1\.b and head\.0\.bias differ, but they are one tensor"):
         load_adapter(Tied(), edited(tmp_path, **{"head.1.b": torch.ones(8)}))
+
+
+class Seq2Seq(nn.Module):
+    """As transformers' T5: an embedding that nobody calls, whose weight two others and the output layer have."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared, self.encoder, self.decoder = (nn.Embedding(9, 8) for _ in range(3))
+        self.body, self.lm_head = nn.Linear(8, 8), nn.Linear(8, 9, bias=False)
+        self.tie()
+
+    def tie(self):
+        self.encoder.weight = self.decoder.weight = self.lm_head.weight = self.shared.weight
+
+    def forward(self, x):
+        return self.lm_head(self.body(self.encoder(x) + self.decoder(x)))
+
+
+def test_a_copy_that_others_of_its_kind_would_not_follow_is_refused():
+    model = Seq2Seq()
+    with pytest.raises(AdapterError, match="'shared', whose weight is also that of encoder"):
+        attach(model, config(("shared",)))
+    with pytest.raises(AdapterError, match="'encoder', whose weight is also that of decoder"):
+        attach(model, config(("shared", "encoder")))
+    assert not list(vera_layers(model)) and all(parameter.requires_grad for parameter in model.parameters())
+    attach(model, config(("shared", "encoder", "decoder")))
+    model(torch.arange(5)).sum().backward()
+    assert model.encoder.weight.grad is not None and model.lm_head.weight.grad is None
+
+
+def test_an_output_layer_that_is_tied_again_is_not_saved_as_the_adapters(tmp_path):
+    model = attach(Seq2Seq(), config(("lm_head",)))
+    save_adapter(model, tmp_path / "before")
+    model.tie()
+    with pytest.raises(AdapterError, match="weight of adapter 'default' in modules_to_save has become that of shared"):
+        save_adapter(model, tmp_path / "after")
+    assert not (tmp_path / "after").exists()

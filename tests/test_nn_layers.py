@@ -628,8 +628,12 @@ def test_a_compiled_model_is_the_model_in_it(where, tmp_path):
     other = load_adapter(make(), tmp_path)
     torch.testing.assert_close(model(x), other(x))
     merge(model)
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), other(x), rtol=1e-5, atol=1e-5)
+    for scale in (1.0, 3.0):  # a compiled call follows b as any other
+        with torch.no_grad():
+            for each in (model, other):
+                for _, layer in vera_layers(each):
+                    layer.vectors["default"].b.mul_(scale)
+            torch.testing.assert_close(model(x), other(x), rtol=1e-5, atol=1e-5)
     unmerge(model)
     set_adapter(model, None)
     assert torch.allclose(model(x), make()(x))

@@ -86,3 +86,13 @@ def test_unequal_shapes_share_one_pair_of_the_largest():
     pair = model.model.layers[0].mlp.down_proj.projections["default"]
     assert pair.A.shape == (8, 160) and pair.B.shape == (160, 8)
     assert model.model.layers[0].self_attn.q_proj.projections["default"] is pair
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_model_that_was_in_half_precision_for_a_while_has_the_seeds_pair_again(half):
+    model = attach(torch.nn.ModuleDict({"q": torch.nn.Linear(6, 5)}), VeraConfig(rank=4, targets=("q",), projection_seed=9))
+    A, B = draw(4, 6, 5, 9)
+    pair = model["q"].projections["default"]
+    for dtype in (half, torch.float32, half, torch.float64):
+        model.to(dtype)
+        assert torch.equal(pair.A, A.to(dtype)) and torch.equal(pair.B, B.to(dtype))

@@ -12,7 +12,7 @@ module of its own, buffers included: a head that shares a weight with another mo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -77,13 +77,20 @@ def copies(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     active = heads.active
     _put(model, heads, None)
     try:
-        for path, module in find(model.named_modules(remove_duplicate=False), names).items():
+        found = find(model.named_modules(remove_duplicate=False), names)
+        for path, module in found.items():
             if any(isinstance(part, VeraLinear) for part in module.modules()):
                 raise AdapterError(f"modules_to_save names {path!r}, which an attached adapter adapts")
             for key, value in tensors(module).items():
                 if isinstance(value, nn.Parameter) and not value.is_floating_point():
                     kind = str(value.dtype).removeprefix("torch.")
                     raise AdapterError(f"modules_to_save names {path!r}, whose {key} is {kind} and cannot be trained")
+            for part, key, name, other in _shared(model, found.values()):
+                if any(part is own for own in module.modules()) and type(other) is type(part):
+                    raise AdapterError(
+                        f"modules_to_save names {path!r}, whose {key} is also that of {name}, which would keep the old one; "
+                        f"name {name}, too"
+                    )
             try:
                 made[path] = copy.deepcopy(module)
             except (RuntimeError, TypeError) as error:
@@ -124,7 +131,13 @@ def of(model: nn.Module, name: str) -> dict[str, nn.Module]:
     """An adapter's own modules by path, in the model or aside; none for an adapter without modules_to_save."""
     heads = _of(model)
     if name is not None and name == heads.active:
-        return {path: model.get_submodule(path) for path in heads.aside[None]}
+        found = {path: model.get_submodule(path) for path in heads.aside[None]}
+        for _, key, other, _ in _shared(model, found.values()):
+            raise AdapterError(
+                f"the {key} of adapter {name!r} in modules_to_save has become that of {other}: something has tied them "
+                "again, as tie_weights and resize_token_embeddings do"
+            )
+        return found
     return dict(heads.aside.get(name, {}))
 
 
@@ -200,6 +213,17 @@ def _follow(value: Tensor, like: Tensor) -> None:
     grad, value.grad = value.grad, None
     value.data = value.data.to(like.device, dtype)
     value.grad = None if grad is None else grad.to(like.device, dtype)
+
+
+def _shared(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, str, nn.Module]]:
+    """Parameters in `modules` that a module outside them has, too: whose, under which name, and the other's path and module."""
+    inside = {id(part): part for module in modules for part in module.modules()}
+    own = {id(p): (part, key) for part in inside.values() for key, p in part._parameters.items() if p is not None}
+    for name, other in model.named_modules():
+        if id(other) not in inside:
+            for parameter in other._parameters.values():
+                if id(parameter) in own:
+                    yield *own[id(parameter)], name, other
 
 
 def _entries(heads: _Heads, prefix: str) -> Iterable[tuple[str, nn.Module]]:

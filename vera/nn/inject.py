@@ -214,7 +214,8 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Compose W = W0 + diag(b) B diag(d) A in every adapted layer: the backbone's own speed from here on. Returns the model.
+    """Compose W = W0 + diag(b) B diag(d) A in every adapted layer: the backbone's own speed from here on, in float32, eager and
+    without training (`VeraLinear.merge` says when W is used). Returns the model.
 
     `state_dict` stays that of the unmerged model, W0 with b and d, and what is loaded into a merged model changes W at its next
     use; `save_pretrained` writes the merged model as a plain one.

@@ -120,7 +120,8 @@ class VeraLinear(nn.Module):
             dtype = torch.get_autocast_dtype(device)
         graph = torch.is_grad_enabled()
         trained = graph and (b.requires_grad or d.requires_grad)
-        if self.merged is not None and not (trained or args or kwargs) and x.dtype == dtype not in HALF and self._is_sum(graph):
+        whole = self.merged is not None and not (trained or args or kwargs) and x.dtype == dtype not in HALF
+        if whole and not torch.compiler.is_compiling() and self._is_sum(graph):  # a compiled call would keep this W for good
             return F.linear(x, self._merged_weight(), self.bias)
         dropout = self.vectors[self.active].dropout if self.training else 0.0
         together = not (dropout or args or kwargs) and dtype != torch.float16 and plain(self.base_layer)
@@ -177,7 +178,8 @@ class VeraLinear(nn.Module):
 
         W is float32 at least, also on a half-precision backbone, where rounding the sum would lose most of a small update. It
         is multiplied with x where that loses nothing and trains nothing: no gradient asked of W0, bias, b or d, no half
-        precision, no autocast. Elsewhere the layer computes as if it were not merged. When W0, b or d change, W follows.
+        precision, no autocast, no torch.compile. Elsewhere the layer computes as if it were not merged. When W0, b or d change,
+        W follows.
 
         Raises AdapterError for a base layer that is more than its weight, or a sum that is not finite.
         """
@@ -223,7 +225,7 @@ class VeraLinear(nn.Module):
 
     def _merged_weight(self) -> Tensor:
         """W, composed again when something that it was composed of has changed."""
-        if not torch.compiler.is_compiling() and self._sum_at != [_state(source) for source in self._sources(self.merged)]:
+        if self._sum_at != [_state(source) for source in self._sources(self.merged)]:
             self._compose(self.merged)
         return self._sum
 

@@ -78,12 +78,15 @@ class Projection(nn.Module):
             self.A, self.B = A.to(device, self.A.dtype), B.to(device, self.B.dtype)
 
     def _apply(self, fn, recurse=True):
-        # No state dict holds A and B: what leaves them without their values, as to_empty does, has them drawn again.
+        # No state dict holds A and B: what leaves them without their values, as to_empty does, or without digits that the new
+        # dtype has, as half precision and back does, has them drawn again.
         before = (self.A, self.B)
         super()._apply(fn, recurse)
         for old, new in zip(before, (self.A, self.B), strict=True):
-            if new is not old and not new.is_meta and (old.is_meta or not torch.equal(old.to(new), new)):
+            lost = new.dtype != old.dtype and old.element_size() < 4
+            if new is not old and not new.is_meta and (old.is_meta or lost or not torch.equal(old.to(new), new)):
                 self.draw_on(new.device)
+                break
         return self
 
     def sliced(self, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
