@@ -69,7 +69,7 @@ def examine(found: list[Cell], overrides: list[str]):
     ]
     questions = {}
     for sweep in dict.fromkeys(cell.sweep for cell in found):
-        chosen = [f"sweep={sweep}", *(override for override in overrides if override.startswith("answers="))]
+        chosen = [f"sweep={sweep}", *(override for override in overrides if override.startswith(("answers=", "data_root=")))]
         if resolve("run", chosen).get("answers"):
             chosen += [override for override in overrides if override.startswith("answers.")]
             chosen += [f"answers.{override}" for override in overrides if override.startswith("questions.")]

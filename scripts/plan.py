@@ -37,7 +37,7 @@ def main() -> int:
         parser.error("--tflops must be positive")
     try:
         plan = Plan(options.results, Path(options.scratch), options.tflops)
-        of_runs, of_judge = judging.split(options.overrides)
+        of_runs, _ = judging.split(options.overrides)
         wanted = [(sweep, cells(sweep, of_runs)) for sweep in sweeps(options.artefact)]
         every = [cell for _, found in wanted for cell in found]
         misfits = sorted({problem for cell in every if (problem := misfit_of_path(cell.run.model)) is not None})
@@ -47,6 +47,7 @@ def main() -> int:
         fills = {artefact for sweep, _ in wanted for artefact in sweep.artefacts}
         judged = judging.wanted(fills, options.results, options.overrides)
         if options.commands:
+            of_runs, of_judge = judging.split(options.given)
             for sweep, found in wanted:
                 status = plan.status(found)
                 if status.missing or status.failed:

@@ -19,6 +19,7 @@ from experiments.engine.comparison import STATS
 from experiments.engine.judged import PAPER_JUDGE
 from experiments.engine.paper import ask, draw, heeding, tables, write
 from experiments.engine.render import show
+from vera.config.paths import readable
 from vera.errors import VeraError
 from vera.io.pipe import ended
 from vera.records.store import Store
@@ -27,7 +28,12 @@ from vera.records.store import Store
 def main() -> int:
     everything = registry.names()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(everything)} (or how they begin)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME | KEY=VALUE",
+        help=f"which of {', '.join(everything)} (or how they begin); and keys, as given to train.py",
+    )
     arguments.results(parser)
     arguments.out(parser, "tables/ and figures/")
     arguments.overrides(parser)
@@ -39,6 +45,8 @@ def main() -> int:
     )
     parser.add_argument("--show", action="store_true", help="print the tables as well")
     options = parser.parse_args()
+    options.overrides = readable([*(name for name in options.names if "=" in name), *options.overrides])
+    options.names = [name for name in options.names if "=" not in name]
     chosen = [n for n in everything if not options.names or any(n.startswith(name) for name in options.names)]
     unknown = [name for name in options.names if not any(n.startswith(name) for n in everything)]
     if unknown:

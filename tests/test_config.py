@@ -351,7 +351,12 @@ def test_a_warm_up_is_given_once():
     assert compose(["train.warmup_steps=500", "train.warmup_ratio=null"]).train.warmup_steps == 500
 
 
-def test_a_recipe_for_another_task_says_whose_key_it_is():
-    with pytest.raises(ConfigError, match=r"conf/recipe/vera_gpt2\.yaml sets task\.\w+; task=alpaca has no such key"):
-        compose(["model=gpt2_medium", "task=alpaca", "method=vera", "train.epochs=1", "train.lr=0.1"])
-    assert compose(["model=gpt2_medium", "task=alpaca", "method=vera", "~recipe@_global_"]).task["name"] == "alpaca"
+def test_a_recipes_keys_for_another_task_are_left_out():
+    run = compose(["model=gpt2_medium", "task=alpaca"])
+    assert not {"format", "decoding"} & run.task.keys()
+    assert compose(["model=gpt2_medium", "task=e2e"]).task["format"] == "hu2022"
+    with pytest.raises(ConfigError, match=r"task\.format is not a key"):
+        compose(["model=gpt2_medium", "task=alpaca", "task.format=challenge"])
+    with pytest.raises(ConfigError, match="gpt2_medium"):
+        compose(["model=gpt2_medium", "task=rte"])
+    assert "label_smoothing" in compose(["model=gpt2_medium", "task=alpaca", "~recipe@_global_"]).task

@@ -20,14 +20,16 @@ def artefact(parser: ArgumentParser) -> None:
 
 
 def parsed(parser: ArgumentParser) -> Namespace:
-    """The command line, with `artefact` (None: the whole paper) and `overrides`, in which paths are as a shell leaves them."""
+    """The command line, with `artefact` (None: the whole paper), `given` (the keys as they were written) and `overrides` (the
+    same, paths as Hydra's grammar reads them)."""
     options = parser.parse_intermixed_args()
     keys = [word for word in options.words if "=" in word.partition(" ")[0]]  # a sweep's label may hold keys further on
     names = [word for word in options.words if word not in keys]
     if len(names) > 1:
         parser.error(f"one artefact at a time, not {' and '.join(names)}; keys are KEY=VALUE")
     options.artefact = names[0] if names else None
-    options.overrides = readable([*keys, *options.overrides])
+    options.given = [*keys, *options.overrides]
+    options.overrides = readable(options.given)
     return options
 
 

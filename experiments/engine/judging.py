@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,15 +46,16 @@ class Judging:
     def commands(self, results: str, of_judge: Sequence[str]) -> list[str]:
         """What makes the answers that are missing and grades what is not graded, as for a shell, in this order."""
         lines = [asked.command for asked in self.asked if asked.stem is None]
-        files = [f"{results}/answers/{a.stem or a.name + f'--{self.questions}--*'}.jsonl" for a in self.asked if not a.graded]
-        judge = " ".join(["python scripts/judge.py", "{}", f"questions={self.questions}", *of_judge])
-        if results != "results":
-            judge += f" results_dir={results}"
+        words = [f"questions={self.questions}", *of_judge, *([f"results_dir={results}"] if results != "results" else [])]
         if self.pairwise:
-            pairs = [(a, b) for a, b in zip(self.asked[::2], self.asked[1::2], strict=True) if not (a.graded and b.graded)]
-            names = [[f"{results}/answers/{a.stem or a.name + f'--{self.questions}--*'}.jsonl" for a in pair] for pair in pairs]
-            return lines + [judge.format(" ".join(pair)) for pair in names]
-        return lines + ([judge.format(" ".join(files))] if files else [])
+            pairs = zip(self.asked[::2], self.asked[1::2], strict=True)
+            left = [pair for pair in pairs if not all(asked.graded for asked in pair)]
+        else:
+            left = [found] if (found := tuple(asked for asked in self.asked if not asked.graded)) else []
+        for group in left:
+            files = [f"{results}/answers/{a.stem or a.name + f'--{self.questions}--*'}.jsonl" for a in group]
+            lines.append(f"python scripts/judge.py {' '.join(files)} {shlex.join(words)}")
+        return lines
 
 
 def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -130,7 +132,7 @@ def table(found: Sequence[Judging]) -> Table:
 
 def _asked(name, row: Row, seed: int, task: str, questions: str, overrides, answered, graded, results: str) -> Asked:
     words = [f"model={row.model}", f"task={task}"] if row.method is None else row.overrides(task)
-    command = ["python scripts/answer.py", *words, *overrides, f"answers={questions}"]
+    command = ["python", "scripts/answer.py", *words, *overrides, f"answers={questions}"]
     if row.method is None:
         fitting = [a for a in answered if a.run is None and a.model == row.model]
         begins, command = f"{row.model}--bare", [*command, "answers.checkpoint=none"]
@@ -141,7 +143,7 @@ def _asked(name, row: Row, seed: int, task: str, questions: str, overrides, answ
     if results != "results":
         command.append(f"results_dir={results}")
     stems = sorted((a.name for a in fitting), key=lambda stem: stem in graded)
-    return Asked(begins, " ".join(command), stems[-1] if stems else None, bool(stems) and stems[-1] in graded)
+    return Asked(begins, shlex.join(command), stems[-1] if stems else None, bool(stems) and stems[-1] in graded)
 
 
 def _seeds(overrides: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -133,14 +133,10 @@ def _checked(cfg: DictConfig, overrides: Sequence[str]) -> tuple[RunConfig, list
     for group in (*GROUPS[:3], "tracker"):
         if isinstance(known.get(group), dict):
             target = known[group].get("_target_")
+            if group == "task":
+                known[group] = _without_recipes(known[group], resolved, overrides)
             marked_here = group_marks(known[group], group)
-            try:
-                known[group] = normalised(known[group], group)
-            except ConfigError:
-                if group == "task":  # a recipe's key for tasks of another kind is not what was written wrongly
-                    check_modality(known["model"], known["task"])
-                    _check_recipe_fits(known)
-                raise
+            known[group] = normalised(known[group], group)
             unhashed += [f"{group}.{key}" for key in marked_here if key not in marks(group, str(target))]
             _check_name(known[group], group)
     run = checked(RunConfig, {**known, "unhashed": [key for key in unhashed if not key.startswith("tracker.")]})
@@ -233,6 +229,31 @@ def _only_the_seed(following: list[tuple[str, Any, Any]], run: RunConfig) -> lis
     return follows
 
 
+def _without_recipes(task: dict[str, Any], resolved: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A task's settings without what the recipe says of tasks of another kind: how GPT-2 writes E2E, when it reads Alpaca."""
+    model, method = resolved.get("model"), resolved.get("method")
+    if not isinstance(model, dict) or not isinstance(method, dict):
+        return task
+    family = str(model.get("_target_")).split(".")[-2:-1]  # the recipe's other name, for a model with a name of its own
+    of_method = str(method.get("name"))
+    names = [recipe(of_method, str(model.get("name"))), *(f"{of_method}_{part}" for part in family)]
+    given = {key.split(".")[1] for word in overrides if (key := word.lstrip("+").partition("=")[0]).startswith("task.")}
+    of_recipe = {key for name in names for key in _of_recipe(name, "task")} & task.keys() - given
+    if not of_recipe:
+        return task
+    foreign = of_recipe - fields({"_target_": task.get("_target_")}, "task").keys()
+    if foreign:
+        check_modality(model, task)
+    return {key: value for key, value in task.items() if key not in foreign}
+
+
+@lru_cache(maxsize=256)
+def _of_recipe(name: str, group: str) -> dict[str, Any]:
+    """What a recipe says of one group; nothing where there is no such recipe."""
+    path = CONF_DIR / "recipe" / f"{name}.yaml"
+    return (OmegaConf.to_container(OmegaConf.load(path), resolve=False).get(group) or {}) if path.is_file() else {}
+
+
 def _check_name(settings: dict[str, Any], group: str) -> None:
     """Raises ConfigError for a component under the name of another one: its records would count as the other's."""
     name = settings.get("name")
@@ -276,23 +297,9 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 @lru_cache(maxsize=256)
 def _check_recipe(name: str) -> None:
     """A recipe says how long to train in epochs or in steps. (max_steps on the command line is a cap on either.)"""
-    path = CONF_DIR / "recipe" / f"{name}.yaml"
-    if path.is_file():
-        train = OmegaConf.to_container(OmegaConf.load(path), resolve=False).get("train") or {}
-        if train.get("epochs") is not None and train.get("max_steps") is not None:
-            raise ConfigError(f"conf/recipe/{path.name}: train.epochs and train.max_steps are both given; keep one")
-
-
-def _check_recipe_fits(known: dict[str, Any]) -> None:
-    """Raises ConfigError where a recipe sets keys that this task's class does not have."""
-    path = CONF_DIR / "recipe" / f"{recipe(known['method'].get('name'), known['model'].get('name'))}.yaml"
-    if path.is_file():
-        given = OmegaConf.to_container(OmegaConf.load(path), resolve=False).get("task") or {}
-        foreign = given.keys() - fields({"_target_": known["task"].get("_target_")}, "task").keys()
-        if foreign:
-            task = known["task"].get("name")
-            said = f"conf/recipe/{path.name} sets task.{min(foreign)}; task={task} has no such key: it is for another task"
-            raise ConfigError(f"{said}; '~recipe@_global_' leaves it out")
+    train = _of_recipe(name, "train")
+    if train.get("epochs") is not None and train.get("max_steps") is not None:
+        raise ConfigError(f"conf/recipe/{name}.yaml: train.epochs and train.max_steps are both given; keep one")
 
 
 def explain(error: Exception) -> str:

@@ -111,4 +111,4 @@ def local_data(runs: Sequence[RunConfig]) -> list[Line]:
             lines.append(Line(OK, f"data: {task.name}", str(folder)))
         except (DataError, OSError) as error:
             lines.append(Line(TODO, f"data: {task.name}", str(error), "task.data_dir=/path/to/the/official/files"))
-    return lines
+    return list(dict.fromkeys(lines))  # several settings of one task read one folder
