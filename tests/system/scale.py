@@ -70,7 +70,7 @@ def write_records(folder: Path, wanted: int) -> tuple[int, int]:
     for number, (config, follows, named) in zip(count(1), cycle(runs.values()), strict=False):
         config = {**config, "train": {**config["train"], "lr": 1e-6 * number + 1e-9}}
         identity = cell_id(config, follows)
-        for seed in islice(range(5), wanted - written):
+        for seed in islice(range(5), max(0, wanted - written)):
             write(config, follows, named, seed, identity)
         if written >= wanted:
             return own, size
