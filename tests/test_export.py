@@ -24,6 +24,8 @@ KEYS = ["train.max_steps=3", "train.epochs=3", "train.batch_size=8", "train.lr=0
 RUNS = {
     "vera": ["model=roberta_base", "task=rte", "method=vera"],
     "vera variant": ["model=roberta_base", "task=rte", "method=vera", "method.sharing=unique", "method.init=kaiming_normal"],
+    "only b": ["model=roberta_base", "task=rte", "method=vera", "method.train=only_b"],
+    "only d": ["model=roberta_base", "task=rte", "method=vera", "method.train=only_d", "method.sharing=unique"],
     "frozen head": ["model=roberta_base", "task=rte", "method=vera", "method.train_head=false", "train.lr=1.0"],
     "adalora": ["model=roberta_base", "task=rte", "method=adalora", "method.interval=1"],
     "full": ["model=roberta_base", "task=rte", "method=full"],
@@ -100,7 +102,7 @@ def test_a_lora_opens_in_plain_peft(name, runs, tmp_path, cache):
     assert effect > 1e-4
 
 
-@pytest.mark.parametrize("name", ["vera", "frozen head", "adalora", "gpt2 lora", "gpt2 ia3", "vit"])
+@pytest.mark.parametrize("name", ["vera", "only b", "frozen head", "adalora", "gpt2 lora", "gpt2 ia3", "vit"])
 def test_pefts_own_format_opens_in_plain_peft(name, runs, tmp_path, cache):
     run, record, folder = runs(name)
     export(record, tmp_path / "out", "peft", work=folder.parent, overrides=[f"cache_dir={cache}"])
