@@ -44,7 +44,7 @@ def main() -> int:
         help=f"whose scores Tables 4 and 13 take, with commas between several (default: {PAPER_JUDGE})",
     )
     parser.add_argument("--show", action="store_true", help="print the tables as well")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     options.overrides = readable([*(name for name in options.names if "=" in name), *options.overrides])
     options.names = [name for name in options.names if "=" not in name]
     chosen = [n for n in everything if not options.names or any(n.startswith(name) for name in options.names)]
