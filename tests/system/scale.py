@@ -82,11 +82,11 @@ def _runs(cell) -> zip:
 
 
 def _metrics() -> dict[str, set[str]]:
-    """The metrics that the published tables ask of each task, beside the usual ones."""
+    """The metrics that the published tables ask of each task, those of single rows included, beside the usual ones."""
     found = defaultdict(lambda: {"accuracy", "f1", "matthews_correlation", "pearson"})
     for name in names():
         for column in load(name).columns.values():
-            found[column.task] |= {column.score} - {None}
+            found[column.task] |= {column.score, *column.also} - {None}
     return found
 
 
