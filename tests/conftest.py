@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,11 @@ def train(script, cache, tmp_path):
         if not any(override.startswith("results_dir=") for override in overrides):
             overrides = (f"results_dir={tmp_path / 'results'}", *overrides)
         arguments = [*flags, *REHEARSAL, f"cache_dir={cache}", *overrides]
-        return script("train.py", *arguments, cwd=tmp_path, environment={**os.environ, **environment}, timeout=timeout)
+        environment = {**os.environ, **environment}
+        if any(override.startswith("hydra/launcher=") for override in overrides):  # whose workers are not those of a fork
+            command = [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments]
+            return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path, env=environment)
+        return script("train.py", *arguments, cwd=tmp_path, environment=environment, timeout=timeout)
 
     return run
 

@@ -3,9 +3,9 @@
 import importlib
 
 import pytest
-from scripts.launchers import LAUNCHERS, installed
 
 from tests.conftest import ROOT
+from tests.system.launchers import LAUNCHERS, installed
 from vera.config import explain
 from vera.records.store import Store
 from vera.run import execute

@@ -54,7 +54,7 @@ def test_a_path_without_a_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"holds no config.json"):
         loader("model=minilm", "task=rte", f"model.path={tmp_path}").load(2, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ModelError, match=r"model minilm cannot be read from"):
+    with pytest.raises(ModelError, match=r"model\.path=.*: no weights in safetensors"):
         loader("model=minilm", "task=rte", f"model.path={tmp_path}").load(2, tmp_path)
 
 
