@@ -47,6 +47,7 @@ class Judging:
         """What makes the answers that are missing and grades what is not graded, as for a shell, in this order."""
         lines = [asked.command for asked in self.asked if asked.stem is None]
         words = [f"questions={self.questions}", *of_judge, *([f"results_dir={results}"] if results != "results" else [])]
+        left: list[tuple[Asked, ...]]
         if self.pairwise:
             pairs = zip(self.asked[::2], self.asked[1::2], strict=True)
             left = [pair for pair in pairs if not all(asked.graded for asked in pair)]
