@@ -39,12 +39,11 @@ def trained(compose, tmp_path):
 def test_weight_differences_are_those_of_the_merged_model(method, overrides, trained):
     backbone, built, folder = trained(method, *overrides)
     found = adapters.weight_differences(folder)
-    weights = dict(backbone.model.named_parameters())
-    name = {path: next(n for n in weights if n.startswith(f"{path}.base_layer") and n.endswith("weight")) for path in found}
-    before = {path: weights[name[path]].detach().clone() for path in found}
+    layers = {path: backbone.model.get_submodule(path) for path in found}
+    before = {path: layer.weight.detach().clone() for path, layer in layers.items()}
     with built.merged(backbone):
         for path, difference in found.items():
-            torch.testing.assert_close(before[path] + difference, weights[name[path]].data, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(before[path] + difference, layers[path].weight.data, rtol=1e-5, atol=1e-5)
             assert difference.abs().max() > 0
     assert len(found) == 4  # query and value of two layers
 

@@ -110,7 +110,8 @@ def test_e2e_in_the_hubs_files_has_the_rows_of_the_challenges(tmp_path):
         quoted = "".join('"{}","{}"\n'.format(*(text.replace('"', '""') for text in row)) for row in rows)
         (official / f"{name}.csv").write_text("mr,ref\n" + quoted)
         write(copy / "default" / split / "0000.parquet", rows, ("meaning_representation", "human_reference"))
-    found = [task("e2e", f"task.data_dir={folder}").source_rows()[0] for folder in (official, copy)]
+    form = "task.format=challenge"
+    found = [task("e2e", form, f"task.data_dir={folder}").source_rows()[0] for folder in (official, copy)]
     assert found[0] == found[1] == dict.fromkeys(("train", "validation", "test"), rows)
 
 

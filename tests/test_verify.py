@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import REHEARSAL
 from vera.checks.verify import compare, read_record, repeat, run_of
-from vera.config import cell_id
+from vera.config import build, cell_id
 from vera.config import compose as compose_run
 from vera.errors import ConfigError, RecordError
 from vera.records import sources
@@ -117,7 +118,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 def test_fingerprints_decide_wherever_the_weights_lie(recorded, compose, tmp_path, cache):
     """A record of a folder and one of the same weights from elsewhere are repeated with either; other weights are refused."""
-    folder = next((cache / "tiny").glob("vit-*/config.json")).parent
+    folder = Path(build(compose("method=head").model, "model").source(cache))
     sizes = [f"model.architecture.{key}={value}" for key, value in SIZES.items()]
     run = compose("method=head", "model.size=full", f"model.path={folder}", "train.max_steps=2", *sizes)
     record = execute(run)

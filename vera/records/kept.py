@@ -4,19 +4,30 @@ results_dirs may share a work_dir and a name."""
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from vera.errors import ModelError
 from vera.records.record import Record
 
+LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256, in hex, of the tensor files that a method has saved in a folder. Raises ModelError when there are none."""
+    """SHA-256, in hex, of what the tensor files in a folder hold. Raises ModelError when there are none.
+
+    The same tensors and metadata give the same hash: safetensors writes its header's keys in any order.
+    """
     total = hashlib.sha256()
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
         for path in files:
             with path.open("rb") as file:
+                try:
+                    header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), LONGEST_HEADER)))
+                    total.update(json.dumps(header, sort_keys=True).encode())
+                except ValueError:  # no tensor file: its bytes as they are
+                    file.seek(0)
                 while block := file.read(1 << 20):
                     total.update(block)
     except FileNotFoundError:
