@@ -360,3 +360,21 @@ def test_a_recipes_keys_for_another_task_are_left_out():
     with pytest.raises(ConfigError, match="gpt2_medium"):
         compose(["model=gpt2_medium", "task=rte"])
     assert "label_smoothing" in compose(["model=gpt2_medium", "task=alpaca", "~recipe@_global_"]).task
+
+
+def test_an_unknown_key_deep_inside_names_the_keys_of_its_place():
+    from vera.config import Strict, checked
+
+    class Study(Strict):
+        by: str
+
+    class Row(Strict):
+        study: Study | None = None
+
+    class Published(Strict):
+        rows: list[Row]
+
+    with pytest.raises(ConfigError, match=r"rows\.0\.study\.bye is not a key; allowed: by$"):
+        checked(Published, {"rows": [{"study": {"by": "a", "bye": 1}}]})
+    with pytest.raises(ConfigError, match=r"rows\.1\.studies is not a key; allowed: study$"):
+        checked(Published, {"rows": [{}, {"studies": None}]})

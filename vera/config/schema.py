@@ -178,13 +178,18 @@ def checked(schema: type[_Model], values: dict[str, Any], where: str = "") -> _M
 
 def _nested(schema: Any, path: tuple[int | str, ...]) -> type[BaseModel]:
     """The model that a place of a model's values is checked by."""
-    for part in path:
-        if isinstance(schema, type) and issubclass(schema, BaseModel) and part in schema.model_fields:
-            schema = schema.model_fields[part].annotation
-        else:  # the name of a branch of a union, or an item
-            inner = [each for each in get_args(schema) if isinstance(each, type) and issubclass(each, BaseModel)]
-            schema = inner[0] if inner else schema
-    return schema
+    for part in path:  # a field, or else an item or the name of a branch of a union
+        model = _model_in(schema)
+        if model is not None and part in model.model_fields:
+            schema = model.model_fields[part].annotation
+    return _model_in(schema) or BaseModel
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first model in an annotation such as `Study | None` or `list[Row]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
 
 
 def _misplaced(annotation: Any, value: Any, where: str) -> Iterator[tuple[str, bool]]:
