@@ -155,9 +155,9 @@ def detectable(differences: Sequence[float], power: float = 0.8, level: float = 
     critical = float(student.ppf(1 - level / 2, freedom))
 
     def short(shift: float) -> float:
-        return float(nct.sf(critical, freedom, shift) + nct.cdf(-critical, freedom, shift)) - power
+        return float(nct.sf(critical, freedom, shift)) - power  # the wrong side's share is none where this is large
 
-    return float(brentq(short, 0.0, 100.0)) * statistics.stdev(differences) / len(differences) ** 0.5
+    return float(brentq(short, 0.0, 30.0)) * statistics.stdev(differences) / len(differences) ** 0.5
 
 
 def deviation_p(values: Sequence[float], printed: float, spread: float | None, seeds: int = PAPER_SEEDS) -> float | None:
