@@ -13,7 +13,6 @@ from pathlib import Path
 from experiments.artefacts.figure3_magnitudes import MEASURED as FIGURE3
 from experiments.artefacts.figure5_similarity import MEASURED as FIGURE5
 from experiments.engine import arguments
-from experiments.engine.aggregate import PAPER_SEEDS
 from vera.config import RunConfig, compose
 from vera.errors import AdapterError, VeraError
 from vera.io.files import write_atomic
@@ -94,15 +93,14 @@ def similarities(name: str, store: Store, work: Path, overrides: list[str]) -> d
 
 def finished(overrides: list[str], store: Store, work: Path) -> list[tuple[RunConfig, Path]]:
     """The runs of one cell that have a record and a saved adapter, by seed. Raises AdapterError when there is none."""
-    runs = [compose([*overrides, f"seed={seed}"]) for seed in range(PAPER_SEEDS)]
+    first = compose(overrides)
     found = []
-    for run in runs:
-        record = store.find(run.run_name)
-        if record is not None and (work / run.run_name / "best" / adapters.CONFIG_FILE).exists():
-            found.append((run, kept(record, work, "best")[0]))
+    for record in store.by_cell().get(first.cell_id, []):
+        if (work / record.name / "best" / adapters.CONFIG_FILE).exists():
+            found.append((compose([*overrides, f"seed={record.run.seed}"]), kept(record, work, "best")[0]))
     if not found:
         raise AdapterError(
-            f"no saved adapter of {runs[0].run_name} in {work} with a record in {store.root}; make it with "
+            f"no saved adapter of {first.run_name} in {work} with a record in {store.root}; make it with "
             f"python scripts/train.py {' '.join(overrides)} (a record without an adapter: choose another results_dir)"
         )
     return found
