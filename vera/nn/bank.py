@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import accumulate
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class AdapterBank:
         self._pins: Counter[int] = Counter()  # slots that a batch reads, which keep their values
         self._left: set[int] = set()  # those of them that are free as soon as no batch reads them
         self._in_use = 0  # batches
-        self._file = None
+        self._file: Any = None
         self._file_rows = 0
         self._file_free: list[int] = []
 

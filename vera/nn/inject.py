@@ -222,7 +222,7 @@ def merge(model: nn.Module) -> nn.Module:
     Layers that share a weight are merged each for itself. Raises AdapterError, with no layer merged, by name, for a base layer
     that is more than its weight (see base_layer.py) and for weights that are not finite.
     """
-    done = []
+    done: list[VeraLinear] = []
     for name, layer in vera_layers(model):
         if layer.merged is None:
             try:
