@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch
 from experiments.artefacts import figure3_magnitudes, figure5_similarity
 from experiments.engine import analysis as measurements
 from experiments.engine.rows import Asked
+from vera.commands import run as command
 from vera.errors import AdapterError
 from vera.run import execute, prepare
 from vera.trained import adapters
@@ -100,10 +100,7 @@ def test_cosine():
 
 
 def analyse(monkeypatch, *arguments):
-    from scripts import analyse as script
-
-    monkeypatch.setattr(sys, "argv", ["analyse.py", *map(str, arguments)])
-    return script.main()
+    return command("analyse", [*map(str, arguments)])
 
 
 def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
@@ -129,7 +126,7 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
 
     asked = Asked({}, results=tmp_path / "results")
     for module, name in ((figure3_magnitudes, "figure3"), (figure5_similarity, "figure5")):
-        full, mini = module.build(asked)
+        full, mini, _ = module.build(asked)
         assert full.rows == [["–"] * len(full.columns)] and len(mini.rows) >= 2 and "miniature" in mini.title
         first, second = (module.draw(asked, tmp_path / folder) for folder in "ab")
         assert [path.name for path in first] == [f"{name}_mini.{kind}" for kind in ("pdf", "png", "svg")]
