@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 
-from vera.config import build, choices
+from tests.conftest import own_methods
+from vera.config import build
 from vera.errors import ConfigError
 from vera.methods.base import count
 from vera.run import prepare
 
-METHODS = choices("method")
+METHODS = own_methods()
 MODELS = {"roberta_base": "rte", "minilm": "mrpc", "vit_base": "cifar100", "digits_vit": "digits"}
 
 
@@ -47,7 +48,7 @@ def test_only_declared_parameters_train_and_merging_changes_no_output(method, mo
     before = {name: value.detach().clone() for name, value in backbone.model.named_parameters()}
     optimizer = torch.optim.AdamW([p for _, p in groups["adapter"] + groups["head"]], lr=0.05)
     for step in range(3):
-        built.on_step(backbone, step, 3)
+        built.on_step(backbone, step, 3, 1e-3)
         loss = task.loss(backbone.model(**batch).logits, {"labels": labels})
         penalty = built.penalty(backbone)
         optimizer.zero_grad()
