@@ -46,11 +46,16 @@ endef
 .venv/instruct: .venv/installed
 	@$(install)
 
+# mkdocs, for the site.
+.venv/docs: EXTRAS := dev,minilm,joblib,slurm,docs
+.venv/docs: .venv/installed
+	@$(install)
+
 demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
 	$(PY) scripts/train.py sweep=demo $(CHOSEN) $(ARGS)
 	@$(PY) scripts/demo.py
 
-test: setup .venv/e2e .venv/instruct ## the tests
+test: setup .venv/e2e .venv/instruct .venv/docs ## the tests
 	@$(PY) scripts/plan.py >/dev/null # composes the runs of the paper once, for all of the tests' processes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
@@ -134,6 +139,9 @@ table12: setup .venv/instruct ## Table 12: time and memory of LoRA and VeRA on r
 table1: setup ## Table 1 and every other printed count, counted on the full-size models without weights
 	$(PY) scripts/account.py
 	@$(PY) scripts/account.py --show table1
+
+docs: .venv/docs ## README, docs/, the tables they point to and an API reference as one site, in .cache/site
+	$(PY) -m mkdocs build --strict --quiet
 
 protocol: setup ## each setting of a table's rows: value, source, what other sources print (ARTEFACT=table2)
 	@$(PY) scripts/protocol.py $(ARTEFACT) $(ARGS)

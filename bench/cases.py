@@ -46,7 +46,7 @@ class Sizes:
         self.llama_ranks = (64, 1024) if gpu else (64, 256)
         self.llama_batch = (4, 512) if gpu else (2, 512)
         self.adapters = (64, 128)
-        self.banks = (10_000, 100_000)
+        self.banks: tuple[int, ...] = (10_000, 100_000)
         self.epoch_steps, self.epoch_batch = (39, 64) if gpu else (1, 32)  # an epoch of RTE, or a part of one
 
 
@@ -294,8 +294,10 @@ def case_f(sizes: Sizes, data_dir: Path | None) -> list[Row]:
         backbone = _roberta_with_tokenizer(sizes.layers["epoch"], Path(folder) / "model")
         for task, goal, tokens in (("rte", 0.30, 4096), ("cola", 0.10, 4096)):
             loop, batches = _our_loop(task, backbone, data_dir, folder, tokens, sizes)
-            calls = {"ours": lambda loop=loop, b=batches: _our_steps(loop, b, sizes.epoch_steps)}
-            calls["Trainer"] = _trainer(loop, backbone, folder, sizes)
+            calls: dict[str, Callable[[], object]] = {
+                "ours": lambda loop=loop, b=batches: _our_steps(loop, b, sizes.epoch_steps),
+                "Trainer": _trainer(loop, backbone, folder, sizes),
+            }
             seconds = alternate(calls, min(2, sizes.rounds), sizes.device)
             shapes = (
                 f"{sizes.layers['epoch']} layers, d=768, r=1024, {sizes.epoch_steps} step(s) of {sizes.epoch_batch} examples, "

@@ -163,5 +163,7 @@ def table(bench: dict | None) -> Table:
     rows.append(["paper", "VeRA / LoRA", *ratio])
     mine = [cases.get(f"table12_{name}", {}).get("ratio", {}).get("median") for name in ("time", "memory")]
     rows.append(["ours", "VeRA / LoRA", *(DASH if value is None else f"{value:.3f}" for value in mine)])
-    notes = [f"ours: {bench['machine']['device']}; {bench['cases'][0]['shapes']}." if cases else "ours: not measured."]
+    notes = [
+        f"ours: {bench['machine']['device']}; {bench['cases'][0]['shapes']}." if bench and cases else "ours: not measured."
+    ]
     return Table("table12_random", f"Table 12: {published.title}", ["Source", "Method", "Minutes", "GB"], rows, notes, [2, 4])

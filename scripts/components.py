@@ -1,36 +1,10 @@
-"""Write vera/config/components.json: the fields of every class that conf/ names, as plans and tables read them without torch.
+"""vera components, in a clone that is not installed."""
 
-python scripts/components.py             after a change to a field of a model, task, method or tracker
-"""
-
-import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from vera.config import TrainConfig, component, targets
-from vera.config.marks import TABLE, Fields
-from vera.config.values import fields_of
-from vera.io.files import write_atomic
-
-
-def derived() -> dict[str, Fields]:
-    """The fields by class."""
-    classes = [component({"_target_": t}, group) for group in ("model", "task", "method", "tracker") for t in targets(group)]
-    return {f"{cls.__module__}.{cls.__qualname__}": fields_of(cls) for cls in [TrainConfig, *classes]}
-
-
-def text() -> str:
-    """The file: a line for each field."""
-    classes = []
-    for name, fields in sorted(derived().items()):
-        lines = [f'  "{key}": {json.dumps(field, sort_keys=True)}' for key, field in fields.items()]
-        classes.append(f' "{name}": {{\n' + ",\n".join(lines) + "\n }")
-    return "{\n" + ",\n".join(classes) + "\n}\n"
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vera.commands import run
 
 if __name__ == "__main__":
-    write_atomic(TABLE, text())
-    print(f"written: {TABLE.relative_to(ROOT)}")
+    sys.exit(run(Path(__file__).stem, sys.argv[1:]))

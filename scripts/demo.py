@@ -1,40 +1,10 @@
-"""What `make demo` shows after its runs: table, picture, verdict and comparison with the repository's own records."""
+"""vera demo, in a clone that is not installed."""
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from experiments import RESULTS
-from experiments.artefacts import digits
-from experiments.engine.paper import ask
-from experiments.engine.render import latex, markdown, show
-from vera.errors import VeraError
-from vera.io.files import write_atomic
-from vera.io.pipe import ended
-
-
-def main(folder: str = "results/demo") -> int:
-    try:
-        asked = ask(Path(folder))
-        mine, committed = digits.records(asked), digits.records(ask(RESULTS))
-        (table,) = digits.build(asked)
-        write_atomic(Path(folder) / "digits.md", markdown(table))
-        write_atomic(Path(folder) / "digits.tex", latex(table))
-        pictures = digits.draw(asked, Path(folder))
-    except (VeraError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    show(table)
-    print(digits.verdict(mine))
-    print("\nThis machine against the records in results/runs:")
-    for line in digits.compare(mine, committed):
-        print(f"  {line}")
-    written = [Path(folder) / "digits.md", Path(folder) / "digits.tex", *pictures]
-    print(f"\nrecords: {folder}/runs ({sum(map(len, mine.values()))})   written: {', '.join(map(str, written))}")
-    return 0
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vera.commands import run
 
 if __name__ == "__main__":
-    sys.exit(ended(lambda: main(*sys.argv[1:])))
+    sys.exit(run(Path(__file__).stem, sys.argv[1:]))

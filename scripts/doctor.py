@@ -1,98 +1,10 @@
-"""What a sweep needs and whether it is here, before the money is spent. Nothing is downloaded but question files.
+"""vera doctor, in a clone that is not installed."""
 
-python scripts/doctor.py                              the whole paper
-python scripts/doctor.py table2                       what one table, figure or sweep needs
-python scripts/doctor.py glue_base models_dir=/models data_root=/data
-python scripts/doctor.py vicuna questions.data_dir=/data/vicuna_bench judge.prompts=own
-
-Exit status: 0 nothing is missing, 1 something is to be done, 3 nothing is known to be missing, but some lines need a network.
-"""
-
-import argparse
-import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-from rich.table import Table
-
-from experiments.engine import arguments
-from experiments.engine.accounting import counts
-from experiments.engine.plan import estimate
-from experiments.engine.render import console
-from experiments.engine.sweeps import Cell, cells, sweeps
-from vera.config import checked, resolve
-from vera.errors import VeraError, redacted
-from vera.io.pipe import ended
-
-STYLE = {"ok": "green", "to do": "bold red", "needs a network": "yellow", "not needed here": "dim", "note": "cyan"}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.artefact(parser)
-    arguments.overrides(parser)
-    parser.add_argument("--packages", action="store_true", help="look at Python and its packages alone")
-    options = arguments.parsed(parser)
-    if options.packages:
-        from vera.checks import doctor
-
-        return show([doctor.python(), *doctor.packages(ROOT / "constraints.txt", set())])
-    try:
-        of_runs = [override for override in options.overrides if not override.startswith(("questions.", "judge."))]
-        found = [cell for sweep in sweeps(options.artefact) for cell in cells(sweep, of_runs)]
-        lines = examine(found, options.overrides)
-    except VeraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return show(lines)
-
-
-def examine(found: list[Cell], overrides: list[str]):
-    """The doctor's lines for these cells."""
-    from vera.checks import doctor  # brings torch, which --help and a wrong name do not need
-    from vera.judge.endpoint import JudgeSettings
-    from vera.judge.questions import QuestionSource
-
-    # A cell's counts are those of its model and method at their published settings: the backbone outweighs any adapter.
-    wanted = [
-        doctor.Wanted(
-            cell.run,
-            len(cell.seeds),
-            counts().get(f"model={cell.run.model['name']} method={cell.run.method['name']}"),
-            estimate(cell.run),
-        )
-        for cell in found
-    ]
-    questions = {}
-    for sweep in dict.fromkeys(cell.sweep for cell in found):
-        chosen = [f"sweep={sweep}", *(override for override in overrides if override.startswith(("answers=", "data_root=")))]
-        if resolve("run", chosen).get("answers"):
-            chosen += [override for override in overrides if override.startswith("answers.")]
-            chosen += [f"answers.{override}" for override in overrides if override.startswith("questions.")]
-            source = checked(QuestionSource, resolve("run", chosen)["answers"]["questions"], "questions")
-            questions[source.name] = source
-    of_judge = [override for override in overrides if override.startswith("judge.")]
-    judge = checked(JudgeSettings, resolve("judge", of_judge)["judge"], "judge")
-    return doctor.examine(wanted, list(questions.values()), judge, ROOT / "constraints.txt")
-
-
-def show(lines) -> int:
-    """Print the lines and their sum; the exit status."""
-    from vera.checks.doctor import describe, verdict
-
-    table = Table()
-    for column in ("", "Check", "Found", "What to do"):
-        table.add_column(column, overflow="fold")
-    for line in lines:
-        table.add_row(line.status, line.what, redacted(line.found), redacted(line.remedy), style=STYLE[line.status])
-    console().print(table)
-    print(", ".join(f"{count} {status}" for status, count in describe(lines).items() if count))
-    return verdict(lines)
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vera.commands import run
 
 if __name__ == "__main__":
-    sys.exit(ended(main))
+    sys.exit(run(Path(__file__).stem, sys.argv[1:]))

@@ -1,105 +1,10 @@
-"""Grade answers with another language model: any OpenAI-compatible endpoint, its key from the environment.
-
-python scripts/judge.py results/answers/A.jsonl                               MT-Bench, one set of answers at a time
-python scripts/judge.py results/answers/A.jsonl results/answers/B.jsonl       Vicuna Eval, two side by side
-    ... judging=fastchat                                       asked for and read as FastChat does
-    ... judge.model=gpt-4-0613 judge.counts_as=gpt-4           a release that may fill Tables 4 and 13
-    ... judge.base_url=http://localhost:8000/v1 questions.data_dir=/path/to/mt_bench
-
-Every word with `=` is a key of conf/judge.yaml. Verdicts are kept as they come; the same command asks for what is missing.
-Several MT-Bench files are graded one after the other.
-"""
+"""vera judge, in a clone that is not installed."""
 
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from rich.progress import Progress
-
-from vera.config import checked, resolve
-from vera.errors import VeraError
-from vera.io.pipe import ended
-from vera.judge.endpoint import JudgeSettings, read_key
-from vera.judge.grade import judge
-from vera.judge.judgement import Answers, find
-from vera.judge.questions import QuestionSource
-from vera.records import interrupt
-
-SECONDS = 60.0  # between two lines where nobody watches
-
-
-def main(arguments: list[str]) -> int:
-    files = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
-    if not files or any(file.startswith("-") for file in files):
-        print(__doc__, file=sys.stderr)
-        return 2
-    try:
-        with interrupt.handled():
-            for group in _groups(files, overrides):
-                _one(group, overrides)
-    except VeraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except interrupt.Interrupted as left:
-        print(left, file=sys.stderr)
-        return left.status
-    return 0
-
-
-def _config(files: list[str], overrides: list[str]) -> tuple[QuestionSource, JudgeSettings, dict]:
-    """The questions are those that the files say they answer, unless the command line chooses."""
-    if not any(override.startswith("questions=") for override in overrides):
-        record = find(Answers, Path(files[0]).with_suffix(".json"))
-        if record is not None:
-            overrides = [f"questions={record.questions.name}", *overrides]
-            if record.questions.sha256 == "synthetic":
-                overrides.append("questions.synthetic=true")
-    values = resolve("judge", overrides)
-    source = checked(QuestionSource, values["questions"], "questions")
-    return source, checked(JudgeSettings, values["judge"], "judge"), values
-
-
-def _groups(files: list[str], overrides: list[str]) -> list[list[str]]:
-    source, _, _ = _config(files, overrides)
-    return [[file] for file in files] if source.grading == "single" else [files]
-
-
-def _one(files: list[str], overrides: list[str]) -> None:
-    source, settings, values = _config(files, overrides)
-    key = read_key(settings)
-    watched, told = sys.stderr.isatty(), time.monotonic()
-    with Progress(transient=True, disable=not watched) as bar:
-        task = bar.add_task("verdicts", total=None)
-
-        def show(done: int, total: int) -> None:
-            nonlocal told
-            bar.update(task, completed=done, total=total)
-            if not watched and time.monotonic() - told >= SECONDS:
-                told = time.monotonic()
-                print(f"{done} of {total} verdicts", file=sys.stderr, flush=True)
-
-        record, path = judge(
-            files,
-            source,
-            settings,
-            key,
-            values["results_dir"],
-            values["cache_dir"],
-            on_note=lambda text: print(text, file=sys.stderr),
-            on_progress=show,
-        )
-    for answer, score in zip(record.answers, record.scores, strict=True):
-        turns = ", ".join(f"turn {turn} {mean:.2f}" for turn, mean in score["by_turn"].items())
-        print(f"{answer['name']}  {score['mean']:.2f} of 10  (n={score['n']}; {turns})")
-    if record.unreadable:
-        print(f"{len(record.unreadable)} of {record.verdicts} verdicts could not be read: {', '.join(record.unreadable)}")
-    for key, reason in list(record.failed.items())[:5]:
-        print(f"{key}: {reason}")
-    print(f"record {path}")
-
+from vera.commands import run
 
 if __name__ == "__main__":
-    sys.exit(ended(lambda: main(sys.argv[1:])))
+    sys.exit(run(Path(__file__).stem, sys.argv[1:]))

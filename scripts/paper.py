@@ -1,39 +1,10 @@
-"""Tables, figures, claims and the report from records, in one process and without torch.
+"""vera paper, in a clone that is not installed."""
 
-python scripts/paper.py                  results/tables, results/figures and results/report/index.html
-python scripts/paper.py --report         the report alone
-"""
-
-import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from experiments.engine import arguments
-from experiments.engine.paper import paper
-from vera.errors import VeraError
-from vera.io.pipe import ended
-from vera.records.store import Store
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.results(parser)
-    arguments.out(parser, "tables/, figures/ and report/")
-    parser.add_argument("--report", action="store_true", help="write report/index.html and nothing else")
-    options = parser.parse_args()
-    results = options.results
-    out = arguments.target(parser, options.out, results)
-    try:
-        page = paper(results, out, page_alone=options.report)
-    except (VeraError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{len(Store(results).names())} records in {results}/runs; the report is {page} ({page.stat().st_size:,} bytes)")
-    return 0
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vera.commands import run
 
 if __name__ == "__main__":
-    sys.exit(ended(main))
+    sys.exit(run(Path(__file__).stem, sys.argv[1:]))

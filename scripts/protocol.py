@@ -1,40 +1,10 @@
-"""Every setting of a table's rows with its value, its source, and what other sources print.
+"""vera protocol, in a clone that is not installed."""
 
-python scripts/protocol.py table2           one table, key by key
-python scripts/protocol.py --write          docs/protocol.md
-"""
-
-import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from experiments.engine import protocol
-from experiments.engine.published import names
-from experiments.engine.render import show
-from vera.errors import VeraError
-from vera.io.files import write_atomic
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("artefact", nargs="?", choices=names(), metavar="TABLE", help=f"one of {', '.join(names())}")
-    parser.add_argument("--write", action="store_true", help="write docs/protocol.md, which has Tables 2 to 5")
-    options = parser.parse_args()
-    if options.write == (options.artefact is not None):
-        parser.error("name a table, or give --write")
-    try:
-        if options.write:
-            print(write_atomic(ROOT / "docs" / "protocol.md", protocol.page()))
-        else:
-            show(protocol.table(options.artefact))
-    except (VeraError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vera.commands import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(Path(__file__).stem, sys.argv[1:]))

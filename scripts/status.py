@@ -1,61 +1,10 @@
-"""What is done, running (where, since when, how long yet), failed and missing. Refreshes in a terminal until all is done.
+"""vera status, in a clone that is not installed."""
 
-python scripts/status.py                        every sweep of the paper
-python scripts/status.py table2                 the sweeps of one table, or one sweep, such as glue_large
-python scripts/status.py demo --results results/demo
-"""
-
-import argparse
-import signal
 import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from rich.live import Live
-
-from experiments.engine import arguments, status
-from experiments.engine.render import console
-from experiments.engine.sweeps import cells, sweeps
-from vera.errors import VeraError
-from vera.io.pipe import ended
-
-REFRESH = 2.0  # seconds
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.artefact(parser)
-    arguments.results(parser)
-    arguments.overrides(parser)
-    parser.add_argument("--once", action="store_true", help="print once, as when the output is not a terminal")
-    options = arguments.parsed(parser)
-    out = console()
-    results = options.results
-    try:
-        wanted = {
-            sweep.label: {run for cell in cells(sweep, options.overrides) for run in cell.names()}
-            for sweep in sweeps(options.artefact)
-        }
-        every = set().union(*wanted.values())
-        state = status.look(results)
-        if options.once or not out.is_terminal:
-            out.print(status.shown(state, wanted, results))
-            return 0
-        with Live(status.shown(state, wanted, results), console=out, auto_refresh=False, screen=False) as live:
-            while not status.finished(state, every):
-                time.sleep(REFRESH)
-                state = status.look(results)
-                live.update(status.shown(state, wanted, results), refresh=True)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except (VeraError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vera.commands import run
 
 if __name__ == "__main__":
-    sys.exit(ended(main))
+    sys.exit(run(Path(__file__).stem, sys.argv[1:]))

@@ -1,83 +1,10 @@
-"""Render tables and figures from records, without torch.
+"""vera tables, in a clone that is not installed."""
 
-python scripts/tables.py                                  all of them, from results/runs to results/tables and results/figures
-python scripts/tables.py table2 --show                    one of them, also printed
-python scripts/tables.py table2 --stat last               another statistic than the paper's: printed, written only with --out
-python scripts/tables.py table2 --with train.batch_size=32    the cells that these overrides make, likewise
-"""
-
-import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from experiments import RESULTS
-from experiments.engine import arguments, registry
-from experiments.engine.comparison import STATS
-from experiments.engine.judged import PAPER_JUDGE
-from experiments.engine.paper import ask, draw, heeding, tables, write
-from experiments.engine.render import show
-from vera.config.paths import readable
-from vera.errors import VeraError
-from vera.io.pipe import ended
-from vera.records.store import Store
-
-
-def main() -> int:
-    everything = registry.names()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME | KEY=VALUE",
-        help=f"which of {', '.join(everything)} (or how they begin); and keys, as given to train.py",
-    )
-    arguments.results(parser)
-    arguments.out(parser, "tables/ and figures/")
-    arguments.overrides(parser)
-    parser.add_argument("--stat", choices=list(STATS), help="; ".join(f"{name}: {what}" for name, what in STATS.items()))
-    parser.add_argument(
-        "--judge",
-        default=PAPER_JUDGE,
-        help=f"whose scores Tables 4 and 13 take, with commas between several (default: {PAPER_JUDGE})",
-    )
-    parser.add_argument("--show", action="store_true", help="print the tables as well")
-    options = parser.parse_intermixed_args()
-    options.overrides = readable([*(name for name in options.names if "=" in name), *options.overrides])
-    options.names = [name for name in options.names if "=" not in name]
-    chosen = [n for n in everything if not options.names or any(n.startswith(name) for name in options.names)]
-    unknown = [name for name in options.names if not any(n.startswith(name) for n in everything)]
-    if unknown:
-        parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(everything)}")
-    elsewhere = options.results.resolve() != RESULTS and str(options.results) != "results"
-    given = {"with": options.overrides, "stat": options.stat, "results": elsewhere}
-    usual = not options.overrides and options.stat is None and options.judge == PAPER_JUDGE
-    writes = usual or options.out is not None
-    out = arguments.target(parser, options.out, options.results) if writes else options.results
-    try:
-        heeded = heeding(chosen, [option for option, value in given.items() if value], bool(options.names))
-        if heeded != chosen:
-            print(f"left out, since the options do not bear on them: {', '.join(n for n in chosen if n not in heeded)}")
-        asked = ask(options.results, options.overrides, options.stat, options.judge)
-        made = tables(asked, heeded)
-        if writes:
-            write(made, out / "tables")
-            if options.stat is None:
-                draw(asked, out / "figures", heeded)
-            else:
-                print("figures show medians: none is drawn with --stat")
-        if options.show or not writes:
-            for table in (table for found in made.values() for table in found):
-                show(table)
-    except (VeraError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    written = f"; tables in {out / 'tables'}" if writes else ""
-    print(f"{len(Store(options.results).names())} records in {options.results}/runs{written}")
-    return 0
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vera.commands import run
 
 if __name__ == "__main__":
-    sys.exit(ended(main))
+    sys.exit(run(Path(__file__).stem, sys.argv[1:]))

@@ -1,76 +1,10 @@
-"""Repeat a recorded run and compare it with its record, metric by metric. The record is never touched.
+"""vera verify, in a clone that is not installed."""
 
-python scripts/verify.py results/runs/<name>.json
-python scripts/verify.py results/runs/<name>.json task.data_dir=/data/glue --tolerance 1e-6
-
-Exit status: 0 every number equals the recorded one (or differs by at most the tolerance), 1 some do not, 2 the run could not
-be repeated. Paths of the machine that made the record are not in it: give model.path= and task.data_dir=, or leave them to the
-hub; whether weights and rows are the recorded ones, their fingerprints decide.
-"""
-
-import argparse
-import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-from rich.table import Table
-
-from experiments.engine.render import console
-from vera.checks.verify import Comparison, compare, read_record, repeat
-from vera.errors import VeraError
-from vera.io.pipe import ended
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("record", type=Path, metavar="RECORD")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="local paths, device, micro-batches")
-    parser.add_argument("--tolerance", type=float, default=0.0, help="largest difference that counts as equal (default: 0)")
-    parser.add_argument("--threads", type=int, help="threads on a CPU (default: as recorded)")
-    options = parser.parse_args()
-    try:
-        record = read_record(options.record)
-        print(f"repeating {record.name} (recorded: {record.cost.seconds:.0f} s)", flush=True)
-        found = compare(record, repeat(record, options.overrides, options.threads))
-    except VeraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return report(found, options.tolerance)
-
-
-def report(found: Comparison, tolerance: float) -> int:
-    """Print what differs; the exit status."""
-    differing = found.differing(tolerance)
-    out = console()
-    if differing:
-        table = Table("Number", "Recorded", "Repeated", "Differs by")
-        for value in differing:
-            table.add_row(value.name, _shown(value.recorded), _shown(value.repeated), f"{value.difference:.3g}")
-        out.print(table)
-    if found.conditions and (differing or tolerance == 0):
-        print("what differs around the run:" if differing else "equal although this differs:")
-        for name, recorded, here in found.conditions:
-            print(f"  {name}: recorded {recorded}, here {here}")
-    within = f" within {tolerance:g}" if tolerance else ""
-    if not differing:
-        print(f"equal{within}: all {len(found.values)} numbers")
-        return 0
-    worst = max(differing, key=lambda value: value.difference)
-    print(f"differs: {len(differing)} of {len(found.values)} numbers, most {worst.name} by {worst.difference:.3g}")
-    if not found.conditions:
-        print("nothing around the run differs: the computation itself is not deterministic on this machine")
-    return 1
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.10g}"
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vera.commands import run
 
 if __name__ == "__main__":
-    sys.exit(ended(main))
+    sys.exit(run(Path(__file__).stem, sys.argv[1:]))

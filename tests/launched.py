@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT)]
 
 import torch  # noqa: E402
-import train  # noqa: E402
 
+from vera.commands import train  # noqa: E402
 from vera.models.llama import Llama  # noqa: E402
 from vera.train import loop, processes  # noqa: E402
 

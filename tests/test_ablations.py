@@ -12,8 +12,8 @@ from experiments.engine.aggregate import common, paired
 from experiments.engine.comparison import compare
 from experiments.engine.render import DASH, markdown, signed
 from experiments.engine.rows import Asked
-from scripts import expressivity
 from tests.test_experiments import by_cell, record
+from vera.commands import expressivity
 
 LARGE = ["model=roberta_large", "method=vera"]
 

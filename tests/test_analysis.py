@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch
 from experiments.artefacts import figure3_magnitudes, figure5_similarity
 from experiments.engine import analysis as measurements
 from experiments.engine.rows import Asked
+from vera.commands import run as command
 from vera.errors import AdapterError
 from vera.run import execute, prepare
 from vera.trained import adapters
@@ -100,10 +100,7 @@ def test_cosine():
 
 
 def analyse(monkeypatch, *arguments):
-    from scripts import analyse as script
-
-    monkeypatch.setattr(sys, "argv", ["analyse.py", *map(str, arguments)])
-    return script.main()
+    return command("analyse", [*map(str, arguments)])
 
 
 def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):

@@ -410,7 +410,7 @@ def test_adapters_train_and_merge_under_bf16_autocast(method, fitted):
 
 
 def test_the_guide_shows_the_module_and_the_yaml_as_they_are():
-    guide = (ROOT / "README.md").read_text().partition("\n## Add a method\n")[2].partition("\n## ")[0]
+    guide = (ROOT / "docs" / "extending.md").read_text().partition("\n## Add a method\n")[2].partition("\n## ")[0]
     blocks = [textwrap.dedent(block.partition("\n")[2]).strip() for block in guide.split("```")[1::2]]
     shown_class, shown_yaml = blocks
     module = (ROOT / "vera" / "methods" / "ia3.py").read_text()

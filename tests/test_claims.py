@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
@@ -11,7 +12,7 @@ from experiments.engine import accounting, analysis, claims, published, registry
 from experiments.engine.aggregate import deviation_p, exceeds_p
 from experiments.engine.render import DASH
 from experiments.engine.rows import Asked
-from experiments.engine.verdicts import IN_MINIATURE, Line, Part, decide, verdict
+from experiments.engine.verdicts import IN_MINIATURE, LOOK_LEVEL, LOOKS, Line, Part, decide, verdict
 from tests.test_experiments import by_cell, record
 from vera.errors import ConfigError
 
@@ -71,6 +72,44 @@ def test_a_claim_about_cells_needs_all_and_falls_with_one():
     weak = [-0.03, -0.001, -0.02, -0.03, 0.001]
     alone, among = (decide("x", "", [Part("a", weak)] + [Part("b", NOISE)] * more, "better") for more in (0, 9))
     assert alone.reading == "not supported" and among.reading == "undecided"  # one bad cell of ten happens by chance
+
+
+def spread(mean, n, scale=0.04):
+    """n differences with exactly this mean, of which every even number is symmetric."""
+    return [mean + scale * (1 if i % 2 else -1) * (1 + i // 2 % 3) / 2 for i in range(n)]
+
+
+def test_looks_are_taken_in_order_and_the_first_that_decides_counts():
+    def read(differences, kind="better", margin=2.0):
+        return decide("x", "", [Part("", differences)], kind, margin, looks=LOOKS)
+
+    late = read([*spread(0.0, 10), *spread(0.06, 10)])
+    assert late.reading == "supported" and "n=20, look 3 of 4" in late.test
+    early = read([*CLEAR, *[-0.1] * 35])
+    assert early.reading == "supported" and "n=5, look 1 of 4" in early.test
+    assert "all pairs: -8.4" in early.result  # what came later is shown and changes nothing
+    waiting = read(spread(0.01, 19))
+    assert waiting.reading == "undecided" and "n=10, look 2 of 4" in waiting.test
+    assert read(spread(0.012, 40)).reading == "undecided" and "look 4 of 4" in read(spread(0.012, 40)).test
+    assert read(CLEAR[:4]).result.startswith("4 of the 5 pairs")
+
+
+def test_a_stricter_level_and_an_advantage_that_is_too_small_to_matter():
+    weak = [0.05, 0.01, 0.03, 0.0, 0.02]  # p = 0.035
+    assert decide("x", "", [Part("", weak)], "better").reading == "supported"
+    assert decide("x", "", [Part("", weak)], "better", looks=LOOKS).reading == "undecided"
+    small = decide("x", "", [Part("", spread(0.0, 40, 0.02))], "better", 2.0, looks=LOOKS)
+    assert small.reading == "not supported" and "refuted below 2" in small.test
+    assert decide("x", "", [Part("", spread(0.0, 40, 0.02))], "better", looks=LOOKS).reading == "undecided"
+    assert decide("x", "", [Part("", CLEAR)], "better", 5.0, looks=LOOKS).reading == "supported"  # small, and yet there
+
+
+def test_four_looks_err_once_in_twenty():
+    noise = np.random.default_rng(0).standard_normal((40_000, 40))
+    wrong = np.zeros(len(noise), bool)
+    for n in LOOKS:
+        wrong |= ttest_1samp(noise[:, :n], 0, axis=1, alternative="greater").pvalue < LOOK_LEVEL
+    assert wrong.mean() == pytest.approx(0.05, abs=0.004)
 
 
 def test_sign_flips_stand_beside_and_five_pairs_cannot_go_below_a_sixteenth():

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from vera.commands.components import text
 from vera.config import (
     CONF_DIR,
     Component,
@@ -165,9 +166,6 @@ def test_a_truth_value_is_no_number(override):
 
 def test_the_fields_that_are_known_without_torch_are_those_of_the_classes():
     """`python scripts/components.py` writes the file."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from components import text
-
     assert TABLE.read_text() == text(), "run python scripts/components.py"
 
 

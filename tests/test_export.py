@@ -1,9 +1,7 @@
 """A run's weights leave for plain transformers and PEFT, with the run's own logits; what cannot leave is refused by name."""
 
 import json
-import runpy
 import shutil
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from tests.conftest import REHEARSAL, ROOT
+from vera.commands import run as command_line
 from vera.config import build
 from vera.config import compose as compose_run
 from vera.errors import ConfigError, ModelError, RecordError
@@ -50,10 +49,10 @@ def runs(tmp_path_factory, cache):
 
     def make(name):
         if name not in made:
-            places = [f"cache_dir={cache}", f"results_dir={root}/results", f"work_dir={root}/work/results"]
+            places = [f"cache_dir={cache}", f"results_dir={root / 'results'}", f"work_dir={root / 'work' / 'results'}"]
             run = compose_run([*REHEARSAL, *KEYS, *places, *RUNS[name]])
             execute(run)
-            made[name] = run, Store(run.results_dir).path(run.run_name), root / "work/results" / run.run_name
+            made[name] = run, Store(run.results_dir).path(run.run_name), root / "work" / "results" / run.run_name
         return made[name]
 
     return make
@@ -149,13 +148,11 @@ def test_a_cut_is_the_nearest_matrix_of_its_rank_and_says_what_is_lost(runs, tmp
 
 def test_the_command_from_a_folder_says_whose_weights_these_are_and_no_path(runs, cache, monkeypatch, capsys):
     run, record, folder = runs("gpt2 vera")
-    command = ["export.py", f"work/results/{folder.name}", "out", "--to", "lora", f"cache_dir={cache}"]
+    command = [f"work/results/{folder.name}", "out", "--to", "lora", f"cache_dir={cache}"]
     monkeypatch.chdir(folder.parents[2])
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(ROOT / "scripts/export.py"), run_name="__main__")
+    status = command_line("export", command)
     printed = capsys.readouterr()
-    assert left.value.code == 0, printed.err
+    assert status == 0, printed.err
     out = folder.parents[2] / "out"
     assert printed.out.startswith("out: LoRA of rank ") and sorted(p.name for p in out.iterdir()) == [
         "README.md",

@@ -1,7 +1,6 @@
 """Instruction tuning: Alpaca's rows, Llama on 4-bit weights, answers question by question, from training to a judged table."""
 
 import argparse
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -18,6 +17,8 @@ from experiments.engine.rows import Asked
 from tests.conftest import ROOT, own_methods
 from tests.judge_server import Judge
 from vera.checks.counts import account
+from vera.commands import answer as answer_command
+from vera.commands import run as command
 from vera.config import build, checked, choices, compose, resolve
 from vera.errors import ConfigError, DataError, ModelError, RecordError
 from vera.judge.endpoint import JudgeSettings
@@ -519,14 +520,6 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
 # --- scripts ----------------------------------------------------------------------------------------------------------------
 
 
-def imported(name):
-    """A module of scripts/, imported."""
-    spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_command_line_answers_a_sweep(train, script, cache, tmp_path, compose):
     sweep = ["sweep=vicuna", "method=vera", "model.quantisation=none"]
     done = train(*sweep)
@@ -537,13 +530,12 @@ def test_the_command_line_answers_a_sweep(train, script, cache, tmp_path, compos
     (path,) = (tmp_path / "results" / "answers").glob("*.json")
     assert str(tmp_path) not in path.read_text()
     with pytest.raises(ConfigError, match="which questions\\? Give answers= one of mt_bench, vicuna_bench"):
-        imported("answer").answer(OmegaConf.create({"answers": {"questions": {"synthetic": True}}}), compose(*BASE))
+        answer_command.answer(OmegaConf.create({"answers": {"questions": {"synthetic": True}}}), compose(*BASE))
 
 
 def test_table_12_has_dashes_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["table12.py"])
-    assert imported("table12").main() == 0
+    assert command("table12", []) == 0
     shown = capsys.readouterr().out
     assert "python scripts/table12.py" in shown and shown.count("–") == 6 and "568" in shown
 

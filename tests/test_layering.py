@@ -64,6 +64,9 @@ def test_imports_point_left(path):
     here = layer(name)
     assert here is not None, f"{name} belongs to no layer"
     for imported in imports(path):
+        assert not imported.startswith(("experiments", "bench")) or name.startswith("vera.commands"), (
+            f"{name} imports {imported}"
+        )
         if imported.startswith("vera."):
             rank = layer(imported)
             assert rank is not None and rank <= here, f"{name} imports {imported}"

@@ -171,6 +171,13 @@ def test_components_build_once_more_from_a_record_of_their_config(compose):
     assert build(run.scientific["method"], "method") == build(run.method, "method")
 
 
+def test_full_fine_tuning_of_4_bit_weights_is_refused_by_name(compose):
+    pytest.importorskip("bitsandbytes")
+    run = compose("method=full", "model=llama_7b", "task=alpaca", "model.quantisation=nf4", "train.lr=1e-5")
+    with pytest.raises(ConfigError, match=r"method full .*q_proj.weight is quantised: model.quantisation=none"):
+        prepare(run)
+
+
 @pytest.mark.parametrize("quantisation", ["none", "nf4"])
 @pytest.mark.parametrize("method", ["adapter_h", "adapter_p", "adapter_l", "adapter_d", "ia3"])
 def test_adapters_and_ia3_train_on_llama(method, quantisation, compose):

@@ -177,6 +177,20 @@ def test_replaced_and_evicted_adapters(tmp_path):
     attach(model, VeraConfig(rank=2, targets=("query",)))  # the model is its own again
 
 
+def test_a_model_in_a_bank_is_not_written_as_if_it_were_its_backbone(tmp_path):
+    write(tmp_path / "kept", count=1)
+    model = roberta()
+    bank = AdapterBank(model)
+    bank.load(tmp_path / "kept")
+    with pytest.raises(AdapterError, match=r"in an AdapterBank.* close the bank first"):
+        model.save_pretrained(tmp_path / "written")
+    assert not (tmp_path / "written").exists()
+    bank.close()
+    model.save_pretrained(tmp_path / "written")
+    written = RobertaForSequenceClassification.from_pretrained(tmp_path / "written")
+    torch.testing.assert_close(written.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
 def test_batches_that_do_not_fit_are_refused(tmp_path):
     write(tmp_path, count=2)
     model = roberta()

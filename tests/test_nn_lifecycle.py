@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, RobertaConfig
 
@@ -222,5 +223,20 @@ def test_save_pretrained_of_a_merged_model_writes_the_plain_one(tmp_path):
     torch.testing.assert_close(part.state_dict(), loaded.roberta.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(logits(twin), second, rtol=1e-5, atol=1e-6)
     unmerge(twin)
-    assert not any("save_pretrained" in vars(module) for module in twin.modules())
     assert torch.equal(logits(twin), second)
+    unload(twin)
+    assert not any("save_pretrained" in vars(module) for module in twin.modules())
+
+
+def test_save_pretrained_of_a_model_that_is_not_merged_warns_and_can_be_resumed_from(tmp_path):
+    """transformers' Trainer writes its checkpoints so, and loads them into the adapted model again."""
+    model, _, _, second = two_adapters()
+    with pytest.warns(UserWarning, match="which from_pretrained does not read.* save_adapter writes the adapter"):
+        model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("vectors.b.b"):
+                parameter.zero_()
+    assert not torch.allclose(logits(model), second)
+    model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    torch.testing.assert_close(logits(model), second)

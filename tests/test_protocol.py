@@ -1,6 +1,7 @@
 """Each setting of a recipe has a source, and is what that source prints."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -172,8 +173,8 @@ def spans():
 @pytest.mark.parametrize("span", sorted(set(spans())))
 def test_every_other_side_that_the_readme_names_exists(span):
     if span.startswith(("--", "scripts/")):
-        script, _, option = span.rpartition(" ") if span.startswith("scripts/") else ("scripts/tables.py", "", span.split()[0])
-        assert option in (ROOT / script).read_text()
+        script, _, option = span.rpartition(" ") if span.startswith("scripts/") else ("tables.py", "", span.split()[0])
+        assert option in (ROOT / "vera" / "commands" / Path(script).name).read_text()
         return
     tried = []
     for base in BASES:

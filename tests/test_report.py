@@ -10,8 +10,8 @@ from experiments.engine import report
 from experiments.engine.paper import ask, draw, tables, write_page
 from experiments.engine.plan import Plan
 from experiments.engine.render import DASH, Sourced, Table
-from scripts.check import differences
 from tests.test_experiments import by_cell, record
+from vera.commands.check import differences
 
 EVIL = "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>{{ 7 * 7 }}"
 LARGE = ["model=roberta_large", "task=rte"]

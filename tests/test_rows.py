@@ -1,7 +1,6 @@
 """Options of scripts/tables.py: each artefact shows what was asked for, or refuses the option by name."""
 
 import re
-import sys
 
 import pytest
 
@@ -10,6 +9,7 @@ from experiments.engine.render import INTERVAL
 from experiments.engine.rows import Asked
 from experiments.engine.sweeps import cells, read_sweep
 from tests.test_experiments import by_cell, record
+from vera.commands import run
 
 SCORES = [0.50, 0.60, 0.70, 0.80, 0.95]  # median 70.0, mean 71.0, best 95.0; each 20 points lower at the last epoch
 EXPECTED = {"median": "70.0", "mean": "71.0", "last": "50.0", "best": "95.0"}
@@ -71,10 +71,7 @@ def test_overrides_choose_other_runs(name):
 
 
 def tables(monkeypatch, *arguments):
-    from scripts import tables as script
-
-    monkeypatch.setattr(sys, "argv", ["tables.py", *map(str, arguments)])
-    return script.main()
+    return run("tables", [*map(str, arguments)])
 
 
 @pytest.mark.parametrize("name", ["table1", "accounting", "bench", "figure3", "figure5", "figure6", "claims"])

@@ -115,5 +115,5 @@ def _equal_size(claim: Claim, asked: Asked) -> list[Line]:
     small = [part(miniature.OVERRIDES, vera, lora) for vera, lora in ((64, 1), (256, 2))]
     return [
         decide("RTE, RoBERTa-large (points)", claim.paper, full, "better"),
-        decide(f"{miniature.SOURCE}; VeRA has 25% fewer parameters", claim.paper, small, "better", miniature=True),
+        miniature.decide(claim, small, "better", claim.paper, f"{miniature.SOURCE}; VeRA has 25% fewer parameters"),
     ]

@@ -68,7 +68,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
 @decides("query_moves_more", "later_layers_move_more")
 def _magnitudes(claim: Claim, asked: Asked) -> list[Line]:
     lines = []
-    for name, source, small in (("figure3", "RTE, RoBERTa-large (norm)", False), ("figure3_mini", miniature.LABEL, True)):
+    for name in MEASURED:
         found, parts = analysis.read(name, asked.results), [Part("", [])]
         if found:
             query, value = (over_layers(found["norms"][t], claim.id == "later_layers_move_more") for t in ("query", "value"))
@@ -76,5 +76,8 @@ def _magnitudes(claim: Claim, asked: Asked) -> list[Line]:
             parts = [Part("query - value", gaps, 1, 2)]
             if claim.id == "later_layers_move_more":
                 parts = [Part("query", query, 1, 2), Part("value", value, 1, 2)]
-        lines.append(decide(source, claim.paper, parts, "better", miniature=small))
+        if name == "figure3":
+            lines.append(decide("RTE, RoBERTa-large (norm)", claim.paper, parts, "better"))
+        else:
+            lines.append(miniature.decide(claim, parts, "better", claim.paper, f"{miniature.LABEL} (norm)"))
     return lines

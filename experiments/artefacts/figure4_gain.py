@@ -143,11 +143,12 @@ def _short(value: float) -> str:
 def _more_per_parameter(claim: Claim, asked: Asked) -> list[Line]:
     lines, printed = [], published()
     paper = f"VeRA {printed['VeRA']:.2f}, LoRA {printed['LoRA']:.2f} (% per 1K)"
-    for setting, source in ((FULL, "RTE, RoBERTa-large (% per 1K)"), (MINIATURE, miniature.SOURCE)):
+    for setting in (FULL, MINIATURE):
         baseline = asked.records([*setting.overrides, *setting.baseline])
         vera, lora = (by_seed(asked.records([*setting.overrides, f"method={method}"]), baseline) for method in ("vera", "lora"))
         part = Part("VeRA - LoRA", [vera[seed] - lora[seed] for seed in vera if seed in lora], 1, 2)
-        small = setting is MINIATURE
-        source = source.replace("accuracy, points", "% per 1K")
-        lines.append(decide(source, paper, [part], "better", miniature=small))
+        if setting is FULL:
+            lines.append(decide("RTE, RoBERTa-large (% per 1K)", paper, [part], "better"))
+        else:
+            lines.append(miniature.decide(claim, [part], "better", paper, f"{miniature.LABEL} (% per 1K)"))
     return lines

@@ -72,11 +72,14 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
 @decides("similar_to_lora")
 def _similar(claim: Claim, asked: Asked) -> list[Line]:
     lines = []
-    for name, source, small in (("figure5", "RTE, RoBERTa-large (cosine)", False), ("figure5_mini", miniature.LABEL, True)):
+    for name in MEASURED:
         found, gaps = analysis.read(name, asked.results), []
         if found:
             sides = (over_layers(found[series], False) for series in ("lora_vera", "lora_random"))
             gaps = [a - b for a, b in zip(*sides, strict=True)]
         part = Part("LoRA-VeRA - LoRA-random", gaps, 1, 4)
-        lines.append(decide(source, claim.paper, [part], "better", miniature=small))
+        if name == "figure5":
+            lines.append(decide("RTE, RoBERTa-large (cosine)", claim.paper, [part], "better"))
+        else:
+            lines.append(miniature.decide(claim, [part], "better", claim.paper, f"{miniature.LABEL} (cosine)"))
     return lines

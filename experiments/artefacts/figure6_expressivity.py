@@ -54,7 +54,7 @@ def reading(difference: Difference) -> str:
 def outcome(found: dict) -> tuple[str, str]:
     """Whether the fits are equally good: supported, not supported or undecided, and why."""
     readings = {count: reading(difference) for count, difference in differences(found).items()}
-    worst = max(difference.interval[1] for difference in differences(found).values())
+    worst = max(difference.interval[1] for difference in differences(found).values() if difference.interval)
     counts = f"{len(readings)} equal parameter counts"
     if set(readings.values()) == {"equal"}:
         return "supported", f"equal within {MARGIN} of the entries' variance at all {counts}"

@@ -115,7 +115,7 @@ def build(cells: Any = None, overrides: Sequence[str] = (), stat: Statistic | No
 def _below_rank_1(claim: Claim, asked: Asked) -> list[Line]:
     ours, met = [], []
     for model, label in published().models.items():
-        counted = [accounting.counts().get(key(model, method, 1)) for method in ("vera", "lora")]
+        counted: list[Any] = [accounting.counts().get(key(model, method, 1)) for method in ("vera", "lora")]
         if None in counted:
             return [Line("counts", claim.paper, DASH, DASH, DASH, "not run")]
         vera, lora = (counts["adapter"] for counts in counted)
@@ -130,7 +130,7 @@ def _below_rank_1(claim: Claim, asked: Asked) -> list[Line]:
 def _storage(claim: Claim, asked: Asked) -> list[Line]:
     paper, ours, met = [], [], []
     for line in published().rows:
-        sizes = [accounting.counts().get(key(line.model, method, line.rank)) for method in METHODS]
+        sizes: list[Any] = [accounting.counts().get(key(line.model, method, line.rank)) for method in METHODS]
         if None in sizes:
             return [Line("counts", DASH, DASH, DASH, DASH, "not run")]
         lora, vera = (found["adapter_bytes"] for found in sizes)

@@ -30,5 +30,5 @@ def _same_images(claim: Claim, asked: Asked) -> list[Line]:
     text = "; ".join(paper)
     return [
         decide("mean over four data sets (accuracy, points)", text, parts, "not worse", claim.margin),
-        decide(miniature.SOURCE, text, [Part("", list(mini.values()))], "not worse", claim.margin, miniature=True),
+        miniature.decide(claim, [Part("", list(mini.values()))], "not worse", text),
     ]

@@ -9,7 +9,7 @@ from experiments.engine.claims import Claim, by_seed, decides
 from experiments.engine.published import Row, load
 from experiments.engine.render import Table
 from experiments.engine.rows import Asked, difference, n, over_seeds, rows, scores, trained
-from experiments.engine.verdicts import Line, Part, decide
+from experiments.engine.verdicts import Kind, Line, Part, decide
 
 TABLES = {"table6_mini": ("table6a", "table6b", "table6c"), "table7_mini": ("table7",)}
 DIFFERENCE_NOTE = "Difference to the part's first row, seed by seed, with the 95% interval of the mean (Student's t)."
@@ -47,7 +47,7 @@ def _choice(row: Row) -> list[str]:
     return [f"method={row.method}", *(f"{key}={value}" for key, value in row.variant.items())]
 
 
-def _variants(asked: Asked, table: str, kind: str, margin: float, pairs: Sequence[tuple[int, int]]) -> list[Line]:
+def _variants(claim: Claim, asked: Asked, table: str, kind: Kind, pairs: Sequence[tuple[int, int]]) -> list[Line]:
     """Rows of an ablation against each other, by their place in the table, at the paper's size and in miniature."""
     published = load(table)
     full, small, paper = [], [], []
@@ -62,21 +62,21 @@ def _variants(asked: Asked, table: str, kind: str, margin: float, pairs: Sequenc
         small.append(Part(label, list(by_seed(asked, *sides).values())))
     text = "; ".join(paper)
     return [
-        decide("RoBERTa-large (points)", text, full, kind, margin),
-        decide(miniature.SOURCE, text, small, kind, margin, miniature=True),
+        decide("RoBERTa-large (points)", text, full, kind, claim.margin or 0.0),
+        miniature.decide(claim, small, kind, text),
     ]
 
 
 @decides("both_vectors")
 def _both_vectors(claim: Claim, asked: Asked) -> list[Line]:
-    return _variants(asked, "table6a", "better", 0.0, [(0, 1), (0, 2)])
+    return _variants(claim, asked, "table6a", "better", [(0, 1), (0, 2)])
 
 
 @decides("d_init")
 def _d_init(claim: Claim, asked: Asked) -> list[Line]:
-    return _variants(asked, "table6c", "better", 0.0, [(0, 2), (1, 2)])
+    return _variants(claim, asked, "table6c", "better", [(0, 2), (1, 2)])
 
 
 @decides("shared")
 def _shared(claim: Claim, asked: Asked) -> list[Line]:
-    return _variants(asked, "table7", "equal", claim.margin, [(0, 1)])
+    return _variants(claim, asked, "table7", "equal", [(0, 1)])

@@ -22,7 +22,10 @@ from vera.errors import ConfigError
 
 
 class Claim(Strict):
-    """One statement of the paper. factor: by model, so many times fewer parameters. rule: what would decide it."""
+    """One statement of the paper. factor: by model, so many times fewer parameters. rule: what would decide it.
+
+    margin, miniature: the smallest difference that matters, in the printed unit, in the paper's setting and in miniature.
+    """
 
     id: str
     claim: str
@@ -30,6 +33,7 @@ class Claim(Strict):
     paper: str | None = None
     factor: dict[str, float] = {}
     margin: float | None = None
+    miniature: float = 0.0
     rule: str = "the ratio of the counts, rounded to one digit, is at least the claimed one"
 
 

@@ -1,5 +1,13 @@
 """The backbone on which the ablations are shown in miniature, and how every table and figure says so."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.engine import verdicts
+from experiments.engine.claims import Claim
+from experiments.engine.verdicts import Kind, Line, Part
+
 OVERRIDES = ["model=digits_vit", "task=digits"]
 LABEL = "miniature on the digits ViT"
 NOTE = (
@@ -8,3 +16,8 @@ NOTE = (
 )
 SOURCE = f"{LABEL} (accuracy, points)"
 SCORE = "Accuracy in percent on the other 846 images of the digits 5-9."
+
+
+def decide(claim: Claim, parts: Sequence[Part], kind: Kind, paper: str, source: str = SOURCE) -> Line:
+    """A claim on the digits, whose seeds cost seconds: group-sequentially, at the claim's own margin for the miniature."""
+    return verdicts.decide(source, paper, parts, kind, claim.miniature, miniature=True, looks=verdicts.LOOKS)

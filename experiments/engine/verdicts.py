@@ -3,20 +3,26 @@
 A reading of seeds rests on Student's paired, one-sided test at 5%. A claim about several cells holds when it holds in each (the
 largest p counts), and is refuted when one cell refutes it (the smallest p, times the number of cells). Fewer than five pairs
 decide nothing. Sign-flip p values stand beside: five pairs cannot give less than 0.0625 there, so they alone never decide.
+
+Where more seeds cost seconds, a reading is taken group-sequentially (Pocock 1977): at 5, 10, 20 and 40 pairs in the order of
+their seeds, each time at one stricter level; the first look that decides counts, and what the last one leaves open stays open.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from experiments.engine.aggregate import PAPER_SEEDS, Difference, exceeds_p, paired, permutation_p
+from experiments.engine.aggregate import PAPER_SEEDS, exceeds_p, paired, permutation_p
 from experiments.engine.render import DASH, signed
 
 Reading = Literal["supported", "not supported", "undecided", "not run"]
 Kind = Literal["better", "not worse", "equal"]
 LEVEL = 0.05
+LOOKS = (5, 10, 20, 40)
+# Student's one-sided p falls below this at one of the four looks with probability LEVEL where the mean is at the bound.
+LOOK_LEVEL = 0.016
 IN_MINIATURE = "supported in miniature only"
 
 
@@ -43,21 +49,50 @@ class Part:
     digits: int = 1
 
 
-def decide(source: str, paper: str, parts: Sequence[Part], kind: Kind, margin: float = 0.0, **more) -> Line:
+def decide(
+    source: str,
+    paper: str,
+    parts: Sequence[Part],
+    kind: Kind,
+    margin: float = 0.0,
+    *,
+    pairs: int = PAPER_SEEDS,
+    miniature: bool = False,
+    looks: Sequence[int] = (),
+) -> Line:
     """A claim about every part: better (than zero), not worse (than -margin), or equal (within margin).
 
-    `margin` is in the printed unit. more: `pairs`, how many it takes to decide anything (default five), and `miniature`.
+    `margin` is in the printed unit; "better" is refuted where `margin` or more is excluded (0: where it is worse). pairs: how
+    many it takes to decide anything. looks: numbers of pairs at which a group-sequential reading looks, () for one of all.
     """
-    enough, small = more.get("pairs", PAPER_SEEDS), more.get("miniature", False)
     run = [part for part in parts if part.differences]
     if not run:
-        return Line(source, paper, DASH, DASH, DASH, "not run", small)
+        return Line(source, paper, DASH, DASH, DASH, "not run", miniature)
+    if not looks:
+        return Line(source, paper, *_reading(parts, kind, margin, pairs, LEVEL), miniature)
+    least = min(len(part.differences) for part in run)
+    for number, look in enumerate(looks, 1):
+        first = [replace(part, differences=part.differences[:look]) for part in parts]
+        ours, test, result, reading = _reading(first, kind, margin, look, LOOK_LEVEL)
+        if reading in ("supported", "not supported") or number == len(looks) or least < looks[number]:
+            break
+    test += f", look {number} of {len(looks)} at {LOOK_LEVEL:g}"
+    if any(len(part.differences) > look for part in run):
+        result += f"; all pairs: {_estimates(run, LOOK_LEVEL)}"
+    return Line(source, paper, ours, test, result, reading, miniature)
+
+
+def _reading(parts: Sequence[Part], kind: Kind, margin: float, enough: int, level: float) -> tuple[str, str, str, Reading]:
+    """Estimates, test, result and reading of the parts, some of which have been run."""
+    run = [part for part in parts if part.differences]
     counted = [part for part in run if len(part.differences) >= enough]
-    bounds = {id(part): margin / part.scale for part in counted}
-    against = [_refuting(part.differences, kind, bounds[id(part)]) for part in counted]
-    holding = [_supporting(part.differences, kind, bounds[id(part)]) for part in counted]
+    against = [_refuting(part.differences, kind, margin / part.scale) for part in counted]
+    holding = [_supporting(part.differences, kind, margin / part.scale) for part in counted]
     refuted = min(1.0, min(against) * len(parts)) if against else None
-    if refuted is not None and refuted < LEVEL:
+    reading: Reading
+    if len(counted) == len(parts) and max(holding) < level:
+        reading, p = "supported", f"p = {_p(max(holding))}" + _largest(parts)
+    elif refuted is not None and refuted < level:
         reading, p = "not supported", f"p = {_p(refuted)} that it fails"
     elif len(run) < len(parts):
         reading, p = "not run", f"{len(run)} of {len(parts)} cells have been run"
@@ -65,26 +100,28 @@ def decide(source: str, paper: str, parts: Sequence[Part], kind: Kind, margin: f
         least = min(len(part.differences) for part in run)
         reading, p = "undecided", f"{least} of the {enough} pairs that it takes"
     else:
-        reading, p = ("supported" if max(holding) < LEVEL else "undecided"), f"p = {_p(max(holding))}"
-        if len(parts) > 1:
-            p += f" (largest of {len(parts)})"
+        reading, p = "undecided", f"p = {_p(max(holding))}" + _largest(parts)
     flips = [permutation_p(part.differences, [0.0] * len(part.differences)) for part in run]
     known = [value for value in flips if value is not None]
     if known and kind == "better":
         p += f"; sign flips, two-sided: {_p(max(known))}"
     counts = sorted({len(part.differences) for part in run})
     test = {
-        "better": "paired t, one-sided",
+        "better": "paired t, one-sided" + (f", refuted below {margin:g}" if margin else ""),
         "not worse": f"paired t, one-sided, margin {margin:g}",
         "equal": f"two one-sided paired t, margin {margin:g}",
     }[kind]
-    ours = "; ".join(f"{part.label} {signed(_estimate(part.differences), part.scale, part.digits)}".strip() for part in run)
-    return Line(source, paper, ours, f"{test}, n={'/'.join(map(str, counts))}", p, reading, small)
+    return _estimates(run, level), f"{test}, n={'/'.join(map(str, counts))}", p, reading
 
 
-def _estimate(differences: Sequence[float]) -> Difference:
-    """The mean with the interval that fits one-sided tests at LEVEL: 90% for 5%."""
-    return paired(differences, [0.0] * len(differences), 1 - 2 * LEVEL)
+def _largest(parts: Sequence[Part]) -> str:
+    return f" (largest of {len(parts)})" if len(parts) > 1 else ""
+
+
+def _estimates(parts: Sequence[Part], level: float) -> str:
+    """The means with the interval that fits one-sided tests at `level`: 90% for 5%."""
+    of = [(part, paired(part.differences, [0.0] * len(part.differences), 1 - 2 * level)) for part in parts]
+    return "; ".join(f"{part.label} {signed(found, part.scale, part.digits)}".strip() for part, found in of)
 
 
 def _supporting(differences: Sequence[float], kind: Kind, margin: float) -> float:
@@ -93,7 +130,7 @@ def _supporting(differences: Sequence[float], kind: Kind, margin: float) -> floa
 
 
 def _refuting(differences: Sequence[float], kind: Kind, margin: float) -> float:
-    below = _exceeds([-d for d in differences], margin if kind != "better" else 0.0)
+    below = _exceeds([-d for d in differences], -margin if kind == "better" else margin)
     return min(1.0, 2 * min(below, _exceeds(differences, margin))) if kind == "equal" else below
 
 

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 
 code = Path(sys.argv[1])
-sys.path[:0] = [str(code), str(code / "scripts"), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(code), str(Path(__file__).resolve().parent)]
 
 import sitecustomize as faults
-import train
 from hydra.core.global_hydra import GlobalHydra
 
+from vera.commands import train
 from vera.config import compose
 from vera.run import prepare
 

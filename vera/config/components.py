@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from vera.config.marks import Fields, Mark, marked, table
-from vera.config.schema import Strict, checked, shown
+from vera.config.schema import checked, shown
 from vera.config.values import fields_of, values_model
 from vera.errors import ConfigError
 
@@ -23,7 +23,7 @@ def build(settings: dict[str, Any], where: str) -> Any:
     return checked(component(settings, where), values, where)
 
 
-def component(settings: dict[str, Any], where: str) -> type[Strict]:
+def component(settings: dict[str, Any], where: str) -> type[Any]:
     """The class that a group's `_target_` names: one that a yaml of conf/<where> names too. Raises ConfigError.
 
     Nothing else is ever imported, wherever the settings come from.

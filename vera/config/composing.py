@@ -101,7 +101,7 @@ def compose_lasting(overrides: Sequence[str] = ()) -> tuple[RunConfig, bool]:
 def resolve(entry: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Another entry of conf/, composed and resolved to plain values. Raises ConfigError with one line."""
     try:
-        return OmegaConf.to_container(_compose(overrides, entry), resolve=True, throw_on_missing=True)
+        return _plain(_compose(overrides, entry), throw_on_missing=True)
     except _COMPOSING as error:
         raise ConfigError(explain(error)) from None
 
@@ -110,6 +110,10 @@ def _compose(overrides: Sequence[str], entry: str = "run") -> DictConfig:
     if not GlobalHydra.instance().is_initialized():
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR))
     return hydra.compose(entry, overrides=list(overrides))
+
+
+def _plain(cfg: DictConfig, resolve: bool = True, throw_on_missing: bool = False) -> Any:
+    return OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=throw_on_missing)
 
 
 def from_hydra(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunConfig:
@@ -125,7 +129,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str]) -> tuple[RunConfig, list
     given = [override for override in overrides if _GIVEN.match(override)]
     if given:
         raise ConfigError(f"{given[0]}: version and neutral are for the yaml's author; they say which records stay valid")
-    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    resolved = _plain(cfg, throw_on_missing=True)
     _refuse_unread(cfg, resolved, overrides)
     refuse_secrets(_texts(resolved))
     known = {key: resolved[key] for key in _KEYS if key in resolved}
@@ -179,7 +183,7 @@ def _refuse_unread(cfg: DictConfig, resolved: dict[str, Any], overrides: Sequenc
                 continue  # a group such as +recipe=...
             del place[leaf]
         try:
-            without = OmegaConf.to_container(less, resolve=True)
+            without = _plain(less)
         except OmegaConfBaseException:
             continue
         if all(without.get(known) == resolved.get(known) for known in _READ):
@@ -192,7 +196,7 @@ def _following(cfg: DictConfig, resolved: dict[str, Any], seed: int) -> list[tup
     with open_dict(cfg):
         cfg.seed = seed + 1
         try:
-            other = OmegaConf.to_container(cfg, resolve=True)
+            other = _plain(cfg)
         finally:
             cfg.seed = before
     return [
@@ -271,7 +275,7 @@ def choice(group: str, name: str) -> dict[str, Any]:
     if name not in choices(group):
         raise ConfigError(f"conf/{group} has no {name!r}")
     try:
-        return OmegaConf.to_container(_compose([], f"{group}/{name}")[group], resolve=False)
+        return _plain(_compose([], f"{group}/{name}")[group], resolve=False)
     except _COMPOSING as error:
         raise ConfigError(explain(error)) from None
 

@@ -61,7 +61,7 @@ def values_model(name: str, fields: Fields) -> type[Strict]:
 
 @lru_cache(maxsize=256)
 def _model(name: str, fields: str) -> type[Strict]:
-    typed = {
+    typed: dict[str, Any] = {
         key: (_type(field, f"{name}.{key}"), ... if field.get("required") else None)
         for key, field in json.loads(fields).items()
     }
@@ -82,7 +82,7 @@ def _type(schema: dict[str, Any], name: str) -> Any:
         return dict[str, _type(items, name) if isinstance(items, dict) else Any]
     if kind == "array":
         parts = schema.get("prefixItems")
-        made = tuple[tuple(_type(part, name) for part in parts)] if parts else list[_type(schema.get("items", {}), name)]
+        made: Any = tuple[tuple(_type(part, name) for part in parts)] if parts else list[_type(schema.get("items", {}), name)]
     else:
         made = _TYPES.get(kind, Any)
     limits = {_LIMITS[key]: value for key, value in schema.items() if key in _LIMITS}

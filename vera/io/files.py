@@ -32,7 +32,7 @@ def remove_temporaries(folder: str | os.PathLike, name: str = "") -> None:
     a dot). For whoever alone may write them."""
     start = f".{name}." if name else "."
     try:
-        found = [entry.path for entry in os.scandir(folder) if entry.name.startswith(start)]
+        found = [entry.path for entry in os.scandir(os.fspath(folder)) if entry.name.startswith(start)]
     except FileNotFoundError:
         return
     for path in found:

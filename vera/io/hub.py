@@ -44,7 +44,8 @@ def commit(repository: str, revision: str, kind: Literal["model", "dataset"]) ->
         return None, False
     for _ in range(2):
         try:
-            _known[key] = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=TIMEOUT_SECONDS).sha
+            found = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=TIMEOUT_SECONDS)
+            _known[key] = str(found.sha)
             return _known[key], True
         except HfHubHTTPError:
             return None, True
@@ -136,7 +137,7 @@ def columns(repository: str, found: Repository, subset: str | None, splits: Sequ
     tables = [
         name for name in sorted(found.files) if name.endswith(".parquet") and (subset is None or subset in name.split("/"))
     ]
-    first = {}
+    first: dict[str, str] = {}
     for split in splits:
         of_split = [n for n in tables if Path(n).stem.split("-")[0] == split or Path(n).parent.name == split]
         first |= {split: of_split[0]} if of_split else {}

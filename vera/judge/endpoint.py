@@ -136,12 +136,14 @@ class Endpoint:
         Raises, in one line without the key, ItemError when that does not help or the endpoint refuses what is asked, and
         JudgeError when it would refuse everything (401, 403, 404).
         """
-        for attempt in range(self.settings.retries + 1):
+        attempt = 0
+        while True:
             try:
                 return self._once(messages)
             except _Problem as problem:
                 pause = min(8.0, 0.5 * 2**attempt) * random.uniform(0.75, 1.0) if problem.pause is None else problem.pause
                 if problem.again and attempt < self.settings.retries and not self._leaving.wait(pause):
+                    attempt += 1
                     continue
                 tries = f", asked {attempt + 1} times" if problem.again else ""
                 said = f"the judge at {self.settings.base_url} {problem}{tries}"
@@ -167,7 +169,7 @@ class Endpoint:
             raise _Problem("answers with something that is no chat completion; is judge.base_url right?", again=False) from None
 
     def _reply(self, answer: Any) -> Reply:
-        choices = getattr(answer, "choices", None)
+        choices: Any = getattr(answer, "choices", None)
         for place in (answer, choices[0] if choices else None):  # an error inside HTTP 200
             error = getattr(place, "error", None)
             if error:

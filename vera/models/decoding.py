@@ -164,7 +164,7 @@ def _search_hu2022(backbone: Backbone, inputs: dict[str, Tensor], decoding: Deco
     sums = torch.full((prompts, beams), -torch.inf, device=device)
     sums[:, 0] = 0.0  # the places of a prompt begin alike: one lives
     written = tokens.new_empty((prompts * beams, 0))
-    best = [(-torch.inf, [])] * prompts
+    best: list[tuple[float, list[int]]] = [(-torch.inf, [])] * prompts
     cache = DynamicCache(config=model.config)
     for length in range(1, steps + 1):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]

@@ -21,14 +21,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import accumulate
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from . import heads
+from . import heads, saving
 from .base_layer import called, device_of, dtype_of, shape_of
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Reader
 from .config import VeraConfig
@@ -101,7 +101,7 @@ class AdapterBank:
         self._pins: Counter[int] = Counter()  # slots that a batch reads, which keep their values
         self._left: set[int] = set()  # those of them that are free as soon as no batch reads them
         self._in_use = 0  # batches
-        self._file = None
+        self._file: Any = None
         self._file_rows = 0
         self._file_free: list[int] = []
 
@@ -229,6 +229,7 @@ class AdapterBank:
             for path, module in list(self.model.named_modules(remove_duplicate=False)):
                 if isinstance(module, _Wrapper) and module.vera_bank is self:
                     replace_module(self.model, path, module.base_layer)
+            saving.remove(self.model)
             for module in self._trained:
                 module.training = True
             if self._file is not None:
@@ -284,6 +285,7 @@ class AdapterBank:
                     if child is wrapper.base_layer:
                         parent._modules[attribute] = wrapper
         self.model.eval()
+        saving.install(self.model)
 
     def _above(self, module: nn.Module) -> list[nn.Module]:
         """The modules of which this one is a part."""
@@ -450,7 +452,7 @@ class _Wrapper(nn.Module):
     def __init__(self, bank: AdapterBank, path: str, base_layer: nn.Module):
         super().__init__()
         self.base_layer, self.path = base_layer, path
-        self.__dict__["vera_bank"] = bank  # the bank holds the model: no submodule
+        self.__dict__[saving.BANK] = bank  # the bank holds the model: no submodule
 
     def forward(self, *args, **kwargs):
         if torch.compiler.is_compiling():  # a compiler must not remember the batch that it sees

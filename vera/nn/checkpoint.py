@@ -267,7 +267,7 @@ class Reader:
         first = next(iter(keys.values()))
         different = None
         for rounded in PROJECTION_DTYPES:  # PEFT rounds what it has drawn to the backbone's dtype, and writes float32 or that
-            A, B = draw(*first[:-1], rounded)
+            A, B = draw(*(*first[:-1], rounded))
             unequal = [key for key, value in stored.items() if not _same(value, A if key.endswith("vera_A") else B)]
             if not unequal:
                 return rounded

@@ -78,7 +78,7 @@ def _names(key: str, value: object) -> tuple[str, ...]:
     if isinstance(value, (set, frozenset)):
         value = sorted(value, key=str)
     try:
-        names = tuple(value or ())
+        names: tuple = tuple(value or ())
     except TypeError:
         raise AdapterError(f"{key} must be a sequence of names, got {reprlib.repr(value)}") from None
     odd = [name for name in names if not isinstance(name, str) or not name]

@@ -26,7 +26,7 @@ _HEADS = "vera_heads"
 class _Heads:
     """Whose modules are in the model (None: the backbone's own) and those that are aside, owner -> path -> module."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.active: str | None = None
         self.aside: dict[str | None, dict[str, nn.Module]] = {}
         self.hooks: list = []

@@ -16,7 +16,6 @@ from .names import inside, matches, plain_path, unwrapped
 from .projection import Projection
 
 _CONFIGS = "vera_configs"
-_BANK = "vera_bank"  # in every layer that an AdapterBank has wrapped
 
 
 def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
@@ -112,7 +111,7 @@ def configs(model: nn.Module) -> dict[str, VeraConfig]:
 
 def check_no_bank(model: nn.Module) -> None:
     """Raises AdapterError for a model that an AdapterBank has wrapped."""
-    if any(_BANK in vars(module) for module in model.modules()):
+    if saving.in_bank(model):
         raise AdapterError("the model is in an AdapterBank, which brings adapters of its own; close the bank first")
 
 
@@ -169,6 +168,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
         setattr(model, _CONFIGS, {**attached, name: config})
         heads.add(model, name, copies)
         set_adapter(model, name)
+        saving.install(model)
     except BaseException:
         heads.put(model, active)
         heads.drop(model, name)
@@ -227,7 +227,7 @@ def merge(model: nn.Module) -> nn.Module:
     Layers that share a weight are merged each for itself. Raises AdapterError, with no layer merged, by name, for a base layer
     that is more than its weight (see base_layer.py) and for weights that are not finite.
     """
-    done = []
+    done: list[VeraLinear] = []
     for name, layer in vera_layers(model):
         if layer.merged is None:
             try:
@@ -237,7 +237,6 @@ def merge(model: nn.Module) -> nn.Module:
                     merged.unmerge()
                 raise AdapterError(f"{name}: {error}") from None
             done.append(layer)
-    saving.install(model)
     return model
 
 
@@ -245,5 +244,4 @@ def unmerge(model: nn.Module) -> nn.Module:
     """Compute with W0, b and d again in every adapted layer; no bit of W0 has changed. Returns the model."""
     for _, layer in vera_layers(model):
         layer.unmerge()
-    saving.remove(model)
     return model

@@ -64,6 +64,8 @@ class Projection(nn.Module):
         dtype=torch.float32,
     ):
         super().__init__()
+        self.A: Tensor  # of the buffers
+        self.B: Tensor
         self.key = (rank, d_in, d_out, seed, init, rounded)
         self.fingerprint: str | None = None  # None: on the meta device
         self.register_buffer("A", torch.empty(rank, d_in, dtype=dtype, device="meta"), persistent=False)

@@ -158,7 +158,12 @@ def _over(value: Any, function: Callable[[Tensor], Any]) -> Any:
 
 def _tensors(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
-    _over(value, lambda tensor: found.append(tensor) or tensor)
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _over(value, keep)
     return found
 
 

@@ -1,12 +1,14 @@
-"""A merged model is written as the plain model that it computes like.
+"""What `save_pretrained` of an adapted model writes.
 
 transformers' `save_pretrained` writes a state_dict, and `from_pretrained` draws at random what it does not find there by the
-plain model's names. So while a model is merged, its `save_pretrained` writes it with bare layers: W0 + dW, rounded to the dtype
-of W0, and the head that is in the model. `state_dict` is the same whether merged or not: W0, b, d and all heads.
+plain model's names. So a merged model is written with bare layers: W0 + dW, rounded to the dtype of W0, and the head that is in
+the model. One that is not merged is written with adapted layers, as transformers' Trainer needs it for its checkpoints, and a
+warning says so. A model in a bank is refused. `state_dict` is the same whether merged or not: W0, b, d and all heads.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
@@ -14,13 +16,19 @@ from types import MethodType
 from torch import nn
 
 from . import heads
+from .errors import AdapterError
 from .linear import VeraLinear
 
+BANK = "vera_bank"  # in every layer that an AdapterBank has wrapped
 _NAME = "save_pretrained"
 
 
+def in_bank(model: nn.Module) -> bool:
+    return any(BANK in vars(module) for module in model.modules())
+
+
 def install(model: nn.Module) -> None:
-    """Let every part of a merged model that can be written so be written as a plain one."""
+    """Put our save_pretrained before the own one of every part of an adapted model that has one."""
     for module in model.modules():
         if hasattr(type(module), _NAME):
             module.__dict__[_NAME] = MethodType(save_pretrained, module)
@@ -33,7 +41,17 @@ def remove(model: nn.Module) -> None:
 
 
 def save_pretrained(model: nn.Module, *args, **kwargs):
-    """The model's own save_pretrained, with the merged layers bare meanwhile."""
+    """The model's own save_pretrained, with the merged layers bare meanwhile. Raises AdapterError for a model in a bank."""
+    if in_bank(model):
+        raise AdapterError("the model is in an AdapterBank, whose layers nothing else reads; close the bank first")
+    layers = [module for module in model.modules() if isinstance(module, VeraLinear)]
+    if layers and all(layer.merged is None for layer in layers):
+        warnings.warn(
+            "save_pretrained writes adapted layers, which from_pretrained does not read: it would draw weights at random. "
+            "save_adapter writes the adapter; merge, then save_pretrained, a plain model",
+            stacklevel=2,
+        )
+        return type(model).save_pretrained(model, *args, **kwargs)
     with _plain(model):
         return type(model).save_pretrained(model, *args, **kwargs)
 

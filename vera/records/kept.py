@@ -6,10 +6,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 from vera.errors import ModelError
 from vera.records.record import Record
 
+Checkpoint = Literal["best", "last"]
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
@@ -39,7 +41,7 @@ def weights_hash(folder: Path) -> str:
     return total.hexdigest()
 
 
-def kept(record: Record, work_dir: str | Path, checkpoint: str) -> tuple[Path, str]:
+def kept(record: Record, work_dir: str | Path, checkpoint: Checkpoint) -> tuple[Path, str]:
     """The folder of a finished run's "best" or "last" weights, and their hash.
 
     Raises ModelError when there are none, or when they are not those that the record names. (Records from before they named

@@ -44,12 +44,12 @@ class Store:
         Raises RecordError when the folder cannot be written, or has this record: none is ever overwritten.
         """
         parse(record.to_json(), record.name)
-        for path, text in (outputs or {}).items():
-            if not is_output(record.name, path):
+        for name, text in (outputs or {}).items():
+            if not is_output(record.name, name):
                 raise RecordError(
-                    f"{record.name} may not write {path!r}: its outputs are called outputs/{record.name}.<suffix>"
+                    f"{record.name} may not write {name!r}: its outputs are called outputs/{record.name}.<suffix>"
                 )
-            self._write(self.root / path, text)
+            self._write(self.root / name, text)
         path = self._write(self.path(record.name), record.to_json(), replace=False)
         (self.failed / f"{record.name}.json").unlink(missing_ok=True)
         return path

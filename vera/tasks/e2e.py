@@ -160,7 +160,7 @@ def parse(mr: str) -> list[tuple[str, str]]:
         found = _SLOT.match(mr, position)
         if found is None:
             raise ValueError(f"cannot parse {mr[position:]!r}; expected slot[value], slot[value] ...")
-        slots.append(found.groups())
+        slots.append((found[1], found[2]))
         position = found.end()
     if not slots:
         raise ValueError("is empty")

@@ -208,7 +208,7 @@ def _dataset(images: list[dict]) -> datasets.Dataset:
 def synthetic(classes: int, per_class: int, where: str) -> Rows:
     """Small noisy images whose mean colour follows from the class: for rehearsals and tests, no meaning."""
     draws = np.random.default_rng(derive(0, "synthetic"))
-    labels = np.repeat(np.arange(classes), per_class)
+    labels: np.ndarray = np.repeat(np.arange(classes), per_class)
     images = []
     for label in labels:
         color = np.array([label * 37 % 200, label * 91 % 200, label * 53 % 200])

@@ -158,7 +158,7 @@ class Examples(Sequence):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: Any) -> Any:
         row = self.rows[index]
         return torch.from_numpy(np.array(self.pixels[row])), int(self.labels[row])
 

@@ -39,7 +39,7 @@ def predict(
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
     """What `task.kept` of every batch, in the order of `data.evaluation`; each process computes its part of the batches."""
-    order = sorted(range(len(data.evaluation)), key=lambda i: data.lengths[i]) if data.lengths else range(len(data.evaluation))
+    order = sorted(range(len(data.evaluation)), key=data.lengths.__getitem__) if data.lengths else range(len(data.evaluation))
     batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
     mine: dict[str, list[Tensor]] = {}
     with _merged(backbone, method), torch.inference_mode():

@@ -128,7 +128,7 @@ def _restore(
 
 def generators() -> dict[str, Tensor]:
     """The state of every random generator of this process."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     rest = json.dumps({"numpy": [kind, position, has_gauss, gauss], "python": random.getstate()})
     found = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
     found["rest"] = torch.frombuffer(bytearray(rest.encode()), dtype=torch.uint8)

@@ -22,7 +22,7 @@ from vera.judge.questions import Question, QuestionSet, QuestionSource, describe
 from vera.methods.base import Method
 from vera.models.base import Backbone, Model
 from vera.models.decoding import Decoding, Draws, generate_ids, text_of
-from vera.records.kept import kept
+from vera.records.kept import Checkpoint, kept
 from vera.records.record import Record, Run
 from vera.records.store import Store
 from vera.run import code, now
@@ -155,7 +155,7 @@ def answer(
     return record, path, True
 
 
-def load_trained(run: RunConfig, checkpoint: str = "last") -> tuple[Backbone, Method]:
+def load_trained(run: RunConfig, checkpoint: Checkpoint = "last") -> tuple[Backbone, Method | None]:
     """A finished run's backbone with its trained weights on it. Raises VeraError when the run or its weights are not here."""
     trained = _trained(run)
     return _load(run, trained, kept(trained, run.work_dir, checkpoint)[0])
@@ -254,7 +254,7 @@ def answer_batch(backbone: Backbone, settings: AnswerSettings, batch: list[Quest
             f"answers.decoding.max_new_tokens={decoding.max_new_tokens} leaves no prompt; this model reads {limit}"
         )
     temperatures = [decoding.of(q.category) for q in batch]
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"question_id": q.id, "category": q.category, "temperature": temperature, "tokens": [], "cut": [], "shortened": []}
         for q, temperature in zip(batch, temperatures, strict=True)
     ]

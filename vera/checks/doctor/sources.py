@@ -38,13 +38,13 @@ def model_line(run: RunConfig, silence: str | None, sizes: dict[str, int]) -> Li
         found = hub.look_up(model.checkpoint, model.revision, "model")
     except HubProblem as problem:
         return _refused(what, problem, model.checkpoint, "model.path=")
-    sizes[model.checkpoint] = sum(size for name, size in found.files.items() if name.endswith(".safetensors"))
+    size = sizes[str(model.checkpoint)] = sum(size for name, size in found.files.items() if name.endswith(".safetensors"))
     missing = model.lacking(set(found.files))
     if missing:
         return Line(
             TODO, what, f"{model.checkpoint}: {missing}", "another revision, or save_pretrained() to a folder and model.path="
         )
-    return Line(OK, what, f"{model.checkpoint}@{found.commit[:8]}, {gb(sizes[model.checkpoint])}")
+    return Line(OK, what, f"{model.checkpoint}@{found.commit[:8]}, {gb(size)}")
 
 
 def cached_weights(model: Model) -> bool:
@@ -56,9 +56,9 @@ def data_line(data: HubData, silence: str | None, sizes: dict[str, int]) -> Line
     name = f"{data.repository} {data.subset}" if data.subset else data.repository
     what = f"data: {name}"
     folder = Path(datasets.config.HF_DATASETS_CACHE) / data.repository.replace("/", "___")
-    files = hub.snapshot(data.repository, data.revision)
-    if files is not None and all(tables.split_files(files, split, data.subset) for split in data.splits):
-        return Line(OK, what, f"in the cache ({files.name[:8]})")
+    local = hub.snapshot(data.repository, data.revision)
+    if local is not None and all(tables.split_files(local, split, data.subset) for split in data.splits):
+        return Line(OK, what, f"in the cache ({local.name[:8]})")
     if any(folder.glob(f"{data.subset or '*'}/**/*.arrow")):
         return Line(OK, what, "in the cache")
     if silence:

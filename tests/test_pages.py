@@ -1,0 +1,67 @@
+"""What the pages say can be followed: links, make targets, scripts, commands; and the site of them builds."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vera.config.composing import compose
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/paper/README.md"))]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def prose(path):
+    return path.read_text(encoding="utf-8")
+
+
+def anchors(path):
+    """As GitHub makes them of the headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", prose(path), flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_targets_and_scripts_exist(page):
+    text = prose(page)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+    for target in re.findall(r"(?:^    |`)make ([a-z0-9-]+)", text, re.MULTILINE):
+        assert target in TARGETS, f"make {target}"
+    for script in re.findall(r"(?:scripts|tests/system)/[a-z]\w*\.py", text):
+        assert (ROOT / script).is_file(), script
+
+
+def test_the_readme_is_short_and_every_page_is_in_the_site():
+    assert len(prose(ROOT / "README.md").splitlines()) <= 150
+    site = (ROOT / "mkdocs.yml").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in site] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/runs.md", "docs/offline.md"])
+def test_the_commands_for_runs_compose(page):
+    """The first run of each: of several values the first; with what stands for a path of the reader's own."""
+    commands = re.findall(r"^    python scripts/train\.py (.*?)(?: {2,}#.*)?$", prose(ROOT / page), re.MULTILINE)
+    assert commands
+    for command in commands:
+        words = [word for word in command.split() if "=" in word and not word.startswith(("sweep=", "hydra"))]
+        run = compose([re.sub(r"=(\w+),.*", r"=\1", word) for word in words])
+        assert run.cell_id
+
+
+def test_the_site_builds_and_every_link_of_it_is_found(tmp_path):
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed (extra docs)")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr[-3000:]
+    api = (tmp_path / "site/api/index.html").read_text(encoding="utf-8")
+    assert all(f'id="vera.nn.{name}"' in api for name in ("inject.attach", "bank.AdapterBank.use", "config.VeraConfig"))

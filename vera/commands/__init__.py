@@ -1,0 +1,58 @@
+"""The commands: `vera NAME ...`, and `python scripts/NAME.py ...` in a clone that is not installed.
+
+Each module here is one, with a `main() -> int` that reads sys.argv; ERROR there is the exit status of an error (1).
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from vera.errors import VeraError
+from vera.io.pipe import ended
+
+ROOT = Path(__file__).resolve().parent.parent.parent  # conf/, bench/, results/ and docs/ lie there
+
+
+def main() -> int:
+    """`vera NAME ...`; without a name the list of commands."""
+    asked, *arguments = sys.argv[1:] or ["--help"]
+    known = {path.stem: path for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))}
+    name = asked.replace("-", "_")
+    if name in known:
+        return run(name, arguments, f"vera {asked}")
+    if asked not in ("-h", "--help"):
+        print(f"error: vera {asked}: no such command; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    print("vera COMMAND ...    (vera COMMAND --help says more)\n")
+    for name, path in known.items():
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        print(f"  {name:13} {' '.join(said.partition(chr(10) * 2)[0].split())}")
+    return 0
+
+
+def run(name: str, arguments: Sequence[str], shown: str | None = None) -> int:
+    """One command's exit status, an error told in one line. shown: what its usage calls it (as it was called)."""
+    before, sys.argv = sys.argv, [shown or sys.argv[0], *arguments]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if str(ROOT) not in sys.path:  # for bench/, which is no installed package
+        sys.path.append(str(ROOT))
+    interrupted = signal.getsignal(signal.SIGINT)
+    if interrupted is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports
+    try:
+        command = import_module(f"vera.commands.{name}")
+        signal.signal(signal.SIGINT, interrupted)
+        return ended(command.main)
+    except (VeraError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(command, "ERROR", 1)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        sys.argv = before

@@ -1,0 +1,65 @@
+"""Let finished runs answer questions: MT-Bench or Vicuna Eval. The keys are those of the training, and answers=.
+
+python scripts/answer.py model=llama_7b task=alpaca method=vera answers=mt_bench
+python scripts/answer.py sweep=instruct                                             every run of a sweep
+python scripts/answer.py model=llama_13b task=alpaca answers=mt_bench answers.checkpoint=none    the backbone as it is
+
+Answers go to results_dir/answers, question by question; the same command goes on from there. scripts/judge.py grades them.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import Progress
+
+from vera.commands import train
+from vera.config import RunConfig, checked, choices
+from vera.errors import ConfigError
+
+
+def answer(cfg: DictConfig, run: RunConfig) -> str:
+    """The run's answers, computed when they are not there, as a line."""
+    values = OmegaConf.to_container(cfg, resolve=True).get("answers") or {}
+    if "chat" not in values:
+        raise ConfigError(f"which questions? Give answers= one of {', '.join(choices('answers'))}")
+    from vera.trained.answers import AnswerSettings
+    from vera.trained.answers import answer as compute
+
+    with progress(run) as shown:
+        record, path, computed = compute(run, checked(AnswerSettings, values, "answers"), shown)
+    notes = [f"{record.cut} answers cut at max_new_tokens"] * bool(record.cut)
+    notes += [f"{record.shortened} questions shortened"] * bool(record.shortened)
+    done = f"{record.cost['seconds']:.1f} s" if computed else "already done"
+    return "  ".join([f"{path}", f"{record.questions.count} questions", *notes, done])
+
+
+SECONDS = 60.0  # between two lines where nobody watches
+
+
+@contextmanager
+def progress(run: RunConfig) -> Iterator:
+    """A callback (questions done, of how many): a bar in a terminal, elsewhere a line now and then."""
+    if sys.stderr.isatty() if run.progress == "auto" else run.progress:
+        with Progress(transient=True) as bar:
+            task = bar.add_task(f"{run.run_name}: loading", total=None)
+
+            def show(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total, description=f"{run.run_name}: answering")
+
+            yield show
+        return
+    last = [time.monotonic()]
+
+    def tell(done: int, total: int) -> None:
+        if run.progress is not False and time.monotonic() - last[0] >= SECONDS:
+            last[0] = time.monotonic()
+            train.log.info("%s: %d of %d questions answered", run.run_name, done, total)
+
+    yield tell
+
+
+def main() -> int:
+    return train.main(answer)

@@ -1,0 +1,75 @@
+"""What the paper's tables and figures need, what is there, and what the rest would cost.
+
+python scripts/plan.py                    every sweep of the paper, a line each
+python scripts/plan.py table2             the sweeps of one table, cell by cell
+python scripts/plan.py --commands         how to run what is missing
+"""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from experiments.engine import arguments, judging
+from experiments.engine.plan import COLUMNS, TFLOPS, Plan, failure, figures
+from experiments.engine.render import Table, show
+from experiments.engine.sweeps import cells, sweeps
+from vera.config.architecture import FIT, misfit_of_path
+from vera.errors import ConfigError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.artefact(parser)
+    arguments.results(parser)
+    parser.add_argument("--scratch", default="results/scratch", help="folder of rehearsals (default: results/scratch)")
+    arguments.overrides(parser)
+    parser.add_argument(
+        "--tflops", type=float, default=TFLOPS, help=f"a GPU's sustained 10^12 operations a second ({TFLOPS:g})"
+    )
+    parser.add_argument("--commands", action="store_true", help="print the commands for what is missing")
+    options = arguments.parsed(parser)
+    if not options.tflops > 0:
+        parser.error("--tflops must be positive")
+    plan = Plan(options.results, Path(options.scratch), options.tflops)
+    of_runs, _ = judging.split(options.overrides)
+    wanted = [(sweep, cells(sweep, of_runs)) for sweep in sweeps(options.artefact)]
+    every = [cell for _, found in wanted for cell in found]
+    misfits = sorted({problem for cell in every if (problem := misfit_of_path(cell.run.model)) is not None})
+    if misfits:
+        raise ConfigError("; ".join([*misfits, FIT]))
+    whole = plan.status(every)
+    fills = {artefact for sweep, _ in wanted for artefact in sweep.artefacts}
+    judged = judging.wanted(fills, options.results, options.overrides)
+    if options.commands:
+        of_runs, of_judge = judging.split(options.given)
+        for sweep, found in wanted:
+            status = plan.status(found)
+            if status.missing or status.failed:
+                print(shlex.join(["python", "scripts/train.py", f"sweep={sweep.name}", *sweep.given, *of_runs]))
+        for one in judged:
+            print(*one.commands(str(options.results), of_judge), sep="\n")
+        return 0
+    if options.artefact is None:
+        rows = [[", ".join(sweep.artefacts), sweep.label, *figures(plan.status(found))] for sweep, found in wanted]
+        rows.sort()
+        columns = ["Fills", "Sweep", *COLUMNS]
+        lead = ["all", ""]
+    else:
+        rows = []
+        for sweep, found in wanted:
+            for cell in found:
+                what = " ".join(part for part in cell.overrides[1:] if part not in options.overrides)
+                rows.append([sweep.label, what, *figures(plan.status([cell]))])
+        columns = ["Sweep", "Cell", *COLUMNS]
+        lead = ["all", ""]
+    notes = [
+        "A run that several sweeps want is counted in each of them, and once in the last line.",
+        f"From: recorded seconds of the same cell, or operations at {options.tflops:g} x 10^12 a second (--tflops): a "
+        "lower bound, without padding and decoding.",
+    ]
+    show(Table("plan", "The plan", columns, [*rows, [*lead, *figures(whole)]], notes, [len(rows)]))
+    if judged:
+        show(judging.table(judged))
+    for name in sorted(whole.failed):
+        print(f"failed: {name}: {failure(plan.results, name)}")
+    return 0

@@ -1,0 +1,147 @@
+"""Serve one batch in which every request uses its own adapter: one backbone in memory, one forward pass.
+
+python scripts/serve_mixed.py                                                     a tiny random model and adapters made for it
+python scripts/serve_mixed.py --model FOLDER --adapters FOLDER --requests FILE    a classifier of --labels classes
+python scripts/serve_mixed.py ... --generate 40                                   a language model, 40 new tokens a request
+
+FILE has one JSON object a line: {"adapter": "rte", "text": "...", "pair": "..."}; pair may be missing, adapter null is the bare
+backbone. --adapters holds one folder an adapter, as a run leaves them in work/results/<run>/best. Each answer is one JSON line.
+--verify computes every request alone as well, with its adapter merged into the weights, and fails when the answers differ.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from vera.errors import DataError
+from vera.io.files import read_json
+from vera.io.rows import read_text
+from vera.models.base import SAFE
+from vera.models.tiny import tiny_checkpoint
+from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter
+
+TINY = {"family": "roberta", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a folder in transformers' format, or a hub id")
+    parser.add_argument("--adapters", type=Path)
+    parser.add_argument("--requests", type=Path)
+    parser.add_argument("--labels", type=int, default=2)
+    parser.add_argument("--generate", type=int, default=0, metavar="TOKENS")
+    parser.add_argument("--memory-mib", type=float, help="limit for the adapters in memory; the others wait in a file")
+    parser.add_argument("--bf16", action="store_true", help="keep the adapters in half precision")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--verify", action="store_true")
+    options = parser.parse_args()
+    given = (options.model, options.adapters, options.requests)
+    if any(given) and not all(given):
+        parser.error("--model, --adapters and --requests belong together")
+    with tempfile.TemporaryDirectory() as folder:
+        if options.model is None:
+            _demonstration(options, Path(folder))
+        return _serve(options)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    requests = _read(options.requests)
+    tokenizer, model = _load(options)
+    backbone = copy.deepcopy(model) if options.verify else None
+    limit = None if options.memory_mib is None else int(options.memory_mib * 2**20)
+    bank = AdapterBank(model, memory_bytes=limit, dtype=torch.bfloat16 if options.bf16 else torch.float32)
+    for name, reason in bank.load(options.adapters).items():
+        print(f"warning: adapter {name} is left out: {reason}", file=sys.stderr)
+    if len(bank) == 0:
+        raise DataError(f"no adapter in {options.adapters} fits {options.model}")
+    print(f"{len(bank)} adapters of {bank.adapter_bytes:,} bytes; {len(requests)} requests in one batch", file=sys.stderr)
+
+    def answers(model, rows: list[dict]) -> list:
+        encoded = [tokenizer(row["text"], row.get("pair"), truncation=True) for row in rows]  # each as if it were alone
+        batch = tokenizer.pad(encoded, return_tensors="pt").to(options.device)
+        if not options.generate:
+            with torch.no_grad():
+                return model(**batch).logits.float().softmax(-1).tolist()
+        made = model.generate(**batch, max_new_tokens=options.generate, do_sample=False)
+        return tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    with bank.use([row["adapter"] for row in requests]):
+        found = answers(model, requests)
+    key = "text" if options.generate else "probabilities"
+    for row, answer in zip(requests, found, strict=True):
+        shown = answer if options.generate else [round(value, 4) for value in answer]
+        print(json.dumps({"adapter": row["adapter"], key: shown}, ensure_ascii=False))
+    if not options.verify:
+        return 0
+    wrong = 0
+    for row, answer in zip(requests, found, strict=True):
+        alone = copy.deepcopy(backbone)
+        if row["adapter"] is not None:
+            merge(load_adapter(alone, options.adapters / row["adapter"]))
+        (wanted,) = answers(alone.eval(), [row])
+        wrong += wanted != answer if options.generate else max(abs(a - b) for a, b in zip(wanted, answer, strict=True)) > 1e-3
+    print(f"one adapter at a time gives {'the same' if not wrong else f'{wrong} other answers'}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _read(path: Path) -> list[dict]:
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = read_json(line)
+            row = {"pair": None, **row}
+            texts = (row["text"], row["pair"] or "", row["adapter"] or "")
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("not a text")
+            rows.append(row)
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f'{path} line {number} is not {{"adapter": ..., "text": ...}}') from None
+    if not rows:
+        raise DataError(f"{path} holds no request")
+    return rows
+
+
+def _load(options: argparse.Namespace):
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(options.model, **SAFE)
+        if options.generate:
+            model = AutoModelForCausalLM.from_pretrained(options.model, **SAFE, use_safetensors=True)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                options.model, **SAFE, use_safetensors=True, num_labels=options.labels
+            )
+    except (OSError, ValueError) as error:
+        raise DataError(f"--model {options.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    if options.generate:
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, model.eval().to(options.device)
+
+
+def _demonstration(options: argparse.Namespace, folder: Path) -> None:
+    """A tiny random classifier, four random adapters with their heads, and eight requests."""
+    options.model = str(tiny_checkpoint(TINY, folder))
+    options.adapters, options.requests, options.verify = folder / "adapters", folder / "requests.jsonl", True
+    model = AutoModelForSequenceClassification.from_pretrained(
+        options.model, **SAFE, use_safetensors=True, num_labels=options.labels
+    )
+    attach(model, VeraConfig(rank=32, targets=("query", "value"), modules_to_save=("classifier",)))
+    for index in range(4):
+        torch.manual_seed(index)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(0, 0.5)
+        save_adapter(model, options.adapters / f"adapter{index}")
+    names = ["adapter2", "adapter0", None, "adapter3", "adapter1", "adapter2", "adapter0", None]
+    rows = [{"adapter": name, "text": f"request number {index}"} for index, name in enumerate(names)]
+    options.requests.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

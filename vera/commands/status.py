@@ -1,0 +1,43 @@
+"""What is done, running (where, since when, how long yet), failed and missing. Refreshes in a terminal until all is done.
+
+python scripts/status.py                        every sweep of the paper
+python scripts/status.py table2                 the sweeps of one table, or one sweep, such as glue_large
+python scripts/status.py demo --results results/demo
+"""
+
+import argparse
+import time
+
+from rich.live import Live
+
+from experiments.engine import arguments, status
+from experiments.engine.render import console
+from experiments.engine.sweeps import cells, sweeps
+
+REFRESH = 2.0  # seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.artefact(parser)
+    arguments.results(parser)
+    arguments.overrides(parser)
+    parser.add_argument("--once", action="store_true", help="print once, as when the output is not a terminal")
+    options = arguments.parsed(parser)
+    out = console()
+    results = options.results
+    wanted = {
+        sweep.label: {run for cell in cells(sweep, options.overrides) for run in cell.names()}
+        for sweep in sweeps(options.artefact)
+    }
+    every = set().union(*wanted.values())
+    state = status.look(results)
+    if options.once or not out.is_terminal:
+        out.print(status.shown(state, wanted, results))
+        return 0
+    with Live(status.shown(state, wanted, results), console=out, auto_refresh=False, screen=False) as live:
+        while not status.finished(state, every):
+            time.sleep(REFRESH)
+            state = status.look(results)
+            live.update(status.shown(state, wanted, results), refresh=True)
+    return 0

@@ -1,0 +1,42 @@
+"""Table 12 on random weights: LoRA and VeRA, both at rank 64, on a 4-bit model of Llama 7B's shape (bench/table12.py).
+
+python scripts/table12.py                on a GPU: times training steps, writes results/bench/table12.json
+python scripts/table12.py --tiny         the same steps on a tiny model anywhere; writes nothing
+
+Both print ours beside the paper's; without a GPU ours are dashes.
+"""
+
+import argparse
+import json
+
+from bench.table12 import METHODS, compare, measure, table
+from experiments.engine.render import show
+from vera.commands import ROOT
+from vera.io.files import write_atomic
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU; writes nothing")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps (default: 10)")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before them (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that both methods run, in turns (default: 3)")
+    parser.add_argument("--length", type=int, default=512, help="tokens a row (default: 512)")
+    parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.method:
+        print(json.dumps(measure(options.method, options.steps, options.warmup, options.length, options.tiny)))
+        return 0
+    import torch
+
+    if not torch.cuda.is_available() and not options.tiny:
+        show(table(None))
+        print("this machine has no GPU that torch can use; on one that has: python scripts/table12.py")
+        return 0
+    measured = compare(options)
+    show(table(measured))
+    if not options.tiny:
+        path = ROOT / "results" / "bench" / "table12.json"
+        write_atomic(path, json.dumps(measured, indent=1) + "\n")
+        print(f"written to {path.relative_to(ROOT)}")
+    return 0
