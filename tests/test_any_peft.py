@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from peft import PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from tests.conftest import ROOT
 from vera.checks.verify import run_of
 from vera.config import build, choice, choices
 from vera.errors import ConfigError
@@ -113,6 +115,11 @@ def test_a_peft_method_trains_merges_saves_and_is_read_back(name, attached, tmp_
     torch.testing.assert_close(logits(other.model, batch), wanted, rtol=1e-5, atol=1e-6)
     theirs = PeftModel.from_pretrained(bare.model, tmp_path)
     torch.testing.assert_close(logits(theirs, batch), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_docs_name_every_type_that_peft_has():
+    words = set(re.findall(r"[A-Z0-9_]+", (ROOT / "docs" / "peft_methods.md").read_text()))
+    assert {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} <= words
 
 
 def test_thirty_and_more_types_have_a_yaml():
