@@ -15,14 +15,19 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from experiments.engine.aggregate import median_interval
+
 Calls = dict[str, Callable[[], object]]
 
 
 def alternate(calls: Calls, rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each call, `rounds` times in turn after an untimed round: other work on the machine hits all of them alike."""
+    """Seconds of each call, `rounds` times in turn after an untimed round, every other round from the last to the first.
+
+    Other work on the machine, and what a call leaves in the caches, hits all of them alike.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for index in range(rounds + 1):
-        for name, call in calls.items():
+        for name, call in list(calls.items())[:: -1 if index % 2 else 1]:
             _wait(device)
             began = time.perf_counter()
             call()
@@ -33,9 +38,10 @@ def alternate(calls: Calls, rounds: int, device: str) -> dict[str, list[float]]:
 
 
 def ratio(ours: list[float], other: list[float]) -> dict[str, float]:
-    """Median, smallest and largest of ours / other over the rounds."""
+    """Of ours / other over the rounds: median, its interval (`median_interval`: 95% from six rounds on), smallest, largest."""
     ratios = [a / b for a, b in zip(ours, other, strict=True)]
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    low, high = median_interval(ratios)
+    return {"median": statistics.median(ratios), "low": low, "high": high, "min": min(ratios), "max": max(ratios)}
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:

@@ -126,7 +126,7 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
 
     asked = Asked({}, results=tmp_path / "results")
     for module, name in ((figure3_magnitudes, "figure3"), (figure5_similarity, "figure5")):
-        full, mini = module.build(asked)
+        full, mini, _ = module.build(asked)
         assert full.rows == [["–"] * len(full.columns)] and len(mini.rows) >= 2 and "miniature" in mini.title
         first, second = (module.draw(asked, tmp_path / folder) for folder in "ab")
         assert [path.name for path in first] == [f"{name}_mini.{kind}" for kind in ("pdf", "png", "svg")]

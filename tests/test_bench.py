@@ -39,11 +39,16 @@ def test_operations_of_a_step_are_the_promised_ones(plan):
 def test_calls_take_turns_and_the_first_round_is_not_timed():
     calls = []
     seconds = measure.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "cpu")
-    assert calls == ["a", "b"] * 4 and [len(times) for times in seconds.values()] == [3, 3]
+    assert calls == list("abba") * 2 and [len(times) for times in seconds.values()] == [3, 3]
 
 
 def test_ratio_is_taken_round_by_round():
-    assert measure.ratio([1.0, 2.0, 9.0], [2.0, 2.0, 3.0]) == {"median": 1.0, "min": 0.5, "max": 3.0}
+    found = measure.ratio([1.0, 2.0, 9.0], [2.0, 2.0, 3.0])
+    assert found == {"median": 1.0, "low": 0.5, "high": 3.0, "min": 0.5, "max": 3.0}
+    eight = measure.ratio([float(n) for n in range(1, 9)], [1.0] * 8)  # P(B <= 0) = 1/256 on each side, with one more 9/256
+    assert (eight["low"], eight["high"], eight["max"]) == (1.0, 8.0, 8.0)
+    nine = measure.ratio([float(n) for n in range(1, 10)], [1.0] * 9)  # 10/512 on each side: 96.1%
+    assert (nine["low"], nine["high"]) == (2.0, 8.0)
 
 
 def test_peak_memory_is_the_most_at_once():

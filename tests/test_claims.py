@@ -9,7 +9,7 @@ from scipy.stats import ttest_1samp
 from experiments.artefacts import bench
 from experiments.artefacts import claims as tables
 from experiments.engine import accounting, analysis, claims, published, registry
-from experiments.engine.aggregate import deviation_p, exceeds_p
+from experiments.engine.aggregate import detectable, deviation_p, exceeds_p
 from experiments.engine.render import DASH
 from experiments.engine.rows import Asked
 from experiments.engine.verdicts import IN_MINIATURE, LOOK_LEVEL, LOOKS, Line, Part, decide, verdict
@@ -112,6 +112,14 @@ def test_four_looks_err_once_in_twenty():
     assert wrong.mean() == pytest.approx(0.05, abs=0.004)
 
 
+def test_what_five_pairs_can_show_is_shown_in_four_cases_of_five():
+    gaps = [0.01, -0.02, 0.03, 0.0, -0.01]
+    shift = detectable(gaps) / np.std(gaps, ddof=1)
+    draws = np.random.default_rng(0).standard_normal((40_000, 5)) + shift
+    assert (ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+    assert detectable([0.1]) is None
+
+
 def test_sign_flips_stand_beside_and_five_pairs_cannot_go_below_a_sixteenth():
     assert decide("x", "", [Part("", CLEAR)], "better").result.endswith("sign flips, two-sided: 0.0625")
 
@@ -205,18 +213,22 @@ def test_an_ablation_in_miniature_is_called_one():
     assert verdicts(cells | by_cell(*reversed_large))["both_vectors"][4] == "not supported"
 
 
-def test_measured_ratios_are_judged_by_every_round(tmp_path, monkeypatch):
+def test_measured_ratios_are_judged_by_the_interval_of_their_median(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "MEASURED", tmp_path)
 
-    def measured(low, high, case="table12_time", **machine):
-        row = {"case": case, "what": "training step / LoRA r=64", "shapes": "Llama, r=64, all linear"}
+    def measured(low, high, case="table12_time", inner=None):
+        row = {"case": case, "what": "training step / LoRA r=64", "shapes": "Llama, r=64, all linear", "rounds": 10}
         row["ratio"] = {"min": low, "median": (low + high) / 2, "max": high}
-        (tmp_path / f"{case}.json").write_text(json.dumps({"machine": {"device": "D", **machine}, "cases": [row]}))
+        row["ratio"] |= dict(zip(("low", "high"), inner or (), strict=False))
+        (tmp_path / f"{case}.json").write_text(json.dumps({"machine": {"device": "D"}, "cases": [row]}))
         return verdicts({})["time"][4]
 
     assert measured(0.98, 1.02) == "supported"
     assert measured(1.06, 1.10) == "not supported"
     assert measured(1.00, 1.10) == "undecided"
+    assert measured(0.90, 1.30, inner=(1.0, 1.04)) == "supported"  # odd rounds do not decide
+    assert measured(0.90, 1.30, inner=(1.0, 1.06)) == "undecided"
+    assert measured(0.90, 1.30, inner=(1.06, 1.1)) == "not supported"
     (tmp_path / "table12_time.json").rename(tmp_path / "table12.json")
     assert bench.build(Asked({})) == []  # it has no peer in PEFT
     (tmp_path / "table12.json").unlink()

@@ -7,7 +7,6 @@ import pytest
 from experiments.engine import registry
 from experiments.engine.render import INTERVAL
 from experiments.engine.rows import Asked
-from experiments.engine.sweeps import cells, read_sweep
 from tests.test_experiments import by_cell, record
 from vera.commands import run
 
@@ -19,7 +18,6 @@ CELLS = {  # an artefact that takes --stat, and the runs of one of its rows
     "figure2_ranks": [*DIGITS, "method=lora", "method.rank=8"],
     "figure4_gain": [*DIGITS, "method=lora"],
     "glue_minilm": ["model=minilm", "task=rte", "method=lora"],
-    "minilm_methods": next(cell.overrides for cell in cells(read_sweep("minilm_methods")) if "method=lora" in cell.overrides),
     "variants": [*DIGITS, "method=vera"],
     "table2": ["model=roberta_large", "task=rte", "method=lora"],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.artefacts import glue_minilm
 from experiments.engine import analysis, by_layer, miniature
 from experiments.engine.claims import Claim, decides, over_layers
 from experiments.engine.plots import PALETTE
@@ -22,6 +23,7 @@ MEASURED = {
         f"Figure 3, {miniature.LABEL}: size of the trained d by layer",
         [*miniature.OVERRIDES, *choice("figure3", "vera", "mini")],
     ),
+    "figure3_minilm": ("Figure 3, on MiniLM: size of the trained d by layer, STS-B", glue_minilm.cell("stsb", "vera")),
 }
 TAKES = ("results",), "it shows what scripts/analyse.py has measured of saved adapters"
 COLUMNS = ["Layer", "Query", INTERVAL, "Value", INTERVAL, "Query minus value [95%]"]
@@ -44,8 +46,8 @@ def build(asked: Asked) -> list[Table]:
             notes.append(
                 f"Rank {found['rank']}: before training every norm is {found['initial']:.2f}. Adapters of the best epoch."
             )
-        if name.endswith("_mini"):
-            notes.insert(0, miniature.NOTE)
+        if own := {"figure3_mini": miniature.NOTE, "figure3_minilm": glue_minilm.NOTE}.get(name):
+            notes.insert(0, own)
         rows = by_layer.rows([found["norms"][target] for target in STYLE], 2) if found else [[DASH] * len(COLUMNS)]
         tables.append(Table(name, title, COLUMNS, rows, notes))
     return tables
@@ -76,8 +78,9 @@ def _magnitudes(claim: Claim, asked: Asked) -> list[Line]:
             parts = [Part("query - value", gaps, 1, 2)]
             if claim.id == "later_layers_move_more":
                 parts = [Part("query", query, 1, 2), Part("value", value, 1, 2)]
-        if name == "figure3":
-            lines.append(decide("RTE, RoBERTa-large (norm)", claim.paper, parts, "better"))
-        else:
+        if name == "figure3_mini":
             lines.append(miniature.decide(claim, parts, "better", claim.paper, f"{miniature.LABEL} (norm)"))
+        else:
+            source = "STS-B, MiniLM (norm)" if name == "figure3_minilm" else "RTE, RoBERTa-large (norm)"
+            lines.append(decide(source, claim.paper, parts, "better", miniature=name == "figure3_minilm"))
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from experiments.artefacts import glue_minilm
 from experiments.engine import analysis, by_layer, miniature
 from experiments.engine.claims import Claim, decides, over_layers
 from experiments.engine.plots import PALETTE
@@ -23,7 +24,12 @@ MEASURED = {
         f"Figure 5, {miniature.LABEL}: similarity of weight differences, query",
         *([*miniature.OVERRIDES, *choice("figure5", method, "mini")] for method in ("vera", "lora")),
     ),
+    "figure5_minilm": (
+        "Figure 5, on MiniLM: similarity of weight differences, query, STS-B",
+        *(glue_minilm.cell("stsb", method) for method in ("vera", "lora")),
+    ),
 }
+RANKS = {"figure5_minilm": "VeRA with rank 256 and LoRA with rank 8, as in their runs"}
 TAKES = ("results",), "it shows what scripts/analyse.py has measured of saved adapters"
 SERIES = {"lora_vera": "LoRA-VeRA", "lora_random": "LoRA-Random"}
 COLUMNS = ["Layer", "LoRA-VeRA", INTERVAL, "LoRA-Random", INTERVAL, "LoRA-VeRA minus LoRA-Random [95%]"]
@@ -43,14 +49,14 @@ def build(asked: Asked) -> list[Table]:
             means = [[statistics.fmean(seed) for seed in found[series]] for series in SERIES]
             rows = [*by_layer.rows([found[series] for series in SERIES], 4), by_layer.line("mean", means, 4)]
         notes = [
-            "Cosine of the flattened weight differences of the query matrices, both methods with rank 64, seed by seed: median "
-            "over seeds ± standard deviation; difference: mean over seeds, 95% interval (Student's t).",
+            f"Cosine of the flattened weight differences of the query matrices, {RANKS.get(name, 'both methods of rank 64')}, "
+            "seed by seed: median over seeds ± standard deviation; difference: mean over seeds, 95% interval (Student's t).",
             "Random: a matrix of independent normal entries for each layer and seed.",
             f"The paper's means over layers: LoRA-VeRA {PAPER_MEANS['lora_vera']}, LoRA-Random {PAPER_MEANS['lora_random']}. "
             "It names neither model nor task; its layers suggest RoBERTa-large.",
         ]
-        if name.endswith("_mini"):
-            notes.insert(0, miniature.NOTE)
+        if own := {"figure5_mini": miniature.NOTE, "figure5_minilm": glue_minilm.NOTE}.get(name):
+            notes.insert(0, own)
         tables.append(Table(name, title, COLUMNS, rows, notes, [len(rows) - 1] if found else []))
     return tables
 
@@ -62,7 +68,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
         found = analysis.read(name, asked.results)
         if found is None:
             continue
-        said = f"rank 64, median over seeds (n={len(found['seeds'])}), range of the seeds, every seed"
+        said = f"{RANKS.get(name, 'rank 64')}, median over seeds (n={len(found['seeds'])}), range of the seeds, every seed"
         cosines = {label: (found[series], STYLE[series]) for series, label in SERIES.items()}
         level = {"y": 0, "linewidth": 0.6}
         written += by_layer.draw(folder / name, f"{title}\n{said}", cosines, "Cosine similarity", level, dots=True)
@@ -78,8 +84,9 @@ def _similar(claim: Claim, asked: Asked) -> list[Line]:
             sides = (over_layers(found[series], False) for series in ("lora_vera", "lora_random"))
             gaps = [a - b for a, b in zip(*sides, strict=True)]
         part = Part("LoRA-VeRA - LoRA-random", gaps, 1, 4)
-        if name == "figure5":
-            lines.append(decide("RTE, RoBERTa-large (cosine)", claim.paper, [part], "better"))
-        else:
+        if name == "figure5_mini":
             lines.append(miniature.decide(claim, [part], "better", claim.paper, f"{miniature.LABEL} (cosine)"))
+        else:
+            source = "STS-B, MiniLM (cosine)" if name == "figure5_minilm" else "RTE, RoBERTa-large (cosine)"
+            lines.append(decide(source, claim.paper, [part], "better", miniature=name == "figure5_minilm"))
     return lines

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import binom, permutation_test, ttest_ind_from_stats
+from scipy.optimize import brentq
+from scipy.stats import binom, nct, permutation_test, ttest_ind_from_stats
 from scipy.stats import t as student
 
 from experiments.engine.published import Statistic
@@ -143,6 +144,20 @@ def exceeds_p(differences: Sequence[float], bound: float = 0.0) -> float | None:
     if spread == 0:
         return 0.0 if above > 0 else 1.0
     return float(student.sf(above / spread * len(differences) ** 0.5, len(differences) - 1))
+
+
+def detectable(differences: Sequence[float], power: float = 0.8, level: float = 0.05) -> float | None:
+    """The true mean difference that Student's paired two-sided test at `level` shows with this power, for as many pairs with
+    this spread; None for fewer than two pairs."""
+    if len(differences) < 2:
+        return None
+    freedom = len(differences) - 1
+    critical = float(student.ppf(1 - level / 2, freedom))
+
+    def short(shift: float) -> float:
+        return float(nct.sf(critical, freedom, shift)) - power  # the wrong side's share is none where this is large
+
+    return float(brentq(short, 0.0, 30.0)) * statistics.stdev(differences) / len(differences) ** 0.5
 
 
 def deviation_p(values: Sequence[float], printed: float, spread: float | None, seeds: int = PAPER_SEEDS) -> float | None:
