@@ -24,7 +24,7 @@ class Scaled(torch.nn.Linear):
 @pytest.fixture
 def prepared(compose):
     def make(method, model, *overrides):
-        run = compose(f"method={method}", f"model={model}", f"task={MODELS[model]}", *overrides)
+        run = compose(f"method={method}", f"model={model}", f"task={MODELS[model]}", "train.lr=1e-3", *overrides)
         backbone, built, task, data = prepare(run)
         batch = data.collate([data.train[0], data.train[1]])
         labels = batch.pop("labels")
