@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ def optimizer(groups: ParameterGroups, config: TrainConfig) -> torch.optim.AdamW
     """AdamW over the groups "adapter" and "head"; what `groups.undecayed` names is not decayed, unless the config says that all
     is (train.decay_biases_and_norms). Each param group keeps `base_lr`."""
     exempt = frozenset() if config.decay_biases_and_norms else groups.undecayed
-    param_groups = []
+    param_groups: list[dict[str, Any]] = []
     for group, lr, decay in (
         ("adapter", config.lr, config.weight_decay),
         ("head", config.head_lr, config.head_weight_decay),
@@ -24,7 +25,8 @@ def optimizer(groups: ParameterGroups, config: TrainConfig) -> torch.optim.AdamW
         for parameters, weight_decay in ((decayed, decay), (plain, 0.0)):
             if parameters:
                 param_groups.append({"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": weight_decay})
-    return torch.optim.AdamW(param_groups, betas=config.betas, eps=config.eps)
+    on_gpu = all(parameter.device.type == "cuda" for group in param_groups for parameter in group["params"])
+    return torch.optim.AdamW(param_groups, betas=config.betas, eps=config.eps, fused=on_gpu or None)
 
 
 def lr_factor(step: int, total: int, config: TrainConfig) -> float:
