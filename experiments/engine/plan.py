@@ -14,6 +14,7 @@ from experiments.engine.render import DASH
 from experiments.engine.sweeps import Cell
 from vera.config import QUANTILES, RunConfig, TrainConfig
 from vera.config.memory import composed
+from vera.errors import ConfigError
 from vera.io.files import read_json
 from vera.records.record import parse
 from vera.records.store import stems
@@ -151,6 +152,8 @@ def estimate(run: RunConfig) -> dict[str, float] | None:
 def _padded(quantiles: Sequence[float], train: TrainConfig) -> float:
     """Tokens of a training example with its padding: of a batch whose lengths lie evenly in their distribution, cut as the loop
     cuts it, into pieces that are each as long as their longest."""
+    if len(quantiles) != len(QUANTILES):
+        raise ConfigError(f"task.facts.lengths has {len(quantiles)} values, and there are {len(QUANTILES)} quantiles")
     count, size = train.batch_size, train.micro_batch_size or train.batch_size
     if train.micro_batch_tokens is None:
         return longest_of(quantiles, min(size, count))
