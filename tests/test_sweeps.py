@@ -5,6 +5,7 @@ import yaml
 
 from experiments.engine import plan, published, sweeps
 from vera.config import CONF_DIR, choices, compose
+from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.run import execute
 
@@ -98,7 +99,7 @@ def test_a_wrong_choice_is_one_line(overrides, message):
 @pytest.mark.parametrize("size", ["base", "large"])
 @pytest.mark.parametrize("task", ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"])
 def test_every_method_has_settings_for_every_cell_of_table_2(method, size, task):
-    compose([f"model=roberta_{size}", f"task={task}", f"method={method}"])
+    composed([f"model=roberta_{size}", f"task={task}", f"method={method}"])
 
 
 def test_recipes_hold_the_values_of_table_8():
