@@ -26,11 +26,13 @@ _Place = tuple[object, ...]
 
 @dataclass
 class _Kept:
-    """twins: the frozen parameters on the device, by where they lie on the CPU, where methods are attached."""
+    """drawing: the modules of the head in the order in which `Model.load` draws them, one of them twice where the checkpoint
+    lacks it and has another. twins: the frozen parameters on the device, by where they lie on the CPU, where methods attach."""
 
     key: tuple[str, ...]
     backbone: Backbone
     sums: list[int]
+    drawing: tuple[str, ...]
     twins: dict[_Place, Tensor] = field(default_factory=dict)
 
 
@@ -48,7 +50,7 @@ def load(model: Model, outputs: int, cache_dir: Path) -> Backbone:
     read = str(hub.commit(source, model.revision, "model")) if source == model.checkpoint else stamp(source)
     key = (type(model).__qualname__, model.model_dump_json(), str(outputs), source, read)
     if _kept is not None and _kept.key == key and _sums(_kept.backbone.model) == _kept.sums:
-        return _drawn(_kept.backbone)
+        return _drawn(_kept.backbone, _kept.drawing)
     if _kept is not None:
         forget()
         gc.collect()  # its memory, before more is taken: Accelerate ties a model of an earlier run into a cycle
@@ -57,12 +59,13 @@ def load(model: Model, outputs: int, cache_dir: Path) -> Backbone:
     if any(type(parameter) is not nn.Parameter for parameter in loaded.model.parameters()):
         return loaded
     after = torch.get_rng_state()
-    torch.set_rng_state(before)
-    again = _drawn(loaded)
-    heads = [[p for n, p in one.model.named_parameters() if inside(n, one.head)] for one in (loaded, again)]
-    if torch.equal(torch.get_rng_state(), after) and all(torch.equal(*pair) for pair in zip(*heads, strict=True)):
-        _kept = _Kept(key, loaded, _sums(loaded.model))
-        return again
+    for drawing in (loaded.head, *((name, *loaded.head) for name in loaded.head)):
+        torch.set_rng_state(before)
+        again = _drawn(loaded, drawing)
+        heads = [[p for n, p in one.model.named_parameters() if inside(n, one.head)] for one in (loaded, again)]
+        if torch.equal(torch.get_rng_state(), after) and all(torch.equal(*pair) for pair in zip(*heads, strict=True)):
+            _kept = _Kept(key, loaded, _sums(loaded.model), drawing)
+            return again
     torch.set_rng_state(after)
     return loaded
 
@@ -103,7 +106,7 @@ def _to_twins(model: nn.Module, move: Callable[[Tensor], Tensor]) -> None:
             parameter.data = twin
 
 
-def _drawn(kept: Backbone) -> Backbone:
+def _drawn(kept: Backbone, drawing: tuple[str, ...]) -> Backbone:
     """A backbone of its own structure on the tensors of another, with its head drawn from torch's global generator."""
     memo: dict[int, object] = {}
     for name, parameter in kept.model.named_parameters():
@@ -111,7 +114,7 @@ def _drawn(kept: Backbone) -> Backbone:
         values = torch.full_like(parameter, torch.nan) if drawn else parameter.detach()
         memo[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
     model = copy.deepcopy(kept.model, memo)
-    for head in kept.head:
+    for head in drawing:
         model.get_submodule(head).apply(model._init_weights)
     return replace(kept, model=model)
 
