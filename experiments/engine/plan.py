@@ -132,19 +132,23 @@ def estimate(run: RunConfig) -> dict[str, float] | None:
         return tokens * layers * (2 * (4 * width**2 + mlp * width * inner) + 4 * (context or tokens) * width)
 
     length, train = min(facts["tokens"], limit), run.train
-    examples = train.epochs * facts["train_rows"]
+    rows, reported = facts["train_rows"], 0.0
+    scored = facts["eval_rows"]
+    if not isinstance(held := run.task.get("validation", "dev"), str):  # a part of the training rows chooses the epoch
+        rows, scored, reported = (1 - held) * rows, held * rows, facts["eval_rows"]
+    examples = train.epochs * rows
     if train.max_steps is not None:
         examples = min(examples, train.max_steps * train.batch_size)
     evaluations = {"epoch": train.epochs, "last": 1}.get(str(train.evaluate)) or math.ceil(train.epochs / int(train.evaluate))
     if train.keep_features:
-        examples, evaluations = min(examples, facts["train_rows"]), 1
+        examples, evaluations = min(examples, rows), 1
     trained = _passes(run) * examples
     padded = max(length, _padded([min(value, limit) for value in facts["lengths"]], train)) if "lengths" in facts else length
     beams, written = (run.task.get("decoding") or {}).get("beams", 1), facts.get("written", 0)
     return {
         "training": trained * forward(length),
         "padding": trained * (forward(padded, length) - forward(length)),
-        "evaluation": evaluations * facts["eval_rows"] * forward(length),
+        "evaluation": (evaluations * scored + reported) * forward(length),
         "decoding": facts.get("prompts", 0) * beams * forward(length, length) if written else 0.0,
     }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vera.config.components import CONF_DIR, build, check_modality, choices, component, fields, group_marks, normalised, targets
 from vera.config.identity import GROUPS, SEED_REFERENCE, beside, cell_id, hashed, run_name, younger
 from vera.config.marks import Operational, Place, Source, StandIn, marks
-from vera.config.schema import QUANTILES, Component, HubId, Name, RunConfig, Strict, TrainConfig, checked
+from vera.config.schema import QUANTILES, Component, HubId, Name, RunConfig, Strict, TrainConfig, Validation, checked
 
 COMPOSING = (
     "choice",

@@ -54,10 +54,13 @@ def kept(backbone: Backbone, method: Method, data: Data, batch_size: int, autoca
     with torch.no_grad(), interrupt.immediate():
         reader.check(data.train)
         backbone.model.eval()
-        made = {split: reader.read(getattr(data, split), batch_size) for split in ("train", "evaluation")}
+        splits = {"train": data.train, "evaluation": data.evaluation, "test": data.test}
+        made = {split: reader.read(rows, batch_size) for split, rows in splits.items() if rows is not None}
     backbone.model.train()
     alone = OnFeatures(head).train()
-    return replace(backbone, model=alone), replace(data, **made, collate=collate, on_device=dict, lengths=None)
+    return replace(backbone, model=alone), replace(
+        data, **made, collate=collate, on_device=dict, lengths=None, test_lengths=None
+    )
 
 
 class _Reader:
