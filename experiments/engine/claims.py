@@ -28,6 +28,7 @@ class Claim(Strict):
     """One statement of the paper. topic, short: where and how the report's first lines name it. factor: by model, so many times
     fewer parameters. rule: what would decide it.
 
+    differs: what the miniature has otherwise than the paper, which is said where it refutes the claim.
     margin, miniature: the smallest difference that matters, in the printed unit, in the paper's setting and in miniature.
     """
 
@@ -40,6 +41,7 @@ class Claim(Strict):
     factor: dict[str, float] = {}
     margin: float | None = None
     miniature: float = 0.0
+    differs: str | None = None
     rule: str = "the ratio of the counts, rounded to one digit, is at least the claimed one"
 
 
