@@ -167,5 +167,8 @@ doctor: setup ## what a sweep needs and whether it is here: versions, memory, di
 verify: setup ## repeat a recorded run and compare every number (RUN=results/runs/NAME.json ARGS='task.data_dir=/data/glue')
 	@$(PY) scripts/verify.py $(RUN) $(ARGS)
 
+publish: setup ## a finished run as a repository of the hub, with record and card (RUN=results/runs/NAME.json REPO=me/name ARGS=--dry-run)
+	@$(PY) scripts/publish.py $(RUN) $(REPO) $(ARGS)
+
 test-fuzz: setup ## every reader with thousands of broken inputs, and how many were tried (minutes; FUZZ=3000 for each)
 	$(PY) -m pytest tests/test_fuzz.py --fuzz $(FUZZ)

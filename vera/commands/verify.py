@@ -2,6 +2,7 @@
 
 python scripts/verify.py results/runs/<name>.json
 python scripts/verify.py results/runs/<name>.json task.data_dir=/data/glue --tolerance 1e-6
+python scripts/verify.py FOLDER                             what scripts/publish.py has made, downloaded
 
 Exit status: 0 every number equals the recorded one (or differs by at most the tolerance), 1 some do not, 2 the run could not
 be repeated. Paths of the machine that made the record are not in it: give model.path= and task.data_dir=, or leave them to the

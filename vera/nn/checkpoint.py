@@ -139,6 +139,7 @@ class Reader:
         self._modules = [(plain_path(path), module) for path, module in model.named_modules(remove_duplicate=False)]
         self._heads: dict[tuple, dict[str, tuple[tuple[int, ...], torch.dtype, str]]] = {}
         self._targets: dict[tuple, dict[str, nn.Module]] = {}
+        self._linear: dict[tuple[str, ...], tuple] = {}
         self._norms: dict[str, float | None] = {}
         self._prints: dict[tuple, str] = {}
 
@@ -153,11 +154,13 @@ class Reader:
         config = _config(folder / CONFIG_FILE, raw, tensors, ours)
         # PEFT lists every name a head may have; those that are neither in the model nor in the file mean nothing.
         names = [*(path for path, _ in self._modules), *tensors]
-        saved = [module for module in config.modules_to_save if any(inside(path, (module,)) for path in names)]
+        saved = tuple(module for module in config.modules_to_save if any(inside(path, (module,)) for path in names))
         # ... and all-linear lists the layers of a head, which is trained whole instead.
-        linear, _, in_heads = linear_layers(self.model, tuple(saved))
+        if saved not in self._linear:
+            self._linear[saved] = linear_layers(self.model, saved)
+        linear, _, in_heads = self._linear[saved]
         wanted = [name for name in config.targets if any(matches(path, [name]) for path in linear) or name not in in_heads]
-        config = replace(config, modules_to_save=tuple(saved), targets=tuple(wanted) or config.targets)
+        config = replace(config, modules_to_save=saved, targets=tuple(wanted) or config.targets)
         if existing is not None:
             _same_adapter(folder / CONFIG_FILE, existing, config)
             config = existing

@@ -45,6 +45,10 @@ _TASK_TYPES = {"text": "SEQ_CLS", "generation": "CAUSAL_LM"}  # PEFT has none fo
 _PREFIX = "base_model.model."
 
 
+class NoSuchForm(ConfigError):
+    """A run whose method has no form of the kind that was asked for."""
+
+
 def export(
     source: Path,
     out: Path,
@@ -67,7 +71,7 @@ def export(
     """
     if form != "lora" and rank is not None:
         raise ConfigError(f"--rank cuts a LoRA; with --to {form} nothing is cut")
-    record, folder = find(Path(source), checkpoint, results, work)
+    record, folder, _ = find(Path(source), checkpoint, results, work)
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already; name a new folder")
@@ -94,36 +98,38 @@ def export(
     return lines
 
 
-def find(source: Path, checkpoint: str | None, results: Path | None, work: Path | None) -> tuple[Record, Path]:
-    """The record of a run and the folder with its trained weights. Raises ConfigError, RecordError or ModelError."""
+def find(source: Path, checkpoint: str | None, results: Path | None, work: Path | None) -> tuple[Record, Path, Store]:
+    """The record of a run, the folder with its trained weights, and the records beside it. Raises ConfigError, RecordError or
+    ModelError."""
     if source.is_dir():
         if source.name in CHECKPOINTS:
             if checkpoint not in (None, source.name):
                 raise ConfigError(f"{source} is the {source.name} epoch, not the {checkpoint} one")
             source, checkpoint = source.parent, source.name
         name, work = source.resolve().name, source.resolve().parent
-        record = _record_of(source, name, work, results)
+        record, store = _record_of(source, name, work, results)
     elif source.suffix == ".json":
         record = read_record(source)
-        results = source.parent.parent
-        work = Path("work") / str(results).lstrip("/") if work is None else work
+        store = Store(source.parent.parent)
+        work = Path("work") / str(store.root).lstrip("/") if work is None else work
     elif source.exists():
         raise ConfigError(f"{source} is neither a run's folder nor its record (results/runs/<run>.json)")
     else:
         raise ConfigError(f"{source} does not exist")
-    return record, kept(record, work, checkpoint or "best")[0]
+    return record, kept(record, work, checkpoint or "best")[0], store
 
 
-def _record_of(source: Path, name: str, work: Path, results: Path | None) -> Record:
+def _record_of(source: Path, name: str, work: Path, results: Path | None) -> tuple[Record, Store]:
     """The record of the run that a folder is of: work/<results_dir>/<run> belongs to <results_dir>/runs/<run>.json."""
     guesses = [results] if results is not None else []
     if results is None and "work" in work.parts:
         at = len(work.parts) - 1 - work.parts[::-1].index("work")
         guesses = [Path(*work.parts[:at], *work.parts[at + 1 :]), Path("/", *work.parts[at + 1 :])]
     for guess in guesses:
-        record = Store(guess).find(name)
+        store = Store(guess)
+        record = store.find(name)
         if record is not None:
-            return record
+            return record, store
     if not any((source / kept).is_dir() for kept in CHECKPOINTS):
         raise ConfigError(f"{source} is not a run's folder: it has neither best/ nor last/")
     where = f"{guesses[0]} has none" if guesses else "its results folder is not known"
@@ -152,13 +158,13 @@ def _load(run: RunConfig, record: Record, folder: Path) -> tuple[Backbone, Metho
 
 
 def _check(method: Method, form: Form) -> None:
-    """Raises ConfigError for what a method has no such form of."""
+    """Raises NoSuchForm for what a method has no such form of."""
     if form == "lora" and not isinstance(method, (Vera, Lora, AdaLora)):
-        raise ConfigError(f"method={method.name} is no low-rank update of matrices, so there is no LoRA of it")
+        raise NoSuchForm(f"method={method.name} is no low-rank update of matrices, so there is no LoRA of it")
     if form == "peft" and not isinstance(method, (Vera, PeftMethod)):
-        raise ConfigError(f"PEFT has no format for method={method.name}")
+        raise NoSuchForm(f"PEFT has no format for method={method.name}")
     if form == "merged" and not isinstance(method, (Vera, Lora, AdaLora, IA3, Full, BitFit, Head)):
-        raise ConfigError(f"method={method.name} adds layers of its own, which no plain model has: it cannot be merged")
+        raise NoSuchForm(f"method={method.name} adds layers of its own, which no plain model has: it cannot be merged")
 
 
 def _factors(backbone: Backbone, method: Method) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
@@ -222,11 +228,11 @@ def _write_lora(run, record, backbone, method, folder, rank) -> list[str]:
 
 def _write_peft(run, record, backbone, method, folder, rank) -> list[str]:
     if isinstance(method, Vera) and fused.splits(backbone.model):
-        raise ConfigError("PEFT's VeRA cannot say what this run has on GPT-2's attention: see --to lora, which is exact")
+        raise NoSuchForm("PEFT's VeRA cannot say what this run has on GPT-2's attention: see --to lora, which is exact")
     method.save(backbone, folder)
     config = read_json((folder / CONFIG_FILE).read_bytes())
     if config["peft_type"] == "VERA_VARIANT":
-        raise ConfigError(f"PEFT's VeRA has no init={method.init} with sharing={method.sharing}: see --to lora, which is exact")
+        raise NoSuchForm(f"PEFT's VeRA has no init={method.init} with sharing={method.sharing}: see --to lora, which is exact")
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
     _write_adapter(run, record, backbone, folder, tensors | _head(backbone), config)
     return [f"{config['peft_type']} in PEFT's format"]

@@ -1,0 +1,107 @@
+"""A run becomes a hub repository that says what it is and can be repeated; what nobody could repeat is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from vera.commands import run as command_line
+from vera.errors import ConfigError
+from vera.records.store import Store
+from vera.run import execute
+from vera.trained import publish
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, cache):
+    """Two seeds of a run whose records say that their code was committed: results folder, configs."""
+    from vera.config import compose
+
+    root = tmp_path_factory.mktemp("published")
+    keys = ["scale=rehearsal", "device=cpu", "progress=false", f"cache_dir={cache}", "model=roberta_base", "task=rte"]
+    keys += ["method=vera", "train.save=true", "train.lr=0.05", f"results_dir={root}/results", f"work_dir={root}/work"]
+    runs = [compose([*keys, f"seed={seed}"]) for seed in (0, 1)]
+    for run in runs:
+        execute(run)
+        path = Store(run.results_dir).path(run.run_name)
+        record = json.loads(path.read_text())
+        record["provenance"] |= {"git_sha": "1" * 40, "git_dirty": False}
+        path.write_text(json.dumps(record))
+    return root, runs
+
+
+def changed(made, tmp_path, **provenance):
+    root, runs = made
+    shutil.copytree(root / "results", tmp_path / "results", dirs_exist_ok=True)
+    path = Store(tmp_path / "results").path(runs[0].run_name)
+    record = json.loads(path.read_text())
+    record["provenance"] |= provenance
+    path.write_text(json.dumps(record))
+    return path
+
+
+def test_a_dry_run_writes_an_adapter_that_peft_opens_a_card_and_a_record_that_is_repeated(
+    made, tmp_path, cache, monkeypatch, capsys
+):
+    root, runs = made
+    monkeypatch.setattr(HfApi, "create_repo", None)  # a dry run asks no hub
+    out, record = tmp_path / "out", Store(root / "results").path(runs[0].run_name)
+    command = [str(record), "me/vera-rte", "--dry-run", "--out", str(out), "--work", str(root / "work"), "--license", "mit"]
+    status = command_line("publish", [*command, f"cache_dir={cache}"])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    assert "nothing was sent" in printed.out and "adapter_model.safetensors" in printed.out
+    front = yaml.safe_load((out / "README.md").read_text().split("---")[1])
+    assert (front["library_name"], front["license"], front["pipeline_tag"]) == ("peft", "mit", "text-classification")
+    kept = Store(root / "results").find(runs[0].run_name)
+    (result,) = front["model-index"][0]["results"]
+    assert {m["type"]: m["value"] for m in result["metrics"]} == kept.scores.best.metrics
+    accuracy = [Store(root / "results").find(run.run_name).score("accuracy") for run in runs]
+    assert f"| accuracy | {accuracy[0]:.4f} | {sum(accuracy) / 2:.4f} |" in (out / "README.md").read_text()
+    assert "@inproceedings" in (out / "README.md").read_text()
+    assert {path.name for path in out.iterdir()} == {"README.md", "runs", "adapter_config.json", "adapter_model.safetensors"}
+
+    plain = AutoModelForSequenceClassification.from_pretrained(next(cache.glob("**/config.json")).parent, num_labels=2)
+    assert isinstance(PeftModel.from_pretrained(plain, out), torch.nn.Module)
+    assert command_line("verify", [str(out), f"cache_dir={cache}"]) == 0
+    assert "equal" in capsys.readouterr().out
+
+
+def test_what_nobody_could_repeat_is_refused_and_nothing_is_written(made, tmp_path, cache):
+    root, runs = made
+    keys = {"work": root / "work", "overrides": [f"cache_dir={cache}"]}
+
+    def refused(words, record, repo="me/x", **more):
+        with pytest.raises(Exception, match=words) as caught:
+            publish.prepare(record, repo, tmp_path / "out", **{**keys, **more})
+        assert not (tmp_path / "out").exists() and "\n" not in str(caught.value)
+
+    record = Store(root / "results").path(runs[0].run_name)
+    refused("'x' is not a name on the hub", record, "x")
+    refused("made by code that no commit holds", changed(made, tmp_path, git_dirty=True))
+    refused("made by code that no commit holds", changed(made, tmp_path, git_sha=None, git_dirty=None))
+    refused(
+        "came from a local folder, which nobody else has: --to merged", changed(made, tmp_path, model_source="local folder")
+    )
+    refused("no LoRA of it|holds no trained weights", record, work=tmp_path)
+    notes = {"read_from": str(tmp_path.home() / "rows.tsv")}
+    refused("holds .*, a path of this machine", changed(made, tmp_path, notes=notes))
+
+
+def test_the_hubs_answer_is_one_line(made, tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nand more")
+
+    monkeypatch.setattr(HfApi, "create_repo", offline)
+    with pytest.raises(ConfigError, match=r"^me/x was not published: We couldn't connect to 'https://huggingface.co'$"):
+        publish.upload(tmp_path, "me/x", private=False)
+    sent = {}
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo, **keys: f"https://huggingface.co/{repo}")
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **keys: sent.update(keys))
+    assert publish.upload(tmp_path, "me/x", private=True) == "https://huggingface.co/me/x"
+    assert (sent["repo_id"], sent["folder_path"]) == ("me/x", tmp_path)

@@ -1,0 +1,205 @@
+"""A finished run as a repository of the Hugging Face hub: weights, its record, a model card; checked before anything leaves."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, HfApi, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
+
+from vera.config import CONF_DIR, build
+from vera.errors import ConfigError, RecordError
+from vera.io.files import write_atomic
+from vera.records.record import Record
+from vera.records.store import Store
+from vera.trained import export
+
+FORMS: tuple[export.Form, ...] = ("peft", "lora", "merged")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TASKS = {"text": "text-classification", "generation": "text-generation", "image": "image-classification"}
+_LOCAL = "local folder"  # what a record says of weights or rows that came from a path
+
+
+def prepare(
+    source: Path,
+    repo: str,
+    out: Path,
+    form: export.Form | None = None,
+    checkpoint: str | None = None,
+    results: Path | None = None,
+    work: Path | None = None,
+    overrides: Sequence[str] = (),
+    licence: str | None = None,
+) -> list[str]:
+    """Write to the folder `out` what the repository `repo` is to hold; returns what a user should be told, a line each.
+
+    form     how the weights leave (default: PEFT's format of the method, else an exact LoRA, else a merged model).
+    licence  what the card says, as the hub spells it (apache-2.0). The others are `export`'s.
+
+    Raises VeraError: for a run whose code was not committed, an adapter on weights that nobody else can get, a text with a path
+    of this machine.
+    """
+    if not _REPO.fullmatch(repo):
+        raise ConfigError(f"{repo!r} is not a name on the hub, such as me/vera-rte")
+    if out.exists():
+        raise ConfigError(f"{out} is there already; remove it, or name a new folder with --out")
+    record, folder, store = export.find(Path(source), checkpoint, results, work)
+    _check(record)
+    with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
+        made = Path(scratch) / "made"
+        lines, chosen = _exported(form, Path(source), made, checkpoint, results, work, overrides)
+        if chosen != "merged" and record.provenance.model_source == _LOCAL:
+            raise ConfigError(f"the backbone of {record.name} came from a local folder, which nobody else has: --to merged")
+        exported = (made / "README.md").read_text(encoding="utf-8")
+        write_atomic(made / "runs" / f"{record.name}.json", record.to_json())
+        write_atomic(made / "README.md", card(record, store, repo, folder.name, chosen, exported, licence))
+        for path in sorted(made.rglob("*")):
+            found = path.suffix in (".json", ".md", ".txt", ".jinja") and _own_path(path.read_text(encoding="utf-8"))
+            if found:
+                raise ConfigError(f"nothing is published: {path.name} holds {found!r}, a path of this machine")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, out)
+    return lines
+
+
+def upload(folder: Path, repo: str, private: bool) -> str:
+    """Send a prepared folder to the hub; returns its address. Raises ConfigError with the hub's answer."""
+    api = HfApi()
+    try:
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Adapter, record and model card")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ConfigError(f"{repo} was not published: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from None
+    return str(address)
+
+
+def _check(record: Record) -> None:
+    made = record.provenance
+    if record.collapsed is not None:
+        raise RecordError(f"{record.name} has collapsed ({record.collapsed}): there is nothing to publish")
+    if made.git_sha is None or made.git_dirty is not False:
+        raise RecordError(
+            f"{record.name} was made by code that no commit holds, so nobody could repeat it; commit, and train it again"
+        )
+
+
+def _exported(
+    form: export.Form | None, source: Path, out: Path, checkpoint, results, work, overrides
+) -> tuple[list[str], export.Form]:
+    """The first form that the method has, or the given one, in the folder `out`."""
+    refused: export.NoSuchForm | None = None
+    for each in FORMS if form is None else (form,):
+        try:
+            return export.export(source, out, each, None, checkpoint, results, work, overrides), each
+        except export.NoSuchForm as error:
+            refused = error
+    assert refused is not None
+    raise refused
+
+
+def card(
+    record: Record, store: Store, repo: str, checkpoint: str, form: export.Form, exported: str, licence: str | None
+) -> str:
+    """The model card: the hub's front matter, scores of this run and of its cell's seeds, use, how to repeat it, citation.
+
+    exported: the README that `export` wrote, whose table of the record's identity is kept.
+    """
+    made, chosen = record.provenance, getattr(record.scores, checkpoint)
+    task, model = build(record.run.config["task"], "task"), record.run.model
+    seeds = store.by_cell().get(record.run.cell_id, [record])
+    base = made.model_source if made.model_commit else None
+    data = ModelCardData(
+        base_model=base,
+        library_name="transformers" if form == "merged" else "peft",
+        license=licence,
+        pipeline_tag=_TASKS.get(task.modality),
+        datasets=[made.data_source] if made.data_commit else None,
+        tags=["vera-experiments", record.run.method],
+        model_name=repo.partition("/")[2],
+        eval_results=[
+            EvalResult(
+                task_type=_TASKS.get(task.modality, task.modality),
+                dataset_type=made.data_source if made.data_commit else record.run.task,
+                dataset_name=record.run.task,
+                metric_type=name,
+                metric_value=value,
+            )
+            for name, value in chosen.metrics.items()
+        ],
+    )
+    scores = []
+    for name, value in chosen.metrics.items():
+        every = [seed.score(name, checkpoint) for seed in seeds]
+        scores.append(
+            f"| {name} | {value:.4f} | {statistics.median(every):.4f} | {min(every):.4f} to {max(every):.4f} | {len(every)} |"
+        )
+    identity = exported.partition("---\n\n# ")[2].partition("\n")[2].strip()
+    return f"""---
+{data.to_yaml()}
+---
+
+# {data.model_name}
+
+{record.run.method} on {model}, trained on {record.run.task}; made, and to be repeated, with the experiment harness for
+*VeRA: Vector-based Random Matrix Adaptation*.
+
+| Metric | This run | Median of the seeds | Their range | Seeds |
+|---|---:|---:|---:|---:|
+{chr(10).join(scores)}
+
+Scores are of the {checkpoint} epoch ({chosen.epoch}), on {made.eval_rows:,} rows; fractions, not percent.
+
+## Use
+
+```python
+{_use(form, repo, base, task.modality)}
+```
+
+## What it is
+
+{identity}
+
+## Repeat it
+
+In a clone of the harness, at the commit above, with this repository downloaded to `FOLDER`:
+
+    make verify RUN=FOLDER
+
+trains it again and compares every number with `runs/{record.name}.json`.
+
+## Cite
+
+```bibtex
+{_bibtex()}
+```
+"""
+
+
+def _use(form: export.Form, repo: str, base: str | None, modality: str) -> str:
+    kind = {"text": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
+    loader = kind.get(modality, "AutoModelForCausalLM")
+    if form == "merged":
+        return f'from transformers import {loader}\n\nmodel = {loader}.from_pretrained("{repo}")'
+    backbone = f'{loader}.from_pretrained("{base}")' if base else "...  # the backbone named below"
+    imports = f"from peft import PeftModel\nfrom transformers import {loader}"
+    return f'{imports}\n\nmodel = PeftModel.from_pretrained({backbone}, "{repo}")'
+
+
+def _bibtex() -> str:
+    paper = yaml.safe_load((CONF_DIR.parent / "CITATION.cff").read_text(encoding="utf-8"))["preferred-citation"]
+    authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+    fields = {"title": paper["title"], "author": authors, "booktitle": paper["collection-title"], "year": paper["year"]}
+    lines = [f"  {key} = {{{value}}}," for key, value in {**fields, "url": paper["url"]}.items()]
+    return "\n".join(["@inproceedings{kopiczko2024vera,", *lines, "}"])
+
+
+def _own_path(text: str) -> str | None:
+    """A path of this machine in a text: the home folder, the working directory, the clone."""
+    places = {str(Path.home()), str(Path.cwd()), str(CONF_DIR.parent)} - {"/"}
+    return next((place for place in sorted(places, key=len, reverse=True) if place in text), None)
