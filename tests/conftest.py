@@ -31,6 +31,14 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{'all':40}{sum(total):9,} tried{total[0]:9,} accepted{total[1]:9,} refused")
 
 
+def own_methods() -> list[str]:
+    """The methods of conf/method whose class is for them; those of AnyPeft are all tried in tests/test_any_peft.py."""
+    from vera.config import choices
+    from vera.config.components import own_target
+
+    return [name for name in choices("method") if not str(own_target("method", name)).endswith(".AnyPeft")]
+
+
 REHEARSAL = ["scale=rehearsal", "device=cpu", "progress=false"]
 
 

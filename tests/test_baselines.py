@@ -18,8 +18,8 @@ from transformers import (
     ViTConfig,
 )
 
-from tests.conftest import ROOT
-from vera.config import build, choice, choices
+from tests.conftest import ROOT, own_methods
+from vera.config import build, choice
 from vera.errors import ConfigError
 from vera.methods.adalora import AdaLora
 from vera.methods.base import count
@@ -239,7 +239,7 @@ def test_dylora_draws_ranks_from_its_seed(compose):
         backbone, method, *_ = prepare(compose("method=dylora", "method.rank=4", f"seed={seed}"))
         found = []
         for step in range(steps):
-            method.on_step(backbone, step, steps)
+            method.on_step(backbone, step, steps, 1e-3)
             (used,) = {layer.lora_A.default.used for layer in method.layers(backbone).values()}
             found.append(used)
         method.after_step(backbone, steps - 1, steps)
@@ -373,7 +373,7 @@ def test_ia3_scales_the_feed_forward_input(prepared):
     assert len(plain.parameter_groups(without)["adapter"]) == 4
 
 
-@pytest.mark.parametrize("method", [method for method in choices("method") if method != "head"])
+@pytest.mark.parametrize("method", [method for method in own_methods() if method != "head"])
 def test_every_method_adapts_a_language_model(method, compose, cache):
     run = compose("model=gpt2_medium", "task=e2e", f"method={method}")
     model_config, built = build(run.model, "model"), build(run.method, "method")
@@ -386,7 +386,7 @@ def test_every_method_adapts_a_language_model(method, compose, cache):
     optimizer = torch.optim.AdamW([p for _, p in groups["adapter"]], lr=0.02)
     losses = []
     for step in range(12):
-        built.on_step(backbone, step, 12)
+        built.on_step(backbone, step, 12, 1e-3)
         loss = backbone.model(input_ids=ids, labels=ids).loss
         penalty = built.penalty(backbone)
         (loss if penalty is None else loss + penalty).backward()
@@ -401,7 +401,7 @@ def test_every_method_adapts_a_language_model(method, compose, cache):
     assert torch.equal(logits(backbone, {"input_ids": ids}), apart)
 
 
-@pytest.mark.parametrize("method", [method for method in choices("method") if method not in ("head", "vera", "full", "bitfit")])
+@pytest.mark.parametrize("method", [method for method in own_methods() if method not in ("head", "vera", "full", "bitfit")])
 def test_adapters_train_and_merge_under_bf16_autocast(method, fitted):
     """What a GPU run computes in unless it is told otherwise; the adapter's own tensors stay float32."""
     loop = fitted(*TEXT, f"method={method}", "train.precision=bf16", "train.max_steps=2", "train.warmup_ratio=0")

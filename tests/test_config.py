@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import hydra
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
 from vera.commands.components import text
@@ -23,6 +25,7 @@ from vera.config import (
     choice,
     choices,
     compose,
+    composing,
     marks,
     younger,
 )
@@ -376,3 +379,35 @@ def test_an_unknown_key_deep_inside_names_the_keys_of_its_place():
         checked(Published, {"rows": [{"study": {"by": "a", "bye": 1}}]})
     with pytest.raises(ConfigError, match=r"rows\.1\.studies is not a key; allowed: study$"):
         checked(Published, {"rows": [{}, {"studies": None}]})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model=roberta_large", "task=rte", "method=vera", "seed=3", "train.lr=1e-3", "train.lr=2e-3"],
+        ["method.targets=[query]", "train.betas=[0.8,0.9]", "model.path='a b'", "method.d_init=null", "scale=rehearsal"],
+        ["sweep=ablations", "scale=mini", "+mine=0.25", "train.lr=${mine}"],
+        ["model=gpt2_mini", "task=e2e", "task.decoding={beams: 3}", "model.pretrain.epochs=7", "answers=mt_bench"],
+        ["~train.neutral", "++train.lr=1", "method='vera'", "hydra.job.chdir=true"],
+        ["results_dir=${oc.env:HOME}/x", "work_dir=${beside:x,work}"],
+    ],
+)
+def test_values_set_on_a_copy_are_what_hydra_composes(overrides):
+    for _ in range(2):  # composed, and from what is kept
+        made, wanted = composing._compose(overrides), hydra.compose("run", overrides=overrides)
+        assert OmegaConf.to_container(made, resolve=False) == OmegaConf.to_container(wanted, resolve=False)
+        assert OmegaConf.is_struct(made) == OmegaConf.is_struct(wanted)
+
+
+@pytest.mark.parametrize(
+    "overrides", [["train.lr=1,2"], ["method=lora,vera"], ["train.nosuch=1"], ["seed=["], ["model.path.x=1"]]
+)
+def test_what_hydra_refuses_is_refused_in_its_words(overrides):
+    composing._compose([])  # initialises Hydra
+    said = []
+    for compose_ in (composing._compose, lambda given: hydra.compose("run", overrides=given)):
+        with pytest.raises(Exception) as error:
+            compose_(overrides)
+        said.append((type(error.value), str(error.value)))
+    assert said[0] == said[1]

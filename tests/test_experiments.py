@@ -13,14 +13,14 @@ from experiments.engine.aggregate import cell_records, common, permutation_p, su
 from experiments.engine.comparison import compare
 from experiments.engine.render import DASH, Table, interval, latex, markdown, notes_of, number
 from experiments.engine.rows import Asked
-from vera.config import compose
+from vera.config.memory import composed
 from vera.errors import ConfigError, RecordError
 from vera.records.record import Record
 
 
 def record(overrides, seed, score, last=None, metrics=None, parameters=3072, **provenance) -> Record:
     """A made-up record of a real cell, for tables alone."""
-    run = compose([*overrides, f"seed={seed}"])
+    run = composed([*overrides, f"seed={seed}"])
     primary = run.task["primary"]
     best = {primary: score, **(metrics or {})}
     final = {**best, primary: score if last is None else last}

@@ -14,7 +14,7 @@ from experiments.engine.comparison import compare
 from experiments.engine.judged import join
 from experiments.engine.judged import table as judged_table
 from experiments.engine.rows import Asked
-from tests.conftest import ROOT
+from tests.conftest import ROOT, own_methods
 from tests.judge_server import Judge
 from vera.checks.counts import account
 from vera.commands import answer as answer_command
@@ -256,7 +256,7 @@ def test_a_gated_model_and_missing_bitsandbytes_are_one_line(cache, monkeypatch)
 # --- what was trained comes back --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [name for name in choices("method") if name != "adalora"])
+@pytest.mark.parametrize("method", [name for name in own_methods() if name != "adalora"])
 def test_what_a_method_saves_it_loads(method, compose, tmp_path):
     run = compose("model=roberta_base", "task=rte", f"method={method}")
     backbone, built, task, data = prepare(run)

@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 
-from vera.config import build, choices
+from tests.conftest import own_methods
+from vera.config import build
 from vera.errors import ConfigError
 from vera.methods.base import count
+from vera.nn.names import inside
 from vera.run import prepare
 
-METHODS = choices("method")
+METHODS = own_methods()
 MODELS = {"roberta_base": "rte", "minilm": "mrpc", "vit_base": "cifar100", "digits_vit": "digits"}
 
 
@@ -22,7 +24,7 @@ class Scaled(torch.nn.Linear):
 @pytest.fixture
 def prepared(compose):
     def make(method, model, *overrides):
-        run = compose(f"method={method}", f"model={model}", f"task={MODELS[model]}", *overrides)
+        run = compose(f"method={method}", f"model={model}", f"task={MODELS[model]}", "train.lr=1e-3", *overrides)
         backbone, built, task, data = prepare(run)
         batch = data.collate([data.train[0], data.train[1]])
         labels = batch.pop("labels")
@@ -38,8 +40,8 @@ def test_only_declared_parameters_train_and_merging_changes_no_output(method, mo
     groups = built.parameter_groups(backbone)
     declared = {name for name, _ in groups["adapter"] + groups["head"]}
     assert {name for name, p in backbone.model.named_parameters() if p.requires_grad} == declared
-    assert groups["head"] and all(name.startswith("classifier") for name, _ in groups["head"])
-    assert not any(name.startswith("classifier") for name, _ in groups["adapter"])
+    assert groups["head"] and all(inside(name, backbone.head) for name, _ in groups["head"])
+    assert not any(inside(name, backbone.head) for name, _ in groups["adapter"])
     counted = count(groups, backbone.model)
     assert counted["total"] >= counted["adapter"] + counted["head"] and (counted["adapter"] == 0) == (method == "head")
 
@@ -47,7 +49,7 @@ def test_only_declared_parameters_train_and_merging_changes_no_output(method, mo
     before = {name: value.detach().clone() for name, value in backbone.model.named_parameters()}
     optimizer = torch.optim.AdamW([p for _, p in groups["adapter"] + groups["head"]], lr=0.05)
     for step in range(3):
-        built.on_step(backbone, step, 3)
+        built.on_step(backbone, step, 3, 1e-3)
         loss = task.loss(backbone.model(**batch).logits, {"labels": labels})
         penalty = built.penalty(backbone)
         optimizer.zero_grad()

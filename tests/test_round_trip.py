@@ -9,13 +9,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from vera.config import build, choices
+from tests.conftest import own_methods
+from vera.config import build
 from vera.errors import ConfigError, ModelError
 from vera.run import prepare
 from vera.seeds import seed_everything
 
-METHODS = choices("method")
-PEFT = ["lora", "lora_fa", "dylora", "adalora", "ia3", "vera"]
+METHODS = own_methods()
+PEFT = ["lora", "lora_fa", "dylora", "adalora", "ia3", "vera", "vera_budget"]
 TASKS = {"roberta_base": "rte", "vit_base": "cifar100", "gpt2_medium": "e2e", "llama2_7b": "alpaca"}
 STEPS = 12
 # AdaLoRA prunes at every step, and half of its steps come after its last pruning.
@@ -37,7 +38,7 @@ def trained(compose, tmp_path):
         optimizer = torch.optim.Adam([parameter for _, parameter in adapter + head], lr=0.05)
         backbone.model.train()
         for step in range(STEPS):
-            built.on_step(backbone, step, STEPS)
+            built.on_step(backbone, step, STEPS, 1e-3)
             loss = backbone.model(**inputs).logits.float().square().mean()
             penalty = built.penalty(backbone)
             optimizer.zero_grad()
@@ -98,7 +99,7 @@ def test_a_trained_method_opens_in_plain_peft(method, model, trained):
         plain = AutoModelForCausalLM.from_pretrained(build(run.model, "model").source(run.cache_dir))
     else:
         plain = fresh(run, outputs_of(model, wanted))[0].model
-    if method == "vera" and model == "gpt2_medium":
+    if method.startswith("vera") and model == "gpt2_medium":
         with pytest.raises(ValueError):
             PeftModel.from_pretrained(plain, folder)
         assert "attention split" in (folder / "README.md").read_text()

@@ -82,6 +82,7 @@ def targets(group: str) -> frozenset[str]:
     return frozenset(target for name in choices(group) if (target := own_target(group, name)) is not None)
 
 
+@lru_cache(maxsize=512)
 def own_target(group: str, name: str) -> str | None:
     """The class that one yaml names itself, as opposed to one from its `defaults`."""
     try:

@@ -5,6 +5,7 @@ Nothing here imports torch, so that plans and tables can name runs on a laptop i
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -14,6 +15,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -68,6 +70,7 @@ _PURE = {
 _RESOLVER = re.compile(r"\$\{\s*([A-Za-z_][\w.]*)\s*:")
 _KEYS = RunConfig.model_fields.keys() - {"follows_seed", "unhashed", "variant"}  # which are found, not given
 _READ = {*_KEYS, "answers", "models_dir", "data_root"}  # at the top level; the others there are what a recipe refers to
+_CHOICE, _VALUE = re.compile(r"\w+=[\w-]+"), re.compile(r"[A-Za-z_][\w.]*=")
 _GIVEN = re.compile(r"[+~]*(?:model|task|method|train)\.(?:neutral|version)\b")
 
 
@@ -107,9 +110,33 @@ def resolve(entry: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _compose(overrides: Sequence[str], entry: str = "run") -> DictConfig:
+    """As hydra.compose. Choices of groups are composed once; values are set on a copy, which takes Hydra's last step alone."""
     if not GlobalHydra.instance().is_initialized():
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR))
+    groups = choices_groups()
+    chosen = [override for override in overrides if override.partition("=")[0] in groups]
+    values = [override for override in overrides if override not in chosen]
+    if all(map(_CHOICE.fullmatch, chosen)) and all(map(_VALUE.match, values)):
+        cfg = copy.deepcopy(_chosen(entry, *chosen))
+        try:
+            parsed = [_parser().parse_override(value) for value in values]
+            if not any(value.is_sweep_override() for value in parsed):
+                for value in parsed:
+                    OmegaConf.update(cfg, value.key_or_group, value.value(), merge=True)
+                return cfg
+        except _COMPOSING:
+            pass  # Hydra says what is wrong
     return hydra.compose(entry, overrides=list(overrides))
+
+
+@lru_cache(maxsize=512)
+def _chosen(entry: str, *choices: str) -> DictConfig:
+    return hydra.compose(entry, overrides=list(choices))
+
+
+@lru_cache(maxsize=1)
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
 
 
 def _plain(cfg: DictConfig, resolve: bool = True, throw_on_missing: bool = False) -> Any:

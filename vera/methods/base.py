@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from vera.config import Component
+from vera.config import Component, Strict
 from vera.errors import ConfigError, ModelError
 from vera.io.files import write_atomic
 from vera.models.base import Backbone, Model
@@ -24,12 +25,22 @@ from vera.nn.names import inside
 WEIGHTS_FILE = "trained.safetensors"
 
 
+class Group(Strict):
+    """How the optimiser treats some parameters: lr_scale times the learning rate of the adapter or head that they belong to,
+    and a weight decay of their own (null: as the others), norms and biases among them not spared."""
+
+    lr_scale: float = Field(default=1.0, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+
+
 class ParameterGroups(dict[str, list[tuple[str, nn.Parameter]]]):
-    """Trainable parameters by group and name. undecayed: names of parameters that weight decay spares."""
+    """Trainable parameters by group and name. undecayed: names of parameters that weight decay spares; own: of those with
+    a Group of their own."""
 
     def __init__(self, undecayed: Iterable[str], **groups: list[tuple[str, nn.Parameter]]):
         super().__init__(groups)
         self.undecayed = frozenset(undecayed)
+        self.own: dict[str, Group] = {}
 
 
 def biases_and_norms(model: nn.Module) -> Iterator[str]:
@@ -51,6 +62,7 @@ class Method(Component):
     """Common keys of conf/method.
 
     train_head  whether the task head is trained. A language model has none: its own output layer belongs to the backbone.
+    groups      how the optimiser treats parameters by a part of their dotted name: {lora_B: {lr_scale: 16}} is LoRA+.
 
     A subclass says what to train in `attach`; the rest has defaults that fit methods without an adapter of their own.
     `head_alone`: a method that means to train nothing of the backbone.
@@ -59,6 +71,7 @@ class Method(Component):
     head_alone: ClassVar[bool] = False
 
     train_head: bool = True
+    groups: dict[str, Group] = {}
 
     def attach(self, backbone: Backbone, model_config: Model) -> None:
         """Prepare `backbone.model` in place: freeze it, add what the method adds, leave trainable what it trains."""
@@ -74,10 +87,21 @@ class Method(Component):
             raise ConfigError(f"method {self.name} trains nothing (method.train_head={self.train_head})")
         if not groups["adapter"] and not self.head_alone:
             raise ConfigError(f"method {self.name} trains nothing of this backbone; that is method=head")
+        names = [name for name, _ in (*groups["adapter"], *groups["head"])]
+        for part, group in self.groups.items():
+            meant = [name for name in names if inside(name, [part])]
+            twice = [name for name in meant if name in groups.own]
+            if twice:
+                raise ConfigError(f"method.groups: {twice[0]} is in two of them, {part} is one")
+            if not meant:
+                parts = sorted({word for name in names for word in name.split(".") if not word.isdigit()})
+                raise ConfigError(f"method.groups.{part} names nothing that is trained; parts of names: {', '.join(parts)}")
+            groups.own |= dict.fromkeys(meant, group)
         return groups
 
-    def on_step(self, backbone: Backbone, step: int, total: int) -> None:
-        """Called before each of the run's `total` steps with its number, from 0; for schedules that belong to the method."""
+    def on_step(self, backbone: Backbone, step: int, total: int, lr: float) -> None:
+        """Called before each of the run's `total` steps with its number, from 0, and the adapter's learning rate in it; for
+        schedules that belong to the method."""
 
     def after_step(self, backbone: Backbone, step: int, total: int) -> None:
         """Called after each optimiser step with the same numbers; its gradients (clipped, where they are) are still there."""

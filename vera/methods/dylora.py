@@ -27,7 +27,7 @@ class DyLora(Lora):
             layer.lora_A[ADAPTER].register_forward_hook(_truncate)
         self.set_rank(backbone, self.rank)
 
-    def on_step(self, backbone, step, total):
+    def on_step(self, backbone, step, total, lr):
         draws = generator(self.rank_seed, "rank", step)
         self.set_rank(backbone, int(torch.randint(1, self.rank + 1, (), generator=draws)))
 

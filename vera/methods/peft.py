@@ -31,13 +31,17 @@ class PeftMethod(TargetedMethod):
 
     def attach(self, backbone, model_config):
         backbone.model.requires_grad_(False)
-        inject_adapter_in_model(self.peft_config(backbone, model_config), backbone.model, ADAPTER)
+        self.put_on(backbone, self.peft_config(backbone, model_config))
         for parameter in backbone.model.parameters():
             if parameter.requires_grad and parameter.element_size() < 4:  # an update can be smaller than bf16 resolves
                 parameter.data = parameter.data.float()
         for layer in self.layers(backbone).values():
             layer.register_forward_hook(_as_its_input)
         self._train_head(backbone)
+
+    def put_on(self, backbone, config: PeftConfig) -> None:
+        """Add the adapter to the frozen model."""
+        inject_adapter_in_model(config, backbone.model, ADAPTER)
 
     def layers(self, backbone) -> dict[str, BaseTunerLayer]:
         """The adapted layers by name."""
@@ -50,6 +54,9 @@ class PeftMethod(TargetedMethod):
             yield
             return
         originals = [(p, p.data) for layer in layers for p in layer.get_base_layer().parameters()]
+        parts = [  # some merge by exchanging modules, and some keep what they merged with
+            (held, dict(held)) for layer in layers for m in layer.modules() for held in (m._parameters, m._buffers, m._modules)
+        ]
         try:
             with torch.no_grad():
                 for parameter, original in originals:
@@ -58,6 +65,9 @@ class PeftMethod(TargetedMethod):
                     layer.merge()
             yield
         finally:
+            for held, was in parts:
+                held.clear()
+                held.update(was)
             for parameter, original in originals:
                 parameter.data = original  # PEFT's unmerge computes its way back, which loses bits
             for layer in layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from vera.models.gpt2 import SplitProjection
 from vera.nn import VeraConfig, attach, load_adapter, merge, save_adapter, unmerge
 from vera.nn.base_layer import obstacle
 from vera.nn.inject import vera_layers
+from vera.nn.linear import VeraLinear
 
 SPLIT = """This VeRA adapter is for GPT-2 with its attention split: query, key and value are linear maps of their own
 (vera.models.gpt2.split_attention), each with its own d and the first rows of B. PEFT's VeRA on the fused c_attn has one d for
@@ -23,8 +24,13 @@ exactly:
 """
 
 
-class Vera(TargetedMethod):
-    """Keys as in vera.nn.VeraConfig; `projection_seed` follows the run's seed unless it is given."""
+class VeraLike(TargetedMethod):
+    """VeRA or a variant of it. Keys as in vera.nn.VeraConfig; `projection_seed` follows the run's seed unless it is given.
+
+    layer: the adapted layer; a variant has a subclass.
+    """
+
+    layer: ClassVar[type[VeraLinear]] = VeraLinear
 
     rank: int = Field(ge=1)
     d_init: float
@@ -46,7 +52,7 @@ class Vera(TargetedMethod):
             dropout=self.dropout,
             modules_to_save=backbone.head if self.train_head else (),
         )
-        attach(backbone.model, config)
+        attach(backbone.model, config, layer=self.layer)
 
     @contextmanager
     def merged(self, backbone):
@@ -59,6 +65,10 @@ class Vera(TargetedMethod):
             yield
         finally:
             unmerge(backbone.model)
+
+
+class Vera(VeraLike):
+    """The method of the paper, kept in PEFT's format."""
 
     def load(self, backbone, model_config, folder):
         load_adapter(backbone.model, folder)

@@ -69,6 +69,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
     ):
         raise AdapterError(f"adapter {name!r} has no values yet (meta device), so there is nothing to save")
     layers = {path: layer for path, layer in vera_layers(model) if name in layer.vectors}
+    _refuse_variants(model, name)
     tensors: dict[str, Tensor] = {}
     for path, layer in layers.items():
         tensors[f"{path}.vera_lambda_b"] = layer.vectors[name].b
@@ -115,6 +116,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
     check_no_bank(model)
     given, model = model, unwrapped(model)
     existing = configs(model).get(name)
+    _refuse_variants(model, name)
     config, values = Reader(model).read(folder, existing)
     if existing is None:
         attach(given, config, name)
@@ -129,6 +131,12 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
             for key, tensor in heads.tensors(module).items():
                 tensor.copy_(values.pop(f"{path}.{key}"))
     return given
+
+
+def _refuse_variants(model: nn.Module, name: str) -> None:
+    kinds = {type(layer) for _, layer in vera_layers(model) if name in layer.vectors} - {VeraLinear}
+    if kinds:
+        raise AdapterError(f"adapter {name!r} is a variant of VeRA ({kinds.pop().__name__}), which these files cannot hold")
 
 
 class Reader:

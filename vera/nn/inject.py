@@ -115,8 +115,11 @@ def check_no_bank(model: nn.Module) -> None:
         raise AdapterError("the model is in an AdapterBank, which brings adapters of its own; close the bank first")
 
 
-def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Module:
+def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: type[VeraLinear] = VeraLinear) -> nn.Module:
     """Put a new adapter on a model, in place, and make it the active one. Returns the model.
+
+    layer: VeraLinear, or a subclass that is a variant of VeRA. `save_adapter` and AdapterBank know VeRA alone; what a variant
+    trains is in the model's state_dict.
 
     Freezes everything but the adapter's own b and d and its copies of the modules in `modules_to_save`, which start from the
     backbone's own. Equal projections are stored once,
@@ -130,7 +133,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
     _check_name(name)
     if name in configs(model):
         raise AdapterError(f"there is an adapter called {name!r} already")
-    if any(layer.merged is not None for _, layer in vera_layers(model)):
+    if any(there.merged is not None for _, there in vera_layers(model)):
         raise AdapterError("unmerge the model before attaching another adapter")
     targets = find_targets(model, config)
     for path in targets:
@@ -139,27 +142,29 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
             raise AdapterError(f"{path} belongs to modules_to_save of adapter {owner!r}, of which it is one copy")
     copies = heads.copies(model, config.modules_to_save)
     # First everything that can fail and takes memory; what follows puts it in, and takes it out again if it fails all the same.
-    projections = {projection.key: projection for _, layer in vera_layers(model) for projection in layer.projections.values()}
+    projections = {drawn.key: drawn for _, there in vera_layers(model) for drawn in there.projections.values()}
     made: dict[str, tuple[VeraLinear, Vectors, Projection]] = {}
     for path, key in projection_keys(config, target_shapes(targets)).items():
-        layer = targets[path]
-        if not isinstance(layer, VeraLinear):
-            layer = VeraLinear(layer)
+        adapted = targets[path]
+        if not isinstance(adapted, VeraLinear):
+            adapted = layer(adapted)
             above = unwrapped(model.get_submodule(path.rpartition(".")[0]))
             if isinstance(above, nn.TransformerEncoderLayer):  # its fast path, which reads weights itself, looks for hooks
-                layer.register_forward_pre_hook(seen)
-        base = layer.base_layer
+                adapted.register_forward_pre_hook(seen)
+        elif type(adapted) is not layer:
+            raise AdapterError(f"{path} is a {type(adapted).__name__} of another adapter, it cannot be a {layer.__name__} too")
+        base = adapted.base_layer
         if key not in projections:
             projections[key] = Projection(*key, device=device_of(base), dtype=dtype_of(base))
-        made[path] = (layer, Vectors(config, layer.out_features, device_of(base)), projections[key])
+        made[path] = (adapted, adapted.new_vectors(config, device_of(base)), projections[key])
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    active = next((layer.active for _, layer in vera_layers(model) if layer.active), None)
+    active = next((there.active for _, there in vera_layers(model) if there.active), None)
     attached = configs(model)
     try:
-        for path, (layer, vectors, projection) in made.items():
-            layer.vectors[name], layer.projections[name] = vectors, projection
-            if targets[path] is not layer:
-                replace_module(model, path, layer)
+        for path, (adapted, vectors, projection) in made.items():
+            adapted.vectors[name], adapted.projections[name] = vectors, projection
+            if targets[path] is not adapted:
+                replace_module(model, path, adapted)
         setattr(model, _CONFIGS, {**attached, name: config})
         heads.add(model, name, copies)
         set_adapter(model, name)
@@ -168,13 +173,13 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default") -> nn.Mo
         heads.put(model, active)
         heads.drop(model, name)
         setattr(model, _CONFIGS, attached)
-        for path, (layer, _, _) in made.items():
-            for kept in (layer.vectors, layer.projections):
+        for path, (adapted, _, _) in made.items():
+            for kept in (adapted.vectors, adapted.projections):
                 if name in kept:
                     del kept[name]
-            layer.active = active if active in layer.vectors else None
-            if targets[path] is not layer:
-                replace_module(model, path, layer.base_layer)
+            adapted.active = active if active in adapted.vectors else None
+            if targets[path] is not adapted:
+                replace_module(model, path, adapted.base_layer)
         for parameter, requires_grad in before:
             parameter.requires_grad_(requires_grad)
         raise

@@ -49,15 +49,16 @@ class Vectors(nn.Module):
         self.d.fill_(0.0 if only_d else self.d_init)
 
     def set_trainable(self, trainable: bool) -> None:
+        self.requires_grad_(trainable)
         self.b.requires_grad_(trainable and self.trained != "only_d")
         self.d.requires_grad_(trainable and self.trained != "only_b")
 
     def _apply(self, fn, recurse=True):
         # Follow the model to another device, but keep float32 when it is cast to half precision: an update of b or d can be
         # smaller than bf16 resolves.
-        kept = [(parameter.data, parameter.grad) for parameter in (self.b, self.d)]
+        kept = [(parameter.data, parameter.grad) for parameter in self.parameters()]
         super()._apply(fn, recurse)
-        for parameter, (value, grad) in zip((self.b, self.d), kept, strict=True):
+        for parameter, (value, grad) in zip(self.parameters(), kept, strict=True):
             if parameter.dtype in HALF:
                 parameter.grad = None
                 parameter.data = value.to(parameter.device)
@@ -73,6 +74,9 @@ class VeraLinear(nn.Module):
     `base_layer` is the layer that was there before. Where it is `plain`, W0 x and the update are computed together, in the
     order that costs less. Any other keeps its own call, to whose result the update is added; so does a plain one whose W0 or
     bias is trained, and one with dropout on the adapter's input.
+
+    A variant of VeRA is a subclass (`attach(..., layer=)`): `new_vectors` adds what it trains, `forward` makes its h of VeRA's,
+    and `whole` its W of VeRA's; the two must agree.
     """
 
     def __init__(self, base_layer: nn.Module):
@@ -92,7 +96,7 @@ class VeraLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """W0 [d_out, d_in], or W while merged."""
-        return matrix(self.base_layer) if self.merged is None else self._merged_weight()
+        return matrix(self.base_layer) if self.merged is None else self.whole()
 
     @property
     def bias(self) -> Tensor | None:
@@ -105,6 +109,10 @@ class VeraLinear(nn.Module):
             projection.draw_on(vectors.b.device)
         A, B = projection.sliced(self.in_features, self.out_features)
         return A, B, vectors.b, vectors.d
+
+    def new_vectors(self, config: VeraConfig, device: torch.device) -> Vectors:
+        """What an adapter of this layer trains, as it starts."""
+        return Vectors(config, self.out_features, device)
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         if self.active is None:
@@ -200,7 +208,7 @@ class VeraLinear(nn.Module):
         """Put W, rounded to the dtype of W0, into the base layer for good, if it is merged; the tie to another layer ends."""
         if self.merged is None:
             return
-        _put(self.base_layer, self._merged_weight())
+        _put(self.base_layer, self.whole())
         self.unmerge()
 
     @torch.no_grad()
@@ -214,7 +222,7 @@ class VeraLinear(nn.Module):
         else:
             base = copy.copy(base)
             base._parameters = dict(base._parameters)
-        _put(base, self._merged_weight())
+        _put(base, self.whole())
         return base
 
     def _is_sum(self, graph: bool) -> bool:
@@ -237,10 +245,14 @@ class VeraLinear(nn.Module):
         self._sum, self._sum_of = W, self._sources(name)
         self._sum_at = [_state(source) for source in self._sum_of]
 
+    def whole(self) -> Tensor:
+        """W [d_out, d_in] of a merged layer, in float32 at least: what a plain layer would need to compute the same."""
+        return self._merged_weight()
+
     def _sources(self, name: str) -> list[Tensor]:
         """What W is composed of."""
         projection, vectors = self.projections[name], self.vectors[name]
-        return [*self.base_layer.parameters(), *self.base_layer.buffers(), projection.A, projection.B, vectors.b, vectors.d]
+        return [*self.base_layer.parameters(), *self.base_layer.buffers(), projection.A, projection.B, *vectors.parameters()]
 
     def _apply(self, fn, recurse=True):
         merged = self.merged is not None

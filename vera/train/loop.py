@@ -180,8 +180,9 @@ class Loop:
         return [(weight / total, batch) for weight, batch in zip(weights, batches, strict=True)]
 
     def _step(self, batches: list[MicroBatch]) -> None:
-        set_lr(self.optimizer, lr_factor(self.step, self.total, self.config))
-        self.method.on_step(self.backbone, self.step, self.total)
+        factor = lr_factor(self.step, self.total, self.config)
+        set_lr(self.optimizer, factor)
+        self.method.on_step(self.backbone, self.step, self.total, factor * self.config.lr)
         loss_sum = torch.zeros_like(self.loss_sum)
         for _, batch in batches:
             self.counted["examples"] += len(batch["labels"])

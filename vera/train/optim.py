@@ -12,18 +12,24 @@ from vera.methods.base import ParameterGroups
 
 def optimizer(groups: ParameterGroups, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the groups "adapter" and "head"; what `groups.undecayed` names is not decayed, unless the config says that all
-    is (train.decay_biases_and_norms). Each param group keeps `base_lr`."""
+    is (train.decay_biases_and_norms), and what `groups.own` names has a rate and a decay of its own. Each param group keeps
+    `base_lr`."""
     exempt = frozenset() if config.decay_biases_and_norms else groups.undecayed
-    param_groups = []
+    alike: dict[tuple[str, float, float], list[torch.nn.Parameter]] = {}  # by group, rate and decay; the decayed ones first
     for group, lr, decay in (
         ("adapter", config.lr, config.weight_decay),
         ("head", config.head_lr, config.head_weight_decay),
     ):
-        decayed = [parameter for name, parameter in groups[group] if decay and name not in exempt]
-        plain = [parameter for name, parameter in groups[group] if not decay or name in exempt]
-        for parameters, weight_decay in ((decayed, decay), (plain, 0.0)):
-            if parameters:
-                param_groups.append({"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": weight_decay})
+        treated: dict[tuple[float, float], list[torch.nn.Parameter]] = {(lr, decay): []}
+        for name, parameter in groups[group]:
+            own = groups.own.get(name)
+            usual = 0.0 if name in exempt else decay
+            kind = (lr, usual) if own is None else (lr * own.lr_scale, usual if own.weight_decay is None else own.weight_decay)
+            treated.setdefault(kind, []).append(parameter)
+        alike |= {(group, *kind): parameters for kind, parameters in treated.items() if parameters}
+    param_groups = [
+        {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay} for (_, lr, decay), parameters in alike.items()
+    ]
     return torch.optim.AdamW(param_groups, betas=config.betas, eps=config.eps)
 
 

@@ -1,0 +1,223 @@
+"""Every method of PEFT that a yaml names, on tiny models: train, merge, unmerge, save, load here, load by plain PEFT."""
+
+import copy
+import json
+import re
+from dataclasses import dataclass
+
+import pytest
+import torch
+from peft import PeftModel, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from tests.conftest import ROOT
+from vera.checks.verify import run_of
+from vera.config import build, choice, choices
+from vera.errors import ConfigError
+from vera.methods.base import count
+from vera.methods.peft_types import TYPES, config_of
+from vera.run import execute
+from vera.seeds import seed_everything
+
+NAMES = [name for name in choices("method") if choice("method", name)["_target_"].endswith(".AnyPeft")]
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+VALUES = {"${seed}": 3}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A tiny backbone by modality, as it is loaded, its model's settings, and a batch."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def load(name):
+        settings = {**choice("model", name), "size": "tiny", "path": None}
+        model = build(settings, "model")
+        seed_everything(1, "head")
+        backbone = model.load(3, cache)
+        for key, parameter in backbone.model.named_parameters():
+            if key.endswith("bias"):  # zero in a new model, so that what scales it would not move
+                torch.nn.init.normal_(parameter, std=0.1)
+        return model, backbone
+
+    draws = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, 200, (6, 9), generator=draws)
+    batches = {
+        "digits_vit": {"pixel_values": torch.randn(6, 1, 8, 8, generator=draws)},
+        "roberta_base": {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)},
+    }
+    return {name: (*load(name), batch) for name, batch in batches.items()}
+
+
+def settings_of(name, **changes):
+    settings = {**choice("method", name), **changes}
+    filled = {key: VALUES.get(value, value) for key, value in settings["settings"].items()}
+    return {**settings, "settings": filled}
+
+
+@pytest.fixture
+def attached(plain):
+    def make(name, seed=1, **changes):
+        method = build(settings_of(name, **changes), "method")
+        model_config, backbone, batch = plain["roberta_base" if TYPES[method.type].prompts else "digits_vit"]
+        backbone = copy.deepcopy(backbone)
+        seed_everything(seed, "dropout")
+        return method, model_config, backbone, batch
+
+    return make
+
+
+def logits(model, batch):
+    model.eval()
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def all_tensors(model):
+    return {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_peft_method_trains_merges_saves_and_is_read_back(name, attached, tmp_path):
+    method, model_config, backbone, batch = attached(name)
+    bare = copy.deepcopy(backbone)
+    method.attach(backbone, model_config)
+    groups = method.parameter_groups(backbone)
+    declared = dict(groups["adapter"] + groups["head"])
+    assert declared.keys() == {name for name, p in backbone.model.named_parameters() if p.requires_grad}
+    assert {id(p) for p in method._peft.parameters() if p.requires_grad} == {id(p) for p in declared.values()}
+    assert all("classifier" in name for name, _ in groups["head"]) and count(groups, backbone.model)["head"] > 0
+
+    before = all_tensors(backbone.model)
+    optimizer = torch.optim.AdamW(declared.values(), lr=0.03)
+    backbone.model.train()
+    for _ in range(4):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(backbone.model(**batch).logits, torch.tensor([0, 1, 2, 0, 1, 2])).backward()
+        optimizer.step()
+    after = all_tensors(backbone.model)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == declared.keys(), "not what was declared has moved"
+
+    wanted = logits(backbone.model, batch)
+    assert not torch.allclose(wanted, logits(bare.model, batch), atol=1e-3)
+    kept = all_tensors(backbone.model)
+    for _ in range(2):
+        with method.merged(backbone):
+            torch.testing.assert_close(logits(backbone.model, batch), wanted, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in all_tensors(backbone.model).items())
+    assert torch.equal(logits(backbone.model, batch), wanted)
+
+    method.save(backbone, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] is None
+    again, _, other, _ = attached(name, seed=2)
+    again.load(other, model_config, tmp_path)
+    torch.testing.assert_close(logits(other.model, batch), wanted, rtol=1e-5, atol=1e-6)
+    theirs = PeftModel.from_pretrained(bare.model, tmp_path)
+    torch.testing.assert_close(logits(theirs, batch), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_docs_name_every_type_that_peft_has():
+    words = set(re.findall(r"[A-Z0-9_]+", (ROOT / "docs" / "peft_methods.md").read_text()))
+    assert {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} <= words
+
+
+def test_thirty_and_more_types_have_a_yaml():
+    assert len({choice("method", name)["type"] for name in NAMES}) >= 30
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_no_yaml_sets_is_what_this_release_of_peft_would_take(name):
+    """So that the closed settings are PEFT's own method, whatever a later release makes its default."""
+    method = build(settings_of(name), "method")
+    made = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method.type]]
+    ours = config_of(method.type, method.settings, "method.settings", target_modules=["a"]).to_dict()
+    theirs = made(**method.settings, **({"target_modules": ["a"]} if "target_modules" in ours else {})).to_dict()
+    assert {key for key in ours if ours[key] != theirs[key]} <= {"progressbar"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "randlora",
+            {"megatron_core": "os"},
+            r"settings.megatron_core cannot be set by a yaml; allowed for RANDLORA: r, ",
+        ),
+        ("dora", {"loftq_config": None}, "method.settings.loftq_config cannot be set"),
+        ("dora", {"init_lora_weights": "eva"}, "init_lora_weights must be one of true, gaussian, olora, .*; got 'eva'"),
+        ("dora", {"r": "8"}, "method.settings.r must be a whole number; got '8'"),
+        ("dora", {"r": True}, "method.settings.r must be a whole number; got True"),
+        ("dora", {"use_dora": 1}, "method.settings.use_dora must be true or false; got 1"),
+        ("shira", {"random_seed": None}, "method.settings.random_seed must be a whole number or a number; got None"),
+        ("road", {"variant": "/etc/passwd"}, "variant must be one of road_1, road_2, road_4"),
+        ("dora", {"r": 0}, "method.settings: PEFT .* refuses them for LORA|does not fit"),
+    ],
+)
+def test_a_setting_outside_the_allowlist_is_one_line(name, changes, message, attached):
+    settings = {**settings_of(name)["settings"], **changes}
+    with pytest.raises(ConfigError, match=message) as caught:
+        method, model_config, backbone, _ = attached(name, settings=settings)
+        method.attach(backbone, model_config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_yaml_gives_every_setting(attached):
+    with pytest.raises(ConfigError, match=r"lacks random_seed: .* settings: \{r: 4, random_seed: null\}"):
+        attached("shira", settings={"r": 4})
+
+
+@pytest.mark.parametrize("name", ["lily", "prompt_tuning"])
+def test_what_cannot_merge_refuses_to(name, attached):
+    with pytest.raises(ConfigError, match=r"cannot be merged; method\.merge=never"):
+        attached(name, merge="exact")
+
+
+def test_a_type_is_peft_s_word_never_a_class(attached):
+    with pytest.raises(ConfigError, match=r"method.type: input should be 'ADAMSS'"):
+        attached("dora", type="peft.LoraConfig")
+
+
+def test_prompts_need_a_text_classifier_and_no_targets(attached, plain):
+    method, *_ = attached("prompt_tuning")
+    model_config, backbone, _ = plain["digits_vit"]
+    with pytest.raises(ConfigError, match="PROMPT_TUNING needs a text classifier, digits_vit is none"):
+        method.attach(copy.deepcopy(backbone), model_config)
+    method, model_config, backbone, _ = attached("prompt_tuning", targets=["query"])
+    with pytest.raises(ConfigError, match="adapts no matrix"):
+        method.attach(backbone, model_config)
+
+
+def test_a_release_of_peft_with_another_default_is_refused(monkeypatch):
+    from peft import VeraConfig
+
+    @dataclass
+    class Later(VeraConfig):
+        fourth_vector: bool = True
+        quiet: bool = False
+
+    monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.VERA, Later)
+    settings = settings_of("peft_vera")["settings"]
+    with pytest.raises(ConfigError, match=r"gives VERA a setting that this project does not know, fourth_vector=True"):
+        config_of("VERA", settings, "method.settings")
+
+
+def test_a_settings_value_that_shapes_refuse_is_one_line(attached):
+    settings = {**settings_of("oft")["settings"], "oft_block_size": 7}
+    method, model_config, backbone, _ = attached("oft", settings=settings)
+    with pytest.raises(ConfigError, match=r"method\.settings do not fit this model: .*Adjusted `oft_block_size`") as caught:
+        method.attach(backbone, model_config)
+    assert "\n" not in str(caught.value)
+
+
+def test_verify_builds_a_stranger_s_settings_from_the_allowlist_alone(compose, tmp_path):
+    run = compose("method=dora", "train.max_steps=1")
+    record = execute(run)
+    config = copy.deepcopy(record.run.config)
+    config["method"]["settings"]["megatron_core"] = "os"
+    forged = record.model_copy(update={"run": record.run.model_copy(update={"config": config, "cell_id": ""})})
+    with pytest.raises(ConfigError):
+        run_of(forged, [f"cache_dir={run.cache_dir}"], tmp_path)
+    config["method"]["settings"] = {**config["method"]["settings"]}
+    with pytest.raises(ConfigError, match="megatron_core cannot be set"):
+        build(config["method"], "method")
