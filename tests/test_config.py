@@ -128,8 +128,9 @@ def test_a_new_key_at_its_neutral_value_leaves_the_identity_alone():
 def test_a_new_key_inside_a_mapping_can_be_neutral_too():
     plain = compose().scientific
 
-    def task(**values):
-        return cell_id({**plain, "task": {**plain["task"], **values}})
+    def task(neutral=None, **values):
+        here = plain["task"]
+        return cell_id({**plain, "task": {**here, **values, "neutral": {**here["neutral"], **(neutral or {})}}})
 
     neutral = {"decoding": {"search": "old"}}
     assert task(decoding={"beams": 2}) == task(decoding={"beams": 2, "search": "old"}, neutral=neutral)

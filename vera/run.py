@@ -23,6 +23,7 @@ from vera.records.record import LOCAL, Failure, Record
 from vera.records.store import Store, output_path
 from vera.seeds import seed_everything
 from vera.tasks.base import Data, Task
+from vera.tasks.split import split
 from vera.train.loop import Loop, best_epoch
 from vera.train.processes import Processes, together
 from vera.train.state import FILE as STATE_FILE
@@ -158,7 +159,7 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
     backbone, task = _load(run)
     method.attach(backbone, build(run.model, "model"))
     screen.doing("preparing the data")
-    data = task.load(backbone, run.seed)
+    data = split(task, task.load(backbone, run.seed))
     for source in read.values():
         sources.remember(run, source, {"model": backbone.fingerprint, "task": data.fingerprint}[source.group])
     return backbone, method, task, data
@@ -197,7 +198,7 @@ def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: P
         loop.fit()
     finally:
         tracker.finish()
-    scores, collapsed = _scores(loop.history, task.primary, loop.collapsed)
+    scores, collapsed = _scores(loop.history, task.primary, loop.test, loop.collapsed)
     files = {output_path(run.run_name, suffix): text for suffix, text in loop.final.files.items()}
     record = Record(
         schema=records.SCHEMA,
@@ -218,6 +219,7 @@ def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: P
             "data_fingerprint": data.fingerprint,
             "train_rows": len(data.train),
             "eval_rows": len(data.evaluation),
+            "test_rows": None if data.test is None else len(data.test),
             "notes": {**data.notes, **loop.final.notes},
         },
         outputs={path: records.text_hash(text) for path, text in files.items()},
@@ -244,13 +246,19 @@ def _identity(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def _scores(history: list[dict[str, Any]], primary: str, collapsed: str | None) -> tuple[dict[str, Any], str | None]:
+def _scores(
+    history: list[dict[str, Any]], primary: str, test: dict[str, float | None] | None, collapsed: str | None
+) -> tuple[dict[str, Any], str | None]:
     """The record's scores, and why the run has collapsed: what the loop says, or a metric that is undefined."""
     by_epoch = {entry["epoch"]: entry["metrics"] for entry in history}
     last = max(by_epoch, default=0)
     best = best_epoch(history, primary) or last
-    for when, epoch in (("after the last epoch", last), (f"at epoch {best}, the best one by {primary}", best)):
-        undefined = [metric for metric, value in by_epoch.get(epoch, {}).items() if value is None]
+    for when, metrics in (
+        ("after the last epoch", by_epoch.get(last, {})),
+        (f"at epoch {best}, the best one by {primary}", by_epoch.get(best, {})),
+        (f"on the test set at epoch {best}", test or {}),
+    ):
+        undefined = [metric for metric, value in metrics.items() if value is None]
         if undefined and collapsed is None:
             collapsed = f"{undefined[0]} is undefined {when}: every prediction is the same"
 
@@ -262,6 +270,7 @@ def _scores(history: list[dict[str, Any]], primary: str, collapsed: str | None) 
         "primary": primary,
         "best": selected(best),
         "last": selected(last),
+        "test": None if test is None else {"epoch": best, "metrics": test},
         "best_each": {m: {"epoch": e, "metrics": {m: by_epoch[e][m]}} for m, e in each.items() if e is not None},
         "history": history,
     }

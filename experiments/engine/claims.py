@@ -103,7 +103,7 @@ def by_seed(
     sides = []
     for overrides in (ours, others):
         found = asked.records(overrides)
-        scored = [r for r in found if (metric or r.scores.primary) in getattr(r.scores, select).metrics]
+        scored = [r for r in found if (metric or r.scores.primary) in r.reported(select)]
         if any(record.collapsed for record in scored):
             return {}  # what the survivors say would flatter
         sides.append({record.run.seed: record.score(metric, select) for record in scored})

@@ -147,8 +147,11 @@ def _summary(column: Column, records: Sequence[Record], select: str) -> Summary 
 
 
 def _scored(column: Column, records: Sequence[Record], select: str) -> list[Record]:
-    """The records with something in this column: runs are judged later than they are made, if at all."""
-    return [r for r in records if not column.judged or column.score in getattr(r.scores, select).metrics]
+    """The records with something in this column: runs are judged later than they are made, if at all, and a test set is not
+    scored at the last epoch."""
+    if column.judged:
+        return [r for r in records if column.score in r.reported(select)]
+    return list(records) if all(r.reported(select) for r in records) else []
 
 
 def _ours(published: Published, row: Row, found: Cells, stat: Statistic, averages: bool) -> list[str]:
@@ -192,7 +195,7 @@ def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:
     lines = []
     for key, column in published.columns_of(row).items():
         best, last = (_summary(column, found[column.task], select) for select in ("best", "last"))
-        if best is None or last is None:
+        if best is None:
             continue
 
         def text(value: float | None, column=column) -> str:
@@ -208,8 +211,8 @@ def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:
                 interval(best, column.scale, column.digits),
                 text(best.mean),
                 text(best.std),
-                text(last.median),
-                text(best.median - last.median),
+                text(last and last.median),
+                text(last and best.median - last.median),
                 row.cells[key],
             ]
         )

@@ -91,8 +91,9 @@ def _scored(record: Record, scores: dict[tuple, tuple[float, str]]) -> Record:
     for epoch in ("best", "last"):
         which = (record.run.cell_id, record.run.seed, epoch)
         mine = {key[-1]: mean for key, (mean, _) in scores.items() if key[:-1] == which}
-        selected = getattr(record.scores, epoch)
-        changed[epoch] = selected.model_copy(update={"metrics": {**selected.metrics, **mine}})
+        for name in (epoch, *(["test"] if epoch == "best" and record.scores.test else [])):
+            selected = getattr(record.scores, name)
+            changed[name] = selected.model_copy(update={"metrics": {**selected.metrics, **mine}})
     return record.model_copy(update={"scores": record.scores.model_copy(update=changed)})
 
 

@@ -111,10 +111,13 @@ def estimate(run: RunConfig) -> float | None:
     length = min(facts["tokens"], run.task.get("max_length") or facts["tokens"])
     forward = length * layers * (2 * (4 * width**2 + mlp * width * inner) + 4 * length * width)
     epochs = run.train.epochs
-    examples = epochs * facts["train_rows"]
+    train_rows, scored = facts["train_rows"], epochs * facts["eval_rows"]
+    if not isinstance(held := run.task.get("validation", "dev"), str):
+        train_rows, scored = (1 - held) * train_rows, epochs * held * train_rows + facts["eval_rows"]
+    examples = epochs * train_rows
     if run.train.max_steps is not None:
         examples = min(examples, run.train.max_steps * run.train.batch_size)
-    return forward * (_passes(run) * examples + epochs * facts["eval_rows"])
+    return forward * (_passes(run) * examples + scored)
 
 
 def _passes(run: RunConfig) -> int:

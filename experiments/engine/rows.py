@@ -75,6 +75,8 @@ class Entry:
         return summarise([self.scale * record.score(self.metric) for record in self.records])
 
     def printed(self, select: str | None = None) -> str:
+        if not all(record.reported(select or epoch_of(self.stat)) for record in self.records):
+            return DASH
         return number(self.summary(select), self.scale, self.digits, self.stat)
 
 
@@ -110,7 +112,7 @@ def score(metric: str, scale: float, digits: int) -> Column:
 
     def shown(entry: Entry) -> str:
         epoch = epoch_of(entry.stat)
-        if any(metric not in getattr(record.scores, epoch).metrics for record in entry.records):
+        if any(metric not in record.reported(epoch) for record in entry.records):
             return DASH
         return number(summarise_records(entry.records, metric, epoch), scale, digits, entry.stat)
 

@@ -164,8 +164,7 @@ def _numbers(record: Record) -> Iterator[tuple[str, float | None]]:
         yield f"epoch {entry.epoch} train_loss", entry.train_loss
         for metric, value in entry.metrics.items():
             yield f"epoch {entry.epoch} {metric}", value
-    for which in ("best", "last"):
-        selected = getattr(record.scores, which)
+    for which, selected in record.scores.chosen().items():
         yield f"{which} epoch", selected.epoch
         for metric, value in selected.metrics.items():
             yield f"{which} {metric}", value

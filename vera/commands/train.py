@@ -88,6 +88,8 @@ def line(run: RunConfig, record: Record, remark: str) -> str:
     best, last = record.scores.best, record.scores.last
     primary = record.scores.primary
     outcome = f"{primary} {best.metrics[primary]:.4f} (best, epoch {best.epoch}) {last.metrics[primary]:.4f} (last)"
+    if record.scores.test is not None:
+        outcome += f" {record.scores.test.metrics[primary]:.4f} (test, epoch {best.epoch})"
     return f"{label(run)}  {outcome}  {remark}"
 
 

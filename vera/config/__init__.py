@@ -7,4 +7,4 @@ from vera.config.components import CONF_DIR, build, check_modality, choices, com
 from vera.config.composing import choice, choices_groups, compose, explain, from_hydra, recipe, refuse_secrets, resolve
 from vera.config.identity import GROUPS, SEED_REFERENCE, beside, cell_id, hashed, run_name, younger
 from vera.config.marks import Operational, Place, Source, StandIn, marks
-from vera.config.schema import Component, HubId, Name, RunConfig, Strict, TrainConfig, checked
+from vera.config.schema import Component, HubId, Name, RunConfig, Strict, TrainConfig, Validation, checked

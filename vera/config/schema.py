@@ -19,6 +19,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length
 HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$", max_length=128)]
 
 
+# Of a task: its own validation rows, or a fraction of its training rows.
+Validation = Literal["dev"] | Annotated[float, Field(gt=0, lt=1)]
+
+
 class Strict(BaseModel):
     """A mapping whose every key is declared: an unknown one, or a value of the wrong type or range, is an error."""
 
@@ -162,15 +166,18 @@ def checked(schema: type[_Model], values: dict[str, Any], where: str = "") -> _M
     try:
         return schema(**values)
     except ValidationError as error:
-        first = error.errors()[0]
+        first, *others = error.errors()
         key = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(sorted(_nested(schema, first["loc"][:-1]).model_fields))
             raise ConfigError(f"{key} is not a key; allowed: {allowed}") from None
         if first["type"] == "missing":
             raise ConfigError(f"{key} is missing") from None
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        message = first["msg"][:1].lower() + first["msg"][1:]
+        branches = [e for e in others if e["loc"][:-1] == first["loc"][:-1] and e["input"] is first["input"]]
+        if branches:  # of a union: one problem, and the last part of its place names the branch
+            key = key.removesuffix(f".{first['loc'][-1]}")
+        message = " or ".join(e["msg"][:1].lower() + e["msg"][1:] for e in (first, *branches))
+        more = f" (and {len(others) - len(branches)} more)" if len(others) > len(branches) else ""
         raise ConfigError(f"{key}: {message}, got {shown(first['input'])}{more}") from None
     except TypeError:  # keys that are no words
         raise ConfigError(f"{where or schema.__name__}: its keys must be words") from None

@@ -86,21 +86,28 @@ class Scores(Strict):
 
     best       the metrics at the first epoch with the highest primary metric.
     last       the metrics after the last epoch.
+    test       the metrics of the test set at the best epoch, where the rows that chose it are others (task.validation); the
+               rest of these scores, `history` too, are then of the validation set. Left out where it is one set.
     best_each  every metric at its own best epoch.
     """
 
     primary: str
     best: Selected
     last: Selected
+    test: Selected | None = None
     best_each: dict[str, Selected]
     history: list[Epoch]
 
     @model_validator(mode="after")
     def _primary_is_scored(self):
-        for where in ("best", "last"):
-            if self.primary not in getattr(self, where).metrics:
+        for where, selected in self.chosen().items():
+            if self.primary not in selected.metrics:
                 raise ValueError(f"{where} lacks the primary metric {self.primary!r}")
         return self
+
+    def chosen(self) -> dict[str, Selected]:
+        """best and last, and test where there is one."""
+        return {"best": self.best, "last": self.last, **({"test": self.test} if self.test else {})}
 
 
 class Cost(Strict):
@@ -121,7 +128,8 @@ class Cost(Strict):
 
 
 class Provenance(Strict):
-    """Where the numbers come from. Hashes are null where there is nothing to hash (no git, a local folder)."""
+    """Where the numbers come from. Hashes are null where there is nothing to hash (no git, a local folder). eval_rows: on which
+    each epoch was scored; test_rows: of scores.test, left out where there is none."""
 
     started: str
     finished: str
@@ -136,6 +144,7 @@ class Provenance(Strict):
     data_fingerprint: str
     train_rows: Count
     eval_rows: Count
+    test_rows: Count | None = None
     notes: Annotated[dict[str, Any], AfterValidator(_plain_values)] = {}
 
 
@@ -160,8 +169,8 @@ class Record(Strict):
         if self.collapsed is None:
             if not self.scores.history:
                 raise ValueError("scores.history is empty, and the run has not collapsed")
-            for where in ("best", "last"):
-                for metric, value in getattr(self.scores, where).metrics.items():
+            for where, selected in self.scores.chosen().items():
+                for metric, value in selected.metrics.items():
                     if value is None:
                         raise ValueError(f"scores.{where}.metrics.{metric} is null, and the run has not collapsed")
         return self
@@ -189,18 +198,28 @@ class Record(Strict):
         return run_name(self.run.model, self.run.task, self.run.method, self.run.cell_id, self.run.seed)
 
     def score(self, metric: str | None = None, select: str = "best") -> float:
-        """One metric (default: the primary one) of the best or the last epoch; minus infinity, the worst of all, for a run that
-        has collapsed. Raises RecordError for a metric that is not there."""
+        """One metric (default: the primary one) of the best or the last epoch, as `reported`; minus infinity, the worst of all,
+        for a run that has collapsed. Raises RecordError for a metric that is not there."""
         if self.collapsed is not None:
             return -math.inf
-        metrics = getattr(self.scores, select).metrics
+        metrics = self.reported(select)
         name = metric or self.scores.primary
         if name not in metrics:
-            raise RecordError(f"{self.name}.json: scores.{select}.metrics has no {name!r}; it has {', '.join(metrics)}")
+            has = ", ".join(metrics) or f"a test set, which is scored at the best epoch, not at the {select} one"
+            raise RecordError(f"{self.name}.json: scores.{select}.metrics has no {name!r}; it has {has}")
         return metrics[name]
+
+    def reported(self, select: str) -> dict[str, Any]:
+        """The metrics that tables show of the best or the last epoch; where it was chosen on other rows, those of the test set,
+        of which the last epoch has none."""
+        if self.scores.test is None:
+            return getattr(self.scores, select).metrics
+        return self.scores.test.metrics if select == "best" else {}
 
     def to_json(self) -> str:
         left_out: dict[str, Any] = {key: True for key in ("outputs", "weights", "collapsed") if not getattr(self, key)}
+        if self.scores.test is None:
+            left_out |= {"scores": {"test"}, "provenance": {"test_rows"}}
         if not self.run.unhashed:
             left_out["run"] = {"unhashed"}
         if self.cost.processes == 1:

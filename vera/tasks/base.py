@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import TypedDict
 
-from vera.config import Component, Operational
+from vera.config import Component, Operational, Validation
 from vera.io.hub import HubData
 from vera.models.base import Backbone
 
@@ -22,10 +22,13 @@ class Data:
     """A task's examples, ready for one backbone.
 
     train, evaluation  sequences of examples; `collate` turns a list of them into the model's keyword arguments, padded to the
-                       longest, with `labels`.
+                       longest, with `labels`. Each epoch is scored on `evaluation`.
+    test               examples that the best epoch's weights are scored on, once, after the last epoch; None: the scores on
+                       `evaluation` are the ones reported.
     prompts, references  what a task that generates starts from after the last epoch (token ids), and the texts it is measured
                        against; empty for others.
     lengths            relative size of each evaluation example, so that similar ones are batched; None if all are equal.
+    test_lengths       of each test example, likewise.
     source, commit     where the rows come from; fingerprint: SHA-256 (16 digits) of their content.
     notes              what a record should say about them (few-shot rows, truncated examples).
     """
@@ -40,6 +43,8 @@ class Data:
     notes: dict[str, Any] = field(default_factory=dict)
     prompts: Sequence[list[int]] = ()
     references: Sequence[list[str]] = ()
+    test: Sequence[Any] | None = None
+    test_lengths: list[int] | None = None
 
 
 @dataclass
@@ -68,13 +73,17 @@ class Facts(TypedDict, total=False):
 class Task(Component):
     """Common keys of conf/task.
 
-    primary  the metric by which the best epoch is chosen; higher is better.
-    facts    for estimates.
+    primary     the metric by which the best epoch is chosen; higher is better.
+    validation  the rows on which it is chosen. dev: the task's own validation rows, which are the reported ones as well where
+                the data have two splits (GLUE's protocol); a fraction of the training rows (vera.tasks.split): the task's own
+                are then scored once, at the end.
+    facts       for estimates.
     """
 
     modality: ClassVar[str]
 
     primary: str
+    validation: Validation = "dev"
     synthetic: bool = False
     facts: Annotated[Facts, Operational] = {}
 
@@ -136,6 +145,12 @@ class Task(Component):
     def length(self, example: Any) -> int:
         """Tokens of one training example, by which a batch is split into similar ones; 1 where all are equal."""
         return len(example["input_ids"]) if isinstance(example, dict) and "input_ids" in example else 1
+
+    def stratum(self, example: Any) -> int | None:
+        """The class of a training example, whose share a part of the training rows keeps; None where there are no classes."""
+        if self.outputs < 2:
+            return None
+        return int(example["labels"] if isinstance(example, dict) else example[1])
 
     def tokens(self, batch: dict[str, Tensor]) -> int:
         """Tokens that a batch makes the model process, padding included; 0 for images."""

@@ -52,6 +52,7 @@ class E2E(LanguageTask):
     each distinct meaning representation of the test set, in the five metrics of the challenge.
     """
 
+    validation: Literal["dev"] = "dev"  # type: ignore[assignment]  # what it writes is for a test set of its own
     format: Literal["challenge", "hu2022"] = "challenge"
     data_dir: Annotated[str | None, Source] = None
     decoding: Decoding

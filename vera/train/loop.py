@@ -10,8 +10,8 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ class Loop:
         self.final = Final()
         self.collapsed: str | None = None
         self.weights: dict[str, str] = {}  # hashes of what was kept
+        self.chosen: dict[str, torch.Tensor] = {}  # what is trained, as it was at the best epoch, where there is a test set
+        self.test: dict[str, float | None] | None = None  # metrics of the test set at the best epoch
         self.spent: dict[str, Any] = {"seconds": 0.0, "examples": 0, "tokens": 0, "restarts": 0, "peak_memory_bytes": None}
         self._saving = 0.0
 
@@ -138,6 +140,8 @@ class Loop:
                             self._checkpoint_when_due()
                 self._end_epoch()
                 self._checkpoint_when_due()
+            if self.data.test is not None:
+                self._score_test(self.data.test)
         self.spent["seconds"] += time.monotonic() - self._clock
         self._settle()
 
@@ -244,23 +248,38 @@ class Loop:
         screen.scored(epoch, -(-self.total // self.steps_per_epoch), primary, metrics.get(primary))
         defined = {f"eval/{key}": value for key, value in metrics.items() if value is not None}
         self.on_log({**defined, "train/epoch_loss": train_loss}, self.step)
-        if self.config.save and best_epoch(self.history, self.task.primary) == epoch:
+        best = best_epoch(self.history, self.task.primary) == epoch
+        if best and self.data.test is not None:
+            self.chosen = {name: tensor.clone() for name, tensor in self.method.trained(self.backbone).items()}
+        if self.config.save and best:
             self._save("best")
         if self.config.save and self.step == self.total:
             self._save("last")
 
     def _evaluate(self, epoch: int) -> dict[str, float | None]:
         """The epoch's metrics, and after the last one the task's last word."""
-        parts = (self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
-        kept, labels = predict(self.accelerator, self.processes, *parts)
-        if not torch.isfinite(kept).all():
-            raise Collapsed(f"predictions are not finite after epoch {epoch}; lower train.lr or train.head_lr")
-        with interrupt.immediate():
-            metrics = self.processes.on_main(lambda: self.task.score(kept, labels))
+        metrics = self._scored(self.data, f"after epoch {epoch}")
         if self.step == self.total:
+            parts = (self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
             self.final = Final(**self.processes.on_main(lambda: self._finish(*parts)))
             metrics = {**metrics, **self.final.metrics}
         return metrics
+
+    def _scored(self, data: Data, when: str) -> dict[str, float | None]:
+        parts = (self.backbone, self.method, self.task, data, self.config.eval_batch_size)
+        kept, labels = predict(self.accelerator, self.processes, *parts)
+        if not torch.isfinite(kept).all():
+            raise Collapsed(f"predictions are not finite {when}; lower train.lr or train.head_lr")
+        with interrupt.immediate():
+            return self.processes.on_main(lambda: self.task.score(kept, labels))
+
+    def _score_test(self, test: Sequence[Any]) -> None:
+        """The test set at the best epoch's weights; the last epoch's are put back."""
+        last = {name: tensor.clone() for name, tensor in self.method.trained(self.backbone).items()}
+        self.method.restore(self.backbone, self.chosen or last)
+        self.test = self._scored(replace(self.data, evaluation=test, lengths=self.data.test_lengths), "on the test set")
+        self.method.restore(self.backbone, last)
+        self.on_log({f"test/{key}": value for key, value in self.test.items() if value is not None}, self.step)
 
     def _finish(self, *parts: Any) -> dict[str, Any]:
         """The main process alone: texts are written once, whatever the number of processes."""
@@ -314,7 +333,8 @@ class Loop:
             "spent": self.spent,
             "weights": self.weights,
         }
-        kept = {"trained": self.method.trained(self.backbone), "method": self.method.state(self.backbone)}
+        trained = self.method.trained(self.backbone)
+        kept = {"trained": trained, "chosen": self.chosen, "method": self.method.state(self.backbone)}
         own = self.processes.gather({"loss_sum": self.loss_sum, **(generators or state.generators())})
 
         def write() -> None:
@@ -355,6 +375,7 @@ class Loop:
                 raise TrainingError(f"{self.work} holds the state of another run (its {key} differs); delete it to start again")
         self.method.restore(self.backbone, kept["trained"])
         self.method.restore_state(self.backbone, kept["method"])
+        self.chosen = kept["chosen"]
         self.step, self.history, self.spent = progress["step"], progress["history"], progress["spent"]
         self.final = Final(**progress["final"])
         self.weights = progress.get("weights", {})

@@ -19,7 +19,7 @@ from vera.errors import TrainingError
 from vera.io.files import read_json, write_atomic
 
 FILE = "state.safetensors"
-KEPT = ("trained", "method")  # tensors of the method, in groups that come back as they were given
+KEPT = ("trained", "chosen", "method")  # tensors of the method, in groups that come back as they were given
 
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -314,14 +314,16 @@ def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: 
     labels = build(run.task, "task").labels
     front = [f"base_model: {base}"] * bool(base) + ["library_name: " + ("transformers" if form == "merged" else "peft")]
     where = f"`{base}` at commit `{revision}`" if base else provenance.model_source
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in chosen.metrics.items())
+    tested = record.scores.test if checkpoint == "best" else None
+    scored, test = (", ".join(f"{n} {value:.4f}" for n, value in s.metrics.items()) if s else None for s in (chosen, tested))
     rows: list[tuple[str, Any]] = [
         ("form", "; ".join(lines)),
         ("base model", f"{where}, weights with fingerprint {provenance.model_fingerprint}"),
         ("run", f"{record.name} (model {record.run.model}, task {record.run.task}, method {record.run.method})"),
         ("cell", record.run.cell_id),
         ("seed", record.run.seed),
-        ("epoch", f"{chosen.epoch}, the {checkpoint} one: {metrics}"),
+        ("epoch", f"{chosen.epoch}, the {checkpoint} one: {scored}"),
+        ("test set", test),
         ("labels", ", ".join(f"{index} {label}" for index, label in enumerate(labels)) if labels else None),
         ("code", f"commit {provenance.git_sha}" + (" with changes" if provenance.git_dirty else "")),
         (

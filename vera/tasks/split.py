@@ -1,0 +1,74 @@
+"""A validation set out of the training rows, for data with two splits: the second is then read once, at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sklearn.model_selection import train_test_split
+
+from vera.errors import ConfigError, DataError
+from vera.tasks.base import Data, Task
+
+SEED = 0  # of the split, whatever the run's seed
+LISTED = 1000  # row numbers that a record lists
+
+
+class Part(Sequence):
+    """Some rows of a sequence."""
+
+    def __init__(self, whole: Sequence[Any], rows: list[int]):
+        self.whole, self.rows = whole, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.whole[self.rows[index]]
+
+
+def split(task: Task, data: Data) -> Data:
+    """The data as `task.validation` asks for, with a note for the record on how the rows were chosen.
+
+    A fraction of the training rows becomes `evaluation`, with the classes in their proportions, and what was it becomes `test`.
+    Raises ConfigError for data with a test set, DataError when there are too few rows.
+    """
+    if task.validation == "dev":
+        said = "the epoch is chosen on the rows that are reported" if data.test is None else "a split of the data's own"
+        return replace(data, notes={**data.notes, "validation": said})
+    if data.test is not None:
+        raise ConfigError(f"task={task.name} has validation rows of its own beside its test set; leave task.validation=dev")
+    strata = [task.stratum(data.train[row]) for row in range(len(data.train))]
+    stratified = None not in strata
+    try:
+        train, chosen = train_test_split(
+            range(len(strata)), test_size=task.validation, random_state=SEED, stratify=strata if stratified else None
+        )
+    except ValueError as error:  # such as a class with one row
+        raise DataError(f"task.validation={task.validation} of {len(strata)} training rows: {error}") from None
+    train, chosen = sorted(train), sorted(chosen)
+    note = {
+        "fraction_of_train": task.validation,
+        "rule": f"sklearn.model_selection.train_test_split(range({len(strata)}), test_size={task.validation}, "
+        f"random_state={SEED}, stratify={'labels' if stratified else None})",
+        "stratified": stratified,
+        **({"rows": chosen} if len(chosen) <= LISTED else {"rows_sha256": rows_hash(chosen)}),
+    }
+    evaluation = Part(data.train, chosen)
+    return replace(
+        data,
+        train=Part(data.train, train),
+        evaluation=evaluation,
+        lengths=None if data.lengths is None else [task.length(example) for example in evaluation],
+        test=data.evaluation,
+        test_lengths=data.lengths,
+        notes={**data.notes, "validation": note},
+    )
+
+
+def rows_hash(rows: list[int]) -> str:
+    """SHA-256 of row numbers in ascending order, as a JSON list without spaces."""
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
