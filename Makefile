@@ -6,7 +6,7 @@ PY := .venv/bin/python
 METHOD ?=
 # METHOD chooses among the rows of a sweep. Where there is no sweep it would be passed over without a word.
 CHOSEN = $(if $(METHOD),method=$(METHOD))
-SWEPT := demo digits glue-base glue-large glue-minilm images ablations ablations-mini e2e e2e-mini instruct vicuna
+SWEPT := demo digits glue-base glue-large glue-minilm images ablations ablations-mini e2e e2e-mini instruct vicuna tune
 ifneq ($(METHOD),)
 ifneq ($(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)),)
 $(error METHOD has no effect on $(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)); it chooses a method for: $(SWEPT))
@@ -29,7 +29,7 @@ $(PY) -m pip install --disable-pip-version-check --quiet --retries 2 -c constrai
 endef
 
 # The stamp is written last: an interrupted installation is taken up again by the next call.
-.venv/installed: EXTRAS := dev,minilm,joblib,slurm
+.venv/installed: EXTRAS := dev,minilm,joblib,slurm,tune
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10; choose another with PYTHON=python3.11"; exit 1; }
 	@test -x $(PY) && $(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
@@ -166,6 +166,9 @@ doctor: setup ## what a sweep needs and whether it is here: versions, memory, di
 
 verify: setup ## repeat a recorded run and compare every number (RUN=results/runs/NAME.json ARGS='task.data_dir=/data/glue')
 	@$(PY) scripts/verify.py $(RUN) $(ARGS)
+
+tune: setup ## search a method's settings on validation rows (METHOD= MODEL= TASK= ARGS='train.lr=1e-4..1e-1:log:7 --seeds 100,101')
+	@$(PY) scripts/tune.py method=$(METHOD) model=$(MODEL) task=$(TASK) $(ARGS)
 
 publish: setup ## a finished run as a repository of the hub, with record and card (RUN=results/runs/NAME.json REPO=me/name ARGS=--dry-run)
 	@$(PY) scripts/publish.py $(RUN) $(REPO) $(ARGS)
