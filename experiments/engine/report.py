@@ -36,7 +36,7 @@ TOPICS = {
 }
 HELD = {"yes": "holds", "no": "does not", "open": "open"}
 MINIATURE = "in miniature"
-NUMBER = re.compile(r"[+-]?[\d.,]+[KMG]?B?(±[\d.]+)?†?( \(n=\d+\))?( F1| Spearman)?( missed)?|–|-|")
+NUMBER = re.compile(r"[+-]?[\d.,]+[KMG]?B?(±[\d.]+)?†?( \(n=\d+\))?( F1| Spearman)?( missed| met| open)?|–|-|")
 
 
 @dataclass(frozen=True)
