@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 from experiments.engine import arguments
-from vera import frame
 from vera.errors import ConfigError
 from vera.io.files import write_atomic
+from vera.records.frame import frame
 
 ENDINGS = {"csv": "csv", "parquet": "parquet", "latex": "tex"}
 
