@@ -513,9 +513,8 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path = CONF_DIR / 
         if not str(_get(held, key)).startswith("${oc.select:tuned."):
             _put(held, key, f"${{oc.select:tuned.${{task.name}}.{key},{_argument(written(choices_, key), key)}}}")
     held["tuned"] = {**held["tuned"], task: {**cell, "source": budget(tried, search)}}
-    searched = sorted(
-        {key for tuned in held["tuned"].values() for key in _keys({k: v for k, v in tuned.items() if k != "source"})}
-    )
+    cells = [{key: part for key, part in tuned.items() if key != "source"} for tuned in held["tuned"].values()]
+    searched = sorted({key for values in cells for key, _ in leaves(values)})
     sources = {"sources": {"ours: chosen by make tune, as `tuned` says": searched}}
     order = ["defaults", "tuned", *GROUPS]
     made = {key: held[key] for key in order if key in held} | sources
@@ -582,9 +581,10 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings by dotted key."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
