@@ -19,8 +19,8 @@ from vera.io import hub, tables
 from vera.io.rows import read_csv
 from vera.models.image import Pixels
 from vera.tasks.e2e_metrics import read_files
-from vera.tasks.glue import fingerprint
 from vera.tasks.image_cache import opened
+from vera.tasks.text import fingerprint
 from vera.tasks.tsv import read_tsv
 
 COMMIT = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"

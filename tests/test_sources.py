@@ -10,7 +10,7 @@ from vera.errors import RecordError
 from vera.records import sources, sweep
 from vera.records.store import Store
 from vera.run import check_sources, execute
-from vera.tasks import base, glue
+from vera.tasks import base, glue, text
 
 ROWS = [
     (f"The cat {i} sleeps.", f"A cat {'sleeps' if i % 2 else 'runs'}.", ("entailment", "not_entailment")[i % 2])
@@ -34,7 +34,7 @@ def as_in_a_new_process():
     def forget():
         sources._stamp.cache_clear()
         base._rows.cache_clear()
-        glue._PREPARED.clear()
+        text._PREPARED.clear()
 
     forget()
     yield forget

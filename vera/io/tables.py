@@ -60,13 +60,20 @@ def read_columns(files: Sequence[Path], columns: Sequence[str]) -> list[tuple[st
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    _check_columns(path, columns, parquet_columns(path))
     try:
-        names = pyarrow.parquet.read_schema(path).names
-        _check_columns(path, columns, names)
         table = pyarrow.parquet.read_table(path, columns=list(columns))
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
     return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """The columns of a parquet file. Raises DataError."""
+    try:
+        return pyarrow.parquet.read_schema(path).names
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
 
 
 def _objects(path: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
