@@ -10,7 +10,7 @@ from vera.errors import RecordError
 from vera.records import sources, sweep
 from vera.records.store import Store
 from vera.run import check_sources, execute
-from vera.tasks import base, glue, text
+from vera.tasks import base, glue
 
 ROWS = [
     (f"The cat {i} sleeps.", f"A cat {'sleeps' if i % 2 else 'runs'}.", ("entailment", "not_entailment")[i % 2])
@@ -32,9 +32,9 @@ def as_in_a_new_process():
     """Forgets what a process has looked at and read."""
 
     def forget():
-        sources._stamp.cache_clear()
+        sources._stamped.cache_clear()
         base._rows.cache_clear()
-        text._PREPARED.clear()
+        base._PREPARED.clear()
 
     forget()
     yield forget

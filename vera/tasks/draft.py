@@ -162,8 +162,8 @@ def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> lis
     lines = []
     for split, found in rows.items():
         names = task.class_names
-        counted = Counter(names[label] for _, label in found) if names else None
-        said = ", ".join(f"{label} {counted[label]}" for label in names) if names else "scores"
+        counted = Counter(names[int(label)] for _, label in found) if names else Counter()
+        said = ", ".join(f"{label} {counted[label]}" for label in names or ()) or "scores"
         lines.append(f"{split}: {len(found)} rows; {said}")
     for texts, label in rows["train"][:shown]:
         encoded = list(texts)
@@ -171,5 +171,5 @@ def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> lis
             encoded = tokenizer.convert_ids_to_tokens(
                 tokenizer(*texts, truncation=True, max_length=task.max_length)["input_ids"]
             )
-        lines.append(f"{' '.join(encoded)} -> {label}" + (f" ({task.class_names[label]})" if task.class_names else ""))
+        lines.append(f"{' '.join(encoded)} -> {label}" + (f" ({task.class_names[int(label)]})" if task.class_names else ""))
     return lines

@@ -73,7 +73,7 @@ class TextFiles(TextTask):
 
     @model_validator(mode="after")
     def _together(self):
-        names = self.splits if self.hub else self.files
+        names = self.named
         allowed = OF_CLASSES if self.labels else OF_SCORES
         foreign = [metric for metric in self.metrics if metric not in allowed]
         problem = None
@@ -90,6 +90,11 @@ class TextFiles(TextTask):
         if problem:
             raise PydanticCustomError("together", "{problem}", {"problem": problem})
         return self
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The file, or the hub's split, by our names of the splits."""
+        return {str(split): name for split, name in (self.splits if self.hub else self.files).items()}
 
     @property
     def outputs(self) -> int:
@@ -114,13 +119,11 @@ class TextFiles(TextTask):
         commit = None
         if self.hub_data() is not None:
             found, commit = hub.load_rows(self.hub_data(), "give a folder with its files with task.data_dir=")
-            by_split = {split: found[name] for split, name in self.splits.items()}
+            by_split = {split: found[name] for split, name in self.named.items()}
         elif self.data_dir is None:
             raise ConfigError(f"task={self.name} reads files; give their folder with task.data_dir=")
         else:
-            by_split = {
-                split: self._read(Path(self.data_dir), split) for split in SPLITS if split in (self.files or self.splits)
-            }
+            by_split = {split: self._read(Path(self.data_dir), name) for split, name in self.named.items()}
         rows = {split: [self._row(where, values) for where, values in found] for split, found in by_split.items()}
         if self.held_out is not None:
             rows = self._divided(rows["train"])
@@ -140,15 +143,15 @@ class TextFiles(TextTask):
     def plain(self, label):
         return float(f"{label:.6g}")  # of a score of any size
 
-    def _read(self, folder: Path, split: str) -> list[tuple[str, tuple[Any, ...]]]:
-        """("file:line", texts and label as they stand there) of every row. Raises DataError."""
+    def _read(self, folder: Path, name: str) -> list[tuple[str, tuple[Any, ...]]]:
+        """("file:line", texts and label) of every row of a file, or of a split of a local copy of the hub's. Raises DataError."""
         columns = (*self.texts, self.label)
-        if self.hub is not None:
-            paths = tables.split_files(folder, self.splits[split], self.hub_subset)
-            if not paths:
-                raise DataError(f"task.data_dir={folder} holds no files of the split {self.splits[split]}")
-            return tables.read_columns(paths, columns)
-        return list(read_table(folder / self.files[split], columns))
+        if self.hub is None:
+            return read_table(folder / name, columns)
+        paths = tables.split_files(folder, name, self.hub_subset)
+        if not paths:
+            raise DataError(f"task.data_dir={folder} holds no files of the split {name}")
+        return tables.read_columns(paths, columns)
 
     def _row(self, where: str, values: tuple[Any, ...]) -> Row:
         *texts, label = values

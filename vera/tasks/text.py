@@ -34,11 +34,7 @@ class TextTask(Task):
     max_length: int = Field(ge=8)
 
     def load(self, backbone: Backbone, seed: int) -> Data:
-        key = (type(self), self.model_dump_json(), backbone.source, backbone.fingerprint)
-        if key not in _PREPARED:
-            _PREPARED.clear()  # one at a time: a sweep runs all seeds of a task in a row
-            _PREPARED[key] = self._prepare(backbone)
-        return _PREPARED[key]
+        return self.once(backbone, lambda: self._prepare(backbone))
 
     def _prepare(self, backbone: Backbone) -> Data:
         tokenizer = backbone.preprocess
@@ -97,9 +93,6 @@ class TextTask(Task):
             return batch
 
         return collate
-
-
-_PREPARED: dict[tuple, Data] = {}
 
 
 def fingerprint(rows: Splits, plain: Callable[[float], float] = lambda label: round(label, 3)) -> str:
