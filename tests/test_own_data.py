@@ -120,7 +120,7 @@ def test_the_hub_is_read_by_columns(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("train.csv", "first,second,verdict\na,b,yes\nc,d,perhaps\n", r"csv:3, column 'verdict': 'perhaps' is not one of .*: no"),
+        ("train.csv", "first,second,verdict\na,b,yes\nc,d,perhaps\n", r"csv:3, column 'verdict': 'perhaps' is not one of"),
         ("train.csv", "first,verdict\na,yes\n", r"train.csv:1 has no column 'second'; it has 'first', 'verdict'"),
         ("train.csv", "first,second,verdict\na,,yes\n", r"train.csv:2: second is empty"),
         ("train.csv", "first,second,verdict\na,b\n", r"train.csv:2 has 2 fields, expected 3"),

@@ -144,7 +144,7 @@ class TextFiles(TextTask):
         return float(f"{label:.6g}")  # of a score of any size
 
     def _read(self, folder: Path, name: str) -> list[tuple[str, tuple[Any, ...]]]:
-        """("file:line", texts and label) of every row of a file, or of a split of a local copy of the hub's. Raises DataError."""
+        """("file:line", texts and label) of every row of a file, or of a split of a copy of the hub's. Raises DataError."""
         columns = (*self.texts, self.label)
         if self.hub is None:
             return read_table(folder / name, columns)
