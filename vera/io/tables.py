@@ -49,7 +49,7 @@ def _check_shards(files: list[Path]) -> None:
 
 
 def read_columns(files: Sequence[Path], columns: Sequence[str]) -> list[tuple[str, tuple[Any, ...]]]:
-    """("file, row N" or "file:line", values of the columns) of every row. Raises DataError, naming it, for what is unreadable."""
+    """("file, row N" or "file:line", values of the columns) of every row. Raises DataError, naming it, for what is no table."""
     rows = []
     for path in files:
         if path.suffix == ".parquet":
