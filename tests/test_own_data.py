@@ -141,7 +141,7 @@ def test_a_row_that_does_not_fit_is_named_by_file_line_and_column(name, text, me
 def test_a_bad_row_leaves_no_record(tmp_path, compose):
     (tmp_path / "train.csv").write_text("first,second,verdict\na,b,perhaps\n")
     keys = ["task.files={train: train.csv, validation: train.csv}", "task.texts=[first,second]", "task.label=verdict"]
-    run = compose("model=minilm", "task=sick", "task.synthetic=false", f"task.data_dir={tmp_path}", "method=lora", *keys)
+    run = compose("model=minilm", "task=sick", "task.synthetic=false", f"task.data_dir={tmp_path}", "~task.files.test", *keys)
     with pytest.raises(DataError, match="perhaps"):
         execute(run)
     assert not list((tmp_path / "results").glob("runs/*"))
