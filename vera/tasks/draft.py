@@ -147,10 +147,8 @@ def write(settings: dict[str, Any], folder: Path = CONF_DIR / "task") -> Path:
 
 def as_yaml(settings: dict[str, Any]) -> str:
     """One key a line, as the yamls of conf/ are written."""
-    lines = (
-        yaml.safe_dump({key: value}, default_flow_style=None, sort_keys=False, width=10_000) for key, value in settings.items()
-    )
-    return "".join(lines)
+    lines = (yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000) for value in settings.values())
+    return "".join(f"{key}: {line.removesuffix('...\n').strip()}\n" for key, line in zip(settings, lines, strict=True))
 
 
 def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> list[str]:
