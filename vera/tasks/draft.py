@@ -19,6 +19,7 @@ from vera.tasks.files import SPLITS, TextFiles, columns_of, read_table
 
 MOST_CLASSES = 1000
 FEW_NUMBERS = 20  # more different numbers than this are taken for scores
+END = "...\n"  # of a yaml that is one word
 BESIDE = {"validation": ("val", "dev", "trial"), "test": ("test",)}  # how files beside a training file begin
 
 
@@ -147,8 +148,11 @@ def write(settings: dict[str, Any], folder: Path = CONF_DIR / "task") -> Path:
 
 def as_yaml(settings: dict[str, Any]) -> str:
     """One key a line, as the yamls of conf/ are written."""
-    lines = (yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000) for value in settings.values())
-    return "".join(f"{key}: {line.removesuffix('...\n').strip()}\n" for key, line in zip(settings, lines, strict=True))
+    lines = []
+    for key, value in settings.items():
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+        lines.append(f"{key}: {text.removesuffix(END).strip()}")
+    return "\n".join(lines) + "\n"
 
 
 def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> list[str]:
