@@ -224,7 +224,7 @@ def test_folders_of_images_are_a_task(tmp_path, compose):
         for key in ("repository", "train_splits", "eval_splits", "classes", "train_per_class")
     ]
     run = compose(
-        "model=vit_base", "task=cifar100", "task.name=colors", "task.synthetic=false", f"task.data_dir={tmp_path}", *keys
+        "model=digits_vit", "task=cifar100", "task.name=colors", "task.synthetic=false", f"task.data_dir={tmp_path}", *keys
     )
     data = prepare(run)[3]
     assert len(data.train) == 6 and len(data.evaluation) == 4 and {label for _, label in data.train} == {0, 1}
