@@ -174,7 +174,7 @@ def test_synthetic_data_loads_collates_and_scores(name, compose):
         assert bool(data.prompts) == (task.primary != "log_likelihood")
     else:
         assert task.primary in scores and logits.shape == (len(data.evaluation), task.outputs)
-        assert set(scores) == set(METRICS[getattr(task, "subset", "accuracy")])
+        assert set(scores) == set(getattr(task, "metrics", METRICS[getattr(task, "subset", "accuracy")]))
     assert torch.isfinite(task.loss(logits, batch)) and task.weight(batch) > 0
 
 
