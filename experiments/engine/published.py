@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -129,10 +130,11 @@ class Figure(Strict):
 class Published(Strict):
     """One table. stat: what the paper takes over the seeds, and so do we unless a row or the reader says otherwise.
 
+    table: its number in the paper; None for numbers published elsewhere, in a file of any name.
     scored: the only epoch after which the task is scored in full; None for every one.
     """
 
-    table: str
+    table: str | None = None
     title: str
     stat: Statistic
     scored: Literal["last"] | None = None
@@ -140,6 +142,14 @@ class Published(Strict):
     columns: dict[str, Column] = Field(min_length=1)
     notes: list[str] = []
     rows: list[Row] = Field(min_length=1)
+
+    @property
+    def called(self) -> str:
+        return f"Table {self.table}" if self.table else self.title
+
+    @property
+    def heading(self) -> str:
+        return f"{self.called}: {self.title}" if self.table else self.title
 
     def columns_of(self, row: Row) -> dict[str, Column]:
         """The columns with the metrics that a row is printed in."""
@@ -203,9 +213,10 @@ def _read(schema: type[Schema], name: str, folder: Path | None) -> Schema:
 
 
 def names(folder: Path | None = None) -> list[str]:
-    """Every table of scores in results/paper, in the paper's order."""
-    found = [path.stem for path in (folder or FOLDER).glob("table*.yaml") if "columns" in _mapping(path)]
-    return sorted(found, key=lambda name: (int(re.search(r"\d+", name).group()), name))
+    """Every table of scores in results/paper: the paper's in its order, then others by name."""
+    found = [path.stem for path in (folder or FOLDER).glob("*.yaml") if {"columns", "rows"} <= _mapping(path).keys()]
+    numbers = {name: re.fullmatch(r"table(\d+)\w*", name) for name in found}
+    return sorted(found, key=lambda name: (int(number[1]) if (number := numbers[name]) else math.inf, name))
 
 
 def run_of(name: str, row: Row, task: str, overrides: Sequence[str] = ()) -> RunConfig:
