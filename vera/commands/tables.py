@@ -9,12 +9,13 @@ python scripts/tables.py table2 --with train.batch_size=32    the cells that the
 import argparse
 
 from experiments import RESULTS
-from experiments.engine import arguments, registry
+from experiments.engine import arguments, published, registry
 from experiments.engine.comparison import STATS
 from experiments.engine.judged import PAPER_JUDGE
 from experiments.engine.paper import ask, draw, heeding, tables, write
 from experiments.engine.render import show
 from vera.config.paths import readable
+from vera.project import project
 from vera.records.store import Store
 
 
@@ -40,7 +41,8 @@ def main() -> int:
     options = parser.parse_intermixed_args()
     options.overrides = readable([*(name for name in options.names if "=" in name), *options.overrides])
     options.names = [name for name in options.names if "=" not in name]
-    chosen = [n for n in everything if not options.names or any(n.startswith(name) for name in options.names)]
+    shown = published.own_names() if project() and not options.names else everything
+    chosen = [n for n in shown if not options.names or any(n.startswith(name) for name in options.names)]
     unknown = [name for name in options.names if not any(n.startswith(name) for n in everything)]
     if unknown:
         parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(everything)}")
