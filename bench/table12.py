@@ -7,17 +7,19 @@ method runs in a process of its own, in turns; what can be compared is the ratio
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from experiments.engine.published import load
-from experiments.engine.render import DASH, Table
-from vera.config import build, compose
+from bench.plain import run_of
+from vera.config import build
 from vera.errors import ConfigError
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "table12.py"
@@ -25,9 +27,9 @@ METHODS = ("lora", "vera")
 RANK = 64
 
 
-def run_config(method: str, tiny: bool):
-    size = ["model.size=tiny"] if tiny else []
-    return compose(["model=llama_7b", "task=alpaca", f"method={method}", f"method.rank={RANK}", *size])
+def run_config(method: str, four_bits: bool):
+    """The run of Table 12's row, as conf/ has it."""
+    return run_of("llama_7b", "alpaca", method, method__rank=RANK, model__quantisation="nf4" if four_bits else "none")
 
 
 def quantise(model, device: str, config):
@@ -58,16 +60,20 @@ def quantise(model, device: str, config):
 
 
 def measure(method: str, steps: int, warmup: int, length: int, tiny: bool) -> dict:
-    """Seconds of each step after the warm-up, and the GPU allocator's peak in bytes over them (None on a CPU)."""
+    """Seconds of each step after the warm-up, and the GPU allocator's peak in bytes over them (None on a CPU): of a run's own
+    steps on batches of its own loader, in bf16 where bitsandbytes is missing."""
     import torch
     from transformers import LlamaForCausalLM
 
     from vera.models.base import Backbone
     from vera.models.tiny import architecture
-    from vera.train.optim import optimizer
+    from vera.tasks.base import Data
+    from vera.tasks.language import collate
+    from vera.train.loop import Loop
 
     device = "cuda" if torch.cuda.is_available() and not tiny else "cpu"
-    run = run_config(method, tiny)
+    four_bits = importlib.util.find_spec("bitsandbytes") is not None
+    run = run_config(method, four_bits).model_copy(update={"device": device})
     model_config, task, adapter = build(run.model, "model"), build(run.task, "task"), build(run.method, "method")
     shape = {**run.model["tiny"], "vocab_size": 257} if tiny else run.model["full"]
     torch.manual_seed(0)
@@ -75,38 +81,33 @@ def measure(method: str, steps: int, warmup: int, length: int, tiny: bool) -> di
     with torch.device(device):
         model = LlamaForCausalLM(architecture(shape))
     torch.set_default_dtype(torch.float32)
-    config = model_config.settings["quantization_config"]
-    backbone = Backbone(quantise(model, device, config), None, (), "random weights", None, "")
+    if four_bits:
+        model = quantise(model, device, model_config.settings["quantization_config"])
+    backbone = Backbone(model, None, (), "random weights", None, "random")
     adapter.attach(backbone, model_config)
-    model.to(device).train()
-    groups = adapter.parameter_groups(backbone)
-    parameters = [parameter for _, parameter in groups["adapter"]]
-    adam = optimizer(groups, run.train)
-    micro, accumulated = run.train.micro_batch_size, run.train.batch_size // run.train.micro_batch_size
-    ids = torch.randint(0, shape["vocab_size"], (micro, length), device=device)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ids = torch.randint(0, shape["vocab_size"], ((warmup + steps) * run.train.batch_size, length)).tolist()
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    data = Data(rows, rows[:1], partial(collate, pad=0), "random tokens", None, "random")
     seconds = []
-    for step in range(warmup + steps):
-        if device == "cuda":
-            if step == warmup:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(accumulated):
-            with torch.autocast(device, torch.bfloat16):
-                logits = model(**batch, use_cache=False).logits
-            (task.loss(logits, {"labels": ids}) / accumulated).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, run.train.clip)
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        if step >= warmup:
-            seconds.append(time.perf_counter() - began)
+    with tempfile.TemporaryDirectory() as folder:
+        loop = Loop(run, backbone, adapter, task, data, Path(folder))
+        batches = loop._rest_of_epoch()
+        for step in range(warmup + steps):
+            if device == "cuda":
+                if step == warmup:
+                    torch.cuda.empty_cache()
+                    torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            loop._step(next(batches))
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if step >= warmup:
+                seconds.append(time.perf_counter() - began)
     return {
         "method": method,
-        "parameters": sum(parameter.numel() for parameter in parameters),
+        "parameters": sum(parameter.numel() for parameter in loop.parameters.values()),
+        "weights": "NF4" if four_bits else "bf16",
         "seconds": seconds,
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
@@ -114,8 +115,11 @@ def measure(method: str, steps: int, warmup: int, length: int, tiny: bool) -> di
     }
 
 
-def in_a_process(method: str, options: argparse.Namespace) -> dict:
-    command = [sys.executable, str(SCRIPT), "--method", method, *(["--tiny"] if options.tiny else [])]
+def one(method: str, options: argparse.Namespace) -> dict:
+    """A measurement in a process of its own; of the tiny model, which shows nothing, in this one."""
+    if options.tiny:
+        return measure(method, options.steps, options.warmup, options.length, True)
+    command = [sys.executable, str(SCRIPT), "--method", method]
     command += [f"--{name}={getattr(options, name)}" for name in ("steps", "warmup", "length")]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -125,9 +129,9 @@ def in_a_process(method: str, options: argparse.Namespace) -> dict:
 
 def compare(options: argparse.Namespace) -> dict:
     """Runs in turns, as in results/bench: ours is VeRA, other is LoRA, ratio ours / other by round."""
-    rounds = [{method: in_a_process(method, options) for method in METHODS} for _ in range(options.rounds)]
-    cases = []
-    shapes = f"{'tiny' if options.tiny else 'Llama 7B'}, NF4, rank {RANK}, 4 x 4 rows of {options.length} tokens a step"
+    rounds = [{method: one(method, options) for method in METHODS} for _ in range(options.rounds)]
+    cases, weights = [], rounds[0]["vera"]["weights"]
+    shapes = f"{'tiny' if options.tiny else 'Llama 7B'}, {weights}, rank {RANK}, 4 x 4 rows of {options.length} tokens a step"
     for case, what, value in (
         ("table12_time", "seconds a training step, median", lambda one: statistics.median(one["seconds"])),
         ("table12_memory", "peak memory in bytes", lambda one: one["peak_memory_bytes"]),
@@ -150,8 +154,11 @@ def compare(options: argparse.Namespace) -> dict:
     return {"machine": {"device": first["device"], "torch": first["torch"]}, "cases": cases}
 
 
-def table(bench: dict | None) -> Table:
-    """The paper's two lines, ours (or dashes), and the ratios."""
+def table(bench: dict | None):
+    """The paper's two lines, ours (or dashes), and the ratios, as a Table."""
+    from experiments.engine.published import load  # brings Hydra, without which a GPU box can still measure
+    from experiments.engine.render import DASH, Table
+
     published = load("table12")
     rows = [["paper", row.label, row.cells["time"], row.cells["memory"]] for row in published.rows]
     paper = {row.method: row.cells for row in published.rows}

@@ -84,6 +84,36 @@ def test_a_case_measures_all_methods_and_becomes_a_table(tmp_path, monkeypatch):
     assert len(made.rows) == 6 and "0.00 missed" in text and "tiny \\| 1 layer" in text and "Case f not measured" in text
 
 
+def measured(median, rounds=10, **more):
+    ratio = {"median": median, "min": median - 0.1, "max": median + 0.1}
+    row = {"case": "a", "what": "step", "shapes": "s", "unit": "s", "ours": median, "other": 1.0, "goal": 0.78}
+    return {**row, "ratio": ratio, "rounds": rounds, "load_average": 1.0, **more}
+
+
+def test_occasions_of_the_same_code_add_up_and_a_goal_wants_three():
+    rows, said = [], []
+    for index, median in enumerate((0.70, 0.76, 0.74)):
+        rows = measure.accumulated(rows, [measured(median, cpu=median + 0.01)], f"day {index}", "code")
+        said.append(table._goal(rows[0]))
+    (row,) = rows
+    assert said == ["0.78 open", "0.78 open", "0.78 met"] and len(row["occasions"]) == 3
+    assert row["interval"] == [0.70, 0.76] and row["ratio"]["median"] == 0.74
+    assert (row["ratio"]["min"], row["ratio"]["max"]) == (pytest.approx(0.6), pytest.approx(0.86))
+    assert row["rounds"] == 30 and row["cpu"] == pytest.approx(0.75) and table._interval(row) == "[0.700, 0.760] (3)"
+    spanning = measure.accumulated(rows, [measured(0.79)], "day 3", "code")
+    assert table._goal(spanning[0]) == "0.78 open"
+    (other,) = measure.accumulated(rows, [measured(0.80)], "day 4", "other code")
+    assert len(other["occasions"]) == 1 and table._goal(other) == "0.78 missed"
+
+
+def test_rows_from_before_there_were_occasions_are_read_as_one():
+    row = measured(0.70)
+    assert table._interval(row) == "[0.700, 0.700] (1)" and table._goal(row) == "0.78 open"
+    assert table._goal(measured(0.70, rounds=1)) == "0.78 met" and table._goal(measured(0.9)) == "0.78 missed"
+    (again,) = measure.accumulated([row], [measured(0.75)], "now", "code")
+    assert len(again["occasions"]) == 1
+
+
 def test_a_mixed_batch_and_files_are_measured(monkeypatch):
     sizes = cases.Sizes("cpu")
     sizes.rounds, sizes.adapters = 1, (3, 4)

@@ -5,13 +5,14 @@ import os
 import shlex
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.engine import plan, published, registry, sweeps
 from tests.test_experiments import record
-from vera.config import choices, compose
+from vera.config import QUANTILES, choices, compose
 from vera.config.memory import Compositions
 from vera.errors import ConfigError
 from vera.records.store import Store
@@ -72,10 +73,41 @@ def test_hours_without_records_follow_from_operations(folders):
     hours, basis = folders.hours(cell)
     facts, layers, width, inner = cell.run.task["facts"], 24, 1024, 4096
     forward = facts["tokens"] * (2 * layers * (4 * width**2 + 2 * width * inner) + 4 * layers * facts["tokens"] * width)
-    expected = forward * (2 * 40 * facts["train_rows"] + 40 * facts["eval_rows"])
-    assert basis == "operations" and hours == pytest.approx(expected / 50e12 / 3600)
+    per_hour = 50e12 * 3600
+    assert basis == "operations" and hours["training"] == pytest.approx(forward * 2 * 40 * facts["train_rows"] / per_hour)
+    assert hours["evaluation"] == pytest.approx(forward * 40 * facts["eval_rows"] / per_hour) and not hours["decoding"]
     (capped,) = cells("glue_large", "method=vera", "task=rte", "train.max_steps=1")
-    assert folders.hours(capped)[0] < hours
+    assert folders.hours(capped)[0]["training"] < hours["training"]
+    (every_tenth,) = cells("glue_large", "method=vera", "task=rte", "train.evaluate=10")
+    assert folders.hours(every_tenth)[0]["evaluation"] == pytest.approx(hours["evaluation"] / 10)
+
+
+def test_padding_is_to_the_longest_of_a_batch_unless_batches_are_sorted(folders):
+    (cell,) = cells("glue_base", "method=vera", "task=rte")
+    hours, _ = folders.hours(cell)
+    assert hours["padding"] > 0
+    (small,) = cells("glue_base", "method=vera", "task=rte", "train.micro_batch_size=8")
+    assert 0 < folders.hours(small)[0]["padding"] < hours["padding"]
+    (sorted_,) = cells("glue_base", "method=vera", "task=rte", "train.micro_batch_tokens=4096")
+    assert 0 < folders.hours(sorted_)[0]["padding"] < hours["padding"] / 1.5
+    assert {**folders.hours(sorted_)[0], "padding": hours["padding"]} == hours
+
+
+def test_the_longest_of_some_lengths_is_what_draws_show():
+    assert plan.longest_of(QUANTILES, 1) == pytest.approx(50)  # lengths spread evenly from 0 to 100
+    assert plan.longest_of(QUANTILES, 9) == pytest.approx(90)
+    lengths = [q**2 / 100 for q in QUANTILES]
+    draws = np.interp(np.random.default_rng(0).random((200_000, 16)) * 100, QUANTILES, lengths).max(axis=1)
+    assert plan.longest_of(lengths, 16) == pytest.approx(draws.mean(), rel=0.005)
+
+
+def test_table_5_pays_for_one_evaluation_a_run_and_head_only_for_one_pass(folders):
+    whole = folders.status(cells("images"))
+    assert whole.hours <= 3 and whole.parts["evaluation"] < 1.5
+    (head,) = cells("images", "method=head", "model=vit_base", "task=cifar100")
+    (vera,) = cells("images", "method=vera", "model=vit_base", "task=cifar100")
+    parts, others = folders.hours(head)[0], folders.hours(vera)[0]
+    assert parts["evaluation"] == others["evaluation"] and others["training"] == pytest.approx(20 * parts["training"])
 
 
 def test_unknown_names_and_bad_sweeps_are_one_line(tmp_path, monkeypatch):

@@ -32,9 +32,9 @@ def as_in_a_new_process():
     """Forgets what a process has looked at and read."""
 
     def forget():
-        sources._stamp.cache_clear()
+        sources._stamped.cache_clear()
         base._rows.cache_clear()
-        glue._PREPARED.clear()
+        base._PREPARED.clear()
 
     forget()
     yield forget

@@ -188,6 +188,56 @@ def test_max_steps_ends_the_schedule_and_the_last_epoch_is_scored(fit):
     assert [entry["epoch"] for entry in loop.history] == [1, 2] and loop.history[-1]["step"] == 7
 
 
+@pytest.mark.parametrize(("evaluate", "scored"), [("epoch", [1, 2, 3, 4, 5]), ("last", [5]), ("2", [2, 4, 5])])
+def test_evaluations_are_after_each_epoch_the_last_or_every_so_many(evaluate, scored, fit):
+    """They change nothing of the training: each has the numbers that it has where every epoch is evaluated."""
+    common = ("train.epochs=5", "train.max_steps=null", "train.batch_size=10", "method=lora", "method.dropout=0.2")
+    every, some = fit(*common), fit(*common, f"train.evaluate={evaluate}")
+    assert some.history == [entry for entry in every.history if entry["epoch"] in scored]
+    assert len(some.history) == len(scored) and same(trained(some), trained(every))
+
+
+def test_an_evaluation_that_is_not_due_leaves_a_run_resumable(compose, tmp_path):
+    run = compose(
+        "train.epochs=5", "train.max_steps=null", "train.batch_size=10", "train.evaluate=2", "train.checkpoint_seconds=0"
+    )
+    whole = Loop(run, *prepare(run), tmp_path / "whole")
+    whole.fit()
+    for kill_at in range(1, whole.total):
+
+        def kill(step, total, loss, kill_at=kill_at):
+            if step == kill_at:
+                raise Killed
+
+        work = tmp_path / f"killed-{kill_at}"
+        with pytest.raises(Killed):
+            Loop(run, *prepare(run), work, kill).fit()
+        resumed = Loop(run, *prepare(run), work)
+        resumed.fit()
+        assert resumed.history == whole.history and same(trained(resumed), trained(whole))
+
+
+def test_when_to_evaluate_is_part_of_the_identity_unless_it_is_each_epoch(compose):
+    assert compose("train.evaluate=epoch").cell_id == compose().cell_id != compose("train.evaluate=last").cell_id
+    for wrong in ("0", "never", "1.5", "true", "null"):
+        with pytest.raises(ConfigError, match=r"train\.evaluate"):
+            compose(f"train.evaluate={wrong}")
+
+
+def test_numerics_are_those_of_the_run_and_not_of_the_last_one(compose, tmp_path):
+    run = compose("train.deterministic=true", "train.tf32=true")
+    assert run.cell_id == compose("train.tf32=true").cell_id != compose().cell_id
+    exact = Loop(run, *prepare(run), tmp_path / "a")
+    assert torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "high"
+    exact.fit()
+    assert exact.cost()["precision"] == "fp32"  # a CPU has no TF32
+    plain = Loop(compose(), *prepare(compose()), tmp_path / "b")
+    assert not torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32
+    plain.fit()
+    assert exact.history == plain.history
+
+
 def test_best_epoch_is_the_first_highest_and_ignores_undefined():
     history = [{"epoch": e, "metrics": {"m": v}} for e, v in enumerate([None, 0.5, 0.7, 0.7, 0.6], start=1)]
     assert best_epoch(history, "m") == 3
@@ -233,7 +283,7 @@ def test_constant_predictions_leave_a_record_that_says_so(compose, monkeypatch):
 
 def test_any_failure_is_recorded_and_said_in_one_line(compose, monkeypatch):
     run = compose()
-    monkeypatch.setattr("vera.run.prepare", lambda run: {}["no such key"])
+    monkeypatch.setattr("vera.run.prepare", lambda run, shared: {}["no such key"])
     with pytest.raises(TrainingError, match="KeyError: 'no such key'"):
         execute(run)
     assert len(list(Store(run.results_dir).failed.glob("*.json"))) == 1

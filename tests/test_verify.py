@@ -129,7 +129,7 @@ def test_fingerprints_decide_wherever_the_weights_lie(recorded, compose, tmp_pat
     assert not compare(elsewhere, repeat(elsewhere, here)).differing()
     weights = load_file(copied / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, copied / "model.safetensors", {"format": "pt"})
-    sources._stamp.cache_clear()  # as in a new process
+    sources._stamped.cache_clear()  # as in a new process
     with pytest.raises(RecordError, match=r"other weights: local folder, fingerprint .* and model\.path=.*copied has"):
         repeat(record, here)
 

@@ -16,6 +16,7 @@ from vera.config import CONF_DIR, RunConfig, build, check_modality, group_marks
 from vera.errors import Claimed, OutOfStep, RecordError, TrainingError, VeraError, redacted
 from vera.io.files import remove_temporaries
 from vera.methods.base import Method, count
+from vera.models import reuse
 from vera.models.base import Backbone, Model
 from vera.records import interrupt, screen, sources, workers
 from vera.records import record as records
@@ -151,13 +152,15 @@ def check_sources(run: RunConfig, record: Record) -> None:
         sources.compare(record, source.group, found[source.group], source.named)
 
 
-def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
+def prepare(run: RunConfig, shared: bool = False) -> tuple[Backbone, Method, Task, Data]:
     """Load the backbone with its seeded head, attach the method, prepare the data. What can be wrong with the data is found
-    before the backbone is loaded. Raises VeraError."""
+    before the backbone is loaded. shared: frozen weights may be those of the last run (vera.models.reuse). Raises VeraError."""
     method: Method = build(run.method, "method")
     read = sources.local(run)
-    backbone, task = _load(run)
+    backbone, task = _load(run, shared)
     method.attach(backbone, build(run.model, "model"))
+    if shared:
+        reuse.own(backbone.model)
     screen.doing("preparing the data")
     data = split(task, task.load(backbone, run.seed))
     for source in read.values():
@@ -165,14 +168,15 @@ def prepare(run: RunConfig) -> tuple[Backbone, Method, Task, Data]:
     return backbone, method, task, data
 
 
-def _load(run: RunConfig) -> tuple[Backbone, Task]:
+def _load(run: RunConfig, shared: bool = False) -> tuple[Backbone, Task]:
     """The backbone with its seeded head, and the task."""
     check_modality(run.model, run.task)
     model_config: Model = build(run.model, "model")
     task: Task = build(run.task, "task")
     task.inspect()
     seed_everything(run.seed, "head")
-    return model_config.load(task.outputs, Path(run.cache_dir)), task
+    load = reuse.load if shared else Model.load
+    return load(model_config, task.outputs, Path(run.cache_dir)), task
 
 
 def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: Processes) -> tuple[Record, dict[str, str]]:
@@ -183,7 +187,7 @@ def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: P
     with interrupt.immediate():
         if processes.count > 1:  # a backbone that is made here is made by main: transformers saves nothing in the others
             processes.on_main(lambda: build(run.model, "model").source(Path(run.cache_dir)))
-        backbone, method, task, data = prepare(run)
+        backbone, method, task, data = prepare(run, shared=True)
     parameters = count(method.parameter_groups(backbone), backbone.model)
     tracker.start(run.run_name, _identity(run))
     try:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 from experiments.engine.accounting import counts
 from experiments.engine.render import DASH
 from experiments.engine.sweeps import Cell
-from vera.config import RunConfig
+from vera.config import QUANTILES, RunConfig, TrainConfig
 from vera.config.memory import composed
+from vera.errors import ConfigError
 from vera.io.files import read_json
 from vera.records.record import parse
 from vera.records.store import stems
@@ -19,7 +22,8 @@ from vera.records.store import stems
 # In fp32 whatever the sweep says: in bf16 a tiny model gives every example the same output, and no correlation is defined.
 REHEARSAL = ("scale=rehearsal", "train.precision=fp32")
 TFLOPS = 50.0
-COLUMNS = ["Runs", "Done", "Failed", "Missing", "Rehearsed", "GPU-hours left", "From"]
+PARTS = ("training", "padding", "evaluation", "decoding")
+COLUMNS = ["Runs", "Done", "Failed", "Missing", "Rehearsed", *(part.capitalize() for part in PARTS), "GPU-hours left", "From"]
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Status:
     failed: set[str] = field(default_factory=set)
     rehearsed: int = 0
     hours: float | None = 0.0
+    parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     bases: set[str] = field(default_factory=set)
 
     @property
@@ -67,18 +72,23 @@ class Plan:
             left = len(new - self.done)
             if left and status.hours is not None:
                 hours, basis = self.hours(cell)
-                status.hours = None if hours is None else status.hours + left * hours
+                status.hours = None if hours is None else status.hours + left * sum(hours.values())
+                for part in PARTS:
+                    status.parts[part] += left * (hours or {}).get(part, 0.0)
                 status.bases.add(basis)
         status.rehearsed = len(rehearsals)
         return status
 
-    def hours(self, cell: Cell) -> tuple[float | None, str]:
-        """Hours of one run and where the figure comes from: records of the same cell, operation counts, or nothing."""
+    def hours(self, cell: Cell) -> tuple[dict[str, float] | None, str]:
+        """Hours of one run by part and where they come from: records of the same cell, which know no parts, operation counts,
+        or nothing."""
         seconds = [self._seconds(name) for name in cell.names() if name in self.done]
         if seconds:
-            return median(seconds) / 3600, "recorded"
+            return {"recorded": median(seconds) / 3600}, "recorded"
         operations = estimate(cell.run)
-        return (None, "unknown") if operations is None else (operations / (self.tflops * 1e12) / 3600, "operations")
+        if operations is None:
+            return None, "unknown"
+        return {part: count / (self.tflops * 1e12) / 3600 for part, count in operations.items()}, "operations"
 
     def _seconds(self, name: str) -> float:
         """Of all devices together."""
@@ -89,17 +99,24 @@ class Plan:
 
 def figures(status: Status) -> list[str]:
     """A status as printed under COLUMNS."""
-    hours = DASH if status.hours is None else f"{status.hours:.1f}" if status.hours < 100 else f"{status.hours:,.0f}"
+    by_part = [_hours(value) if value else DASH for value in status.parts.values()]
+    hours = DASH if status.hours is None else _hours(status.hours)
     counted = [len(status.wanted), len(status.done), len(status.failed), status.missing, status.rehearsed]
-    return [*map(str, counted), hours, ", ".join(sorted(status.bases)) or DASH]
+    return [*map(str, counted), *by_part, hours, ", ".join(sorted(status.bases)) or DASH]
 
 
-def estimate(run: RunConfig) -> float | None:
-    """Floating-point operations of a run's matrix products: training and one evaluation an epoch; None for unknown sizes.
+def _hours(hours: float) -> str:
+    return f"{hours:.1f}" if hours < 100 else f"{hours:,.0f}"
+
+
+def estimate(run: RunConfig) -> dict[str, float] | None:
+    """Floating-point operations of a run's matrix products by PARTS; None for unknown sizes.
 
     A token costs 2 operations a weight in a forward pass and 4 T d a layer for attention over T tokens. Backward costs as much
     again for the activations, and once more for the weights where the whole backbone is trained; nothing where the head alone
-    is. Padding, the adapter itself and the decoding of text are not counted, so this is a lower bound.
+    is. training: of the examples' own tokens; padding: what a batch of random examples adds to them in training (those of an
+    evaluation are sorted by length); decoding: prompts and what is written after them, on every beam. The adapter itself is
+    not counted, nor that a GPU is idle between operations: a lower bound.
     """
     facts, shape = run.task.get("facts") or {}, run.model.get("full") or run.model.get("architecture") or {}
     if not {"train_rows", "eval_rows", "tokens"} <= facts.keys() or not shape:
@@ -108,16 +125,68 @@ def estimate(run: RunConfig) -> float | None:
     layers = shape.get("num_hidden_layers", shape.get("n_layer"))
     inner = shape.get("intermediate_size", 4 * width)
     mlp = 3 if shape.get("family") == "llama" else 2
-    length = min(facts["tokens"], run.task.get("max_length") or facts["tokens"])
-    forward = length * layers * (2 * (4 * width**2 + mlp * width * inner) + 4 * length * width)
-    epochs = run.train.epochs
-    train_rows, scored = facts["train_rows"], epochs * facts["eval_rows"]
-    if not isinstance(held := run.task.get("validation", "dev"), str):
-        train_rows, scored = (1 - held) * train_rows, epochs * held * train_rows + facts["eval_rows"]
-    examples = epochs * train_rows
-    if run.train.max_steps is not None:
-        examples = min(examples, run.train.max_steps * run.train.batch_size)
-    return forward * (_passes(run) * examples + scored)
+    limit = run.task.get("max_length") or float("inf")
+
+    def forward(tokens: float, context: float | None = None) -> float:
+        """Of so many tokens, each of which attends to `context` positions."""
+        return tokens * layers * (2 * (4 * width**2 + mlp * width * inner) + 4 * (context or tokens) * width)
+
+    length, train = min(facts["tokens"], limit), run.train
+    rows, reported = facts["train_rows"], 0.0
+    scored = facts["eval_rows"]
+    if not isinstance(held := run.task.get("validation", "dev"), str):  # a part of the training rows chooses the epoch
+        rows, scored, reported = (1 - held) * rows, held * rows, facts["eval_rows"]
+    examples = train.epochs * rows
+    if train.max_steps is not None:
+        examples = min(examples, train.max_steps * train.batch_size)
+    evaluations = {"epoch": train.epochs, "last": 1}.get(str(train.evaluate)) or math.ceil(train.epochs / int(train.evaluate))
+    if train.keep_features:
+        examples, evaluations = min(examples, rows), 1
+    trained = _passes(run) * examples
+    padded = max(length, _padded([min(value, limit) for value in facts["lengths"]], train)) if "lengths" in facts else length
+    beams, written = (run.task.get("decoding") or {}).get("beams", 1), facts.get("written", 0)
+    return {
+        "training": trained * forward(length),
+        "padding": trained * (forward(padded, length) - forward(length)),
+        "evaluation": (evaluations * scored + reported) * forward(length),
+        "decoding": facts.get("prompts", 0) * beams * forward(length, length) if written else 0.0,
+    }
+
+
+def _padded(quantiles: Sequence[float], train: TrainConfig) -> float:
+    """Tokens of a training example with its padding: of a batch whose lengths lie evenly in their distribution, cut as the loop
+    cuts it, into pieces that are each as long as their longest."""
+    if len(quantiles) != len(QUANTILES):
+        raise ConfigError(f"task.facts.lengths has {len(quantiles)} values, and there are {len(QUANTILES)} quantiles")
+    count, size = train.batch_size, train.micro_batch_size or train.batch_size
+    if train.micro_batch_tokens is None:
+        return longest_of(quantiles, min(size, count))
+    pieces: list[tuple[float, int]] = []  # length of the longest, examples
+    for index in reversed(range(count)):
+        if pieces and pieces[-1][1] < size and (pieces[-1][1] + 1) * pieces[-1][0] <= train.micro_batch_tokens:
+            pieces[-1] = (pieces[-1][0], pieces[-1][1] + 1)
+        else:
+            pieces.append((_quantile(quantiles, (index + 0.5) / count), 1))
+    return sum(longest * examples for longest, examples in pieces) / count
+
+
+def _quantile(quantiles: Sequence[float], share: float) -> float:
+    for (u, low), (v, high) in pairwise(zip(QUANTILES, quantiles, strict=True)):
+        if 100 * share <= v:
+            return low + (high - low) * (100 * share - u) / (v - u)
+    return quantiles[-1]
+
+
+def longest_of(quantiles: Sequence[float], count: int) -> float:
+    """The expected largest of `count` random lengths, whose distribution is given at QUANTILES and linear in between:
+    the integral of the quantile function over u^count."""
+    shares = [percent / 100 for percent in QUANTILES]
+    total = 0.0
+    for (u, low), (v, high) in pairwise(zip(shares, quantiles, strict=True)):
+        slope = (high - low) / (v - u)
+        power = (v**count - u**count, count / (count + 1) * (v ** (count + 1) - u ** (count + 1)))
+        total += (low - slope * u) * power[0] + slope * power[1]
+    return total
 
 
 def _passes(run: RunConfig) -> int:

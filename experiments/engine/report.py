@@ -27,7 +27,7 @@ LEVEL = 0.05
 PROSE = 60  # a column with more characters than this in a cell is text, and becomes a card on a phone
 HASH = 8
 VERDICTS = {"supported": "yes", "not supported": "no", "undecided": "open", "not run": "idle", IN_MINIATURE: "part"}
-NUMBER = re.compile(r"[+-]?[\d.,]+[KMG]?B?(±[\d.]+)?†?( \(n=\d+\))?( F1| Spearman)?( missed)?|–|-|")
+NUMBER = re.compile(r"[+-]?[\d.,]+[KMG]?B?(±[\d.]+)?†?( \(n=\d+\))?( F1| Spearman)?( missed| met| open)?|–|-|")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ LAUNCHERS = {
     ),
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray", [], ["hydra/launcher=ray", "hydra.launcher.ray.remote.num_gpus=0"]),
     "ddp": (None, None, LAUNCH, []),
+    "workers": (None, None, [], ["workers=2"]),
 }
 
 

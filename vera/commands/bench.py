@@ -4,6 +4,8 @@ python scripts/bench.py              all cases, on the GPU if there is one, else
 python scripts/bench.py a b          some: a RoBERTa-base, b RoBERTa-large, c Llama, d mixed batches, e files, f an epoch,
                                      g inference after merging, h banks of 10,000 and 100,000 adapters
 python scripts/bench.py h --banks 200,500                            case h with fewer adapters
+
+A case measured again by the same code counts as another occasion beside those before: a goal for a time wants three.
 """
 
 import argparse
@@ -19,6 +21,11 @@ from vera.io.files import write_atomic
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 CASES = list("abcdefgh")
+
+
+def file_of(described: dict) -> str:
+    """The name of a machine's file in results/bench."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{described['device']} {described['threads']} threads".lower()).strip("-") + ".json"
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -39,7 +46,7 @@ def main() -> int:
     import torch  # not before the arguments are known to be right: these take seconds
 
     from bench.cases import NeedsMore, measure_case
-    from bench.measure import machine
+    from bench.measure import accumulated, code, machine, now
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise VeraError("--device cuda: this machine has no CUDA GPU that torch can use")
@@ -48,13 +55,15 @@ def main() -> int:
         print("On a CPU: fewer layers and a smaller Llama. The full-size cases need a GPU.")
     described = machine(device)
     print(f"{described['device']}, {described['threads']} threads")
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{described['device']} {described['threads']} threads".lower()).strip("-")
-    path = options.out / f"{slug}.json"
+    path = options.out / file_of(described)
+    kept: dict = {}
     rows, left_out = [], []
     if path.exists():  # cases that are not measured now stay as they are
         kept = json.loads(path.read_text(encoding="utf-8"))
         rows, left_out = kept["cases"], kept["left_out"]
+    made_by = code()
     for name in sorted(set(options.cases)) or CASES:
+        before = [row for row in rows if row["case"] == name]
         rows, left_out = ([entry for entry in entries if entry["case"] != name] for entries in (rows, left_out))
         try:
             found = measure_case(name, device, options.data, options.banks)
@@ -64,13 +73,14 @@ def main() -> int:
             print(f"({name}) not measured, needs {error}")
         except VeraError as error:
             raise VeraError(f"case {name}: {error}") from None
+        found = accumulated(before, found, now(), made_by)
         for row in found:
             goal = "" if row["goal"] is None else f"   goal {row['goal']:.2f}"
-            low, high = row["ratio"]["min"], row["ratio"]["max"]
-            ratio = f"{row['ratio']['median']:.3f} [{low:.3f}, {high:.3f}]{goal}"
+            low, high = row["interval"]
+            ratio = f"{row['ratio']['median']:.3f} [{low:.3f}, {high:.3f}] on {len(row['occasions'])} occasions{goal}"
             print(f"({name}) {row['what']}: {ratio}   {row['shapes']}", flush=True)
         rows = sorted([*rows, *found], key=lambda row: row["case"])
-        content = {"machine": described, "cases": rows, "left_out": left_out}
+        content = {**kept, "machine": described, "cases": rows, "left_out": left_out}
         write_atomic(path, json.dumps(content, indent=1) + "\n")  # after each case: what is measured is kept
     print(f"written to {path}; `make tables` renders it")
     return 0

@@ -53,7 +53,7 @@ def examine(found: list[Cell], overrides: list[str]):
             cell.run,
             len(cell.seeds),
             counts().get(f"model={cell.run.model['name']} method={cell.run.method['name']}"),
-            estimate(cell.run),
+            sum((estimate(cell.run) or {}).values()) or None,
         )
         for cell in found
     ]

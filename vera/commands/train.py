@@ -3,6 +3,7 @@
 python scripts/train.py model=digits_vit task=digits method=vera seed=0
 python scripts/train.py -m method=lora,vera seed=0,1,2,3,4
 python scripts/train.py sweep=glue_large
+python scripts/train.py sweep=glue_large workers=auto     a worker on each GPU of this machine, or workers=4
 """
 
 import logging
@@ -16,6 +17,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import hydra
@@ -30,7 +32,7 @@ from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
 from vera.config.paths import readable
 from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, redacted
 from vera.io.files import write_atomic
-from vera.records import interrupt, screen, sources, sweep, workers
+from vera.records import crew, interrupt, screen, sources, sweep, workers
 from vera.records.record import Record
 from vera.records.store import Store
 
@@ -61,9 +63,21 @@ def train(cfg: DictConfig, run: RunConfig) -> str:
     done = store.path(run.run_name).exists()
     from vera.run import execute  # brings torch, which a finished run does not need
 
+    if run.device != "cpu":
+        say_of_other_gpus()
     with screen.shown(label(run), run.progress if os.environ.get("RANK", "0") == "0" else False):
         record = execute(run)
     return line(run, record, already(run, record) if done else f"{time.monotonic() - began:.1f} s")
+
+
+@lru_cache(maxsize=1)
+def say_of_other_gpus() -> None:
+    """Once: that a machine has more GPUs than this command uses."""
+    from vera.train.processes import gpus
+
+    alone = crew.WORKER not in os.environ and workers.launched() == 1 and in_main_process()
+    if alone and len(gpus()) > 1:
+        log.info("this machine has %d GPUs and this command uses one: workers=auto (make: WORKERS=auto) uses all", len(gpus()))
 
 
 def already(run: RunConfig, record: Record) -> str:
@@ -253,6 +267,15 @@ def check_arguments(arguments: list[str]) -> None:
             raise ConfigError(f"{argument}: classes are not given on the command line; choose a component such as method=lora")
 
 
+def places_of(asked: str, arguments: list[str]) -> list[str | None]:
+    """Where the workers of workers=... compute. Raises ConfigError."""
+    if workers.launched() > 1 or any(argument.startswith("hydra/launcher=") for argument in arguments):
+        raise ConfigError("workers= starts workers of its own, and so does a launcher: leave one of them out")
+    from vera.train.processes import gpus
+
+    return crew.places(asked, [] if "device=cpu" in arguments else gpus())
+
+
 def raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
     """Whether an error comes out of one of these packages: what they make of overrides such as model=[[1]]."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -267,6 +290,10 @@ def main(work: Work = train) -> int:
             sweep.skip = skip
         with interrupt.handled():
             check_arguments(sys.argv[1:])
+            asked, sys.argv[1:] = crew.parted(sys.argv[1:])
+            if asked is not None and (places := places_of(asked, sys.argv[1:])) != [None]:
+                log.info("%d workers: %s", len(places), ", ".join(f"GPU {p}" if p is not None else "CPU" for p in places))
+                return crew.Crew(log.info).run(crew.parted(sys.orig_argv)[1], places)
             sys.argv[1:] = for_each_run(readable(sys.argv[1:]))
             if workers.launched() > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
                 raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")

@@ -3,6 +3,9 @@
 Nothing here imports torch.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from vera.config.components import (
     CONF_DIR,
     build,
@@ -16,7 +19,37 @@ from vera.config.components import (
     normalised,
     targets,
 )
-from vera.config.composing import choice, choices_groups, compose, explain, from_hydra, recipe, refuse_secrets, resolve
 from vera.config.identity import GROUPS, SEED_REFERENCE, beside, cell_id, hashed, run_name, younger
 from vera.config.marks import Operational, Place, Source, StandIn, marks
-from vera.config.schema import Component, HubId, Name, RunConfig, Strict, TrainConfig, Validation, checked
+from vera.config.schema import QUANTILES, Component, HubId, Name, RunConfig, Strict, TrainConfig, Validation, checked
+
+COMPOSING = (
+    "choice",
+    "choices_groups",
+    "compose",
+    "compose_lasting",
+    "explain",
+    "from_hydra",
+    "recipe",
+    "refuse_secrets",
+    "resolve",
+)
+if TYPE_CHECKING:
+    from vera.config.composing import (
+        choice,
+        choices_groups,
+        compose,
+        compose_lasting,
+        explain,
+        from_hydra,
+        recipe,
+        refuse_secrets,
+        resolve,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """What composes configurations needs Hydra; a run that is composed does not."""
+    if name in COMPOSING:
+        return getattr(importlib.import_module("vera.config.composing"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

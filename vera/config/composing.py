@@ -153,6 +153,23 @@ def _plain(cfg: DictConfig, resolve: bool = True, throw_on_missing: bool = False
     return OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=throw_on_missing)
 
 
+def written(overrides: Sequence[str], key: str) -> Any:
+    """What the yamls of these choices write for one key, such as train.lr, with its interpolations; None where they have no
+    value for it. Raises ConfigError."""
+    try:
+        cfg = _compose(overrides)
+        if OmegaConf.select(cfg, key) is None:
+            return None
+        found: Any = OmegaConf.to_container(cfg, resolve=False)
+        for part in key.split("."):
+            found = found[part]
+        return found
+    except OmegaConfBaseException:
+        return None
+    except _COMPOSING as error:
+        raise ConfigError(explain(error)) from None
+
+
 def from_hydra(cfg: DictConfig, overrides: Sequence[str] = ()) -> RunConfig:
     """Resolve and check a config that was composed with `overrides`. Raises ConfigError naming the key and what it may be."""
     try:
@@ -182,7 +199,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str]) -> tuple[RunConfig, list
             _check_name(known[group], group)
     run = checked(RunConfig, {**known, "unhashed": [key for key in unhashed if not key.startswith("tracker.")]})
     following = _following(cfg, resolved, run.seed)
-    run = run.model_copy(update={"follows_seed": _only_the_seed(following, run), "variant": _variant(run, overrides)})
+    run = run.model_copy(update={"follows_seed": _only_the_seed(following, run), "variant": variant(run, overrides)})
     try:
         _ = run.cell_id
     except (ValueError, TypeError, AttributeError) as error:  # a number that is not finite, half a surrogate pair
@@ -191,7 +208,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str]) -> tuple[RunConfig, list
     return run, [dotted for dotted, _, _ in following]
 
 
-def _variant(run: RunConfig, overrides: Sequence[str]) -> str:
+def variant(run: RunConfig, overrides: Sequence[str]) -> str:
     """The overrides that tell this run from others of its model, task and method, as a person reads them."""
     said = {}
     for override in overrides:

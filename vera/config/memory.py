@@ -23,8 +23,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vera import config  # whose functions that compose bring Hydra, which a machine that only measures may lack
 from vera.config import CONF_DIR, RunConfig, conf_folders
-from vera.config.composing import compose, compose_lasting
 from vera.config.marks import TABLE
 from vera.io.files import write_atomic
 
@@ -48,10 +48,10 @@ class Compositions:
         """
         cell, seed = split_seed(overrides)
         if seed is None or any("$" in override for override in overrides):
-            return compose(overrides)
+            return config.compose(overrides)
         run = self._lasting(cell)
         if run is None:
-            return compose(overrides)
+            return config.compose(overrides)
         return run.with_seed(seed) if len(cell) < len(overrides) else run
 
     def _lasting(self, cell: tuple[str, ...]) -> RunConfig | None:
@@ -61,7 +61,7 @@ class Compositions:
             try:
                 self.built[key] = RunConfig(**self.known[key])
             except (KeyError, TypeError, ValidationError):  # not known, or not a run
-                self._keep(key, *compose_lasting(cell))
+                self._keep(key, *config.compose_lasting(cell))
         return self.built[key]
 
     def _keep(self, key: str, run: RunConfig, lasting: bool) -> None:
@@ -77,7 +77,7 @@ class Compositions:
         if workers < 2 or sys.platform != "linux":  # forking is cheap there; elsewhere `get` composes one by one
             return
         with ProcessPoolExecutor(workers, get_context("fork")) as pool:
-            for overrides, (run, lasting) in zip(new, pool.map(compose_lasting, new, chunksize=CHUNK), strict=True):
+            for overrides, (run, lasting) in zip(new, pool.map(config.compose_lasting, new, chunksize=CHUNK), strict=True):
                 self._keep(" ".join(overrides), run, lasting)
 
     def save(self) -> None:

@@ -43,6 +43,15 @@ class Component(Strict):
     neutral: Annotated[dict[str, Any], Operational] = {}
 
 
+QUANTILES = (
+    0,
+    *range(10, 100, 10),
+    95,
+    98,
+    99,
+    99.5,
+    100,
+)  # at which a task's facts give the lengths of its examples, in percent
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -66,11 +75,22 @@ class TrainConfig(Strict):
     warmup_steps: int | None = Field(ge=0)
     clip: float = Field(ge=0)
     precision: Literal["auto", "fp32", "bf16"]
+    tf32: bool
+    deterministic: Annotated[bool, Operational]
+    evaluate: int | str
+    keep_features: bool
     micro_batch_size: Annotated[int | None, Operational] = Field(ge=1)
     micro_batch_tokens: Annotated[int | None, Operational] = Field(ge=1)
     eval_batch_size: Annotated[int, Operational] = Field(ge=1)
     checkpoint_seconds: Annotated[float, Operational] = Field(ge=0)
     save: Annotated[bool, Operational]
+
+    @field_validator("evaluate")
+    @classmethod
+    def _epochs(cls, evaluate: int | str) -> int | str:
+        if evaluate not in ("epoch", "last") and not (isinstance(evaluate, int) and evaluate > 0):
+            raise PydanticCustomError("evaluate", "must be epoch, last, or a number of epochs")
+        return evaluate
 
     @field_validator("warmup_steps")
     @classmethod

@@ -65,6 +65,8 @@ class Pixels:
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [N, channels, H, W] of `resize` to the pixel values [N, channels, H, W] that the model expects, float32."""
+        if self.offset.device != pixels.device:
+            self.offset, self.factor = self.offset.to(pixels.device), self.factor.to(pixels.device)
         return torch.addcmul(self.offset, pixels.float(), self.factor)
 
     @property

@@ -45,12 +45,11 @@ def local(run: RunConfig) -> dict[str, Local]:
         sources = [key for key, mark in group_marks(settings, group).items() if mark == "source"]
         given = {key: settings[key] for key in sources if settings.get(key) is not None}
         if given:
-            found[group] = Local(group, given, " ".join(_stamp(path) for path in given.values()))
+            found[group] = Local(group, given, " ".join(_stamped(path) for path in given.values()))
     return found
 
 
-@lru_cache(maxsize=64)  # looked at once a process, as rows are read: a sweep asks for each of its runs
-def _stamp(path: str) -> str:
+def stamp(path: str) -> str:
     """Changes when a file below a path may have changed: SHA-256 over names, sizes and times. Raises RecordError."""
     root = Path(path)
     digest = hashlib.sha256()
@@ -67,6 +66,9 @@ def _stamp(path: str) -> str:
     return digest.hexdigest()
 
 
+_stamped = lru_cache(maxsize=64)(stamp)  # looked at once a process, as rows are read: a sweep asks for each of its runs
+
+
 def recall(run: RunConfig, source: Local) -> str | None:
     """The fingerprint of these files, where a run has taken it before."""
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -76,7 +78,7 @@ def recall(run: RunConfig, source: Local) -> str | None:
 
 def remember(run: RunConfig, source: Local, fingerprint: str) -> None:
     """Keep the fingerprint of files that have been read, and were the same before. A full disk costs time, nothing else."""
-    now = " ".join(_stamp.__wrapped__(path) for path in source.given.values())
+    now = " ".join(stamp(path) for path in source.given.values())
     if now == source.stamp:
         with suppress(OSError):
             write_atomic(_memory(run, source), json.dumps({"fingerprint": fingerprint}))

@@ -53,6 +53,9 @@ class Alpaca(LanguageTask):
         return value
 
     def load(self, backbone: Backbone, seed: int) -> Data:
+        return self.once(backbone, lambda: self._prepare(backbone))
+
+    def _prepare(self, backbone: Backbone) -> Data:
         self.check_length(backbone)
         every, source, commit = self.read()
         train, held = self._split(every)

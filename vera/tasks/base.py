@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,7 +23,8 @@ class Data:
     """A task's examples, ready for one backbone.
 
     train, evaluation  sequences of examples; `collate` turns a list of them into the model's keyword arguments, padded to the
-                       longest, with `labels`. Each epoch is scored on `evaluation`.
+                       longest, with `labels`. Each epoch is scored on `evaluation`. on_device: what is left to do with the
+                       arguments where the model is (uint8 images become the floats that it expects).
     test               examples that the best epoch's weights are scored on, once, after the last epoch; None: the scores on
                        `evaluation` are the ones reported.
     prompts, references  what a task that generates starts from after the last epoch (token ids), and the texts it is measured
@@ -45,6 +47,11 @@ class Data:
     references: Sequence[list[str]] = ()
     test: Sequence[Any] | None = None
     test_lengths: list[int] | None = None
+    on_device: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+
+    def arrived(self, batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """A batch of `collate` on the device, ready for the model."""
+        return self.on_device({key: value.to(device, non_blocking=True) for key, value in batch.items()})
 
 
 @dataclass
@@ -61,13 +68,18 @@ class Final:
 
 
 class Facts(TypedDict, total=False):
-    """What is known of a task's full data without reading it: rows, and tokens of an example on average."""
+    """What is known of a task's full data without reading it: rows, and tokens of an example on average. lengths: those at
+    vera.config.QUANTILES of the training examples. prompts, written: texts that are
+    generated at the end, and tokens of one."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     train_rows: int
     eval_rows: int
     tokens: int | float
+    lengths: list[int | float]
+    prompts: int
+    written: int | float
 
 
 class Task(Component):
@@ -118,6 +130,15 @@ class Task(Component):
         """Read, check and prepare the data. Raises DataError naming file and row."""
         raise NotImplementedError
 
+    def once(self, backbone: Backbone, prepare: Callable[[], Data]) -> Data:
+        """What `prepare` gives, made once for the runs of a sweep with this task and backbone that follow one another, whatever
+        their seeds and methods."""
+        key = (type(self), self.model_dump_json(), backbone.source, backbone.fingerprint)
+        if key not in _PREPARED:
+            _PREPARED.clear()
+            _PREPARED[key] = prepare()
+        return _PREPARED[key]
+
     def kept(self, logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What `score` needs of an evaluated batch, one row an example: by default the logits [N, outputs] and labels [N]."""
         return logits.float(), batch["labels"]
@@ -142,6 +163,10 @@ class Task(Component):
         """Over how many terms `loss` is the mean; micro-batches are weighted by it."""
         return len(batch["labels"])
 
+    def total_weight(self, examples: Sequence[Any], rows: Sequence[int]) -> int:
+        """`weight` of the batch of these rows, which is not collated: other processes compute parts of it."""
+        return len(rows)
+
     def length(self, example: Any) -> int:
         """Tokens of one training example, by which a batch is split into similar ones; 1 where all are equal."""
         return len(example["input_ids"]) if isinstance(example, dict) and "input_ids" in example else 1
@@ -155,6 +180,9 @@ class Task(Component):
     def tokens(self, batch: dict[str, Tensor]) -> int:
         """Tokens that a batch makes the model process, padding included; 0 for images."""
         return batch["input_ids"].numel() if "input_ids" in batch else 0
+
+
+_PREPARED: dict[tuple[Any, ...], Data] = {}
 
 
 @lru_cache(maxsize=1)

@@ -80,11 +80,7 @@ class Glue(Task):
         return compute(self.subset, predictions.numpy(), labels.numpy())
 
     def load(self, backbone: Backbone, seed: int) -> Data:
-        key = (self.subset, self.data_dir, self.max_length, self.synthetic, backbone.source, backbone.fingerprint)
-        if key not in _PREPARED:
-            _PREPARED.clear()  # one at a time: a sweep runs all seeds of a task in a row
-            _PREPARED[key] = self._prepare(backbone)
-        return _PREPARED[key]
+        return self.once(backbone, lambda: self._prepare(backbone))
 
     def _prepare(self, backbone: Backbone) -> Data:
         tokenizer = backbone.preprocess
@@ -184,9 +180,6 @@ class Glue(Task):
             return batch
 
         return collate
-
-
-_PREPARED: dict[tuple, Data] = {}
 
 
 def fingerprint(rows: dict[str, list[Row]]) -> str:

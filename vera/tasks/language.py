@@ -45,6 +45,9 @@ class LanguageTask(Task):
     def weight(self, batch):
         return int((batch["labels"][:, 1:] != IGNORED).sum())
 
+    def total_weight(self, examples, rows):
+        return sum(sum(label != IGNORED for label in examples[row]["labels"][1:]) for row in rows)
+
     def kept(self, logits, batch):
         """Summed log-probability [N] and number [N] of each example's target tokens."""
         labels = batch["labels"][:, 1:]

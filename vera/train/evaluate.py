@@ -13,6 +13,7 @@ from vera.methods.base import Method
 from vera.models.base import Backbone
 from vera.records import interrupt, screen
 from vera.tasks.base import Data, Final, Task
+from vera.train.feed import fed
 from vera.train.processes import Processes
 
 
@@ -46,14 +47,14 @@ def predict(
         share = batches[processes.rank :: processes.count]
         if processes.sharded:  # every forward pass needs all processes: some repeat a batch
             share += [batches[0]] * (-(-len(batches) // processes.count) - len(share))
-        for index, rows in enumerate(share):
+        collated = ((rows, data.collate([data.evaluation[row] for row in rows])) for rows in share)
+        for index, (rows, batch) in enumerate(fed(collated, accelerator.device)):
             screen.doing("evaluating", index * batch_size, len(share) * batch_size)
-            batch = data.collate([data.evaluation[row] for row in rows])
-            batch = {key: value.to(accelerator.device) for key, value in batch.items()}
+            batch = data.arrived(batch, accelerator.device)
             with accelerator.autocast():
                 logits = backbone.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
             kept, labels = task.kept(logits, batch)
-            for name, part in (("rows", torch.tensor(rows)), ("kept", kept.cpu()), ("labels", labels.cpu())):
+            for name, part in (("rows", torch.tensor(rows)), ("kept", kept), ("labels", labels)):  # where they are: no waiting
                 mine.setdefault(name, []).append(part)
     parts = processes.gather({name: torch.cat(tensors) for name, tensors in mine.items()})
     rows, kept, labels = (torch.cat([part[name] for part in parts if part]) for name in ("rows", "kept", "labels"))

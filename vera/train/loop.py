@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -20,19 +21,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
-from torch.utils.data import DataLoader
 
-from vera.config import RunConfig
+from vera.config import RunConfig, TrainConfig
 from vera.errors import Collapsed, ConfigError, TrainingError
 from vera.io.files import move_folder, write_atomic
 from vera.methods.base import Method
+from vera.models import reuse
 from vera.models.base import Backbone
 from vera.records import interrupt, screen
 from vera.records.kept import weights_hash
 from vera.seeds import generator, seed_everything
 from vera.tasks.base import Data, Final, Task
-from vera.train import state
+from vera.train import features, state
 from vera.train.evaluate import finish, predict
+from vera.train.feed import fed
 from vera.train.optim import lr_factor, optimizer, set_lr
 from vera.train.processes import on_gpu, together
 from vera.train.shard import average_gradients, shard
@@ -49,14 +51,26 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     return Accelerator(cpu=not gpu, mixed_precision=mixed, kwargs_handlers=[gradients_alone])
 
 
-def precision_of(accelerator: Accelerator, model: nn.Module) -> str:
+def precision_of(accelerator: Accelerator, model: nn.Module, tf32: bool = False) -> str:
     """In what the matrix products of a run are computed: bf16 under autocast, else in the precision of the frozen weights, of
-    which bf16 ones (and 4-bit ones, whose products are) are not made fp32 by having no autocast."""
+    which bf16 ones (and 4-bit ones, whose products are) are not made fp32 by having no autocast. tf32: allowed on a GPU."""
     half = any(p.dtype == torch.bfloat16 for p in model.parameters() if not p.requires_grad)
-    return "bf16" if half or accelerator.mixed_precision == "bf16" else "fp32"
+    full = "tf32" if tf32 and accelerator.device.type == "cuda" else "fp32"
+    return "bf16" if half or accelerator.mixed_precision == "bf16" else full
 
 
-MicroBatch = tuple[float, dict[str, torch.Tensor]]  # its weight in the batch's mean loss, and the model's arguments
+def set_numerics(config: TrainConfig) -> None:
+    """For this process, until the next run says otherwise: TF32, and whether operations must give the same each time."""
+    if config.deterministic:  # read when cuBLAS starts; torch refuses products without it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.tf32
+
+
+# Its weight in the batch's mean loss (None: no example of the batch, but a pass that other processes wait for), and the model's
+# arguments.
+MicroBatch = tuple[float | None, dict[str, torch.Tensor]]
 
 
 class Loop:
@@ -86,6 +100,7 @@ class Loop:
         self.processes = together(run.device)
         self.processes.on_main(lambda: None)  # none waits in the next collective, which has a time limit, for one still loading
         self.accelerator = make_accelerator(run.device, run.train.precision)
+        set_numerics(run.train)
         gc.collect()  # Accelerate ties a model of an earlier run into a cycle
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -95,12 +110,21 @@ class Loop:
         if self.processes.sharded:
             if data.prompts:
                 raise ConfigError(f"task={task.name} writes texts, which one process does; leave --use_fsdp out")
+            reuse.forget()
             shard(backbone.model, self.parameters.values(), self.accelerator.device)
         else:
-            backbone.model.to(self.accelerator.device)
+            reuse.to(backbone.model, self.accelerator.device)
         backbone.model.train()
         self.optimizer = optimizer(groups, run.train)
-        self.model = backbone.model if self.processes.sharded else self._prepared(backbone.model)
+        self.computed = backbone  # what a batch goes through
+        self._took = 0.0
+        if run.train.keep_features:
+            if self.processes.sharded:
+                raise ConfigError("train.keep_features=true computes the backbone once in each process; leave --use_fsdp out")
+            began, size = time.monotonic(), run.train.eval_batch_size
+            self.computed, self.data = features.kept(backbone, method, data, size, self.accelerator.autocast)
+            self._took = time.monotonic() - began
+        self.model = self.computed.model if self.processes.sharded else self._prepared(self.computed.model)
         self.steps_per_epoch = -(-len(data.train) // run.train.batch_size)
         self.total = run.train.epochs * self.steps_per_epoch
         if run.train.max_steps is not None:
@@ -117,6 +141,8 @@ class Loop:
         self.test: dict[str, float | None] | None = None  # metrics of the test set at the best epoch
         self.spent: dict[str, Any] = {"seconds": 0.0, "examples": 0, "tokens": 0, "restarts": 0, "peak_memory_bytes": None}
         self._saving = 0.0
+        self._clock = time.monotonic()
+        self._urgency = 0
 
     def _prepared(self, model: nn.Module) -> nn.Module:
         with warnings.catch_warnings():  # torch has a newer name for broadcast_buffers, which Accelerate does not know yet
@@ -130,16 +156,16 @@ class Loop:
         """
         seed_everything(self.run.seed, "dropout", self.processes.rank)
         self._resume()
-        self._clock = time.monotonic()
+        self._clock = time.monotonic() - self._took
         with interrupt.deferred(), self._until_collapsed():
             while self.step < self.total or self._unscored():
                 if not self._unscored():
                     for batches in self._rest_of_epoch():
                         self._step(batches)
                         if self.step % self.steps_per_epoch and self.step < self.total:
-                            self._checkpoint_when_due()
+                            self._checkpoint_when_due(self._urgency)
                 self._end_epoch()
-                self._checkpoint_when_due()
+                self._checkpoint_when_due(self._agree())
             if self.data.test is not None:
                 self._score_test(self.data.test)
         self.spent["seconds"] += time.monotonic() - self._clock
@@ -153,12 +179,22 @@ class Loop:
             self.collapsed = str(reason)
 
     def _unscored(self) -> bool:
-        """Whether an epoch is trained but not evaluated: it was interrupted in between."""
+        """Whether an epoch is trained and to be evaluated, but is not: it was interrupted in between."""
         ended = self.step > 0 and (self.step % self.steps_per_epoch == 0 or self.step == self.total)
-        return ended and (not self.history or self.history[-1]["step"] < self.step)
+        return ended and self._evaluated() and (not self.history or self.history[-1]["step"] < self.step)
+
+    def _evaluated(self) -> bool:
+        """Whether train.evaluate wants the epoch scored that ends with this step. The last one always is."""
+        if self.step == self.total or self.config.evaluate == "epoch":
+            return True
+        return self.config.evaluate != "last" and self._epoch() % int(self.config.evaluate) == 0
+
+    def _epoch(self) -> int:
+        """The epoch that the last step belongs to, from 1."""
+        return -(-self.step // self.steps_per_epoch)
 
     def _rest_of_epoch(self) -> Iterator[list[MicroBatch]]:
-        """The epoch's remaining steps, each a list of micro-batches: this process's share of the batch, which may be empty.
+        """The epoch's remaining steps, each a list of micro-batches: this process's share of the batch.
 
         The order of the examples depends on seed and epoch alone, not on the number of processes.
         """
@@ -166,45 +202,47 @@ class Loop:
         order = torch.randperm(len(self.data.train), generator=generator(self.run.seed, "order", epoch)).tolist()
         size = self.config.batch_size
         steps = [order[start : start + size] for start in range(0, len(order), size)]
-        steps = [batch[self.processes.rank :: self.processes.count] for batch in steps[done : done + self.total - self.step]]
-        # A generator of its own: otherwise every start of a loader would draw from the one that dropout uses.
-        own = torch.Generator()
-        return iter(DataLoader(self.data.train, batch_sampler=steps, collate_fn=self._micro_batches, generator=own))
+        return fed(map(self._micro_batches, steps[done : done + self.total - self.step]), self.accelerator.device)
 
-    def _micro_batches(self, examples: list[Any]) -> list[MicroBatch]:
-        """A share of a batch in pieces that fit the memory, each with its weight in the whole batch's mean loss."""
-        size = self.config.micro_batch_size or max(1, len(examples))
-        if self.config.micro_batch_tokens is None:
-            pieces = [examples[start : start + size] for start in range(0, len(examples), size)]
-        else:
-            pieces = similar_lengths(examples, self.task.length, self.config.micro_batch_tokens, size)
-        batches = [self.data.collate(piece) for piece in pieces]
+    def _micro_batches(self, rows: list[int]) -> list[MicroBatch]:
+        """This process's share of a batch in pieces that fit the memory, each with its weight in the whole batch's mean loss.
+
+        What the other processes do follows from the rows, so that none has to be asked.
+        """
+        shares = [rows[rank :: self.processes.count] for rank in range(self.processes.count)]
+        train = self.data.train
+        batches = [self.data.collate([train[row] for row in piece]) for piece in self._pieces(shares[self.processes.rank])]
         weights = [self.task.weight(batch) for batch in batches]
-        total = self.processes.sum(sum(weights))[0] or 1
-        return [(weight / total, batch) for weight, batch in zip(weights, batches, strict=True)]
+        total = sum(weights) if len(shares) == 1 else self.task.total_weight(train, rows)
+        made: list[MicroBatch] = [(weight / (total or 1), batch) for weight, batch in zip(weights, batches, strict=True)]
+        # Gradients are averaged in the backward pass, in which a process without a share has to take part as well; with a
+        # sharded backbone in every forward pass.
+        needed = max(len(self._pieces(share)) for share in shares) if self.processes.sharded else 1
+        idle: MicroBatch = (None, self.data.collate([train[0]])) if len(made) < needed else made[0]
+        return made + [idle] * (needed - len(made))
+
+    def _pieces(self, rows: list[int]) -> list[list[int]]:
+        size = self.config.micro_batch_size or max(1, len(rows))
+        if self.config.micro_batch_tokens is None:
+            return [rows[start : start + size] for start in range(0, len(rows), size)]
+        return similar_lengths(rows, lambda row: self.task.length(self.data.train[row]), self.config.micro_batch_tokens, size)
 
     def _step(self, batches: list[MicroBatch]) -> None:
         factor = lr_factor(self.step, self.total, self.config)
         set_lr(self.optimizer, factor)
         self.method.on_step(self.backbone, self.step, self.total, factor * self.config.lr)
         loss_sum = torch.zeros_like(self.loss_sum)
-        for _, batch in batches:
-            self.counted["examples"] += len(batch["labels"])
-            self.counted["tokens"] += self.task.tokens(batch)
-        # Gradients are averaged in the backward pass, in which a process without a share has to take part as well.
-        idle = 1 - len(batches)
-        if self.processes.sharded:  # so does every forward pass
-            idle = int(self.processes.max(len(batches) or 1)) - len(batches)
-        if idle > 0:
-            batches = batches + [(0.0, self.data.collate([self.data.train[0]]))] * idle
         for index, (weight, batch) in enumerate(batches, start=1):
-            batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
+            if weight is not None:
+                self.counted["examples"] += len(batch["labels"])
+                self.counted["tokens"] += self.task.tokens(batch)
+            batch = self.data.arrived(batch, self.accelerator.device)
             inputs = {key: value for key, value in batch.items() if key != "labels"}
             last = index == len(batches) or self.processes.sharded
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     logits = self.model(**inputs).logits
-                loss = weight * self.task.loss(logits, batch)
+                loss = (weight or 0.0) * self.task.loss(logits, batch)
                 self.accelerator.backward(loss * self.processes.count)
             loss_sum += loss.detach()
         if self.processes.sharded:
@@ -220,20 +258,32 @@ class Loop:
         self.step += 1
         self.loss_sum += loss_sum
         on_cpu = self.accelerator.device.type == "cpu"
-        if on_cpu or self.step % 20 == 0 or self.step == self.total:
-            value, loss_sum = self.processes.sum(loss_sum.item(), self.loss_sum.item())
+        self._urgency = self._agree(loss_sum if on_cpu or self.step % 20 == 0 or self.step == self.total else None)
+
+    def _agree(self, loss: torch.Tensor | None = None) -> int:
+        """The one exchange of a step with the other processes. Its loss, where it is told, must be finite. Returned is how
+        urgent a checkpoint is to any of them: 1 it is due, 2 then leave."""
+        # A large state takes long to write: never more than a twentieth of the time.
+        due = time.monotonic() - self._clock >= max(self.config.checkpoint_seconds, 20 * self._saving)
+        own = (0.0, 0.0) if loss is None else (loss.item(), self.loss_sum.item())
+        value, loss_sum, due_in, asked_in = self.processes.sum(*own, float(due), float(interrupt.requested()))
+        if loss is not None:
             if not math.isfinite(loss_sum):
                 raise Collapsed(f"the loss is {value} at step {self.step} of {self.total}; lower train.lr or train.head_lr")
             self.on_progress(self.step, self.total, value)
             self.on_log({"train/loss": value, "train/lr_factor": lr_factor(self.step, self.total, self.config)}, self.step)
+        return 2 if asked_in else int(due_in > 0)
 
     def _end_epoch(self) -> None:
-        epoch = -(-self.step // self.steps_per_epoch)
+        epoch = self._epoch()
         steps = self.step - (epoch - 1) * self.steps_per_epoch
         broken = [name for name, parameter in self.parameters.items() if not torch.isfinite(parameter).all()]
         if self.processes.any(bool(broken)):
             first = broken[0] if broken else "a parameter"
             raise Collapsed(f"{first} is not finite after epoch {epoch}; lower train.lr or train.head_lr")
+        if not self._evaluated():
+            self._close_epoch(steps)
+            return
         before = state.generators()
         try:
             metrics = self._evaluate(epoch)
@@ -241,13 +291,13 @@ class Loop:
             if not left.again and self.processes.count == 1:  # several are not at the same point now
                 self._checkpoint(before)
             raise interrupt.Interrupted(left.args[0], f"interrupted at step {self.step} of {self.total}", left.again) from None
-        train_loss = self.processes.sum(self.loss_sum.item())[0] / steps
-        self.loss_sum.zero_()
+        train_loss = self._close_epoch(steps)
         self.history.append({"epoch": epoch, "step": self.step, "train_loss": train_loss, "metrics": metrics})
         primary = self.task.primary
         screen.scored(epoch, -(-self.total // self.steps_per_epoch), primary, metrics.get(primary))
         defined = {f"eval/{key}": value for key, value in metrics.items() if value is not None}
-        self.on_log({**defined, "train/epoch_loss": train_loss}, self.step)
+        if defined:
+            self.on_log(defined, self.step)
         best = best_epoch(self.history, self.task.primary) == epoch
         if best and self.data.test is not None:
             self.chosen = {name: tensor.clone() for name, tensor in self.method.trained(self.backbone).items()}
@@ -256,17 +306,24 @@ class Loop:
         if self.config.save and self.step == self.total:
             self._save("last")
 
+    def _close_epoch(self, steps: int) -> float:
+        """The mean loss of the epoch's steps, told and no longer summed."""
+        train_loss = self.processes.sum(self.loss_sum.item())[0] / steps
+        self.loss_sum.zero_()
+        self.on_log({"train/epoch_loss": train_loss}, self.step)
+        return train_loss
+
     def _evaluate(self, epoch: int) -> dict[str, float | None]:
         """The epoch's metrics, and after the last one the task's last word."""
         metrics = self._scored(self.data, f"after epoch {epoch}")
         if self.step == self.total:
-            parts = (self.backbone, self.method, self.task, self.data, self.config.eval_batch_size)
+            parts = (self.computed, self.method, self.task, self.data, self.config.eval_batch_size)
             self.final = Final(**self.processes.on_main(lambda: self._finish(*parts)))
             metrics = {**metrics, **self.final.metrics}
         return metrics
 
     def _scored(self, data: Data, when: str) -> dict[str, float | None]:
-        parts = (self.backbone, self.method, self.task, data, self.config.eval_batch_size)
+        parts = (self.computed, self.method, self.task, data, self.config.eval_batch_size)
         kept, labels = predict(self.accelerator, self.processes, *parts)
         if not torch.isfinite(kept).all():
             raise Collapsed(f"predictions are not finite {when}; lower train.lr or train.head_lr")
@@ -311,10 +368,8 @@ class Loop:
             shutil.rmtree(scratch, ignore_errors=True)
         return written
 
-    def _checkpoint_when_due(self) -> None:
-        # A large state takes long to write: never more than a twentieth of the time.
-        due = time.monotonic() - self._clock >= max(self.config.checkpoint_seconds, 20 * self._saving)
-        urgency = self.processes.max(2 if interrupt.requested() else int(due))  # asked in any process, all leave
+    def _checkpoint_when_due(self, urgency: int) -> None:
+        """Of `_agree`: asked in any process, all leave."""
         if urgency:
             self._checkpoint()
         if urgency == 2:
@@ -391,7 +446,7 @@ class Loop:
             "steps": self.step,
             "processes": self.processes.count,
             "device": torch.cuda.get_device_name() if gpu else "cpu",
-            "precision": precision_of(self.accelerator, self.backbone.model),
+            "precision": precision_of(self.accelerator, self.backbone.model, self.config.tf32),
             "threads": torch.get_num_threads(),
         }
 

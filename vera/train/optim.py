@@ -30,7 +30,8 @@ def optimizer(groups: ParameterGroups, config: TrainConfig) -> torch.optim.AdamW
     param_groups = [
         {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay} for (_, lr, decay), parameters in alike.items()
     ]
-    return torch.optim.AdamW(param_groups, betas=config.betas, eps=config.eps)
+    on_gpu = all(parameter.device.type == "cuda" for parameters in alike.values() for parameter in parameters)
+    return torch.optim.AdamW(param_groups, betas=config.betas, eps=config.eps, fused=on_gpu or None)
 
 
 def lr_factor(step: int, total: int, config: TrainConfig) -> float:

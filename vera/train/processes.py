@@ -133,6 +133,13 @@ def on_gpu(device: str) -> bool:
     return gpu
 
 
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES calls them."""
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return named[:count] if named else [str(index) for index in range(count)]
+
+
 def together(device: str) -> Processes:
     """The processes of this launch; the first call connects them. Raises ConfigError for a device that is not there."""
     gpu = on_gpu(device)

@@ -114,7 +114,8 @@ def _restore(
             parameter = parameters[name]
             if value.shape not in ((), parameter.shape):
                 raise ValueError(f"{key} has shape {list(value.shape)}")
-            optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
+            here = field != "step" or optimizer.defaults.get("fused")  # a fused optimiser counts on the device
+            optimizer.state[parameter][field] = value.to(parameter.device) if here else value
 
     def group(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

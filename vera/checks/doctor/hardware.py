@@ -22,6 +22,7 @@ LONG = 86400.0  # seconds of one run on a CPU from which a GPU is asked for
 NF4 = 4.127 / 8  # bytes a weight: 4 bits and the scales, which are quantised too (QLoRA, section 3)
 ADAM = 12  # bytes a trained value beside the value itself: gradient and two moments in float32
 RECORD = 20_000  # bytes
+CONTEXT = 1e9  # bytes that CUDA and its libraries take on a GPU for each process; a rough figure
 
 
 def weights_bytes(run: RunConfig, backbone: int) -> float:
@@ -94,7 +95,11 @@ def memory(wanted: Sequence[Wanted]) -> list[Line]:
             remedy = f"train.micro_batch_size={fitting}" if fitting >= 1 else f"a GPU with more than {gb(need)}"
             lines.append(Line(TODO, f"memory: {name}", f"{about}; {gpu.name} has {gb(gpu.total_memory)}", remedy))
         else:
-            lines.append(Line(OK, f"memory: {name}", f"{about}; {gpu.name} has {gb(gpu.total_memory)}"))
+            at_once = int(0.9 * gpu.total_memory / (need + CONTEXT))
+            several = (
+                f", where {at_once} runs fit at once (workers={at_once * torch.cuda.device_count()})" if at_once > 1 else ""
+            )
+            lines.append(Line(OK, f"memory: {name}", f"{about}; {gpu.name} has {gb(gpu.total_memory)}{several}"))
     if gpu is not None:
         return [Line(OK, "GPU", f"{torch.cuda.device_count()} x {gpu.name}"), *lines]
     remedy = "a machine with a CUDA GPU and a torch built for it (torch.cuda.is_available() is false here)"

@@ -1,0 +1,78 @@
+"""A run's configuration from conf/ without Hydra, for a machine that has none: model, task, method and their recipe, with the
+values that refer to others filled in. (What needs more, such as another scale, is for vera.config.compose.)"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from vera.config import CONF_DIR, RunConfig, normalised
+
+_REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+
+
+def run_of(model: str, task: str, method: str, **changes: Any) -> RunConfig:
+    """The run of `model=M task=T method=X`, changed like `train__epochs=1`. No path is set: nothing is read but conf/."""
+    places = {"results_dir": "results", "work_dir": "work", "cache_dir": ".cache"}
+    tree: dict[str, Any] = {
+        **places,
+        "seed": 0,
+        "model": _read("model", model),
+        "task": _read("task", task),
+        "method": _read("method", method),
+        "train": _read("train", "default"),
+        "tracker": _read("tracker", "none"),
+    }
+    family = str(tree["model"]["_target_"]).split(".")[-2]
+    for name in (f"{method}_{model}", model, f"{method}_{family}"):
+        if (CONF_DIR / "recipe" / f"{name}.yaml").is_file():
+            _merge(tree, _read("recipe", name))
+            break
+    for key, value in changes.items():
+        group, _, name = key.partition("__")
+        tree[group][name] = value
+    follows = [f"{group}.{key}" for group in ("model", "task", "method") for key, v in tree[group].items() if v == "${seed}"]
+    groups = {group: _resolved(tree[group], tree) for group in ("model", "task", "method", "train", "tracker")}
+    for group in ("model", "task", "method", "tracker"):
+        groups[group] = normalised(groups[group], group)
+    return RunConfig(
+        **groups,
+        **places,
+        seed=0,
+        device="auto",
+        progress=False,
+        claim_timeout=300,
+        follows_seed=follows,
+    )
+
+
+def _read(group: str, name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _merge(tree: dict[str, Any], more: dict[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _resolved(value: Any, tree: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolved(item, tree) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolved(item, tree) for item in value]
+    while isinstance(value, str) and (found := _REFERENCE.search(value)):
+        if ":" in found[1] or found[1].startswith("."):  # a resolver: a path, which is not set, or a part of one
+            filled: Any = ""
+        else:
+            filled = tree
+            for part in found[1].split("."):
+                filled = filled[part]
+        if found[0] == value:
+            return _resolved(filled, tree) if filled != "" else None
+        value = value.replace(found[0], str(filled))
+    return value

@@ -1,0 +1,215 @@
+"""What one GPU shows in one go (vera gpu-proof): tests, the cases of the bench, Table 12, a whole epoch, and where its time
+goes. Made so that torch, transformers, peft and accelerate are enough; what else is missing is said, and left out."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from transformers import RobertaForSequenceClassification
+
+from bench.cases import QUERY_VALUE, NeedsMore, Row, timed
+from bench.measure import alternate, load_average
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONAL = ("hydra", "datasets", "evaluate", "wandb", "bitsandbytes")  # what a machine may lack
+NEEDED = ("torch", "transformers", "peft", "accelerate", "safetensors", "pydantic", "psutil", "rich", "yaml", "numpy")
+
+
+def missing(names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if (name in sys.modules and sys.modules[name] is None) or not importlib.util.find_spec(name)]
+
+
+def tests() -> str:
+    """pytest's last line on the tests marked gpu. Raises NeedsMore where pytest is not there, RuntimeError where one fails."""
+    if missing(("pytest",)):
+        raise NeedsMore("pytest")
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-m", "gpu", "tests/test_gpu.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "VERA_GPU_TOY": "1"})
+    lines = done.stdout.strip().splitlines() or [done.stderr.strip()]
+    if done.returncode:
+        raise RuntimeError("; ".join([line for line in lines if line.startswith(("FAILED", "ERROR"))] or lines[-3:]))
+    return lines[-1]
+
+
+def rte_shaped(method: str, toy: bool, examples: int | None = None, **train: Any) -> Any:
+    """What a Loop is made of: run, backbone, method, task and data, of RoBERTa-base's and RTE's shapes (toy: of a tiny model)
+    with random weights, tokens and labels. The lengths are those of RTE's training examples."""
+    from bench.plain import run_of
+    from vera.config import QUANTILES, build
+    from vera.models.base import Backbone
+    from vera.models.tiny import architecture
+    from vera.tasks.base import Data, Task
+
+    run = run_of("roberta_base", "rte", method, **{f"train__{key}": value for key, value in train.items()})
+    model_config, built = build(run.model, "model"), build(run.method, "method")
+    shape = {**run.model["tiny"], "vocab_size": 257} if toy else dict(run.model["full"])
+    torch.manual_seed(0)
+    model = RobertaForSequenceClassification(architecture({**shape, "max_position_embeddings": 514}))
+    backbone = Backbone(model, None, ("classifier",), "random weights", None, "random")
+    built.attach(backbone, model_config)
+    draws = np.random.default_rng(0)
+    facts = run.task["facts"]
+    count = examples or facts["train_rows"]
+    lengths = np.interp(100 * draws.random(count), QUANTILES, facts["lengths"]).astype(int).clip(2, 16 if toy else None)
+    rows = [{"input_ids": draws.integers(3, shape["vocab_size"], n).tolist(), "labels": int(n % 2)} for n in lengths]
+
+    class Shaped(Task):
+        @property
+        def outputs(self) -> int:
+            return 2
+
+        def score(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float | None]:
+            return {"accuracy": (logits.argmax(-1) == labels).float().mean().item()}
+
+    task = Shaped(name="rte", version=1, primary="accuracy")
+    held = rows[: facts["eval_rows"]]
+    data = Data(rows, held, padded, "random tokens", None, "random", lengths=[len(row["input_ids"]) for row in held])
+    return run.model_copy(update={"device": "auto"}), backbone, built, task, data
+
+
+def padded(examples: list[dict[str, Any]], multiple: int = 1) -> dict[str, torch.Tensor]:
+    """input_ids, attention_mask and labels, padded to the longest."""
+    longest = -(-max(len(example["input_ids"]) for example in examples) // multiple) * multiple
+    ids = torch.full((len(examples), longest), 1)
+    mask = torch.zeros_like(ids)
+    for index, example in enumerate(examples):
+        ids[index, : len(example["input_ids"])] = torch.tensor(example["input_ids"])
+        mask[index, : len(example["input_ids"])] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([example["labels"] for example in examples])}
+
+
+def loop_of(toy: bool, folder: str) -> Any:
+    from vera.train.loop import Loop
+
+    changes = {"epochs": 1, "save": False, "micro_batch_tokens": 4096, "batch_size": 8 if toy else 64}
+    run, *parts = rte_shaped("vera", toy, examples=24 if toy else None, **changes)
+    return Loop(run, *parts, work=Path(folder) / "work")
+
+
+def epoch(loop: Any) -> Callable[[], None]:
+    """The steps of one epoch, with what builds their batches."""
+
+    def call() -> None:
+        loop.step = 0
+        for batches in loop._rest_of_epoch():
+            loop._step(batches)
+
+    return call
+
+
+def trainer(loop: Any, folder: str, device: str, toy: bool) -> tuple[Callable[[], None], dict[str, Any]]:
+    """The same epoch by transformers' Trainer with PEFT's VeRA, and its settings: those of its own that make it fast."""
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    model = RobertaForSequenceClassification(loop.backbone.model.config)
+    rank = loop.run.method["rank"]
+    config = peft.VeraConfig(r=rank, target_modules=list(QUERY_VALUE), modules_to_save=["classifier"])
+    known = TrainingArguments.__dataclass_fields__
+    fast: dict[str, Any] = (
+        {"group_by_length": True} if "group_by_length" in known else {"train_sampling_strategy": "group_by_length"}
+    )
+    gpu = device == "cuda"
+    fast |= {
+        "bf16": gpu,
+        "tf32": True if gpu else None,
+        "dataloader_num_workers": 4 if gpu else 0,
+        "dataloader_persistent_workers": gpu,
+        "dataloader_pin_memory": gpu,
+        "optim": "adamw_torch_fused" if gpu else "adamw_torch",
+    }
+    arguments = TrainingArguments(
+        output_dir=f"{folder}/trainer",
+        per_device_train_batch_size=loop.run.train.batch_size,
+        num_train_epochs=1,
+        learning_rate=loop.run.train.lr,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=not gpu,
+        remove_unused_columns=False,
+        **fast,
+    )
+    made = Trainer(
+        model=peft.get_peft_model(model, config), args=arguments, train_dataset=loop.data.train, data_collator=_to_eights
+    )
+    made.remove_callback(PrinterCallback)
+    return made.train, {**fast, "padded to a multiple of": 8}
+
+
+def _to_eights(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return padded(examples, 8)
+
+
+def whole_epoch(device: str, rounds: int, toy: bool) -> tuple[list[Row], dict[str, Any]]:
+    """An epoch by our loop and by the Trainer, in turns; and of our epoch how long the GPU was idle, and what it did."""
+    with tempfile.TemporaryDirectory() as folder:
+        loop = loop_of(toy, folder)
+        ours = epoch(loop)
+        theirs, settings = trainer(loop, folder, device, toy)
+        seconds = alternate({"ours": ours, "Trainer": theirs}, rounds, device)
+        looked = looked_at(ours, device)
+    shapes = f"RoBERTa-base, r=1024, {len(loop.data.train)} examples of RTE's lengths, batch {loop.run.train.batch_size}"
+    row = timed("p", "an epoch / Trainer + PEFT VeRA", seconds, "ours", "Trainer", shapes, None)
+    return [{**row, "load_average": load_average()}], {**looked, "trainer": settings, "shapes": shapes}
+
+
+def looked_at(call: Callable[[], None], device: str, most: int = 12) -> dict[str, Any]:
+    """The share of a call's time in which the GPU computed nothing (None without one), and its kernels by time."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        began = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - began
+    kernels = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    spent: dict[str, float] = {}
+    for event in kernels:
+        spent[event.name] = spent.get(event.name, 0.0) + event.time_range.elapsed_us() / 1e6
+    busy = sum(end - start for start, end in _joined(sorted((e.time_range.start, e.time_range.end) for e in kernels))) / 1e6
+    names = sorted(spent, key=lambda name: -spent[name])[:most]
+    return {
+        "seconds": wall,
+        "idle": 1 - busy / wall if kernels else None,
+        "kernels": {name[:120]: spent[name] for name in names},
+    }
+
+
+def _joined(intervals: list[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Intervals that do not overlap, from sorted ones."""
+    for index, (start, end) in enumerate(intervals):
+        if index == 0:
+            low, high = start, end
+        elif start > high:
+            yield low, high
+            low, high = start, end
+        else:
+            high = max(high, end)
+    if intervals:
+        yield low, high
+
+
+def step_profile(device: str, toy: bool) -> dict[str, Any]:
+    """One training step after three others: its time, what the GPU did of it, and how long it was idle."""
+    with tempfile.TemporaryDirectory() as folder:
+        loop = loop_of(toy, folder)
+        batches = iter(loop._rest_of_epoch())
+        for _ in range(2 if toy else 3):
+            loop._step(next(batches))
+        step = next(batches)
+        return looked_at(lambda: loop._step(step), device)

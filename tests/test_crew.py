@@ -1,0 +1,97 @@
+"""Several workers of one command: their lines in one stream, a GPU each, a signal for all, a dead one named."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from vera.errors import ConfigError
+from vera.records import crew
+
+SLEEP = "import time\nwhile True: time.sleep(0.01)"
+
+
+def run(code, places, during=lambda said: None):
+    """The exit status and the lines of workers that run a piece of Python each."""
+    said: list[str] = []
+    helper = threading.Thread(target=during, args=(said,))
+    helper.start()
+    status = crew.Crew(said.append).run([sys.executable, "-c", code], places)
+    helper.join()
+    return status, said
+
+
+def wait_for(said, count):
+    deadline = time.monotonic() + 60
+    while len(said) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_each_worker_has_a_gpu_and_all_lines_become_one_stream():
+    code = "import os; print(os.environ['VERA_WORKER'], os.environ['CUDA_VISIBLE_DEVICES'])\nraise SystemExit(0)"
+    status, said = run(code, ["0", "3", "0"])
+    assert status == 0 and sorted(said) == ["1 0", "2 3", "3 0"]
+
+
+def test_places_are_the_gpus_in_turn():
+    assert crew.places("auto", ["0", "1"]) == ["0", "1"] and crew.places("3", ["4", "6"]) == ["4", "6", "4"]
+    assert crew.places("auto", []) == [None] and crew.places("2", []) == [None, None]
+    assert crew.parted(["sweep=demo", "workers=2", "seed=0"]) == ("2", ["sweep=demo", "seed=0"])
+    assert crew.parted(["task.workers=2"]) == (None, ["task.workers=2"])  # another key, of images
+    for wrong in ("0", "two", "-1", ""):
+        with pytest.raises(ConfigError, match="no number of workers"):
+            crew.parted([f"workers={wrong}"])
+
+
+def test_what_one_worker_has_said_of_a_run_is_not_said_again():
+    lines = {
+        "1": ["a--s0  accuracy 0.5  2.0 s", "b--s0  accuracy 0.5  already done"],
+        "2": ["b--s0: claimed by host pid 1; comes back to it", "b--s0  accuracy 0.5  already done", "warning: x"],
+    }
+    code = f"import os; print('\\n'.join({lines}[os.environ['VERA_WORKER']]))"
+    _, said = run(code, [None, None])
+    assert len([line for line in said if line.startswith("b--s0")]) == 1
+    assert "a--s0  accuracy 0.5  2.0 s" in said and "warning: x" in said
+
+
+def test_a_signal_reaches_every_worker_once():
+    code = f"""
+import signal, sys
+def leave(signum, frame):
+    print("left by", signum, flush=True); sys.exit(128 + signum)
+signal.signal(signal.SIGINT, leave)
+print("here", flush=True)
+{SLEEP}"""
+
+    def interrupt(said):
+        wait_for(said, 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    status, said = run(code, [None, None], interrupt)
+    assert status == 130 and said.count("left by 2") == 2 and len(said) == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_dead_worker_is_named_and_the_others_end_well():
+    code = f"""
+import os, time
+print(os.environ["VERA_WORKER"], os.getpid(), flush=True)
+if os.environ["VERA_WORKER"] == "1":
+    {SLEEP.replace(chr(10), chr(10) + "    ")}
+time.sleep(0.3)"""
+
+    def kill(said):
+        wait_for(said, 2)
+        pid = next(int(line.split()[1]) for line in said if line.startswith("1 "))
+        os.kill(pid, signal.SIGKILL)
+
+    status, said = run(code, ["5", "6"], kill)
+    assert status == 0 and any("worker 1 (GPU 5) was ended by signal 9" in line for line in said)
+
+
+def test_the_status_is_that_of_a_failure_where_none_ended_well():
+    assert run("raise SystemExit(2)", [None, None])[0] == 2
+    assert run("import os; raise SystemExit(int(os.environ['VERA_WORKER']) - 1)", [None, None])[0] == 0

@@ -1,0 +1,243 @@
+"""make tune: what is searched, that validation rows choose, that nothing is repeated, and the recipe's cell."""
+
+import json
+import math
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from experiments.engine import tuning
+from tests.conftest import REHEARSAL
+from tests.test_experiments import record
+from vera.commands import run as command
+from vera.errors import ConfigError
+from vera.records.record import Record
+from vera.records.store import Store
+
+MINILM = ["model=minilm", "task=stsb", "method=vera"]
+
+
+def lr_score(run):
+    """Highest at a learning rate of 0.01."""
+    return 0.9 - 0.1 * abs(math.log10(run.train.lr) + 2)
+
+
+def made(run, score) -> Record:
+    """A record of a run; its test score says the opposite."""
+    raw = json.loads(
+        record([f"{group}={getattr(run, group)['name']}" for group in ("model", "task", "method")], run.seed, score).to_json()
+    )
+    raw["run"] |= {"cell_id": run.cell_id, "follows_seed": run.follows_seed, "config": json.loads(json.dumps(run.scientific))}
+    raw["scores"]["test"] = {"epoch": 1, "metrics": {run.task["primary"]: 1 - score}}
+    return Record.model_validate(raw)
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    """search("key=...", seeds=, ...) -> the search, and what computes its runs: at most `limit` of them."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*words, seeds=(100, 101), **more):
+        return tuning.read([*MINILM, f"results_dir={tmp_path / 'tune'}", *words], seeds, **more)
+
+    return make
+
+
+def computing(score=lr_score, limit=10**6):
+    done = []
+
+    def compute(runs):
+        for run in runs:
+            store = Store(run.results_dir)
+            if store.find(run.run_name) is None:
+                if len(done) == limit:
+                    raise KeyboardInterrupt
+                done.append(run)
+                store.write(made(run, score(run) + 0.001 * (run.seed - 100)))
+
+    return compute, done
+
+
+def test_ranges_and_lists():
+    assert tuning.axis("train.lr=1e-4..1e-1:log:4").points == ("0.0001", "0.001", "0.01", "0.1")
+    assert tuning.axis("train.lr=0.1..0.4:4").points == ("0.1", "0.2", "0.3", "0.4")
+    assert tuning.axis("method.rank=2..16:log:4").points == ("2", "4", "8", "16")
+    assert tuning.axis("method.targets=[query],[query,value]").points == ("[query]", "[query,value]")
+    free = tuning.axis("train.lr=1e-4..1e-1:log")
+    assert (free.points, free.low, free.high, free.log) == ((), 1e-4, 1e-1, True)
+    assert tuning.axis("task.data_dir=../x") is None and tuning.axis("train.lr=3") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "said"),
+    [
+        (["train.lrr=1,2"], {}, r"^train\.lrr is not a key"),
+        (["train.lr=1e-1..1e-4:log:3"], {}, "low must be below high"),
+        (["train.lr=0..1:log:3"], {}, "begins above 0"),
+        (["train.lr=0..1:lin:3"], {}, "lin:3 is not log, a number of points, or both"),
+        (["train.lr=1..2:1"], {}, "two points or more"),
+        (["train.lr=0.1,0.1"], {}, "a value is there twice"),
+        (["train.lr=0.1,-1"], {}, r"^train\.lr: input should be greater than or equal to 0"),
+        (["train.lr=1e-4..1e-1:log"], {}, "tpe needs --trials"),
+        (["train.lr=1e-4..1e-1:log"], {"sampler": "grid"}, "a grid needs a number of points"),
+        (["train.lr=1,2,3"], {"sampler": "grid", "trials": 2}, "the grid has 3 points, --trials 2 is fewer"),
+        (["train.lr=1"], {}, "nothing to search"),
+        (["train.save=true,false"], {}, "make the same run"),
+        (["task=rte,stsb"], {}, "task is not a setting to be chosen"),
+        (["task.validation=0.1,0.2"], {}, r"task\.validation is not a setting"),
+        (["seed=1,2"], {}, "given with --seeds"),
+        (["train.lr=1,2", "task.validation=test"], {}, r"^task\.validation: input should be 'dev'"),
+        (["train.lr=1,2"], {"seeds": (3, 100)}, "--seeds 3: tables report this seed"),
+        (["train.lr=1,2"], {"seeds": ()}, "one seed or more"),
+        (["train.lr=1,2"], {"steps": (20, 10)}, "each above the one before"),
+        (["train.lr=1,2", "train.max_steps=3"], {"steps": (10,)}, "keep one"),
+        (["train.lr=1e-4..1e-1:log"], {"trials": 3, "steps": (10, 20)}, "has no rungs"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_one_line(words, more, said, search):
+    with pytest.raises(ConfigError, match=said) as refused:
+        search(*words, **more)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_seed_that_a_record_of_this_method_has_is_reported_too(search, tmp_path):
+    run = search("train.lr=1,2").base
+    Store(tmp_path / "mine").write(made(run.with_seed(100), 0.5))
+    with pytest.raises(ConfigError, match="--seeds 100: tables report this seed"):
+        search("train.lr=1,2", results=tmp_path / "mine")
+
+
+def test_the_grid_is_chosen_from_on_validation_rows_and_repeats_nothing(search):
+    asked = search("train.lr=1e-4..1e-1:log:4", "train.head_lr=1e-3,4e-3")
+    compute, done = computing()
+    tried = tuning.carry_out(asked, compute)
+    assert len(tried) == 8 and len(done) == 16 and {run.seed for run in done} == {100, 101}
+    assert {run.task["validation"] for run in done} == {0.1}  # where nothing else is said
+    assert tried[0].trial.values == ("0.01", "0.001") and tried[0].summary.median == pytest.approx(0.9005)
+    again = tuning.carry_out(asked, compute)
+    assert len(done) == 16 and [t.trial for t in again] == [t.trial for t in tried]
+    said = tuning.table(tried, asked)
+    assert said.rows[0][:5] == ["0.01", "0.001", "2", "0.9005±0.0007 (n=2)", "[0.9000, 0.9010]"]
+    assert any("best train.head_lr is the smallest" in note for note in said.notes)
+    assert not any("best train.lr is" in note for note in said.notes)
+    edge = tuning.carry_out(search("train.lr=0.01,0.1"), compute)
+    assert any("best train.lr is the smallest" in note for note in tuning.remarks(edge, search("train.lr=0.01,0.1")))
+
+
+def test_a_collapsed_seed_is_the_worst(search):
+    asked = search("train.lr=0.01,0.1")
+
+    def compute(runs):
+        for run in runs:
+            raw = json.loads(made(run, lr_score(run)).to_json())
+            if run.train.lr == 0.01:
+                raw["collapsed"] = "the loss is nan"
+            Store(run.results_dir).write(Record.model_validate(raw))
+
+    tried = tuning.carry_out(asked, compute)
+    assert [t.trial.values for t in tried] == [("0.1",), ("0.01",)] and tried[1].summary.collapsed == 2
+
+
+def test_tpe_goes_on_with_the_trials_it_would_have_made(search, tmp_path):
+    pytest.importorskip("optuna")
+    words = ("train.lr=1e-5..1:log", "train.head_lr=1e-3,4e-3")
+    compute, done = computing()
+    whole = tuning.carry_out(search(*words, trials=8), compute)
+    assert len(whole) == 8 and len(done) == 16
+    elsewhere = (f"results_dir={tmp_path / 'again'}", *words)
+    broken, first = computing(limit=7)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.carry_out(search(*elsewhere, trials=8), broken)
+    rest, second = computing()
+    resumed = tuning.carry_out(search(*elsewhere, trials=8), rest)
+    assert [t.trial for t in resumed] == [t.trial for t in whole] and len(first) + len(second) == 16
+    dry = tuning.carry_out(search(*words, trials=9), lambda runs: None)
+    assert tuning.missing(dry, search(*words, trials=9)) > 0
+
+
+def test_random_trials_are_as_many_as_asked_for_and_each_once(search):
+    pytest.importorskip("optuna")
+    asked = search("train.lr=1e-4..1e-1:log:7", trials=5, sampler="random")
+    tried = tuning.carry_out(asked, computing()[0])
+    assert len({t.trial.values for t in tried}) == 5 and {t.trial.values[0] for t in tried} <= set(asked.axes[0].points)
+    everything = search("train.lr=1e-4..1e-1:log:3", trials=9, sampler="random")
+    assert len(tuning.carry_out(everything, computing()[0])) == 3
+
+
+def test_successive_halving_trains_the_best_third_for_longer(search):
+    asked = search("train.lr=1e-5..1e-1:log:5", steps=(10, 30))
+    compute, done = computing()
+    tried = tuning.carry_out(asked, compute)
+    assert [t.trial.steps for t in tried] == [30, 30, 10, 10, 10, 10, 10]
+    assert {t.trial.values[0] for t in tried[:2]} == {t.trial.values[0] for t in tried[2:4]}
+    assert tried[0].trial.values == ("0.01",) and {run.train.max_steps for run in done} == {10, 30}
+
+
+def test_the_recipe_gets_a_cell_and_other_tasks_keep_what_they_have(search, tmp_path):
+    asked = search("train.lr=1e-4..1e-1:log:4", "method.d_init=0.1,0.2", "train.max_steps=150")
+    tried = tuning.carry_out(asked, computing()[0])
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    (folder / "minilm.yaml").write_text("train: {lr: 1}\n")
+    path, text = tuning.recipe_of(tried, asked, folder)
+    assert path == folder / "vera_minilm.yaml" and not path.exists()
+    tuning.write(path, text)
+    held = yaml.safe_load(text)
+    source = held["tuned"]["stsb"].pop("source")
+    assert held["defaults"] == ["minilm", "_self_"] and held["tuned"] == {
+        "stsb": {"train": {"lr": 0.01}, "method": {"d_init": 0.1}}
+    }
+    assert source["seeds"] == [100, 101] and source["runs"] == 16 and len(source["cells"]) == 8
+    assert "train.max_steps=150" in source["with"] and "task.validation=0.1" in source["with"]
+    assert tried[0].run.cell_id[:8] in source["cells"] and held["sources"] == {
+        "ours: chosen by make tune, as `tuned` says": ["method.d_init", "train.lr"]
+    }
+
+    def resolved(text, task):
+        rest = {"task": {"name": task}, "method": {"name": "vera"}, "minilm": {"lr": {"vera": 7.0}}}
+        values = {key: value for key, value in yaml.safe_load(text).items() if key != "defaults"}
+        found = OmegaConf.to_container(OmegaConf.merge(rest, values), resolve=True)
+        return found["train"]["lr"], found["method"]["d_init"]
+
+    assert resolved(text, "stsb") == (0.01, 0.1) and resolved(text, "rte") == (7.0, 0.1)
+    other = tuning.read(
+        ["model=minilm", "task=rte", "method=vera", f"results_dir={tmp_path / 'tune'}", "train.lr=0.1,1"], [100]
+    )
+    _, more = tuning.recipe_of(tuning.carry_out(other, computing()[0]), other, folder)
+    assert resolved(more, "stsb") == (0.01, 0.1) and resolved(more, "rte") == (0.1, 0.1)
+
+
+def test_a_recipe_by_hand_and_a_search_without_an_end_stay_as_they_are(search, tmp_path):
+    asked = search("train.lr=0.01,0.1")
+    nothing = tuning.carry_out(asked, lambda runs: None)
+    with pytest.raises(ConfigError, match="4 runs are missing"):
+        tuning.recipe_of(nothing, asked, tmp_path)
+    tried = tuning.carry_out(asked, computing()[0])
+    (tmp_path / "vera_minilm.yaml").write_text("train: {lr: 1}\n")
+    with pytest.raises(ConfigError, match=r"is written by hand and stays as it is; the best trial is train\.lr=0\.01"):
+        tuning.recipe_of(tried, asked, tmp_path)
+
+
+def test_the_command_resumes_and_a_rehearsal_writes_no_recipe(tmp_path, cache, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        *REHEARSAL,
+        "model=digits_vit",
+        "task=digits",
+        "method=vera",
+        "train.lr=0.01,0.1",
+        f"cache_dir={cache}",
+        "--seeds",
+        "100",
+    ]
+    words += ["task.validation=0.2", "results_dir=tune"]
+    assert command("tune", [*words, "--dry-run"]) == 0 and "2 runs are missing" in capsys.readouterr().out
+    assert not (tmp_path / "tune").exists()
+    for _ in range(2):
+        assert command("tune", words) == 2
+        assert "choose no setting; no recipe is written" in capsys.readouterr().err
+    assert len(list((tmp_path / "tune" / "runs").glob("*--s100.json"))) == 2
+    with pytest.raises(SystemExit):
+        command("tune", [*words, "--on", "test"])
+    assert "test rows choose nothing" in capsys.readouterr().err
