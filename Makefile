@@ -178,6 +178,9 @@ doctor: setup ## what a sweep needs and whether it is here: versions, memory, di
 verify: setup ## repeat a recorded run and compare every number (RUN=results/runs/NAME.json ARGS='task.data_dir=/data/glue')
 	@$(PY) scripts/verify.py $(RUN) $(ARGS)
 
+export: setup ## every record as one file for other programs (FORMAT=csv|parquet|latex ARGS='--history')
+	@$(PY) scripts/frame.py --format $(or $(FORMAT),csv) $(ARGS)
+
 tune: setup ## search a method's settings on validation rows (METHOD= MODEL= TASK= ARGS='train.lr=1e-4..1e-1:log:7 --seeds 100,101')
 	@$(PY) scripts/tune.py method=$(METHOD) model=$(MODEL) task=$(TASK) $(ARGS)
 

@@ -238,7 +238,11 @@ def test_measured_ratios_are_judged_by_the_interval_of_their_median(tmp_path, mo
 
 def test_every_claim_has_a_check_and_every_check_a_claim(monkeypatch):
     assert claims.evidence(Asked({})).keys() == claims.CHECKS.keys()
-    monkeypatch.setattr(claims, "stated", lambda: claims.Claims(claims=[{"id": "odd", "claim": "c", "where": "w"}]).claims)
+    monkeypatch.setattr(
+        claims,
+        "stated",
+        lambda: claims.Claims(claims=[{"id": "odd", "topic": "cost", "short": "s", "claim": "c", "where": "w"}]).claims,
+    )
     with pytest.raises(ConfigError, match=r"results/paper/claims\.yaml.*odd"):
         claims.evidence(Asked({}))
 

@@ -61,7 +61,7 @@ def test_imports_point_left(path):
     name = dotted(path)
     if path.name == "__init__.py" and not imports(path):
         return
-    here = layer(name)
+    here = len(LAYERS) if name == "vera" else layer(name)  # what the package itself offers may come from any of them
     assert here is not None, f"{name} belongs to no layer"
     for imported in imports(path):
         assert not imported.startswith(("experiments", "bench")) or name.startswith("vera.commands"), (

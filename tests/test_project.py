@@ -98,7 +98,7 @@ def test_ours_stay_as_they_are(project, monkeypatch):
     [
         ("conf/method/vera.yaml", METHOD, "plan.py", "conf/method has a vera already; give this one a name of its own"),
         ("published/digits.yaml", TABLE, "tables.py", "there is a digits already; give this table a name of its own"),
-        ("published/mine.yaml", "columns: 1", "tables.py", "published/mine.yaml"),
+        ("published/mine.yaml", "columns: 1\nrows: 2", "tables.py", "published/mine.yaml"),
     ],
 )
 def test_a_name_that_is_taken_and_a_wrong_table_are_one_line(file, text, script_name, said, command, project):

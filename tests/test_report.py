@@ -6,10 +6,13 @@ import shutil
 
 import pytest
 
+from experiments.artefacts import claims as claims_tables
 from experiments.engine import report
+from experiments.engine.claims import stated
 from experiments.engine.paper import ask, draw, tables, write_page
 from experiments.engine.plan import Plan
 from experiments.engine.render import DASH, Sourced, Table
+from experiments.engine.rows import Asked
 from tests.test_experiments import by_cell, record
 from vera.commands.check import differences
 
@@ -206,3 +209,14 @@ def test_the_check_names_what_differs(tmp_path):
 def test_columns_of_numbers_are_told_from_text():
     table = Table("t", "T", ["a", "b", "c"], [["x", "1.0±0.1 (n=2)", DASH], ["2", "124,055,040", "0.061M"]])
     assert report._numeric(table) == [False, True, True]
+
+
+def test_the_first_lines_name_every_claim_and_what_a_gpu_would_add(tmp_path):
+    lines = report.summary({"claims": claims_tables.build(Asked({}))}, tmp_path)
+    assert [title for title, _ in lines][::4] == ["Fewer parameters, less storage", "What a GPU would add"] and len(lines) == 5
+    said = [(tone, text) for _, parts in lines[:4] for tone, text in parts]
+    for claim in stated():
+        assert sum(claim.short in text for _, text in said) >= 1, claim.id
+    assert any(tone == "no" and "ten times fewer than LoRA (RoBERTa-base)" in text for tone, text in said)
+    assert any(tone == "open" and text.startswith("open: ") and "both vectors" in text for tone, text in said)
+    assert "runs on the paper's own models" in lines[4][1][0][1]

@@ -89,3 +89,13 @@ def test_with_no_name_they_are_left_out_by_name(monkeypatch, capsys, tmp_path):
     made = {path.stem for path in (tmp_path / "out" / "tables").glob("*.md")}
     assert {"digits", "table2", "figure2"} <= made and not made & {"table1", "claims", "figure6", "bench", "counts"}
     assert not (tmp_path / "out" / "figures").exists() and "none is drawn" in said
+
+
+def test_rows_of_a_miniature_show_the_seeds_that_all_of_them_have():
+    many = [record([*DIGITS, "method=vera"], seed, 0.5 if seed < 5 else 0.9) for seed in range(12)]
+    five = runs([*DIGITS, "method=lora"])
+    table = registry.artefact("digits").build(Asked(by_cell(*many, *five)))[0]
+    shown_of = {row[0]: row for row in table.rows}
+    n = table.columns.index("n")
+    assert (shown_of["VeRA r=256"][n], shown_of["LoRA r=8"][n], shown_of["Full"][n]) == ("5", "5", "–")
+    assert shown_of["VeRA r=256"][n + 1].startswith("50.0±0.0")

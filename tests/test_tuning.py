@@ -186,12 +186,12 @@ def test_the_recipe_gets_a_cell_and_other_tasks_keep_what_they_have(search, tmp_
     held = yaml.safe_load(text)
     source = held["tuned"]["stsb"].pop("source")
     assert held["defaults"] == ["minilm", "_self_"] and held["tuned"] == {
-        "stsb": {"train": {"lr": 0.01}, "method": {"d_init": 0.1}}
+        "stsb": {"train": {"max_steps": 150, "lr": 0.01}, "method": {"d_init": 0.1}}
     }
     assert source["seeds"] == [100, 101] and source["runs"] == 16 and len(source["cells"]) == 8
     assert "train.max_steps=150" in source["with"] and "task.validation=0.1" in source["with"]
     assert tried[0].run.cell_id[:8] in source["cells"] and held["sources"] == {
-        "ours: chosen by make tune, as `tuned` says": ["method.d_init", "train.lr"]
+        "ours: chosen by make tune, as `tuned` says": ["method.d_init", "train.lr", "train.max_steps"]
     }
 
     def resolved(text, task):

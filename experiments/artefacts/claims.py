@@ -51,6 +51,9 @@ def build(asked: Asked) -> list[Table]:
         "Counts need no test. A factor is met when our ratio, rounded to one digit, is at least the claimed one.",
         miniature.NOTE,
     ]
+    for claim in stated():
+        if claim.differs and any(line.miniature and line.reading == "not supported" for line in found[claim.id]):
+            notes.append(f"Not the paper's setting, where a miniature refutes {claim.short!r}: {claim.differs}.")
     columns = ["Claim", "Where", "Paper", "Ours", "Verdict", "Test", "Result"]
     details = ["Claim", "Decided by", "Experiment", "Source", "Ours", "Reading", "Test", "Result"]
     return [

@@ -11,7 +11,7 @@ from experiments.engine.claims import Claim, by_seed, decides
 from experiments.engine.plots import METHOD_STYLE, figure, legend_below, save, seeds, series
 from experiments.engine.published import figure as published
 from experiments.engine.render import Table
-from experiments.engine.rows import Asked, Entry, n, over_seeds, rows, scores, trained
+from experiments.engine.rows import Asked, Entry, alike, n, over_seeds, rows, scores, trained
 from experiments.engine.verdicts import Line, Part, decide
 
 RANKS = {str(row.method): row.grid["method.rank"] for row in published("figure2").rows}
@@ -45,7 +45,7 @@ SETTINGS = [
         f"Figure 2, {miniature.LABEL}: accuracy against trained parameters",
         miniature.OVERRIDES,
         "Accuracy on digits 5-9 (%)",
-        [miniature.NOTE, miniature.SCORE],
+        [miniature.NOTE, miniature.SCORE, miniature.ALIKE],
     ),
 ]
 ALPHA_NOTE = (
@@ -55,11 +55,12 @@ ALPHA_NOTE = (
 
 
 def _entries(setting: Setting, asked: Asked) -> list[Entry]:
-    return [
+    entries = [
         asked.entry([method, str(rank)], [*setting.overrides, f"method={method}", f"method.rank={rank}"])
         for method, ranks in RANKS.items()
         for rank in ranks
     ]
+    return alike(entries) if setting.overrides is miniature.OVERRIDES else entries
 
 
 def build(asked: Asked) -> list[Table]:

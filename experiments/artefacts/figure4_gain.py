@@ -13,7 +13,7 @@ from experiments.engine.plots import PALETTE, figure, save, seeds
 from experiments.engine.published import choice
 from experiments.engine.published import figure as published_figure
 from experiments.engine.render import DASH, INTERVAL, Table, interval, number
-from experiments.engine.rows import Asked, Entry, over_seeds, trained
+from experiments.engine.rows import Asked, Entry, alike, over_seeds, trained
 from experiments.engine.verdicts import Line, Part, decide
 from vera.records.record import Record
 
@@ -50,7 +50,7 @@ MINIATURE = Setting(
     miniature.OVERRIDES,
     choice("figure4", "head", "mini"),
     {label: choice("figure4", m, "mini") for label, m in (("Full", "full"), ("LoRA r=8", "lora"), ("VeRA r=256", "vera"))},
-    [miniature.NOTE, miniature.SCORE],
+    [miniature.NOTE, miniature.SCORE, miniature.ALIKE],
 )
 
 
@@ -67,8 +67,10 @@ def by_seed(records: Sequence[Record], baseline: Sequence[Record], select: str =
 def _gains(setting: Setting, asked: Asked) -> Iterator[tuple[str, Entry, Entry, Summary | None]]:
     """Label, the method's entry, the head's alone, and the gain of every method."""
     baseline = asked.entry([], [*setting.overrides, *setting.baseline])
-    for label, method in setting.methods.items():
-        entry = asked.entry([label], [*setting.overrides, *method])
+    entries = [asked.entry([label], [*setting.overrides, *method]) for label, method in setting.methods.items()]
+    if setting is MINIATURE:
+        baseline, *entries = alike([baseline, *entries])
+    for label, entry in zip(setting.methods, entries, strict=True):
         gains = by_seed(entry.records, baseline.records, epoch_of(entry.stat))
         yield label, entry, baseline, summarise(list(gains.values())) if gains else None
 

@@ -8,7 +8,7 @@ from experiments.engine import miniature
 from experiments.engine.claims import Claim, by_seed, decides
 from experiments.engine.published import Row, load
 from experiments.engine.render import Table
-from experiments.engine.rows import Asked, difference, n, over_seeds, rows, scores, trained
+from experiments.engine.rows import Asked, alike, difference, n, over_seeds, rows, scores, trained
 from experiments.engine.verdicts import Kind, Line, Part, decide
 
 TABLES = {"table6_mini": ("table6a", "table6b", "table6c"), "table7_mini": ("table7",)}
@@ -25,9 +25,9 @@ def _table(name: str, parts: Sequence[str], asked: Asked) -> Table:
     for part in parts:
         published = load(part)
         component = published.title.partition(" (")[0]
-        entries = [
-            asked.entry([component, row.label], [*miniature.OVERRIDES, *_choice(row)], stat="mean") for row in published.rows
-        ]
+        entries = alike(
+            [asked.entry([component, row.label], [*miniature.OVERRIDES, *_choice(row)], stat="mean") for row in published.rows]
+        )
         columns = {"Trained": trained, "n": n, **scores(asked.stat, intervals=False)}
         columns["Difference to the first [95%]"] = difference(entries[0])
         made += rows(entries, columns)
@@ -37,6 +37,7 @@ def _table(name: str, parts: Sequence[str], asked: Asked) -> Table:
         miniature.SCORE,
         f"{over_seeds(asked.stat, 'mean')}. The learning rates are those chosen for the default and stay the same.",
         DIFFERENCE_NOTE,
+        "Over the seeds that all rows of a component have; the claims (claims.md) read more where there are more.",
     ]
     number = name.removeprefix("table").removesuffix("_mini")
     title = f"Table {number}, {miniature.LABEL}: one component of VeRA at a time"

@@ -9,6 +9,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Literal
 
 import yaml
 
@@ -20,20 +21,27 @@ from experiments.engine.verdicts import Line
 from vera.config import Strict, checked
 from vera.errors import ConfigError
 
+Topic = Literal["counts", "quality", "parts", "cost"]
+
 
 class Claim(Strict):
-    """One statement of the paper. factor: by model, so many times fewer parameters. rule: what would decide it.
+    """One statement of the paper. topic, short: where and how the report's first lines name it. factor: by model, so many times
+    fewer parameters. rule: what would decide it.
 
+    differs: what the miniature has otherwise than the paper, which is said where it refutes the claim.
     margin, miniature: the smallest difference that matters, in the printed unit, in the paper's setting and in miniature.
     """
 
     id: str
+    topic: Topic
+    short: str
     claim: str
     where: str
     paper: str | None = None
     factor: dict[str, float] = {}
     margin: float | None = None
     miniature: float = 0.0
+    differs: str | None = None
     rule: str = "the ratio of the counts, rounded to one digit, is at least the claimed one"
 
 

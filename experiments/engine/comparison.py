@@ -64,14 +64,12 @@ def compare(name: str, asked: Asked) -> list[Table]:
     ]
     if isinstance(asked.cells, Judgements):
         notes += [note for column in published.columns.values() for note in asked.cells.notes.get(column.score, [])]
-    tables = [Table(name, f"Table {published.table}: {published.title}", columns, rows, notes, rules)]
+    tables = [Table(name, published.heading, columns, rows, notes, rules)]
     if details:
-        tables.append(Table(f"{name}_cells", f"Table {published.table}, cell by cell", DETAILS, details, [SELECTION]))
+        tables.append(Table(f"{name}_cells", f"{published.called}, cell by cell", DETAILS, details, [SELECTION]))
     tests = _tests(name, published, asked, stat)
     if tests:
-        tables.append(
-            Table(f"{name}_tests", f"Table {published.table}: VeRA against LoRA, seed by seed", TESTS, tests, [TEST_NOTE])
-        )
+        tables.append(Table(f"{name}_tests", f"{published.called}: VeRA against LoRA, seed by seed", TESTS, tests, [TEST_NOTE]))
     return tables
 
 
@@ -126,7 +124,7 @@ def studies(name: str, stat: Statistic | None = None) -> list[Table]:
     """Who ran which row of a published table and how, and what of ours is beside it; [] where no row says so."""
     published = load(name)
     lines = [_study(published, row, stat) for row in published.rows if row.study]
-    title = f"Table {published.table}: who ran which row"
+    title = f"{published.called}: who ran which row"
     return [Table(f"{name}_studies", title, STUDIES, lines, [STUDY_NOTE])] if lines else []
 
 

@@ -5,6 +5,7 @@ A project outside this repository has tables of its own, under any name, in its 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -133,10 +134,11 @@ class Figure(Strict):
 class Published(Strict):
     """One table. stat: what the paper takes over the seeds, and so do we unless a row or the reader says otherwise.
 
+    table: its number in the paper; None for numbers published elsewhere, in a file of any name.
     scored: the only epoch after which the task is scored in full; None for every one.
     """
 
-    table: str
+    table: str | None = None
     title: str
     stat: Statistic
     scored: Literal["last"] | None = None
@@ -144,6 +146,14 @@ class Published(Strict):
     columns: dict[str, Column] = Field(min_length=1)
     notes: list[str] = []
     rows: list[Row] = Field(min_length=1)
+
+    @property
+    def called(self) -> str:
+        return f"Table {self.table}" if self.table else self.title
+
+    @property
+    def heading(self) -> str:
+        return f"{self.called}: {self.title}" if self.table else self.title
 
     def columns_of(self, row: Row) -> dict[str, Column]:
         """The columns with the metrics that a row is printed in."""
@@ -206,15 +216,20 @@ def _read(schema: type[Schema], name: str, folder: Path | None) -> Schema:
 
 
 def names(folder: Path | None = None) -> list[str]:
-    """Every table of scores in results/paper, in the paper's order, and then those of the project."""
-    found = [path.stem for path in (folder or FOLDER).glob("table*.yaml") if "columns" in _mapping(path)]
-    found.sort(key=lambda name: (int(re.search(r"\d+", name).group()), name))
+    """Every table of scores in results/paper: the paper's in its order, then others by name, then those of the project."""
+    found = [path.stem for path in (folder or FOLDER).glob("*.yaml") if _scored(path)]
+    numbers = {name: re.fullmatch(r"table(\d+)\w*", name) for name in found}
+    found.sort(key=lambda name: (int(number[1]) if (number := numbers[name]) else math.inf, name))
     return found if folder else found + own_names()
+
+
+def _scored(path: Path) -> bool:
+    return {"columns", "rows"} <= _mapping(path).keys()
 
 
 def own_names() -> list[str]:
     """The project's tables of scores. Raises ConfigError for one that has the name of something here."""
-    found = [path for path in sorted(_own().glob("*.yaml")) if "columns" in _mapping(path)]
+    found = [path for path in sorted(_own().glob("*.yaml")) if _scored(path)]
     for path in found:
         if (FOLDER / path.name).is_file() or (ARTEFACTS / f"{path.stem}.py").is_file():
             raise ConfigError(f"{path}: there is a {path.stem} already; give this table a name of its own")

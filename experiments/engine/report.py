@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from experiments.engine.aggregate import Cells
+from experiments.engine.claims import stated
 from experiments.engine.plan import COLUMNS, Plan, failure, figures
 from experiments.engine.render import DASH, Sourced, Table, notes_of
 from experiments.engine.sweeps import Cell, cells, own_sweeps, sweeps
@@ -27,6 +28,14 @@ LEVEL = 0.05
 PROSE = 60  # a column with more characters than this in a cell is text, and becomes a card on a phone
 HASH = 8
 VERDICTS = {"supported": "yes", "not supported": "no", "undecided": "open", "not run": "idle", IN_MINIATURE: "part"}
+TOPICS = {
+    "counts": "Fewer parameters, less storage",
+    "quality": "As good as LoRA",
+    "parts": "Its parts, and what they learn",
+    "cost": "Time and memory",
+}
+HELD = {"yes": "holds", "no": "does not", "open": "open"}
+MINIATURE = "in miniature"
 NUMBER = re.compile(r"[+-]?[\d.,]+[KMG]?B?(±[\d.]+)?†?( \(n=\d+\))?( F1| Spearman)?( missed| met| open)?|–|-|")
 
 
@@ -63,6 +72,7 @@ def page(made: dict[str, list[Table]], pictures: Sequence[Path], found: Cells, r
         prose=_is_prose,
         notes_of=notes_of,
         verdicts=_count_verdicts(made),
+        summary=summary(made, results),
         picture=_picture,
     )
 
@@ -91,6 +101,29 @@ def _groups(made: dict[str, list[Table]], pictures: Sequence[Path]) -> list[tupl
             groups["own" if own else kind].append(section)
     titles = {"claims": "Claims", "tables": "Tables", "figures": "Figures", "own": "Runs and counts of our own"}
     return [(key, titles[key], sections) for key, sections in groups.items() if sections]
+
+
+def summary(made: dict[str, list[Table]], results: Path) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The page's first lines: for each topic what holds, what does not and what is open, then what a GPU would add.
+
+    A line is its title and pairs of a tone and a text.
+    """
+    found: dict[str, dict[str, list[str]]] = {topic: {tone: [] for tone in HELD} for topic in TOPICS}
+    for claim, row in zip(stated(), made["claims"][0].rows if "claims" in made else [], strict=False):
+        word, _, small = row[4].removesuffix(")").partition(" (")
+        tone = VERDICTS[small.removesuffix(f" {MINIATURE}") or word]
+        mark = f" ({MINIATURE})" if small or word == IN_MINIATURE else ""
+        found[claim.topic]["yes" if tone == "part" else "open" if tone == "idle" else tone].append(claim.short + mark)
+    lines = [
+        (title, [(tone, f"{said}: {'; '.join(found[topic][tone])}") for tone, said in HELD.items() if found[topic][tone]])
+        for topic, title in TOPICS.items()
+    ]
+    paper = Plan(results).status([cell for sweep in sweeps() for cell in cells(sweep)])
+    hours = "" if paper.hours is None else f", {paper.hours:,.0f} GPU-hours at the least"
+    return [
+        *lines,
+        ("What a GPU would add", [("idle", f"{paper.missing:,} runs on the paper's own models{hours} (make plan)")]),
+    ]
 
 
 def _count_verdicts(made: dict[str, list[Table]]) -> list[tuple[str, str, int]]:

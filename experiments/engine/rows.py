@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from experiments import RESULTS
@@ -78,6 +78,14 @@ class Entry:
         if not all(record.reported(select or epoch_of(self.stat)) for record in self.records):
             return DASH
         return number(self.summary(select), self.scale, self.digits, self.stat)
+
+
+def alike(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries with the runs of those seeds that every one of them has that has any: a seed also draws the training rows, so
+    that rows over unlike seeds say less about methods than about seeds."""
+    seeds = [{record.run.seed for record in entry.records} for entry in entries if entry.records]
+    shared = set.intersection(*seeds) if seeds else set()
+    return [replace(entry, records=[record for record in entry.records if record.run.seed in shared]) for entry in entries]
 
 
 Column = Callable[[Entry], str]

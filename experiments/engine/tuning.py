@@ -24,7 +24,7 @@ from experiments import RESULTS
 from experiments.engine.aggregate import Summary, summarise
 from experiments.engine.render import Table, interval, number
 from experiments.engine.sweeps import read_sweep
-from vera.config import CONF_DIR, GROUPS, RunConfig, choices, explain, fields, recipe
+from vera.config import CONF_DIR, GROUPS, RunConfig, choices, explain, fields, marks, recipe
 from vera.config.composing import variant, written
 from vera.config.memory import composed
 from vera.errors import ConfigError
@@ -493,10 +493,14 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path = CONF_DIR / 
     model, task, method = (run.model["name"], run.task["name"], run.method["name"])
     name = f"{method}_{model}"
     path = folder / f"{name}.yaml"
-    values = {key: _typed(value) for key, value in zip(best.trial.keys, best.trial.values, strict=True)}
+    values = {key: _typed(value) for key, value in [*_given(search), *zip(best.trial.keys, best.trial.values, strict=True)]}
+    if {"train.epochs", "train.max_steps"} <= values.keys():
+        raise ConfigError(
+            "a recipe says how long to train in epochs or in steps, and this search sets both; --steps is its own"
+        )
     held: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if held and "tuned" not in held:
-        said = " ".join(best.trial.overrides)
+        said = " ".join(f"{key}={value}" for key, value in values.items())
         raise ConfigError(f"{path} is written by hand and stays as it is; the best trial is {said}, for you to put there")
     if not held:
         beneath = recipe(method, model)
@@ -519,6 +523,18 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path = CONF_DIR / 
         f"# {method} on {model}, chosen by `make tune`: a cell of `tuned` a task, with its source; its runs are in {FOLDER}.\n"
     )
     return path, lead + yaml.safe_dump(made, sort_keys=False, width=120, allow_unicode=True)
+
+
+def _given(search: Search) -> Iterator[tuple[str, str]]:
+    """The settings of method and training that were given for every trial, without which the best one would be another."""
+    run = search.base
+    for word in search.fixed:
+        key, _, value = word.lstrip("+").partition("=")
+        group, _, name = key.partition(".")
+        if group in ("method", "train") and name:
+            target = "TrainConfig" if group == "train" else str(run.method["_target_"])
+            if name.partition(".")[0] not in marks(group, target):
+                yield key, value
 
 
 def in_use(search: Search, results: Path = RESULTS) -> int:

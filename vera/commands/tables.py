@@ -4,15 +4,18 @@ python scripts/tables.py                                  all of them, from resu
 python scripts/tables.py table2 --show                    one of them, also printed
 python scripts/tables.py table2 --stat last               another statistic than the paper's: printed, written only with --out
 python scripts/tables.py table2 --with train.batch_size=32    the cells that these overrides make, likewise
+python scripts/tables.py --rows method --columns task --metric accuracy --where model=minilm     any records, by their keys
 """
 
 import argparse
+from pathlib import Path
 
 from experiments import RESULTS
 from experiments.engine import arguments, published, registry
 from experiments.engine.comparison import STATS
 from experiments.engine.judged import PAPER_JUDGE
 from experiments.engine.paper import ask, draw, heeding, tables, write
+from experiments.engine.pivot import pivot
 from experiments.engine.render import show
 from vera.config.paths import readable
 from vera.project import project
@@ -38,9 +41,17 @@ def main() -> int:
         help=f"whose scores Tables 4 and 13 take, with commas between several (default: {PAPER_JUDGE})",
     )
     parser.add_argument("--show", action="store_true", help="print the tables as well")
+    pivoted = parser.add_argument_group("any records, by their keys (model, task, method, or one such as method.rank)")
+    pivoted.add_argument("--rows", metavar="KEY,...", help="what stands down the side")
+    pivoted.add_argument("--columns", metavar="KEY,...", default="", help="what stands across the top")
+    pivoted.add_argument("--metric", help="as records call it (default: each task's first)")
+    pivoted.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="records that have it alone")
+    pivoted.add_argument("--recipes", action="store_true", help="the cells that model, task and method alone make")
     options = parser.parse_intermixed_args()
     options.overrides = readable([*(name for name in options.names if "=" in name), *options.overrides])
     options.names = [name for name in options.names if "=" not in name]
+    if options.rows or options.columns or options.metric or options.where or options.recipes:
+        return by_keys(parser, options)
     shown = published.own_names() if project() and not options.names else everything
     chosen = [n for n in shown if not options.names or any(n.startswith(name) for name in options.names)]
     unknown = [name for name in options.names if not any(n.startswith(name) for n in everything)]
@@ -67,4 +78,18 @@ def main() -> int:
             show(table)
     written = f"; tables in {out / 'tables'}" if writes else ""
     print(f"{len(Store(options.results).names())} records in {options.results}/runs{written}")
+    return 0
+
+
+def by_keys(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """The table of --rows and --columns: printed, and written with --out."""
+    if not options.rows or options.names or options.overrides:
+        parser.error("--rows says what stands down the side; names of tables and --with are not for such a table")
+    down, across = ([key for key in text.split(",") if key] for text in (options.rows, options.columns))
+    records = Store(options.results).records()
+    made = pivot(records, down, across, options.metric, options.where, options.recipes, options.stat or "median")
+    show(made)
+    if options.out is not None:
+        write({made.name: [made]}, Path(options.out) / "tables")
+        print(f"written: {Path(options.out) / 'tables' / made.name}.md, .tex")
     return 0

@@ -1,0 +1,120 @@
+"""A table of any records without a module of its own: one key down, one across, a metric over the seeds of each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.engine.aggregate import summarise_records
+from experiments.engine.published import Statistic
+from experiments.engine.render import DASH, Table, number
+from experiments.engine.rows import OVER_SEEDS, epoch_of
+from vera.config.memory import composed
+from vera.errors import ConfigError
+from vera.records.frame import leaves, varying
+from vera.records.record import Record
+
+NAMED = ("model", "task", "method")
+
+
+def pivot(
+    records: Sequence[Record],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    metric: str | None = None,
+    where: Sequence[str] = (),
+    recipes: bool = False,
+    stat: Statistic = "median",
+) -> Table:
+    """The records by the values of their keys (model, task, method, seed excepted, or a dotted one such as method.rank).
+
+    metric: None for each task's first. where: key=value that a record must have. recipes: only cells that model, task and
+    method alone make. A place holds the seeds of one cell: several in one place are refused with the keys that tell them apart.
+    Raises ConfigError.
+    """
+    chosen = [record for record in records if all(_text(_value(record, key)) == value for key, value in map(_pair, where))]
+    if recipes:
+        chosen = [record for record in chosen if record.run.cell_id == _of_recipe(record)]
+    known = {key for record in records for key in (*NAMED, *dict(leaves(record.run.config)))}
+    for key in [*rows, *columns, *(key for key, _ in map(_pair, where))]:
+        if key not in known:
+            raise ConfigError(
+                f"{key} is no key of these records; there are {', '.join(NAMED)} and settings such as method.rank"
+            )
+    if not chosen:
+        raise ConfigError(f"there are no records{' with ' if where else ''}{' '.join(where)}")
+    places: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Record]] = {}
+    for record in chosen:
+        down, across = (tuple(_text(_value(record, key)) for key in part) for part in (rows, columns))
+        places.setdefault((down, across), []).append(record)
+    for (down, across), found in places.items():
+        _one_cell(found, " ".join([*down, *across]))
+    heads = sorted({place[1] for place in places}, key=_order)
+    made = []
+    for down in sorted({place[0] for place in places}, key=_order):
+        made.append([*down, *(_shown(places.get((down, part), []), metric, stat) for part in heads)])
+    titles = [", ".join(part) for part in heads] if columns else [metric or "score"]
+    what = metric or "each task's first metric"
+    epoch = f"at the {epoch_of(stat)} epoch; test rows where a record has them"
+    notes = [f"{OVER_SEEDS[stat].capitalize()} ± standard deviation of {what} x 100, {epoch}."]
+    title = f"{', '.join(rows)} by {', '.join(columns)}" if columns else ", ".join(rows)
+    return Table("pivot", title + (f" where {' '.join(where)}" if where else ""), [*rows, *titles], made, notes)
+
+
+def _shown(found: Sequence[Record], metric: str | None, stat: Statistic) -> str:
+    epoch = epoch_of(stat)
+    if not found or any((metric or record.scores.primary) not in record.reported(epoch) for record in found):
+        return DASH
+    return number(summarise_records(found, metric, epoch), 100.0, 1, stat)
+
+
+def _one_cell(found: Sequence[Record], place: str) -> None:
+    cells = {record.run.cell_id: record.run.config for record in found}
+    if len(cells) > 1:
+        settings = varying(list(cells.values()))
+        apart = {key: sorted({_text(values[key]) for values in settings}, key=_order) for key in settings[0]}
+        said = "; ".join(f"{key}: {', '.join(values[:6])}" for key, values in list(apart.items())[:6])
+        raise ConfigError(
+            f"{place}: {len(cells)} cells in one place ({said}); add a key to --rows or --columns, choose with "
+            "--where KEY=VALUE, or take the recipes' cells alone with --recipes"
+        )
+
+
+def _of_recipe(record: Record) -> str | None:
+    run = record.run
+    try:
+        return composed([f"model={run.model}", f"task={run.task}", f"method={run.method}"]).cell_id
+    except ConfigError:
+        return None
+
+
+def _value(record: Record, key: str) -> Any:
+    return getattr(record.run, key) if key in NAMED else dict(leaves(record.run.config)).get(key)
+
+
+def _text(value: Any) -> str:
+    return DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _pair(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise ConfigError(f"--where {word!r} is not KEY=VALUE")
+    try:
+        return key, f"{float(value):g}" if "." in value or "e" in value.lower() else value
+    except ValueError:
+        return key, value
+
+
+def _order(part: Any) -> Any:
+    """Numbers by value, words after them."""
+    words = part if isinstance(part, tuple) else (part,)
+    return [(0, float(word), "") if _number(word) else (1, 0.0, word) for word in words]
+
+
+def _number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

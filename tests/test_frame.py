@@ -1,0 +1,169 @@
+"""Results go with you: a DataFrame, files of three formats, tables by any keys, and published numbers under any name."""
+
+import json
+import shutil
+
+import pandas
+import pytest
+import yaml
+
+import vera
+from experiments.engine import published
+from experiments.engine.comparison import compare
+from experiments.engine.pivot import pivot
+from experiments.engine.rows import Asked
+from tests.conftest import ROOT
+from tests.test_experiments import by_cell, record
+from vera.commands import run as command
+from vera.errors import ConfigError, RecordError
+from vera.records.record import Record
+from vera.records.store import Store
+
+DIGITS = ["model=digits_vit", "task=digits"]
+LORA = [*DIGITS, "method=lora"]
+
+
+def with_test(made: Record, value: float) -> Record:
+    raw = json.loads(made.to_json())
+    raw["scores"]["test"] = {"epoch": 1, "metrics": {"accuracy": value}}
+    return Record.model_validate(raw)
+
+
+@pytest.fixture
+def results(tmp_path):
+    store = Store(tmp_path / "results")
+    for seed, score in enumerate((0.5, 0.7, 0.6)):
+        store.write(record(LORA, seed, score, last=0.4))
+        store.write(record([*LORA, "method.rank=4"], seed, score - 0.1))
+    store.write(with_test(record([*DIGITS, "method=vera", "task.validation=0.2"], 0, 0.9), 0.8))
+    return store.root
+
+
+def test_a_row_a_run_with_the_keys_that_vary(results):
+    found = vera.frame(results)
+    assert isinstance(found, pandas.DataFrame) and len(found) == 7
+    ranks = found[found.method == "lora"].groupby("method.rank").best_accuracy.median()
+    assert ranks.to_dict() == {4: pytest.approx(0.5), 8: pytest.approx(0.6)}
+    assert found[(found.method == "lora") & (found["method.rank"] == 8)].last_accuracy.tolist() == [0.4] * 3
+    (vera_row,) = found[found.method == "vera"].to_dict("records")
+    assert (vera_row["test_accuracy"], vera_row["best_accuracy"], vera_row["task.validation"]) == (0.8, 0.9, "0.2")
+    assert "train.epochs" not in found and "model.name" not in found and (found.parameters == 3072).all()
+    assert found.cell.str.fullmatch("[0-9a-f]{8}").all() and found.collapsed.isna().all()
+
+
+def test_a_row_an_epoch(results):
+    found = vera.frame(results, history=True)
+    assert found.columns[:5].tolist() == ["model", "task", "method", "seed", "cell"]
+    assert found.epoch.tolist() == [2] * 7 and set(found.accuracy) == {0.4, *(s - 0.1 for s in (0.5, 0.7, 0.6)), 0.9}
+
+
+def test_a_folder_without_records_is_no_empty_frame(tmp_path):
+    with pytest.raises(RecordError, match="holds no record"):
+        vera.frame(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "latex"])
+def test_the_same_rows_in_each_format(form, results, capsys):
+    assert command("frame", ["--results", str(results), "--format", form]) == 0
+    path = results / f"frame.{'tex' if form == 'latex' else form}"
+    if form == "latex":
+        text = path.read_text()
+        assert text.startswith(r"\begin{longtable}") and r"digits\_vit" in text and text.count(r"\\") > 7
+    else:
+        found = getattr(pandas, f"read_{form}")(path)
+        assert found.best_accuracy.tolist() == vera.frame(results).best_accuracy.tolist()
+    assert "7 rows" in capsys.readouterr().out
+
+
+def test_chosen_columns_and_one_that_is_not_there(results, tmp_path, capsys):
+    out = tmp_path / "mine.csv"
+    assert command("frame", ["--results", str(results), "--columns", "method,seed", "--out", str(out)]) == 0
+    assert out.read_text().splitlines()[0] == "method,seed"
+    assert command("frame", ["--results", str(results), "--columns", "method,sed"]) == 1
+    assert "no column 'sed'; there are model, task" in capsys.readouterr().err
+
+
+def test_a_table_by_any_keys(results):
+    records = Store(results).records()
+    made = pivot(records, ["method", "method.rank"], ["task"])
+    assert made.columns == ["method", "method.rank", "digits"]
+    assert made.rows == [
+        ["lora", "4", "50.0±10.0 (n=3)"],
+        ["lora", "8", "60.0±10.0 (n=3)"],
+        ["vera", "256", "80.0 (n=1)"],  # of its test rows
+    ]
+    last = pivot(records, ["method.rank"], [], "accuracy", ["method=lora"], stat="last")
+    assert last.rows[1] == ["8", "40.0±0.0 (n=3)"]
+    recipes = pivot(records, ["method"], ["task"], recipes=True)
+    assert recipes.rows == [["lora", "60.0±10.0 (n=3)"]]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, r"lora digits: 2 cells in one place \(method\.rank: 4, 8\)"),
+        ({"where": ["method.rank=9"]}, r"no records with method\.rank=9"),
+        ({"where": ["method.rnk=9"]}, r"method\.rnk is no key of these records"),
+        ({"where": ["rank"]}, "is not KEY=VALUE"),
+    ],
+)
+def test_what_would_mix_cells_or_show_nothing_is_refused(more, said, results):
+    with pytest.raises(ConfigError, match=said):
+        pivot(Store(results).records(), ["method"], ["task"], **more)
+
+
+def test_the_command_prints_and_writes_it(results, tmp_path, capsys):
+    words = ["--results", str(results), "--rows", "method,method.rank", "--columns", "task", "--out", str(tmp_path / "out")]
+    assert command("tables", words) == 0 and "60.0±10.0" in capsys.readouterr().out
+    assert "| lora | 8 | 60.0±10.0 (n=3) |" in (tmp_path / "out" / "tables" / "pivot.md").read_text()
+    with pytest.raises(SystemExit):
+        command("tables", ["table2", *words])
+
+
+def test_the_notebook_runs(monkeypatch):
+    """Its cells one after the other, where it lies: a figure is drawn, and a number of a table comes out of the records."""
+    cells = json.loads((ROOT / "examples" / "results.ipynb").read_text())["cells"]
+    monkeypatch.chdir(ROOT / "examples")
+    monkeypatch.setattr("matplotlib.pyplot.subplots", subplots := Recorded())
+    names: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"examples/results.ipynb {cell['id']}", "exec"), names)
+    assert len(subplots.made[0].axes[0].lines) == 2 and float(names["median"]) > 50
+
+
+class Recorded:
+    """pyplot.subplots without a screen."""
+
+    def __init__(self):
+        self.made = []
+
+    def __call__(self, **more):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(**more)
+        FigureCanvasAgg(figure)
+        self.made.append(figure)
+        return figure, figure.add_subplot()
+
+
+def test_numbers_published_elsewhere_have_a_file_of_any_name(tmp_path, monkeypatch):
+    folder = tmp_path / "paper"
+    shutil.copytree(published.FOLDER, folder)
+    mine = {
+        "title": "Digits, as in a paper of mine",
+        "stat": "median",
+        "models": {"digits_vit": "ViT"},
+        "columns": {"digits": {"label": "Digits", "task": "digits", "metric": "accuracy", "scale": 100}},
+        "rows": [{"label": "LoRA", "model": "digits_vit", "method": "lora", "source": "mine", "cells": {"digits": "61.0"}}],
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(mine))
+    monkeypatch.setattr(published, "FOLDER", folder)
+    assert published.names()[0] == "table2" and published.names()[-1] == "mine"
+    rows, tasks = published.rows_of("mine")  # what a sweep over artefacts: [mine] runs
+    assert (rows[0].overrides("digits"), tasks) == (LORA, ["digits"])
+    cells = by_cell(*(record(LORA, seed, 0.6) for seed in range(5)))
+    table = compare("mine", Asked(cells))[0]
+    assert table.title == "Digits, as in a paper of mine"
+    assert [row[-1] for row in table.rows] == ["61.0", "60.0±0.0"]

@@ -1,0 +1,95 @@
+"""Records as rows of a pandas DataFrame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vera.config import GROUPS
+from vera.errors import RecordError
+from vera.records.record import Record
+from vera.records.store import Store
+
+if TYPE_CHECKING:
+    import pandas
+
+NOT_SETTINGS = {"name", "neutral", "version", "facts", "_target_"}  # of a group, as far as telling runs apart goes
+
+
+def frame(results_dir: str | Path = "results", history: bool = False) -> pandas.DataFrame:
+    """Every record of a results folder, one row a run, by file name.
+
+    Columns: model, task, method, seed, cell (eight digits of the cell_id); parameters and head_parameters (trained);
+    best_epoch; for each metric (a fraction) best_*, last_* and, where the epoch was chosen on other rows, test_*; collapsed
+    (null, or why); seconds, steps, peak_memory_bytes, device; commit; and each key of the configuration that is not the same
+    in all of them, as model.*, task.*, method.* or train.*, null for a run that has no such key.
+
+    history: one row an evaluated epoch instead: epoch, step, train_loss and the metrics by their names, of the rows that choose
+    the epoch. Raises RecordError for a folder without records, or with an invalid one.
+    """
+    import pandas  # not needed by runs
+
+    records = Store(results_dir).records()
+    if not records:
+        raise RecordError(f"{results_dir} holds no record: there is nothing in {Store(results_dir).runs}")
+    settings = varying([record.run.config for record in records])
+    rows = [
+        {**identity(record), **part, **chosen}
+        for record, chosen in zip(records, settings, strict=True)
+        for part in (_epochs(record) if history else [_scores(record)])
+    ]
+    for key in dict.fromkeys(key for row in rows for key in row):
+        kinds = {type(row[key]) for row in rows if row.get(key) is not None}
+        if len(kinds) > 1 and not kinds <= {int, float}:  # task.validation is dev or 0.1: a column has one type
+            rows = [{**row, key: None if row.get(key) is None else str(row[key])} for row in rows]
+    return pandas.DataFrame(rows)
+
+
+def identity(record: Record) -> dict[str, Any]:
+    run = record.run
+    return {"model": run.model, "task": run.task, "method": run.method, "seed": run.seed, "cell": run.cell_id[:8]}
+
+
+def _scores(record: Record) -> dict[str, Any]:
+    found: dict[str, Any] = {"parameters": record.parameters.adapter, "head_parameters": record.parameters.head}
+    found["primary"], found["best_epoch"] = record.scores.primary, record.scores.best.epoch
+    for which, selected in record.scores.chosen().items():
+        found |= {f"{which}_{metric}": value for metric, value in selected.metrics.items()}
+    cost = record.cost
+    return {
+        **found,
+        "collapsed": record.collapsed,
+        "seconds": cost.seconds,
+        "steps": cost.steps,
+        "peak_memory_bytes": cost.peak_memory_bytes,
+        "device": cost.device,
+        "commit": record.provenance.git_sha,
+    }
+
+
+def _epochs(record: Record) -> Iterator[dict[str, Any]]:
+    for entry in record.scores.history:
+        yield {"epoch": entry.epoch, "step": entry.step, "train_loss": entry.train_loss, **entry.metrics}
+
+
+def varying(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each configuration the keys, dotted, in whose values they differ; a seed that follows the run's differs as well."""
+    flat = [dict(leaves(config)) for config in configs]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    differing = [key for key in keys if any(settings.get(key) != flat[0].get(key) for settings in flat)]
+    return [{key: settings.get(key) for key in differing} for settings in flat]
+
+
+def leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings of a configuration by dotted key; a list is a text such as "query, value"."""
+    for group in GROUPS:
+        yield from _leaves({key: value for key, value in config[group].items() if key not in NOT_SETTINGS}, group)
+
+
+def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}.{key}")
+        else:
+            yield f"{prefix}.{key}", ", ".join(map(str, value)) if isinstance(value, list) else value
