@@ -38,10 +38,11 @@ from vera.records.record import Failure, parse
 from vera.records.store import Store
 from vera.tasks.alpaca import read_rows
 from vera.tasks.e2e_metrics import read_files
-from vera.tasks.glue import SUBSETS, Glue, fingerprint
+from vera.tasks.glue import SUBSETS, Glue
 from vera.tasks.image_cache import opened
 from vera.tasks.image_rows import from_folder
 from vera.tasks.images import Images
+from vera.tasks.text import fingerprint
 from vera.train import state
 
 ROOT = CONF_DIR.parent

@@ -19,8 +19,8 @@ from vera.io import hub, tables
 from vera.io.rows import read_csv
 from vera.models.image import Pixels
 from vera.tasks.e2e_metrics import read_files
-from vera.tasks.glue import fingerprint
 from vera.tasks.image_cache import opened
+from vera.tasks.text import fingerprint
 from vera.tasks.tsv import read_tsv
 
 COMMIT = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
@@ -227,7 +227,7 @@ def test_stsb_with_one_score_says_so(tmp_path, compose):
             (folder / f"{name}.tsv").write_text("index\tsentence1\tsentence2\tscore\n" + rows)
         settings = compose("model=roberta_base", "task=stsb", "task.synthetic=false", f"task.data_dir={folder}")
         backbone = build(settings.model, "model").load(1, settings.cache_dir)
-        with pytest.raises(DataError, match=rf"dev\.tsv\) has {said}"):
+        with pytest.raises(DataError, match=rf"the validation split has {said}"):
             build(settings.task, "task").load(backbone, 0)
 
 

@@ -49,31 +49,40 @@ def _check_shards(files: list[Path]) -> None:
 
 
 def read_columns(files: Sequence[Path], columns: Sequence[str]) -> list[tuple[str, tuple[Any, ...]]]:
-    """("file, row N", values of the columns) of every row. Raises DataError, naming file and row, for what cannot be read."""
+    """("file, row N" or "file:line", values of the columns) of every row. Raises DataError, naming it, for what is no table."""
     rows = []
     for path in files:
-        found = _parquet(path, columns) if path.suffix == ".parquet" else _objects(path, columns)
-        rows += [(f"{path}, row {index}", values) for index, values in enumerate(found)]
+        if path.suffix == ".parquet":
+            rows += [(f"{path}, row {index}", values) for index, values in enumerate(_parquet(path, columns))]
+        else:
+            rows += _objects(path, columns)
     if not rows:
         raise DataError(f"{', '.join(map(str, files))}: no rows")
     return rows
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    _check_columns(path, columns, parquet_columns(path))
     try:
-        names = pyarrow.parquet.read_schema(path).names
-        _check_columns(path, columns, names)
         table = pyarrow.parquet.read_table(path, columns=list(columns))
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
     return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
 
 
-def _objects(path: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+def parquet_columns(path: Path) -> list[str]:
+    """The columns of a parquet file. Raises DataError."""
+    try:
+        return pyarrow.parquet.read_schema(path).names
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
+
+
+def _objects(path: Path, columns: Sequence[str]) -> list[tuple[str, tuple[Any, ...]]]:
     rows = read_objects(path)
     for where, row in rows:
         _check_columns(where, columns, row)
-    return [tuple(row[name] for name in columns) for _, row in rows]
+    return [(where, tuple(row[name] for name in columns)) for where, row in rows]
 
 
 def read_objects(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -33,12 +35,14 @@ class Alpaca(LanguageTask):
     """conf/task/{alpaca,alpaca_10k}.yaml. The loss is on the response and the end token alone.
 
     data_dir      a JSON file of rows, or a folder with one of FILES; None reads the hub.
+    columns       what other data call instruction, input and output: {instruction: question, output: answer}.
     rows          how many rows to train on, chosen once and for all seeds; None: all that are not held out.
     held_out      rows kept for evaluation, chosen likewise.
     prompt_input  the prompt of a row with an input, with {instruction} and {input}; prompt: of one without.
     """
 
     data_dir: Annotated[str | None, Source] = None
+    columns: dict[Literal["instruction", "input", "output"], str] = {}
     rows: int | None = Field(ge=1)
     held_out: int = Field(ge=1)
     prompt_input: str
@@ -122,7 +126,7 @@ class Alpaca(LanguageTask):
         if self.synthetic:
             return synthetic_rows(), "synthetic", None
         if self.data_dir is not None:
-            return read_rows(Path(self.data_dir)), "Alpaca JSON file", None
+            return read_rows(Path(self.data_dir), self.columns), "Alpaca JSON file", None
         found, commit = hub.load_rows(
             self.hub_data(), "give a JSON file of its rows with task.data_dir=/path/to/alpaca_data_cleaned.json"
         )
@@ -130,8 +134,10 @@ class Alpaca(LanguageTask):
         return rows, REPOSITORY, commit
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a JSON or JSON-lines file, of the one in a folder, or of the parquet files in it. Raises DataError."""
+def read_rows(path: Path, columns: dict[str, str] | None = None) -> list[Row]:
+    """Rows of a JSON or JSON-lines file, of the one in a folder, or of the parquet files in it. columns: what they call FIELDS.
+    Raises DataError."""
+    names = {field: (columns or {}).get(field, field) for field in FIELDS}
     if not path.exists():
         raise DataError(f"task.data_dir={path} does not exist")
     files = [path]
@@ -140,18 +146,21 @@ def read_rows(path: Path) -> list[Row]:
         if not files:
             raise DataError(f"task.data_dir={path} holds neither {', '.join(FILES)} nor the hub's files of the split train")
     if files[0].suffix == ".parquet":
-        found = tables.read_columns(files, FIELDS)
+        found = tables.read_columns(files, list(names.values()))
         return [checked_row(where, dict(zip(FIELDS, values, strict=True))) for where, values in found]
-    return [checked_row(where, row) for file in files for where, row in tables.read_objects(file)]
+    objects = [found for file in files for found in tables.read_objects(file)]
+    return [
+        checked_row(where, {field: row[name] for field, name in names.items() if name in row}, names) for where, row in objects
+    ]
 
 
-def checked_row(where: str, row: Any) -> Row:
+def checked_row(where: str, row: Any, names: Mapping[str, str] = MappingProxyType({})) -> Row:
     """(instruction, input, output) of one row, which must have the first and the last. Raises DataError."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: not an object with {', '.join(FIELDS)}")
     for field in FIELDS:
         if field not in row and field != "input":
-            raise DataError(f"{where}: no {field!r}")
+            raise DataError(f"{where}: no {names.get(field, field)!r}")
         if not isinstance(row.get(field) or "", str):
             raise DataError(f"{where}: {field!r} is not a text")
     instruction, given, output = (row.get(field) or "" for field in FIELDS)

@@ -105,7 +105,7 @@ class Task(Component):
         raise NotImplementedError
 
     @property
-    def labels(self) -> tuple[str, ...] | None:
+    def class_names(self) -> tuple[str, ...] | None:
         """The names of the classes, in the order of the outputs, where they are known without the data."""
         return None
 

@@ -25,7 +25,7 @@ class Digits(FewShot):
         return len(self.classes)
 
     @property
-    def labels(self) -> tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...]:
         return tuple(str(label) for label in self.classes)
 
     def load(self, backbone: Backbone, seed: int) -> Data:

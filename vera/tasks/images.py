@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from vera.config import HubId, Operational, Place, Source
-from vera.errors import DataError
+from vera.errors import ConfigError, DataError
 from vera.io.hub import HubData
 from vera.models.base import Backbone
 from vera.seeds import derive
@@ -37,8 +37,9 @@ class FewShot(Task):
 class Images(FewShot):
     """conf/task/{cifar100,food101,flowers102,resisc45}.yaml.
 
-    repository     id on the hub.
+    repository     id on the hub; null for images that are in data_dir alone.
     data_dir       a local copy instead: parquet files, or class-named folders of images (image_rows.from_folder says how).
+    train_per_class  images a class to train on; null: all of train_splits, which then need eval_splits beside them.
     image_column, label_column    names in the hub's or the parquet files' tables.
     train_splits   training images are drawn from these; a few-shot row number counts through them in this order.
     eval_splits    evaluated in full; empty: all images of train_splits that were not drawn.
@@ -46,7 +47,8 @@ class Images(FewShot):
     workers        processes that decode; null: one a CPU core, eight at most.
     """
 
-    repository: HubId
+    train_per_class: int | None = Field(ge=1)  # type: ignore[assignment]
+    repository: HubId | None
     data_dir: Annotated[str | None, Source] = None
     image_column: str
     label_column: str
@@ -62,7 +64,9 @@ class Images(FewShot):
 
     def load(self, backbone: Backbone, seed: int) -> Data:
         pool, evaluation, source, commit = _read(self.model_dump_json())
-        chosen = few_shot(pool.labels, range(self.classes), self.train_per_class, seed, pool.class_name)
+        chosen = None
+        if self.train_per_class is not None:
+            chosen = few_shot(pool.labels, range(self.classes), self.train_per_class, seed, pool.class_name)
         if evaluation is None:  # everything that was not drawn, from one array of all images
             rest = np.setdiff1d(np.arange(len(pool)), chosen)
             everything = self._prepare(backbone, pool, None)
@@ -74,9 +78,11 @@ class Images(FewShot):
             few = self._prepare(backbone, pool, chosen)
             everything = self._prepare(backbone, evaluation, None)
             prepared = [few, everything]
-            train = Examples(few.pixels, pool.labels[chosen], np.arange(len(chosen)))
+            labels = pool.labels if chosen is None else pool.labels[chosen]
+            train = Examples(few.pixels, labels, np.arange(len(labels)))
             evaluated = Examples(everything.pixels, evaluation.labels, np.arange(len(evaluation)))
             fingerprints = [everything.fingerprint, _fingerprint(evaluation.labels)]
+            fingerprints += [few.fingerprint] if chosen is None else []  # those that a seed draws differ by seed
         return Data(
             train=train,
             evaluation=evaluated,
@@ -85,7 +91,10 @@ class Images(FewShot):
             source=source,
             commit=commit,
             fingerprint=hashlib.sha256(" ".join([*fingerprints, _fingerprint(pool.labels)]).encode()).hexdigest()[:16],
-            notes={"few_shot_rows": chosen.tolist(), **_passed_over([pool, evaluation], prepared)},
+            notes={
+                **({} if chosen is None else {"few_shot_rows": chosen.tolist()}),
+                **_passed_over([pool, evaluation], prepared),
+            },
         )
 
     def _prepare(self, backbone: Backbone, rows: Rows, chosen: np.ndarray | None) -> image_cache.Prepared:
@@ -96,7 +105,7 @@ class Images(FewShot):
         return list(dict.fromkeys([*self.train_splits, *self.eval_splits]))
 
     def hub_data(self):
-        if self.synthetic or self.data_dir is not None:
+        if self.synthetic or self.data_dir is not None or self.repository is None:
             return None
         return HubData(self.repository, "main", None, tuple(self.splits), (self.image_column, self.label_column))
 
@@ -114,12 +123,14 @@ class Images(FewShot):
         splits = self.splits
         if self.synthetic:
             spare = 0 if self.eval_splits else 1
-            sizes = dict.fromkeys(splits, 1) | {self.train_splits[0]: self.train_per_class + spare}
+            sizes = dict.fromkeys(splits, 1) | {self.train_splits[0]: (self.train_per_class or 1) + spare}
             return {split: image_rows.synthetic(self.classes, n, split) for split, n in sizes.items()}, "synthetic", None
         columns = (self.image_column, self.label_column, self.classes)
+        if self.data_dir is None and self.repository is None:
+            raise ConfigError(f"task={self.name} reads a folder of images; give it with task.data_dir=")
         if self.data_dir is None:
             found, commit = image_rows.from_hub(self.repository, splits, *columns, Path(self.cache_dir))
-            return found, self.repository, commit
+            return found, str(self.repository), commit
         return image_rows.from_folder(Path(self.data_dir), splits, *columns, Path(self.cache_dir)), "local folder", None
 
 
@@ -127,6 +138,8 @@ class Images(FewShot):
 def _read(task: str) -> tuple[Rows, Rows | None, str, str | None]:
     """Training pool, evaluation set (None: what is left of the pool), source and commit of a task given as JSON."""
     settings = Images.model_validate_json(task)
+    if settings.train_per_class is None and not settings.eval_splits:
+        raise ConfigError("task.train_per_class=null trains on all of train_splits; name eval_splits to score on")
     found, source, commit = settings.source_rows()
     missing = [split for split in settings.eval_splits if split not in found]
     if missing:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import datasets
 import evaluate
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    f1_score,
+    matthews_corrcoef,
+    precision_score,
+    r2_score,
+    recall_score,
+)
 
 DESCRIPTION = "Metrics of the GLUE benchmark (Wang et al. 2019), as fractions."
 METRICS = {
@@ -54,13 +64,27 @@ def _correlation(function):
 _FUNCTIONS = {
     "accuracy": lambda references, predictions: float(accuracy_score(references, predictions)),
     "f1": lambda references, predictions: float(f1_score(references, predictions)),
+    "f1_macro": lambda references, predictions: float(f1_score(references, predictions, average="macro")),
+    "precision_macro": lambda r, p: float(precision_score(r, p, average="macro", zero_division=0)),
+    "recall_macro": lambda r, p: float(recall_score(r, p, average="macro", zero_division=0)),
+    "balanced_accuracy": lambda references, predictions: float(balanced_accuracy_score(references, predictions)),
+    "cohen_kappa": lambda references, predictions: float(cohen_kappa_score(references, predictions)),
     "matthews_correlation": lambda references, predictions: float(matthews_corrcoef(references, predictions)),
     "pearson": _correlation(pearsonr),
     "spearmanr": _correlation(spearmanr),
+    "r2": lambda references, predictions: float(r2_score(references, predictions)),
+    "neg_mean_squared_error": lambda references, predictions: -float(np.mean((references - predictions) ** 2)),
 }
+OF_SCORES = ("pearson", "spearmanr", "r2", "neg_mean_squared_error")  # the others are of classes; of all of them more is better
+OF_CLASSES = tuple(name for name in _FUNCTIONS if name not in OF_SCORES)
 
 
 def compute(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
     """The metrics of one GLUE subset (or "accuracy") for predictions [N] and references [N]: what GlueMetric gives, without the
     Arrow table and the temporary folder of each of its calls."""
-    return {metric: _FUNCTIONS[metric](np.asarray(references), np.asarray(predictions)) for metric in METRICS[name]}
+    return named(METRICS[name], predictions, references)
+
+
+def named(names: Sequence[str], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
+    """Metrics by their own names, of OF_CLASSES for class indices [N], of OF_SCORES for scores [N]."""
+    return {metric: _FUNCTIONS[metric](np.asarray(references), np.asarray(predictions)) for metric in names}

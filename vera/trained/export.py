@@ -286,7 +286,7 @@ def _write_merged(run, record, backbone, method, folder, rank) -> list[str]:
         if hasattr(model, name):
             delattr(model, name)
     join_attention(model)
-    labels = build(run.task, "task").labels
+    labels = build(run.task, "task").class_names
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}
@@ -311,7 +311,7 @@ def _base(run: RunConfig, record: Record) -> tuple[str | None, str | None]:
 def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: list[str]) -> str:
     base, revision = _base(run, record)
     provenance, chosen = record.provenance, getattr(record.scores, checkpoint)
-    labels = build(run.task, "task").labels
+    labels = build(run.task, "task").class_names
     front = [f"base_model: {base}"] * bool(base) + ["library_name: " + ("transformers" if form == "merged" else "peft")]
     where = f"`{base}` at commit `{revision}`" if base else provenance.model_source
     tested = record.scores.test if checkpoint == "best" else None

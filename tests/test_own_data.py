@@ -1,0 +1,241 @@
+"""Own data by a yaml: files, the hub by columns, folders of images, instructions; and the yaml that is drafted."""
+
+import csv
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from PIL import Image
+
+from vera.commands import task as command
+from vera.config import build, choice
+from vera.errors import ConfigError, DataError
+from vera.io import hub
+from vera.run import execute, prepare
+from vera.tasks import draft
+
+LABELS = ["no", "yes", "maybe"]
+ROWS = [(f"a dog runs {i}", f'a cat, "sleeps" {i % 4}', LABELS[i % 3]) for i in range(24)]
+COLUMNS = ("first", "second", "verdict")
+
+
+def write(path, rows=ROWS, columns=COLUMNS):
+    ending = path.suffix
+    if ending == ".csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+    elif ending in (".tsv", ".txt"):
+        path.write_text("".join("\t".join(map(str, row)) + "\r\n" for row in [columns, *rows]))
+    elif ending == ".jsonl":
+        path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
+    elif ending == ".json":
+        path.write_text(json.dumps([dict(zip(columns, row, strict=True)) for row in rows]))
+    else:
+        pyarrow.parquet.write_table(pyarrow.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))), path)
+    return path
+
+
+def settings(folder, **changes):
+    made = {
+        **choice("task", "sick"),
+        "name": "mine",
+        "files": {"train": "train.csv", "validation": "dev.csv"},
+        "data_dir": str(folder),
+        "texts": ["first", "second"],
+        "label": "verdict",
+        "labels": LABELS,
+    }
+    return {**made, **changes}
+
+
+def rows_of(folder, **changes):
+    return build(settings(folder, **changes), "task").source_rows()[0]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "txt", "jsonl", "json", "parquet"])
+def test_every_format_gives_the_same_rows(ending, tmp_path):
+    for split in ("train", "dev"):
+        write(tmp_path / f"{split}.{ending}")
+    found = rows_of(tmp_path, files={"train": f"train.{ending}", "validation": f"dev.{ending}"})
+    assert found["train"] == found["validation"] == [((a, b), LABELS.index(label)) for a, b, label in ROWS]
+
+
+def test_three_splits_are_chosen_on_one_and_scored_once_on_another(tmp_path, compose):
+    for split in ("train", "dev", "test"):
+        write(tmp_path / f"{split}.csv", ROWS[:9] if split == "test" else ROWS)
+    files = "{train: train.csv, validation: dev.csv, test: test.csv}"
+    keys = [f"task.files={files}", "task.texts=[first,second]", "task.label=verdict", f"task.labels={LABELS}"]
+    run = compose(
+        *("model=minilm", "task=sick", "task.name=mine", "task.synthetic=false", f"task.data_dir={tmp_path}", "method=lora"),
+        *keys,
+    )
+    record = execute(run)
+    assert record.scores.test.metrics.keys() == {"accuracy", "f1_macro"}
+    assert record.provenance.data_source == "train.csv, dev.csv, test.csv" and str(tmp_path) not in record.to_json()
+    data = prepare(run)[3]
+    assert [len(part) for part in (data.train, data.evaluation, data.test)] == [24, 24, 9]
+
+
+def test_train_alone_keeps_a_part_with_every_class(tmp_path):
+    write(tmp_path / "all.csv")
+    found = rows_of(tmp_path, files={"train": "all.csv"}, held_out=0.25)
+    assert [len(found[split]) for split in ("train", "validation")] == [18, 6]
+    assert sorted(found["train"] + found["validation"]) == sorted(((a, b), LABELS.index(c)) for a, b, c in ROWS)
+    assert [label for _, label in found["validation"]].count(0) == 2
+    assert found == rows_of(tmp_path, files={"train": "all.csv"}, held_out=0.25)
+
+
+def test_a_score_of_any_size_is_read_and_told_apart(tmp_path):
+    for split, size in (("train", 1e-6), ("dev", 2e-6)):
+        write(tmp_path / f"{split}.jsonl", [(a, b, size * i) for i, (a, b, _) in enumerate(ROWS)])
+    task = build(
+        settings(
+            tmp_path,
+            files={"train": "train.jsonl", "validation": "dev.jsonl"},
+            labels=[],
+            metrics=["pearson", "r2"],
+            primary="r2",
+        ),
+        "task",
+    )
+    assert task.outputs == 1 and task.source_rows()[0]["train"][3][1] == 3e-6 and task.plain(1e-6) != task.plain(2e-6)
+
+
+def test_the_hub_is_read_by_columns(tmp_path, monkeypatch):
+    asked = []
+
+    def load_rows(data, instead):
+        asked.append(data)
+        return {split: [(f"row {i}", row) for i, row in enumerate(ROWS)] for split in data.splits}, "f" * 40
+
+    monkeypatch.setattr(hub, "load_rows", load_rows)
+    own = {"files": {}, "data_dir": None, "hub": "me/mine", "splits": {"train": "train", "test": "held"}}
+    found, source, commit = build(settings(tmp_path, **own), "task").source_rows()
+    assert asked[0].columns == COLUMNS and asked[0].splits == ("train", "held")
+    assert source == "me/mine" and commit == "f" * 40 and found.keys() == {"train", "validation"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("train.csv", "first,second,verdict\na,b,yes\nc,d,perhaps\n", r"csv:3, column 'verdict': 'perhaps' is not one of"),
+        ("train.csv", "first,verdict\na,yes\n", r"train.csv:1 has no column 'second'; it has 'first', 'verdict'"),
+        ("train.csv", "first,second,verdict\na,,yes\n", r"train.csv:2: second is empty"),
+        ("train.csv", "first,second,verdict\na,b\n", r"train.csv:2 has 2 fields, expected 3"),
+        ("train.tsv", "first\tsecond\tverdict\na\t \tyes\n", r"train.tsv:2, column 'second': "),
+        ("train.jsonl", '{"first": "a", "second": "b", "verdict": "no"}\n[1]\n', r"train.jsonl:2 is not an object"),
+        ("train.jsonl", '{"first": "a", "second": "b", "verdict": "no"}\n{"first": 1\n', r"train.jsonl:2 is not JSON"),
+        ("train.jsonl", '{"first": 1, "second": "b", "verdict": "no"}\n', r"train.jsonl:1, column 'first': 1 is no text"),
+        ("train.jsonl", '{"first": "a", "verdict": "no"}\n', r"train.jsonl:1 has no column 'second'"),
+    ],
+)  # fmt: skip
+def test_a_row_that_does_not_fit_is_named_by_file_line_and_column(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        rows_of(tmp_path, files={"train": name, "validation": name})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_row_leaves_no_record(tmp_path, compose):
+    (tmp_path / "train.csv").write_text("first,second,verdict\na,b,perhaps\n")
+    keys = ["task.files={train: train.csv, validation: train.csv}", "task.texts=[first,second]", "task.label=verdict"]
+    run = compose("model=minilm", "task=sick", "task.synthetic=false", f"task.data_dir={tmp_path}", "~task.files.test", *keys)
+    with pytest.raises(DataError, match="perhaps"):
+        execute(run)
+    assert not list((tmp_path / "results").glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": {}}, "give files, or hub with splits"),
+        ({"hub": "me/mine", "splits": {"train": "train", "test": "test"}}, "give files, or hub with splits"),
+        ({"files": {"train": "train.csv"}}, "train alone needs held_out"),
+        ({"held_out": 0.2}, "train alone needs held_out, and nothing else does"),
+        ({"files": {"train": "/etc/passwd.csv", "validation": "dev.csv"}}, "must be a file below task.data_dir"),
+        ({"files": {"train": "../train.csv", "validation": "dev.csv"}}, "must be a file below task.data_dir"),
+        ({"files": {"train": "train.pkl", "validation": "dev.csv"}}, r"train.pkl is none of .csv, .tsv"),
+        ({"metrics": ["pearson"]}, "pearson is no metric of classes; there are accuracy, f1"),
+        ({"metrics": ["accuracy", "f1"]}, "f1 is of two classes"),
+        ({"metrics": ["f1_macro"]}, "metrics must hold the primary one, accuracy"),
+        ({"labels": ["yes"]}, "two or more different ones"),
+        ({"labels": [], "metrics": ["accuracy"]}, "accuracy is no metric of a score"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(settings(tmp_path, **changes), "task")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_yaml_is_drafted_from_a_file_and_works(tmp_path):
+    for name in ("SICK_train.txt", "SICK_trial.txt", "SICK_test_annotated.txt"):
+        write(tmp_path / name)
+    made = draft.text_files("mine", tmp_path / "SICK_train.txt", ["first", "second"], "verdict", {})
+    path = draft.write(made, tmp_path)
+    read = yaml.safe_load(path.read_text())
+    assert read == made and read["labels"] == ["maybe", "no", "yes"] and read["data_dir"] == str(tmp_path)
+    assert read["files"] == {"train": "SICK_train.txt", "validation": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
+    lines = draft.look(read)
+    assert lines[0] == "train: 24 rows; maybe 8, no 8, yes 8" and lines[3].endswith("-> 1 (no)") and len(lines) == 6
+    with pytest.raises(ConfigError, match="is there already"):
+        draft.write(made, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (["b", "a", "b"], ["a", "b"]),
+        (["10", "2", "1"], ["1", "2", "10"]),
+        ([1.0, 0.0], ["0", "1"]),
+        (["0.5", "3"], []),
+        ([str(i) for i in range(30)], []),
+    ],
+)
+def test_labels_are_found_and_scores_told_from_classes(values, labels):
+    assert draft.labels_of(values, "x") == labels
+
+
+def test_the_command_prints_the_yaml_and_three_rows(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "all.csv")
+    arguments = ["task.py", "mine", str(tmp_path / "all.csv"), "--label", "verdict", "--print"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(ConfigError, match=r"all\.csv has first, second, verdict"):
+        command.main()
+    monkeypatch.setattr("sys.argv", [*arguments, "--text", "first,second"])
+    monkeypatch.setattr(command, "tokenizer", lambda model: None)
+    assert command.main() == 0
+    out = capsys.readouterr().out
+    assert "held_out: 0.2\n" in out and out.count(" -> ") == 3
+
+
+def test_folders_of_images_are_a_task(tmp_path, compose):
+    for split, count in (("train", 3), ("test", 2)):
+        for label, color in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
+            (tmp_path / split / label).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (9, 9), color).save(tmp_path / split / label / f"{index}.png")
+    made = draft.images("colors", tmp_path)
+    assert made["classes"] == 2
+    keys = [
+        f"task.{key}={json.dumps(made[key])}"
+        for key in ("repository", "train_splits", "eval_splits", "classes", "train_per_class")
+    ]
+    run = compose(
+        "model=digits_vit", "task=cifar100", "task.name=colors", "task.synthetic=false", f"task.data_dir={tmp_path}", *keys
+    )
+    data = prepare(run)[3]
+    assert len(data.train) == 6 and len(data.evaluation) == 4 and {label for _, label in data.train} == {0, 1}
+
+
+def test_instructions_are_read_by_the_names_of_their_columns(tmp_path, compose):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"question": f"What is {i}?", "answer": str(i)}) + "\n" for i in range(20)))
+    made = draft.instructions("mine", path, {"instruction": "question", "output": "answer"})
+    task = build({**choice("task", "alpaca"), **{k: v for k, v in made.items() if k != "defaults"}}, "task")
+    rows, _, _ = task.source_rows()
+    assert rows[3] == ("What is 3?", "", "3") and task.held_out == 2
+    with pytest.raises(DataError, match=r"mine.jsonl:1 has no column 'reply'; it has question, answer"):
+        draft.instructions("mine", path, {"instruction": "question", "output": "reply"})

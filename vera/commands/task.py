@@ -1,0 +1,65 @@
+"""Look at a data file and write the yaml of a task on it.
+
+python scripts/task.py sick SICK_train.txt --text sentence_A,sentence_B --label entailment_judgment
+python scripts/task.py chat answers.jsonl --instruction question --output answer
+python scripts/task.py pets /data/pets                  a folder of images: train/<class>/*.jpg, test/<class>/*.jpg
+
+Files of the other splits are looked for beside the training file (SICK_trial.txt, dev.csv, test.jsonl); --validation and --test
+name them. With the training file alone, a fifth of its rows is kept for evaluation. What was found is printed, with three rows
+as --model reads them; the yaml goes to conf/task, to be read before it is used.
+"""
+
+import argparse
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from vera.config import CONF_DIR, build, compose
+from vera.errors import ConfigError, ModelError
+from vera.models.base import SAFE
+from vera.tasks import draft
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="what the task is to be called")
+    parser.add_argument("file", type=Path, metavar="FILE", help="CSV, TSV, JSON lines or parquet, or a folder of images")
+    parser.add_argument("--text", metavar="COLUMN[,COLUMN]", help="the column of the text, or two of a pair")
+    parser.add_argument("--label", metavar="COLUMN")
+    parser.add_argument("--validation", type=Path, metavar="FILE")
+    parser.add_argument("--test", type=Path, metavar="FILE")
+    for field in ("instruction", "input", "output"):
+        parser.add_argument(f"--{field}", metavar="COLUMN", help=f"what instructions call their {field}")
+    parser.add_argument("--model", default="minilm", help="whose tokenizer shows three rows (default: minilm)")
+    parser.add_argument("--print", action="store_true", dest="only_print", help="write nothing")
+    options = parser.parse_args()
+    fields = {f: getattr(options, f) for f in ("instruction", "input", "output") if getattr(options, f)}
+    lines = []
+    if options.file.is_dir():
+        settings = draft.images(options.name, options.file)
+    elif fields:
+        if not {"instruction", "output"} <= fields.keys():
+            raise ConfigError("instructions have --instruction and --output")
+        settings = draft.instructions(options.name, options.file, fields)
+    else:
+        others = {split: path for split in ("validation", "test") if (path := getattr(options, split)) is not None}
+        texts = options.text.split(",") if options.text else []
+        settings = draft.text_files(options.name, options.file, texts, options.label, others)
+        lines = draft.look(settings, tokenizer(options.model))
+    print(draft.as_yaml(settings))
+    print("\n".join(lines))
+    if not options.only_print:
+        path = draft.write(settings)
+        print(f"written: {path.relative_to(CONF_DIR.parent)}; python scripts/train.py task={options.name} ...")
+    return 0
+
+
+def tokenizer(model: str):
+    """A model's tokenizer, or None with a line that says why not."""
+    run = compose([f"model={model}"])
+    try:
+        source = build(run.model, "model").source(Path(run.cache_dir))
+        return AutoTokenizer.from_pretrained(source, **SAFE)
+    except (ModelError, OSError, ValueError) as error:
+        print(f"rows are shown as texts: no tokenizer of model={model} ({' '.join(str(error).split())[:120]})")
+        return None

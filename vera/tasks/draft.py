@@ -1,0 +1,177 @@
+"""A task's yaml from its data: what is looked at, counted, and written down for a person to check."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vera.config import CONF_DIR, build, checked
+from vera.config.schema import Name, Strict
+from vera.errors import ConfigError, DataError
+from vera.io.files import write_atomic
+from vera.io.tables import read_objects
+from vera.tasks.files import SPLITS, TextFiles, columns_of, read_table
+
+MOST_CLASSES = 1000
+FEW_NUMBERS = 20  # more different numbers than this are taken for scores
+END = "...\n"  # of a yaml that is one word
+BESIDE = {"validation": ("val", "dev", "trial"), "test": ("test",)}  # how files beside a training file begin
+
+
+class _Named(Strict):
+    name: Name
+
+
+def text_files(
+    name: str, train: Path, texts: Sequence[str], label: str | None, others: dict[str, Path], max_length: int = 128
+) -> dict[str, Any]:
+    """Settings of a TextFiles task. others: files of the other splits; those that are not given are looked for beside `train`.
+
+    Raises ConfigError for columns that were not named, DataError for a file that cannot be read.
+    """
+    files = {"train": train, **_beside(train), **others}
+    files = {split: files[split] for split in SPLITS if split in files}
+    if len({path.parent.resolve() for path in files.values()}) > 1:
+        raise ConfigError("the files of a task lie in one folder (task.data_dir)")
+    found = columns_of(train)
+    if not texts or label is None:
+        raise ConfigError(
+            f"name the columns of the text (one, or two with a comma) and of the label; {train} has {', '.join(found)}"
+        )
+    values = [row[-1] for _, row in read_table(train, (*texts, label))]
+    labels = labels_of(values, f"{train}, column {label!r}")
+    metrics = (["accuracy", "f1_macro"] if len(labels) > 2 else ["accuracy", "f1"]) if labels else ["pearson", "spearmanr"]
+    return {
+        "_target_": "vera.tasks.files.TextFiles",
+        "name": name,
+        "version": 1,
+        "files": {split: path.name for split, path in files.items()},
+        "data_dir": str(train.parent.resolve()),
+        **({} if len(files) > 1 else {"held_out": 0.2}),
+        "texts": list(texts),
+        "label": label,
+        "labels": labels,
+        "metrics": metrics,
+        "primary": metrics[0],
+        "max_length": max_length,
+    }
+
+
+def _beside(train: Path) -> dict[str, Path]:
+    """The files of the other splits, where exactly one beside the training file is called like it."""
+    before, word, _ = train.name.lower().partition("train")
+    found = {}
+    for split, words in BESIDE.items():
+        paths = sorted(train.parent.glob(f"*{train.suffix}")) if word else []
+        fitting = [path for path in paths if path.name.lower().startswith(tuple(before + w for w in words))]
+        if len(fitting) == 1:
+            found[split] = fitting[0]
+    return found
+
+
+def labels_of(values: list[Any], where: str) -> list[str]:
+    """The classes among a column's values, in the order of numbers or of the alphabet; [] for scores. Raises DataError."""
+    texts = {str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values}
+    numbers = {text: _number(text) for text in texts}
+    if None not in numbers.values():
+        if len(texts) > FEW_NUMBERS or any(not value.is_integer() for value in numbers.values()):
+            return []
+        return sorted(texts, key=numbers.get)
+    if not 2 <= len(texts) <= MOST_CLASSES:
+        raise DataError(f"{where} has {len(texts)} different values, which are no classes")
+    return sorted(texts)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def instructions(name: str, file: Path, columns: dict[str, str]) -> dict[str, Any]:
+    """Settings of a task on JSON lines of instructions: Alpaca's, with its prompts. columns: what the file calls them."""
+    rows = read_objects(file)
+    missing = [column for column in columns.values() if column not in rows[0][1]]
+    if missing:
+        raise DataError(f"{rows[0][0]} has no column {missing[0]!r}; it has {', '.join(rows[0][1])}")
+    return {
+        "defaults": ["alpaca", "_self_"],
+        "name": name,
+        "data_dir": str(file.resolve()),
+        "columns": columns,
+        "held_out": min(500, max(1, len(rows) // 10)),
+        "facts": {"train_rows": len(rows)},
+    }
+
+
+def images(name: str, folder: Path) -> dict[str, Any]:
+    """Settings of a task on folders of images: <split>/<class>/*.jpg."""
+    splits = [split for split in ("train", "validation", "val", "test") if (folder / split).is_dir()]
+    if len(splits) != 2 or splits[0] != "train":
+        raise DataError(
+            f"{folder} must hold train/ and one of validation/, val/ or test/, with a folder of images a class in each"
+        )
+    classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir() and not path.name.startswith("."))
+    return {
+        "_target_": "vera.tasks.images.Images",
+        "name": name,
+        "version": 1,
+        "repository": None,
+        "data_dir": str(folder.resolve()),
+        "image_column": "image",
+        "label_column": "label",
+        "train_splits": splits[:1],
+        "eval_splits": splits[1:],
+        "classes": len(classes),
+        "train_per_class": None,
+        "primary": "accuracy",
+        "cache_dir": "${cache_dir}",
+    }
+
+
+def write(settings: dict[str, Any], folder: Path = CONF_DIR / "task") -> Path:
+    """The yaml, in conf/task. Raises ConfigError where there is one of that name."""
+    name = checked(_Named, {"name": settings["name"]}, "NAME").name
+    path = folder / f"{name}.yaml"
+    if path.exists():
+        raise ConfigError(f"conf/task/{name}.yaml is there already; choose another name or remove it")
+    write_atomic(path, as_yaml(settings))
+    return path
+
+
+def as_yaml(settings: dict[str, Any]) -> str:
+    """One key a line, as the yamls of conf/ are written."""
+    lines = []
+    for key, value in settings.items():
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+        lines.append(f"{key}: {text.removesuffix(END).strip()}")
+    return "\n".join(lines) + "\n"
+
+
+def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> list[str]:
+    """What a TextFiles task reads: rows a split, labels, and the first rows as a tokenizer encodes them. Raises DataError."""
+    task = build(settings, "task")
+    if not isinstance(task, TextFiles):
+        return []
+    rows, _, _ = task.source_rows()
+    lines = []
+    for split, found in rows.items():
+        names = task.class_names
+        counted = Counter(names[int(label)] for _, label in found) if names else Counter()
+        said = ", ".join(f"{label} {counted[label]}" for label in names or ()) or "scores"
+        lines.append(f"{split}: {len(found)} rows; {said}")
+    for texts, label in rows["train"][:shown]:
+        encoded = list(texts)
+        if tokenizer is not None:
+            encoded = tokenizer.convert_ids_to_tokens(
+                tokenizer(*texts, truncation=True, max_length=task.max_length)["input_ids"]
+            )
+        lines.append(f"{' '.join(encoded)} -> {label}" + (f" ({task.class_names[int(label)]})" if task.class_names else ""))
+    return lines

@@ -1,0 +1,200 @@
+"""Own texts by a yaml: CSV, TSV, JSON lines, parquet, or a data set on the hub by its columns."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from sklearn.model_selection import train_test_split
+
+from vera.config import HubId, Source
+from vera.errors import ConfigError, DataError
+from vera.io import hub, tables
+from vera.io.hub import HubData
+from vera.io.rows import read_csv, read_text
+from vera.tasks.metrics import OF_CLASSES, OF_SCORES, named
+from vera.tasks.text import Row, Splits, TextTask, synthetic_rows
+from vera.tasks.tsv import read_tsv
+
+SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+Metric = Literal[(*OF_CLASSES, *OF_SCORES)]  # type: ignore[valid-type]
+READ = ".csv, .tsv or .txt (tab-separated, no quotes), .jsonl, .json, .parquet"
+_INSIDE = re.compile(r"(?!/)(?!.*(^|/)\.\.(/|$)).+")  # a file below a folder
+
+
+class TextFiles(TextTask):
+    """A class, or a score, of one text or of a pair.
+
+    files      by split, below data_dir; their endings say how they are read. data_dir: the folder.
+    hub        or a data set's id there, hub_subset its configuration, splits by our names; data_dir: a local copy of it.
+    texts      the column of the text, or two of a pair; label: the column of the label.
+    labels     what the files print, in the order of the class indices; []: a score, any number.
+    metrics    by name (vera.tasks.metrics), of all of which more is better.
+
+    With train, validation and test the epoch is chosen on validation and test is read once. With two of them the second is
+    both, or `validation: 0.1` keeps a tenth of train apart (vera.tasks.split). held_out: with train alone, the part of its rows
+    that is the second, the same whatever the seed.
+    """
+
+    files: dict[Split, str] = {}
+    data_dir: Annotated[str | None, Source] = None
+    hub: HubId | None = None
+    hub_subset: str | None = None
+    splits: dict[Split, str] = {}
+    held_out: float | None = Field(default=None, gt=0, lt=1)
+    texts: list[str] = Field(min_length=1, max_length=2)
+    label: str
+    labels: list[str | int] = []
+    metrics: list[Metric] = Field(min_length=1)
+
+    @field_validator("files")
+    @classmethod
+    def _below(cls, files: dict[str, str]) -> dict[str, str]:
+        for name in files.values():
+            if not _INSIDE.fullmatch(name):
+                raise PydanticCustomError("below", "{name} must be a file below task.data_dir", {"name": name})
+            if Path(name).suffix.lower() not in (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet"):
+                raise PydanticCustomError("ending", "{name} is none of {read}", {"name": name, "read": READ})
+        return files
+
+    @field_validator("labels")
+    @classmethod
+    def _classes(cls, labels: list[str | int]) -> list[str | int]:
+        texts = [str(label) for label in labels]
+        if len(texts) == 1 or len(set(texts)) < len(texts):
+            raise PydanticCustomError("labels", "must be two or more different ones, or none for a score")
+        return labels
+
+    @model_validator(mode="after")
+    def _together(self):
+        names = self.named
+        allowed = OF_CLASSES if self.labels else OF_SCORES
+        foreign = [metric for metric in self.metrics if metric not in allowed]
+        problem = None
+        if (self.hub is None) == (not self.files) or (self.hub is None) == bool(self.splits):
+            problem = "give files, or hub with splits"
+        elif "train" not in names or (len(names) < 2) == (self.held_out is None):
+            problem = "name train, and validation or test or both; train alone needs held_out, and nothing else does"
+        elif foreign:
+            problem = f"{foreign[0]} is no metric of {'classes' if self.labels else 'a score'}; there are {', '.join(allowed)}"
+        elif "f1" in self.metrics and self.outputs > 2:
+            problem = "f1 is of two classes; f1_macro is of more"
+        elif self.primary not in self.metrics:
+            problem = f"metrics must hold the primary one, {self.primary}"
+        if problem:
+            raise PydanticCustomError("together", "{problem}", {"problem": problem})
+        return self
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The file, or the hub's split, by our names of the splits."""
+        return {str(split): name for split, name in (self.splits if self.hub else self.files).items()}
+
+    @property
+    def outputs(self) -> int:
+        return len(self.labels) or 1
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return tuple(map(str, self.labels)) or None
+
+    def score(self, logits, labels):
+        predictions = logits.argmax(-1) if self.labels else logits.squeeze(-1)
+        return named(self.metrics, predictions.numpy(), labels.numpy())
+
+    def hub_data(self):
+        if self.synthetic or self.hub is None or self.data_dir is not None:
+            return None
+        return HubData(self.hub, "main", self.hub_subset, tuple(self.splits.values()), (*self.texts, self.label))
+
+    def source_rows(self) -> tuple[Splits, str, str | None]:
+        if self.synthetic:
+            return synthetic_rows(len(self.texts), len(self.labels) or None), "synthetic", None
+        commit = None
+        if self.hub_data() is not None:
+            found, commit = hub.load_rows(self.hub_data(), "give a folder with its files with task.data_dir=")
+            by_split = {split: found[name] for split, name in self.named.items()}
+        elif self.data_dir is None:
+            raise ConfigError(f"task={self.name} reads files; give their folder with task.data_dir=")
+        else:
+            by_split = {split: self._read(Path(self.data_dir), name) for split, name in self.named.items()}
+        rows = {split: [self._row(where, values) for where, values in found] for split, found in by_split.items()}
+        if self.held_out is not None:
+            rows = self._divided(rows["train"])
+        elif "validation" not in rows:
+            rows["validation"] = rows.pop("test")  # the only one beside train
+        return rows, self.hub or ", ".join(self.files.values()), commit
+
+    def _divided(self, rows: list[Row]) -> Splits:
+        """Two parts of the rows, with the classes in their proportions."""
+        classes = [label for _, label in rows] if self.labels else None
+        try:
+            train, validation = train_test_split(rows, test_size=self.held_out, random_state=0, stratify=classes)
+        except ValueError as error:  # such as a class with one row
+            raise DataError(f"task.held_out={self.held_out} of {len(rows)} rows: {error}") from None
+        return {"train": train, "validation": validation}
+
+    def plain(self, label):
+        return float(f"{label:.6g}")  # of a score of any size
+
+    def _read(self, folder: Path, name: str) -> list[tuple[str, tuple[Any, ...]]]:
+        """("file:line", texts and label) of every row of a file, or of a split of a copy of the hub's. Raises DataError."""
+        columns = (*self.texts, self.label)
+        if self.hub is None:
+            return read_table(folder / name, columns)
+        paths = tables.split_files(folder, name, self.hub_subset)
+        if not paths:
+            raise DataError(f"task.data_dir={folder} holds no files of the split {name}")
+        return tables.read_columns(paths, columns)
+
+    def _row(self, where: str, values: tuple[Any, ...]) -> Row:
+        *texts, label = values
+        for column, text in zip(self.texts, texts, strict=True):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(
+                    f"{where}, column {column!r}: {'an empty text' if text in ('', None) else f'{text!r} is no text'}"
+                )
+        if not self.labels:
+            try:
+                score = math.nan if isinstance(label, bool) else float(label)
+            except (TypeError, ValueError):
+                score = math.nan
+            if not math.isfinite(score):
+                raise DataError(f"{where}, column {self.label!r}: {label!r} is not a number")
+            return tuple(texts), score
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
+        if str(label) not in self.class_names:
+            raise DataError(
+                f"{where}, column {self.label!r}: {label!r} is not one of task.labels: {', '.join(self.class_names)}"
+            )
+        return tuple(texts), self.class_names.index(str(label))
+
+
+def columns_of(path: Path) -> list[str]:
+    """The columns that a file has, in their order; of JSON those of the first object. Raises DataError."""
+    ending = path.suffix.lower()
+    if ending == ".parquet":
+        return tables.parquet_columns(path)
+    if ending in (".jsonl", ".json"):
+        return list(tables.read_objects(path)[0][1])
+    first = read_text(path).partition("\n")[0].removesuffix("\r")
+    return next(csv.reader([first]), []) if ending == ".csv" else first.split("\t")
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, tuple[Any, ...]]]:
+    """("file:line", values of the columns) of every row of a file, which is read by its ending (READ). Raises DataError."""
+    ending = path.suffix.lower()
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    if ending == ".csv":
+        return [(where, tuple(row)) for where, row in read_csv(path, columns)]
+    if ending in (".tsv", ".txt"):
+        return [(where, tuple(row)) for where, row in read_tsv(path, columns, header=True)]
+    return tables.read_columns([path], columns)

@@ -1,0 +1,121 @@
+"""What every task on a text, or a pair of texts, with a class or a score shares: tokens, batches, one copy a sweep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from vera.errors import ConfigError, DataError
+from vera.models.base import Backbone
+from vera.seeds import derive
+from vera.tasks.base import Data, Task
+
+WORDS = "the a cat dog house runs sleeps red blue small old under over and not"  # of the synthetic rows
+
+Row = tuple[tuple[str, ...], float]  # texts, class index or score
+Splits = dict[str, list[Row]]  # train, validation, and test where there is one
+
+
+class TextTask(Task):
+    """max_length  longest input in tokens; longer ones are cut, and counted in the record.
+
+    A subclass says how many `outputs` there are (1: a score) and what `source_rows` are: (rows of the splits "train",
+    "validation" and, where there is one, "test", where they come from, the hub's commit).
+    """
+
+    modality: ClassVar[str] = "text"
+
+    max_length: int = Field(ge=8)
+
+    def load(self, backbone: Backbone, seed: int) -> Data:
+        return self.once(backbone, lambda: self._prepare(backbone))
+
+    def _prepare(self, backbone: Backbone) -> Data:
+        tokenizer = backbone.preprocess
+        limit = min(tokenizer.model_max_length, getattr(backbone.model.config, "max_position_embeddings", self.max_length))
+        if self.max_length > limit:
+            raise ConfigError(f"task.max_length={self.max_length} is more than this model's {limit} positions")
+        rows, source, commit = self.read()
+        self.check_scores(rows, source)
+        notes: dict[str, Any] = {"truncated": {}}
+        examples = {split: self._tokenise(tokenizer, rows[split], split, notes) for split in rows}
+        lengths = {split: [len(example["input_ids"]) for example in examples[split]] for split in rows if split != "train"}
+        return Data(
+            train=examples["train"],
+            evaluation=examples["validation"],
+            lengths=lengths["validation"],
+            test=examples.get("test"),
+            test_lengths=lengths.get("test"),
+            collate=self._collate(tokenizer),
+            source=source,
+            commit=commit,
+            fingerprint=fingerprint(rows, self.plain),
+            notes=notes,
+        )
+
+    def plain(self, label: float) -> float:
+        """A label as its fingerprint is taken: scores to three decimals, since the hub keeps them in single precision."""
+        return round(label, 3)
+
+    def check_scores(self, rows: Splits, source: str) -> None:
+        """Raises DataError for rows on which no correlation is defined."""
+        for split, found in rows.items():
+            if self.outputs == 1 and split != "train" and len({score for _, score in found}) < 2:
+                said = "one row" if len(found) == 1 else f"{len(found)} rows with one and the same score"
+                raise DataError(f"{source}: the {split} split has {said}; a correlation with it is undefined")
+
+    def _tokenise(self, tokenizer, rows: list[Row], split: str, notes: dict[str, Any]) -> list[dict[str, Any]]:
+        columns = [list(column) for column in zip(*(texts for texts, _ in rows), strict=True)]
+        encoded = tokenizer(*columns, truncation=False, verbose=False)
+        notes["truncated"][split] = sum(len(ids) > self.max_length for ids in encoded["input_ids"])
+        if notes["truncated"][split]:
+            encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
+        keys = [key for key in encoded if key != "attention_mask"]
+        examples = [dict(zip(keys, values, strict=True)) for values in zip(*(encoded[key] for key in keys), strict=True)]
+        for example, (_, label) in zip(examples, rows, strict=True):
+            example["labels"] = label
+        return examples
+
+    def _collate(self, tokenizer):
+        regression = self.outputs == 1
+
+        def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            inputs = [{key: value for key, value in example.items() if key != "labels"} for example in examples]
+            batch = dict(tokenizer.pad(inputs, padding="longest", return_tensors="pt", verbose=False))
+            kind = torch.float32 if regression else torch.long
+            batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=kind)
+            return batch
+
+        return collate
+
+
+def fingerprint(rows: Splits, plain: Callable[[float], float] = lambda label: round(label, 3)) -> str:
+    """SHA-256, 16 digits, over texts and labels as `plain` gives them."""
+    content = {split: [(texts, plain(label)) for texts, label in found] for split, found in rows.items()}
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def synthetic_rows(texts: int, classes: int | None, train: int = 24, validation: int = 16) -> Splits:
+    """Rows of one text or two, of a few words each: for rehearsals and tests, no meaning. The class goes round; a score (None)
+    follows from shared words."""
+    draws = np.random.default_rng(derive(0, "synthetic"))
+    words = np.array(WORDS.split())
+
+    def sentence() -> list[str]:
+        return list(draws.choice(words, size=draws.integers(3, 12)))
+
+    def row(index: int) -> Row:
+        first = sentence()
+        second = list(first) if index % 2 else sentence()
+        found = (" ".join(first), " ".join(second))[:texts]
+        if classes is None:
+            return found, round(5.0 * len(set(first) & set(second)) / len(set(first) | set(second)), 1)
+        return found, index % classes
+
+    return {"train": [row(i) for i in range(train)], "validation": [row(i) for i in range(validation)]}
