@@ -7,7 +7,7 @@ import yaml
 from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
 from experiments.engine.tuning import leaves
-from vera.config import CONF_DIR, choices
+from vera.config import choices, conf_file
 
 COLUMNS = ["Recipe", "Task", "Chosen", "Trials", "Seeds", "Runs", "Steps", "Search", "Chosen on"]
 TAKES = ((), "it is made from the recipes that make tune has written")
@@ -17,7 +17,7 @@ def build(asked: Asked) -> list[Table]:
     """A line for each cell that `make tune` has written; the other recipes say in a comment where their values come from."""
     lines, by_hand = [], 0
     for name in choices("recipe"):
-        tuned = (yaml.safe_load((CONF_DIR / "recipe" / f"{name}.yaml").read_text(encoding="utf-8")) or {}).get("tuned")
+        tuned = (yaml.safe_load(conf_file("recipe", name).read_text(encoding="utf-8")) or {}).get("tuned")
         by_hand += tuned is None
         for task, cell in (tuned or {}).items():
             source = cell["source"]

@@ -95,8 +95,8 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
     ]
     if disturbed := restless(found):
         notes.append(
-            f"No front of seconds: {', '.join(entry.labels[0] for entry in disturbed)} took more than {CALM} times as long with "
-            "one seed as with another, so that the machine had other work."
+            f"No front of seconds: {', '.join(entry.labels[0] for entry in disturbed)} took over {CALM} times as long with "
+            "one seed as with another: the machine had other work."
         )
     return Table(name, f"What a score costs: {task} with {model}", columns, lines, notes)
 
