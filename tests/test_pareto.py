@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from experiments.engine import pareto
 from experiments.engine.rows import Asked
 from tests.test_experiments import by_cell, record
@@ -79,11 +77,3 @@ def test_the_command_writes_table_and_figure(tmp_path, capsys):
     assert "vera" in (tmp_path / "pareto" / "digits_vit_digits.svg").read_text()
     assert command("pareto", ["model=minilm", "task=rte", "--results", str(tmp_path)]) == 1
     assert "no method has records" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["pareto", "search"])
-def test_the_artefacts_take_any_records(name):
-    from experiments.engine.registry import artefact
-
-    (table,) = artefact(name).build(Asked({}))
-    assert all(len(row) == len(table.columns) for row in table.rows)
