@@ -119,7 +119,7 @@ def test_unknown_names_and_bad_sweeps_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "sweep" / "odd.yaml").write_text(
         yaml.safe_dump({"artefacts": "table2", "hydra": {"sweeper": {"params": {"a": 1}}}})
     )
-    monkeypatch.setattr(sweeps, "CONF_DIR", tmp_path)
+    monkeypatch.setattr(sweeps, "conf_file", lambda group, name: tmp_path / group / f"{name}.yaml")
     with pytest.raises(ConfigError, match=r"conf/sweep/odd\.yaml\.artefacts"):
         sweeps.read_sweep("odd")
 

@@ -1,5 +1,7 @@
 """Every committed sweep composes into runs and rehearses, so that it cannot rot."""
 
+import re
+
 import pytest
 import yaml
 
@@ -98,9 +100,10 @@ def test_a_wrong_choice_is_one_line(overrides, message):
 
 @pytest.mark.parametrize("method", own_methods())
 @pytest.mark.parametrize("size", ["base", "large"])
-@pytest.mark.parametrize("task", ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"])
-def test_every_method_has_settings_for_every_cell_of_table_2(method, size, task):
-    composed([f"model=roberta_{size}", f"task={task}", f"method={method}"])
+def test_every_method_has_settings_for_every_cell_of_table_2(method, size):
+    own = (CONF_DIR / "recipe" / f"{method}_roberta_{size}.yaml").is_file()  # else nothing of them depends on the task
+    for task in ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"] if own else ["rte"]:
+        composed([f"model=roberta_{size}", f"task={task}", f"method={method}"])
 
 
 def test_recipes_hold_the_values_of_table_8():
@@ -133,15 +136,13 @@ def folder(tmp_path_factory):
 
 
 def covering(sweep: sweeps.Sweep) -> list[tuple[str, ...]]:
-    """Overrides of so few cells that every value of every axis is in one of them."""
-    left, chosen = set(), []
-    every = sweeps.cells(sweep)
-    for cell in every:
-        left |= set(cell.overrides)
-    for cell in every:
-        if left & set(cell.overrides):
+    """Overrides of so few cells that every value of every axis is in one of them; of a number, every key that has one."""
+    seen, chosen = set(), []
+    for cell in sweeps.cells(sweep):
+        parts = {re.sub(r"=\d[\d.e+-]*$", "=", part) for part in cell.overrides}
+        if parts - seen:
             chosen.append(cell.overrides)
-            left -= set(cell.overrides)
+            seen |= parts
     return chosen
 
 

@@ -46,8 +46,9 @@ def compare(name: str, asked: Asked) -> list[Table]:
     averages = any(row.average for row in published.rows)
     for row in published.rows:
         group = published.models[row.model]
-        printed = [_named(row.cells[key], row, key, published) for key in published.columns]
-        rows.append([group, row.label, "paper", row.params or DASH, *printed, *([row.average or DASH] if averages else [])])
+        if row.cells:
+            printed = [_named(row.cells[key], row, key, published) for key in published.columns]
+            rows.append([group, row.label, "paper", row.params or DASH, *printed, *([row.average or DASH] if averages else [])])
         if row.method is not None:
             found = {task: _records(name, row, task, asked) for task in published.tasks()}
             rows.append(_ours(published, row, found, _like(published, row, asked.stat), averages))
@@ -157,7 +158,7 @@ def _ours(published: Published, row: Row, found: Cells, stat: Statistic, average
     summaries = {k: _summary(c, found[c.task], epoch_of(stat)) for k, c in columns.items()}
     texts = {k: _named(number(summaries[k], c.scale, c.digits, stat), row, k, published) for k, c in columns.items()}
     compared = _comparable(published, row)
-    values = [_beside(texts[k], summaries[k], row.cells[k] if compared else None, c, stat) for k, c in columns.items()]
+    values = [_beside(texts[k], summaries[k], row.cells.get(k) if compared else None, c, stat) for k, c in columns.items()]
     counts = {record.parameters.adapter for records in found.values() for record in records} or trained(row)
     line = [published.models[row.model], row.label, "ours", " / ".join(f"{n:,}" for n in sorted(counts)) or DASH, *values]
     if averages:
@@ -211,7 +212,7 @@ def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:
                 text(best.std),
                 text(last and last.median),
                 text(last and best.median - last.median),
-                row.cells[key],
+                row.cells.get(key, DASH),
             ]
         )
     return lines

@@ -1,4 +1,7 @@
-"""results/paper: the paper's tables as printed, each row with the runs of this project that fill it."""
+"""results/paper: the paper's tables as printed, each row with the runs of this project that fill it.
+
+A project outside this repository has tables of its own, under any name, in its published/.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
-from experiments import RESULTS
+from experiments import ARTEFACTS, RESULTS
 from vera.config import RunConfig, Strict, checked
 from vera.config.memory import composed
 from vera.errors import ConfigError
+from vera.project import project
 
 FOLDER = RESULTS / "paper"
 Statistic = Literal["median", "mean", "last", "best"]
@@ -88,7 +92,7 @@ class Study(Strict):
 
 
 class Row(Runs):
-    """One published line. bytes, cells and average are as printed.
+    """One published line. bytes, cells and average are as printed; a row of our own has no cells.
 
     source   where the paper has it from.
     metrics  by column, where the row is printed in another metric than the column's: one of its `also`.
@@ -101,7 +105,7 @@ class Row(Runs):
     metrics: dict[str, str] = {}
     average: str | None = None
     remark: str | None = None
-    cells: dict[str, str]
+    cells: dict[str, str] = {}
 
 
 class Series(Runs):
@@ -162,10 +166,9 @@ class Published(Strict):
 
 def load(name: str, folder: Path | None = None) -> Published:
     """results/paper/<name>.yaml of a table. Raises ConfigError that names the file and the key."""
-    published = _read(Published, name, folder)
-    where = f"results/paper/{name}.yaml"
+    published, where = _read(Published, name, folder), _where(name)
     for index, row in enumerate(published.rows):
-        if row.cells.keys() != published.columns.keys():
+        if row.cells and row.cells.keys() != published.columns.keys():
             columns = ", ".join(published.columns)
             raise ConfigError(f"{where}.rows.{index}.cells ({row.label}): has {', '.join(row.cells)}; columns are {columns}")
         for key, metric in row.metrics.items():
@@ -189,7 +192,7 @@ def rows_of(name: str) -> tuple[Sequence[Runs], list[str]]:
     if name in names():
         table = load(name)
         return table.rows, table.tasks()
-    if not (FOLDER / f"{name}.yaml").is_file():
+    if not _file(name).is_file():
         known = sorted([*names(), *(path.stem for path in FOLDER.glob("figure*.yaml"))])
         raise ConfigError(f"artefacts: results/paper has no rows for {name!r}; there are {', '.join(known)}")
     found = figure(name)
@@ -203,9 +206,9 @@ def choice(name: str, method: str, scale: str = "paper") -> list[str]:
 
 
 def _read(schema: type[Schema], name: str, folder: Path | None) -> Schema:
-    where = f"results/paper/{name}.yaml"
+    where = _where(name)
     try:
-        return checked(schema, _mapping((folder or FOLDER) / f"{name}.yaml"), where)
+        return checked(schema, _mapping(folder / f"{name}.yaml" if folder else _file(name)), where)
     except RecursionError:
         raise ConfigError(f"{where}: nested too deeply") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # YAML raises ValueError for a date that does not exist
@@ -213,10 +216,37 @@ def _read(schema: type[Schema], name: str, folder: Path | None) -> Schema:
 
 
 def names(folder: Path | None = None) -> list[str]:
-    """Every table of scores in results/paper: the paper's in its order, then others by name."""
-    found = [path.stem for path in (folder or FOLDER).glob("*.yaml") if {"columns", "rows"} <= _mapping(path).keys()]
+    """Every table of scores in results/paper: the paper's in its order, then others by name, then those of the project."""
+    found = [path.stem for path in (folder or FOLDER).glob("*.yaml") if _scored(path)]
     numbers = {name: re.fullmatch(r"table(\d+)\w*", name) for name in found}
-    return sorted(found, key=lambda name: (int(number[1]) if (number := numbers[name]) else math.inf, name))
+    found.sort(key=lambda name: (int(number[1]) if (number := numbers[name]) else math.inf, name))
+    return found if folder else found + own_names()
+
+
+def _scored(path: Path) -> bool:
+    return {"columns", "rows"} <= _mapping(path).keys()
+
+
+def own_names() -> list[str]:
+    """The project's tables of scores. Raises ConfigError for one that has the name of something here."""
+    found = [path for path in sorted(_own().glob("*.yaml")) if _scored(path)]
+    for path in found:
+        if (FOLDER / path.name).is_file() or (ARTEFACTS / f"{path.stem}.py").is_file():
+            raise ConfigError(f"{path}: there is a {path.stem} already; give this table a name of its own")
+    return [path.stem for path in found]
+
+
+def _own() -> Path:
+    return (project() or FOLDER / "none") / "published"
+
+
+def _file(name: str) -> Path:
+    path = _own() / f"{name}.yaml"
+    return path if path.is_file() else FOLDER / path.name
+
+
+def _where(name: str) -> str:
+    return f"{'published' if _file(name).parent != FOLDER else 'results/paper'}/{name}.yaml"
 
 
 def run_of(name: str, row: Row, task: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -224,7 +254,7 @@ def run_of(name: str, row: Row, task: str, overrides: Sequence[str] = ()) -> Run
     try:
         return composed([*row.overrides(task), *overrides])
     except ConfigError as error:
-        raise ConfigError(f"results/paper/{name}.yaml: row {row.label!r} of {row.model}: {error}") from None
+        raise ConfigError(f"{_where(name)}: row {row.label!r} of {row.model}: {error}") from None
 
 
 def _mapping(path: Path) -> dict[str, Any]:

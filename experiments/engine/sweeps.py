@@ -14,9 +14,10 @@ from hydra.errors import HydraException
 from pydantic import Field
 
 from experiments.engine.published import rows_of
-from vera.config import CONF_DIR, RunConfig, Strict, checked, choices, explain, run_name
+from vera.config import RunConfig, Strict, checked, choices, conf_file, explain, run_name
 from vera.config.memory import compose_all, composed
 from vera.errors import ConfigError
+from vera.project import project
 
 AXES = ("model", "task", "method")
 INERT = {"hydra", "artefacts", "scales", "results_dir"}  # what in a sweep's yaml says nothing about one of its runs
@@ -81,11 +82,14 @@ def read_sweep(name: str) -> Sweep:
 
 
 def sweeps(artefact: str | None = None) -> list[Sweep]:
-    """The sweeps of the paper, one entry for each table or figure; or those of one artefact, or one sweep.
+    """The sweeps of the paper, or of the project, one entry for each table or figure; or those of one artefact, or one sweep.
 
     Raises ConfigError where nothing is called like that.
     """
     every = [read_sweep(name) for name in choices("sweep")]
+    there = project()
+    if artefact is None and there:
+        return [part for sweep in every if conf_file("sweep", sweep.name).is_relative_to(there) for part in _parts(sweep)]
     if artefact is None:
         return [part for sweep in every for part in _parts(sweep) if part.artefacts]
     found = [p for s in every for p in _parts(s) if s.name == artefact or any(a.startswith(artefact) for a in p.artefacts)]
@@ -221,4 +225,4 @@ def _names(override: Override) -> list[str]:
 
 
 def _mapping(group: str, name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    return yaml.safe_load(conf_file(group, name).read_text(encoding="utf-8")) or {}

@@ -1,6 +1,8 @@
 """The commands: `vera NAME ...`, and `python scripts/NAME.py ...` in a clone that is not installed.
 
 Each module here is one, with a `main() -> int` that reads sys.argv; ERROR there is the exit status of an error (1).
+`--project DIR` (or VERA_PROJECT) works in a folder outside this repository: as if started there, with what its conf/ and
+published/ add, and its modules to import.
 """
 
 from __future__ import annotations
@@ -15,13 +17,19 @@ from pathlib import Path
 
 from vera.errors import VeraError
 from vera.io.pipe import ended
+from vera.project import enter
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # conf/, bench/, results/ and docs/ lie there
 
 
 def main() -> int:
     """`vera NAME ...`; without a name the list of commands."""
-    asked, *arguments = sys.argv[1:] or ["--help"]
+    words = sys.argv[1:]
+    if words[:1] == ["--project"]:
+        words = [f"--project={''.join(words[1:2])}", *words[2:]]
+    if words and words[0].startswith("--project="):
+        words = [*words[1:2], words[0], *words[2:]]
+    asked, *arguments = words or ["--help"]
     known = {path.stem: path for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))}
     name = asked.replace("-", "_")
     if name in known:
@@ -38,7 +46,7 @@ def main() -> int:
 
 def run(name: str, arguments: Sequence[str], shown: str | None = None) -> int:
     """One command's exit status, an error told in one line. shown: what its usage calls it (as it was called)."""
-    before, sys.argv = sys.argv, [shown or sys.argv[0], *arguments]
+    before, command = sys.argv, None
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if str(ROOT) not in sys.path:  # for bench/, which is no installed package
         sys.path.append(str(ROOT))
@@ -46,6 +54,7 @@ def run(name: str, arguments: Sequence[str], shown: str | None = None) -> int:
     if interrupted is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports
     try:
+        sys.argv = [shown or sys.argv[0], *enter(arguments)]
         command = import_module(f"vera.commands.{name}")
         signal.signal(signal.SIGINT, interrupted)
         return ended(command.main)
@@ -56,3 +65,4 @@ def run(name: str, arguments: Sequence[str], shown: str | None = None) -> int:
         return 128 + signal.SIGINT
     finally:
         sys.argv = before
+        signal.signal(signal.SIGINT, interrupted)

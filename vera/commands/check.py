@@ -4,6 +4,7 @@ Tables are compared byte for byte, and so are a figure's PDF and SVG (a PNG's co
 page, which holds the figures. With another matplotlib than the tested one, only tables are compared.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from experiments.engine import protocol
 from vera.commands import ROOT
 from vera.errors import VeraError
+from vera.project import VARIABLE
 
 
 def differences(made: Path, tracked: Path, kinds: dict[str, set[str]]) -> list[str]:
@@ -39,8 +41,9 @@ def settings() -> list[str]:
 
 
 def main() -> int:
+    here = {name: value for name, value in os.environ.items() if name != VARIABLE}
     with tempfile.TemporaryDirectory() as folder:
-        made = subprocess.run([sys.executable, str(ROOT / "scripts" / "paper.py"), "--out", folder], cwd=ROOT)
+        made = subprocess.run([sys.executable, str(ROOT / "scripts" / "paper.py"), "--out", folder], cwd=ROOT, env=here)
         if made.returncode:
             return made.returncode
         kinds = {"tables": {".md", ".tex"}}

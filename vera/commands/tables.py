@@ -11,13 +11,14 @@ import argparse
 from pathlib import Path
 
 from experiments import RESULTS
-from experiments.engine import arguments, registry
+from experiments.engine import arguments, published, registry
 from experiments.engine.comparison import STATS
 from experiments.engine.judged import PAPER_JUDGE
 from experiments.engine.paper import ask, draw, heeding, tables, write
 from experiments.engine.pivot import pivot
 from experiments.engine.render import show
 from vera.config.paths import readable
+from vera.project import project
 from vera.records.store import Store
 
 
@@ -51,7 +52,8 @@ def main() -> int:
     options.names = [name for name in options.names if "=" not in name]
     if options.rows or options.columns or options.metric or options.where or options.recipes:
         return by_keys(parser, options)
-    chosen = [n for n in everything if not options.names or any(n.startswith(name) for name in options.names)]
+    shown = published.own_names() if project() and not options.names else everything
+    chosen = [n for n in shown if not options.names or any(n.startswith(name) for name in options.names)]
     unknown = [name for name in options.names if not any(n.startswith(name) for n in everything)]
     if unknown:
         parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(everything)}")

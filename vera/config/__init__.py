@@ -6,7 +6,19 @@ Nothing here imports torch.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vera.config.components import CONF_DIR, build, check_modality, choices, component, fields, group_marks, normalised, targets
+from vera.config.components import (
+    CONF_DIR,
+    build,
+    check_modality,
+    choices,
+    component,
+    conf_file,
+    conf_folders,
+    fields,
+    group_marks,
+    normalised,
+    targets,
+)
 from vera.config.identity import GROUPS, SEED_REFERENCE, beside, cell_id, hashed, run_name, younger
 from vera.config.marks import Operational, Place, Source, StandIn, marks
 from vera.config.schema import QUANTILES, Component, HubId, Name, RunConfig, Strict, TrainConfig, Validation, checked

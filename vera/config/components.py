@@ -13,8 +13,31 @@ from vera.config.marks import Fields, Mark, marked, table
 from vera.config.schema import checked, shown
 from vera.config.values import fields_of, values_model
 from vera.errors import ConfigError
+from vera.project import project
 
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
+
+
+def conf_folders() -> list[Path]:
+    """conf/ of this repository, and of the project."""
+    there = project()
+    return [CONF_DIR, *([there / "conf"] if there and (there / "conf").is_dir() else [])]
+
+
+def conf_files(group: str) -> dict[str, Path]:
+    """The yamls of one config group by name. Raises ConfigError for a project's yaml that has the name of one here."""
+    found: dict[str, Path] = {}
+    for folder in conf_folders():
+        mine = {path.stem: path for path in sorted((folder / group).glob("*.yaml"))}
+        for name in found.keys() & mine.keys():
+            raise ConfigError(f"{mine[name]}: conf/{group} has a {name} already; give this one a name of its own")
+        found |= mine
+    return dict(sorted(found.items()))
+
+
+def conf_file(group: str, name: str) -> Path:
+    """Where a yaml is, or would be if there were one."""
+    return conf_files(group).get(name, CONF_DIR / group / f"{name}.yaml")
 
 
 def build(settings: dict[str, Any], where: str) -> Any:
@@ -86,7 +109,7 @@ def targets(group: str) -> frozenset[str]:
 def own_target(group: str, name: str) -> str | None:
     """The class that one yaml names itself, as opposed to one from its `defaults`."""
     try:
-        values = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8"))
+        values = yaml.safe_load(conf_file(group, name).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OSError):
         return None
     return str(values["_target_"]) if isinstance(values, dict) and "_target_" in values else None
@@ -94,4 +117,4 @@ def own_target(group: str, name: str) -> str | None:
 
 def choices(group: str) -> list[str]:
     """The yamls of one config group."""
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+    return list(conf_files(group))

@@ -21,7 +21,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vera.config import paths  # noqa: F401 (its resolvers)
-from vera.config.components import CONF_DIR, check_modality, choices, fields, group_marks, normalised, own_target
+from vera.config.components import (
+    CONF_DIR,
+    check_modality,
+    choices,
+    conf_file,
+    conf_folders,
+    fields,
+    group_marks,
+    normalised,
+    own_target,
+)
 from vera.config.identity import GROUPS, hashed
 from vera.config.marks import marks
 from vera.config.schema import RunConfig, checked
@@ -38,12 +48,12 @@ def recipe(method: str, model: str) -> str:
     the model's class, for a model that can be trained (GPT-3 has no checkpoint, it is counted alone). The first of them, which
     does not exist, where none does.
     """
-    path = CONF_DIR / "model" / f"{model}.yaml"
+    path = conf_file("model", model)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     published = re.search(r"^checkpoint: (?!null)\S", text, re.MULTILINE)
     target = re.search(r"^_target_:.*\.(\w+)\.\w+", text, re.MULTILINE) if published else None
     names = (f"{method}_{model}", model, f"{method}_{target.group(1)}" if target else "")
-    return next((name for name in names if (CONF_DIR / "recipe" / f"{name}.yaml").is_file()), names[0])
+    return next((name for name in names if conf_file("recipe", name).is_file()), names[0])
 
 
 OmegaConf.register_new_resolver("recipe", recipe, replace=True)
@@ -298,7 +308,7 @@ def _without_recipes(task: dict[str, Any], resolved: dict[str, Any], overrides: 
 @lru_cache(maxsize=256)
 def _of_recipe(name: str, group: str) -> dict[str, Any]:
     """What a recipe says of one group; nothing where there is no such recipe."""
-    path = CONF_DIR / "recipe" / f"{name}.yaml"
+    path = conf_file("recipe", name)
     return (OmegaConf.to_container(OmegaConf.load(path), resolve=False).get(group) or {}) if path.is_file() else {}
 
 
@@ -403,22 +413,23 @@ def malformed(error: yaml.YAMLError) -> str:
 def _not_utf8() -> list[str]:
     """The yamls of conf/ that are in another encoding."""
     found = []
-    for path in sorted(CONF_DIR.rglob("*.yaml")):
-        try:
-            path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            found.append(str(path.relative_to(CONF_DIR.parent)))
+    for folder in conf_folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            try:
+                path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                found.append(str(path.relative_to(folder.parent)))
     return found
 
 
 def choices_groups() -> list[str]:
     """The config groups that a command line chooses from."""
-    return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
+    return sorted({path.name for folder in conf_folders() for path in folder.iterdir() if path.is_dir()})
 
 
 def _allowed(parent: str) -> str:
     if parent in GROUPS:
-        keys = {key for name in choices(parent) for key in _keys(CONF_DIR / parent / f"{name}.yaml")}
+        keys = {key for name in choices(parent) for key in _keys(conf_file(parent, name))}
     elif not parent:
         keys = set(_compose([]))
     else:

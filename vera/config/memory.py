@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vera import config  # whose functions that compose bring Hydra, which a machine that only measures may lack
-from vera.config import CONF_DIR, RunConfig
+from vera.config import CONF_DIR, RunConfig, conf_folders
 from vera.config.marks import TABLE
 from vera.io.files import write_atomic
 
@@ -124,6 +124,7 @@ def _compositions() -> Compositions:
 
 def _state() -> str:
     digest = hashlib.sha256("".join(version(package) for package in ("hydra-core", "omegaconf")).encode())
-    for path in [*sorted(Path(__file__).parent.glob("*.py")), TABLE, *sorted(CONF_DIR.rglob("*.yaml"))]:
-        digest.update(str(path.relative_to(CONF_DIR.parent)).encode() + b"\0" + path.read_bytes() + b"\0")
+    yamls = [path for folder in conf_folders() for path in sorted(folder.rglob("*.yaml"))]
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), TABLE, *yamls]:
+        digest.update(os.path.relpath(path, CONF_DIR).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

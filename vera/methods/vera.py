@@ -14,6 +14,7 @@ from vera.nn import VeraConfig, attach, load_adapter, merge, save_adapter, unmer
 from vera.nn.base_layer import obstacle
 from vera.nn.inject import vera_layers
 from vera.nn.linear import VeraLinear
+from vera.nn.projection import INITS
 
 SPLIT = """This VeRA adapter is for GPT-2 with its attention split: query, key and value are linear maps of their own
 (vera.models.gpt2.split_attention), each with its own d and the first rows of B. PEFT's VeRA on the fused c_attn has one d for
@@ -34,7 +35,7 @@ class VeraLike(TargetedMethod):
 
     rank: int = Field(ge=1)
     d_init: float
-    init: Literal["kaiming_uniform", "kaiming_normal", "uniform_0_0.1"]
+    init: Literal[tuple(INITS)]  # type: ignore[valid-type]
     sharing: Literal["shared", "unique"]
     train: Literal["both", "only_b", "only_d"]
     dropout: float = Field(ge=0, lt=1)

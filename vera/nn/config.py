@@ -8,8 +8,8 @@ import reprlib
 from dataclasses import dataclass, field
 
 from .errors import AdapterError
+from .projection import INITS
 
-INITS = ("kaiming_uniform", "kaiming_normal", "uniform_0_0.1")
 SHARINGS = ("shared", "unique")
 TRAINED = ("both", "only_b", "only_d")
 PROJECTION_DTYPES = ("float32", "bfloat16", "float16")
@@ -25,7 +25,7 @@ class VeraConfig:
     targets          names of linear layers, matched from the end: "query" fits "encoder.layer.0.attention.self.query".
     projection_seed  seed of the frozen random matrices A and B.
     d_init           first value of every entry of d; b starts at 0 (section 3.3), so this must not.
-    init             distribution of A and B: kaiming_uniform, kaiming_normal or uniform_0_0.1 (Table 6b).
+    init             distribution of A and B: one of projection.INITS (Table 6b).
     sharing          shared: one pair A, B for all layers; unique: a pair for each (Table 7).
     train            both; only_b: d stays at d_init; only_d: b stays at 1 and d starts at 0 (Table 6a).
     dropout          on the adapter's input while training; 0 in the paper's runs.

@@ -8,7 +8,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .errors import AdapterError
+# What `init` may be: how a matrix is filled, given the standard deviation of Kaiming's draw and a generator.
+INITS = {
+    "kaiming_uniform": lambda matrix, std, draws: matrix.uniform_(-math.sqrt(3.0) * std, math.sqrt(3.0) * std, generator=draws),
+    "kaiming_normal": lambda matrix, std, draws: matrix.normal_(0.0, std, generator=draws),
+    "uniform_0_0.1": lambda matrix, std, draws: matrix.uniform_(0.0, 0.1, generator=draws),
+}
 
 
 def draw(
@@ -23,16 +28,7 @@ def draw(
     pair = []
     for shape in ((rank, d_in), (d_out, rank)):
         matrix = torch.empty(shape, dtype=torch.float32, device="cpu")
-        std = math.sqrt(2.0) / math.sqrt(shape[1])
-        if init == "kaiming_uniform":
-            bound = math.sqrt(3.0) * std
-            matrix.uniform_(-bound, bound, generator=generator)
-        elif init == "kaiming_normal":
-            matrix.normal_(0.0, std, generator=generator)
-        elif init == "uniform_0_0.1":
-            matrix.uniform_(0.0, 0.1, generator=generator)
-        else:
-            raise AdapterError(f"init must be kaiming_uniform, kaiming_normal or uniform_0_0.1; got {init!r}")
+        INITS[init](matrix, math.sqrt(2.0) / math.sqrt(shape[1]), generator)
         pair.append(matrix.to(getattr(torch, rounded)).float())
     return pair[0], pair[1]
 

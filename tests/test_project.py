@@ -1,0 +1,112 @@
+"""A project outside this repository: its yamls, its tables and its classes beside ours, its records in its own folder."""
+
+import os
+
+import pytest
+
+from experiments.engine import published, sweeps
+from tests.conftest import REHEARSAL
+from vera.config import choices
+
+METHOD = """\
+_target_: own_methods.Doubled
+name: doubled
+version: 1
+targets: [query, value]
+rank: 4
+alpha: 8
+dropout: 0.0
+train_head: true
+"""
+CLASS = '''
+from vera.methods.lora import Lora
+
+
+class Doubled(Lora):
+    """LoRA under another name."""
+'''
+SWEEP = """\
+# @package _global_
+artefacts: [mine]
+hydra: {mode: MULTIRUN, sweeper: {params: {seed: "0,1"}}}
+"""
+TABLE = """\
+table: mine
+title: Two methods on the digits
+stat: median
+models: {digits_vit: Digits ViT}
+columns: {digits: {label: Digits, task: digits, metric: accuracy, scale: 100}}
+rows:
+  - {label: LoRA twice, model: digits_vit, method: doubled, source: ours}
+  - {label: VeRA, model: digits_vit, method: vera, variant: {method.rank: 4}, source: ours}
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    folder = tmp_path / "project"
+    for name, text in {
+        "conf/method/doubled.yaml": METHOD,
+        "own_methods.py": CLASS,
+        "conf/sweep/mine.yaml": SWEEP,
+        "published/mine.yaml": TABLE,
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def command(script, project, tmp_path):
+    """A script from a folder that is neither the project nor this repository."""
+
+    def call(name, *arguments, **environment):
+        return script(name, *arguments, cwd=tmp_path, environment={**os.environ, **environment})
+
+    return call
+
+
+def test_train_plan_tables_and_verify_in_a_project(command, project, cache):
+    here = ["--project", project]
+    plan = command("plan.py", *here, "--commands")
+    assert plan.stdout == "python scripts/train.py sweep=mine\n", plan.stderr
+    places = [f"cache_dir={cache}", "results_dir=results", "work_dir=work"]
+    trained = command("train.py", *here, "sweep=mine", *REHEARSAL, *places)
+    assert trained.returncode == 0, trained.stderr
+    records = sorted((project / "results" / "runs").glob("*.json"))
+    assert [path.name.split("--")[2] for path in records] == ["doubled", "doubled", "vera", "vera"]
+    shown = command("tables.py", "--with", "scale=rehearsal", "--out", "results", "--show", VERA_PROJECT=str(project))
+    assert shown.returncode == 0 and "LoRA twice" in shown.stdout and "n=2" in shown.stdout, shown.stderr
+    made = {path.stem for path in (project / "results" / "tables").glob("*.md")}
+    assert "mine" in made and not any(name.startswith(("table", "figure")) for name in made)
+    again = command("verify.py", *here, records[0].relative_to(project), f"cache_dir={cache}")
+    assert again.returncode == 0 and "equal: all" in again.stdout, again.stderr
+
+
+def test_ours_stay_as_they_are(project, monkeypatch):
+    before = [sweep.label for sweep in sweeps.sweeps()], published.names(), choices("method")
+    monkeypatch.setenv("VERA_PROJECT", str(project))
+    assert [sweep.label for sweep in sweeps.sweeps()] == ["mine"]
+    assert [sweep.label for sweep in sweeps.sweeps("table2")] == ["glue_base", "glue_large"]  # by name
+    assert published.names() == [*before[1], "mine"] and set(choices("method")) - set(before[2]) == {"doubled"}
+    monkeypatch.delenv("VERA_PROJECT")
+    assert ([sweep.label for sweep in sweeps.sweeps()], published.names(), choices("method")) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "script_name", "said"),
+    [
+        ("conf/method/vera.yaml", METHOD, "plan.py", "conf/method has a vera already; give this one a name of its own"),
+        ("published/digits.yaml", TABLE, "tables.py", "there is a digits already; give this table a name of its own"),
+        ("published/mine.yaml", "columns: 1\nrows: 2", "tables.py", "published/mine.yaml"),
+    ],
+)
+def test_a_name_that_is_taken_and_a_wrong_table_are_one_line(file, text, script_name, said, command, project):
+    (project / file).write_text(text)
+    done = command(script_name, "--project", project, *(["--out", "out"] if script_name == "tables.py" else []))
+    assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_folder_that_is_not_there_is_one_line(command, tmp_path):
+    done = command("plan.py", "--project", tmp_path / "none")
+    assert done.returncode == 1 and done.stderr == f"error: --project {tmp_path / 'none'}: there is no such folder\n"
