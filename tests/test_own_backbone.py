@@ -170,4 +170,6 @@ def test_the_command_prints_what_it_would_adapt_and_a_yaml_that_works(folders, c
     _, settings = command.look(str(path), "text", "mine")
     assert json.dumps(settings) and build(settings, "model").load(2, cache).head == ("score",)
     with pytest.raises(ModelError, match="cannot be looked into"):
+        command.look("nobody/nothing", "text", "mine")
+    with pytest.raises(ConfigError, match=r"model\.checkpoint: .* got '/nowhere/at/all'"):
         command.look("/nowhere/at/all", "text", "mine")
