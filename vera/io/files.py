@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
+from vera.errors import RecordError, VeraError
 from vera.nn.files import HalfCharacter, link_new, read_json, sync, write_atomic
 
-__all__ = ["append_line", "link_new", "move_folder", "read_json", "read_lines", "remove_temporaries", "write_atomic"]
+__all__ = ["append_line", "link_new", "locked", "move_folder", "read_json", "read_lines", "remove_temporaries", "write_atomic"]
 
 
 def mended(text: str) -> str:
@@ -25,6 +30,24 @@ def read_mended_json(text: str) -> Any:
         return read_json(text)
     except HalfCharacter:
         return json.loads(mended(json.dumps(json.loads(text.removeprefix("\ufeff")), ensure_ascii=False)))
+
+
+@contextmanager
+def locked(folder: Path, name: str, taken: VeraError) -> Iterator[None]:
+    """Hold `.<name>.lock` of a folder, which is made. Raises `taken` when another process holds it, and RecordError when the
+    folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".{name}.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise taken from None
+    except OSError as error:
+        raise RecordError(f"{folder} cannot be written: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_temporaries(folder: str | os.PathLike, name: str = "") -> None:
