@@ -89,7 +89,7 @@ def _no_link(path: str, flags: int) -> int:
 
 def read_lines(path: str | os.PathLike) -> list[str]:
     """The whole lines of a file that `append_line` writes; [] when there is none. A line ends with a line feed and with nothing
-    else: texts may hold other separators, such as U+2028. Raises UnicodeDecodeError, a ValueError, for what is not UTF-8."""
+    else: texts may hold other separators, such as U+2028. Raises RecordError for what is not UTF-8."""
     try:
         with open(path, "rb") as file:
             size = _whole(file)
@@ -97,6 +97,8 @@ def read_lines(path: str | os.PathLike) -> list[str]:
             return file.read(size).decode().split("\n")[:-1]
     except FileNotFoundError:
         return []
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
 def _whole(file: BinaryIO) -> int:

@@ -343,11 +343,7 @@ def _line(item: Item, attempt: int, reply: Reply | None = None, failure: str | N
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
-    try:
-        texts = read_lines(path)
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 at byte {error.start}") from None
-    for number, text in enumerate(dict.fromkeys(texts), start=1):  # an interruption may have one written twice
+    for number, text in enumerate(dict.fromkeys(read_lines(path)), start=1):  # an interruption may have one written twice
         try:
             value = read_json(text)
             good = isinstance(value["item"], str) and isinstance(value["verdict"], str)

@@ -174,11 +174,7 @@ def _missing(path: Path, questions: QuestionSet) -> list[Question]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
-    try:
-        texts = read_lines(path)
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 at byte {error.start}") from None
-    for number, line in enumerate(texts, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             value = read_json(line)
             value["question_id"], value["choices"][0]["turns"], value["cut"], value["shortened"]
