@@ -26,7 +26,7 @@ from vera.io.files import write_atomic
 from vera.run import code
 from vera.tasks.text import fingerprint
 
-PENALTIES = [10.0**power for power in range(-4, 5)]
+PENALTIES = [10.0**power for power in range(6)]
 BATCH = 64
 
 

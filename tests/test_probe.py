@@ -1,0 +1,41 @@
+"""The linear probe: what it makes of a pair, and that it learns from training rows alone."""
+
+import numpy as np
+import pytest
+
+from vera.commands import probe
+from vera.config import build, compose
+
+ROWS = {  # three sentences of each class in training, one in validation, five times over: the folds need some of each
+    "train": [((f"{word} {i}",), label) for i in range(15) for word, label in (("good", 1), ("bad", 0))],
+    "validation": [(("good x",), 1), (("bad x",), 0), (("good y",), 1)],
+}
+
+
+def test_a_pair_gives_both_their_difference_and_their_product():
+    u, v = np.array([[1.0, 2.0]]), np.array([[3.0, -1.0]])
+    assert probe.features([u, v]).tolist() == [[1, 2, 3, -1, 2, 3, 3, -2]]
+    assert probe.features([u]) is u
+
+
+def test_what_is_linear_in_the_embeddings_is_found(monkeypatch):
+    task = build(compose(["model=minilm", "task=cola", "task.synthetic=true"]).task, "task")
+    noise = np.random.default_rng(0)
+    monkeypatch.setattr(type(task), "read", lambda self: (ROWS, "here", None))
+    monkeypatch.setattr(
+        probe, "embed", lambda backbone, texts: np.array([[1.0 if "good" in t else -1.0, noise.normal()] for t in texts])
+    )
+    found = probe.probe(task, None)
+    assert found["metrics"] == {"matthews_correlation": pytest.approx(1.0)} and found["penalised"] == "C"
+    assert "cosine" not in found
+
+
+def test_scores_have_a_cosine_too_and_embeddings_have_length_one(cache):
+    run = compose(["model=minilm", "task=stsb", "scale=rehearsal"])
+    task, backbone = build(run.task, "task"), build(run.model, "model").load(1, cache)
+    embedded = probe.embed(backbone, ["the cat sleeps", "a dog", "red"])
+    assert np.linalg.norm(embedded, axis=1) == pytest.approx(1.0, abs=1e-5)
+    alone = probe.embed(backbone, ["red"])
+    assert embedded[2] == pytest.approx(alone[0], abs=1e-5)  # padding and order change nothing
+    found = probe.probe(task, backbone)
+    assert found["metrics"].keys() == found["cosine"].keys() == {"pearson", "spearmanr"} and found["penalised"] == "alpha"
