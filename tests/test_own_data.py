@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from PIL import Image
+from transformers import AutoTokenizer
 
 from vera.commands import task as command
 from vera.config import build, choice
@@ -209,6 +210,15 @@ def test_the_command_prints_the_yaml_and_three_rows(tmp_path, monkeypatch, capsy
     assert command.main() == 0
     out = capsys.readouterr().out
     assert "held_out: 0.2\n" in out and out.count(" -> ") == 3
+
+
+def test_rows_are_shown_as_a_model_s_tokenizer_reads_them(tmp_path, cache):
+    write(tmp_path / "all.csv")
+    made = draft.text_files("mine", tmp_path / "all.csv", ["first", "second"], "verdict", {})
+    chosen = build({**choice("model", "roberta_base"), "size": "tiny", "path": None}, "model").source(cache)
+    lines = draft.look(made, AutoTokenizer.from_pretrained(chosen))
+    assert lines[-1].startswith("<s> ") and lines[-1].count("</s>") == 3
+    assert command.tokenizer("gpt3") is None  # which has no weights
 
 
 def test_folders_of_images_are_a_task(tmp_path, compose):

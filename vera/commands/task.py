@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from vera.config import CONF_DIR, build, compose
+from vera.config import CONF_DIR, build, resolve
 from vera.errors import ConfigError, ModelError
 from vera.models.base import SAFE
 from vera.tasks import draft
@@ -56,9 +56,9 @@ def main() -> int:
 
 def tokenizer(model: str):
     """A model's tokenizer, or None with a line that says why not."""
-    run = compose([f"model={model}"])
+    chosen = resolve("run", [f"model={model}"])
     try:
-        source = build(run.model, "model").source(Path(run.cache_dir))
+        source = build(chosen["model"], "model").source(Path(chosen["cache_dir"]))
         return AutoTokenizer.from_pretrained(source, **SAFE)
     except (ModelError, OSError, ValueError) as error:
         print(f"rows are shown as texts: no tokenizer of model={model} ({' '.join(str(error).split())[:120]})")
