@@ -14,7 +14,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from vera.config import CONF_DIR, build, resolve
+from vera.config import build, resolve
+from vera.config.components import new_yaml
 from vera.errors import ConfigError, ModelError
 from vera.models.base import SAFE
 from vera.tasks import draft
@@ -49,8 +50,8 @@ def main() -> int:
     print(draft.as_yaml(settings))
     print("\n".join(lines))
     if not options.only_print:
-        path = draft.write(settings)
-        print(f"written: {path.relative_to(CONF_DIR.parent)}; python scripts/train.py task={options.name} ...")
+        path = new_yaml("task", options.name, draft.as_yaml(settings))
+        print(f"written: {path}; python scripts/train.py task={options.name} ...")
     return 0
 
 
