@@ -42,8 +42,7 @@ def conf_file(group: str, name: str) -> Path:
 
 
 def new_yaml(group: str, name: str, text: str) -> Path:
-    """Write a yaml of one's own, into the project if there is one; where it is. Raises ConfigError for a name that is none or is
-    taken."""
+    """Write a yaml of one's own, into the project if there is one; where it is. Raises ConfigError for a name that is taken."""
     checked(_Named, {"name": name}, "NAME")
     if name in conf_files(group):
         raise ConfigError(f"conf/{group}/{name}.yaml is there already; choose another name or remove it")
