@@ -52,6 +52,7 @@ def text_files(
         "labels": labels,
         "metrics": metrics,
         "primary": metrics[0],
+        "validation": "dev",
         "max_length": max_length,
     }
 
@@ -126,6 +127,7 @@ def images(name: str, folder: Path) -> dict[str, Any]:
         "classes": len(classes),
         "train_per_class": None,
         "primary": "accuracy",
+        "validation": "dev",
         "cache_dir": "${cache_dir}",
     }
 
