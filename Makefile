@@ -175,6 +175,9 @@ gpu-proof: ## on a GPU box, from a checkout alone: tests, bench at full size, Ta
 doctor: setup ## what a sweep needs and whether it is here: versions, memory, disk, hub, accounts (ARTEFACT=table4)
 	@$(PY) scripts/doctor.py $(ARTEFACT) $(ARGS)
 
+model: setup ## what would be adapted in a checkpoint, and its yaml (ID=answerdotai/ModernBERT-base ARGS='--for text'; docs/own_backbone.md)
+	@$(PY) scripts/model.py $(ID) $(ARGS)
+
 task: setup ## look at own data and write conf/task/NAME.yaml (NAME=sick FILE=train.csv TEXT=a,b LABEL=c; docs/own_data.md)
 	@$(PY) scripts/task.py $(NAME) $(FILE) $(if $(TEXT),--text $(TEXT)) $(if $(LABEL),--label $(LABEL)) $(ARGS)
 

@@ -224,7 +224,7 @@ def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: P
             "train_rows": len(data.train),
             "eval_rows": len(data.evaluation),
             "test_rows": None if data.test is None else len(data.test),
-            "notes": {**data.notes, **loop.final.notes},
+            "notes": {**backbone.notes, **data.notes, **loop.final.notes},
         },
         outputs={path: records.text_hash(text) for path, text in files.items()},
         weights=loop.weights,

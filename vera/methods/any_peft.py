@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from contextlib import contextmanager
@@ -90,6 +91,7 @@ class AnyPeft(PeftMethod):
                 if isinstance(module, AuxiliaryTrainingWrapper):  # one head, trained as any method's
                     parent, _, leaf = name.rpartition(".")
                     setattr(self._peft.get_submodule(parent), leaf, module.modules_to_save[ADAPTER])
+            backbone.preprocess = copy.copy(backbone.preprocess)  # the next run has the same one
             backbone.preprocess.model_max_length -= config.num_virtual_tokens
 
     def _norms(self, backbone) -> list[str]:

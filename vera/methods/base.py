@@ -161,7 +161,7 @@ class TargetedMethod(Method):
 
     def modules(self, backbone: Backbone, model_config: Model) -> tuple[str, ...]:
         """The target names as the model's own modules are called."""
-        return model_config.resolve_targets(backbone.model, self.targets)
+        return model_config.resolve_targets(backbone, self.targets)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
 
-from vera.config import Component, HubId, Operational, Source, StandIn
+from vera.config import Component, HubId, Operational, Source, StandIn, Strict, choices
 from vera.config.architecture import FIT, misfit, misfit_of_path
 from vera.errors import ConfigError, ModelError
 from vera.io import hub
+from vera.io.cache import make_folder
+from vera.models import found
 from vera.models.tiny import architecture, tiny_checkpoint
 from vera.nn.names import inside
+from vera.seeds import forked
 
 
 @dataclass
@@ -31,6 +34,7 @@ class Backbone:
     head         names of the head's modules; none for a language model, which keeps its own.
     source       checkpoint id or folder; commit: its hub commit, or None.
     fingerprint  SHA-256 (16 digits) over the backbone's weights, head excluded.
+    notes        what a record should say of it: what was found in it where its yaml leaves that open.
     """
 
     model: nn.Module
@@ -39,6 +43,7 @@ class Backbone:
     source: str
     commit: str | None
     fingerprint: str
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,31 @@ class Layout:
         return {place: f"{block}.{name}".rstrip(".") for place, name in inside.items()}
 
 
+class LayoutKeys(Strict):
+    """A Layout in a yaml."""
+
+    blocks: str
+    attention: str
+    feedforward: str
+    output: str
+    contraction: str
+
+    def layout(self) -> Layout:
+        return Layout(**self.model_dump())
+
+
+# Where further families keep theirs, for any model that is not laid out as its class says.
+LAYOUTS = (
+    Layout("transformer.layer", "attention.out_lin", "ffn", "output_layer_norm", "ffn.lin2"),  # DistilBERT
+    Layout("layers", "attn.Wo", "mlp.Wo", "", "mlp.Wo"),  # ModernBERT
+    Layout("layers", "self_attn.o_proj", "mlp.down_proj", "", "mlp.down_proj"),  # Llama, Qwen, Mistral
+    Layout("layers", "attention.dense", "mlp.dense_4h_to_h", "", "mlp.dense_4h_to_h"),  # GPT-NeoX
+)
+
+
 # Sizes of a transformers configuration, and its family: no text that could name code.
-Architecture = dict[str, int | float | bool | Literal["roberta", "bert", "vit", "gpt2", "llama"] | None]
+Architecture = dict[str, int | float | bool | Literal["roberta", "bert", "vit", "gpt2", "llama", "checkpoint"] | None]
+ALL_LINEAR = "all_linear"
 SAFE = {"trust_remote_code": False}  # for every from_pretrained; a model's also takes use_safetensors=True
 
 
@@ -77,21 +105,26 @@ class Model(Component):
     path        a local folder in transformers' format, read instead of the hub.
     package     "<python package>/<folder>": read from an installed package when there is no path.
     size        full, or tiny for a random model of the family (`tiny` holds its architecture).
-    targets     logical names (query, value ...) to module names, a list where transformers' releases differ.
-    head        names of the modules that a task replaces or initialises, trained with head_lr.
+    targets     logical names (query, value ...) to module names, a list where transformers' releases differ; auto: the
+                attention's are looked for. `all_linear`, all linear maps but the head, is a target of every model.
+    head        names of the modules that a task replaces or initialises, trained with head_lr; auto: those outside
+                transformers' base model that the checkpoint lacks, or all of them.
+    layouts     where its blocks are, for a model that is not laid out as its class (`known_layouts`) or LAYOUTS say.
     tiny, full  architectures (family and its transformers keys): of the stand-in, and of the checkpoint itself for counting.
+                tiny: {from: checkpoint}: the stand-in is the checkpoint's own architecture, small; the rest is for none given.
     """
 
     modality: ClassVar[str]
-    layouts: ClassVar[tuple[Layout, ...]] = ()  # more than one where transformers' releases differ
+    known_layouts: ClassVar[tuple[Layout, ...]] = ()  # more than one where transformers' releases differ
 
     checkpoint: HubId | None = None
     revision: str = "main"
     path: Annotated[str | None, Source] = None
     package: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*/\w[\w-]*$")
     size: Literal["full", "tiny"] = "full"
-    targets: dict[str, str | list[str]]
-    head: list[str]
+    targets: dict[str, str | list[str]] | Literal["auto"]
+    head: list[str] | Literal["auto"]
+    layouts: list[LayoutKeys] = []
     tiny: Annotated[Architecture, StandIn]
     full: Annotated[Architecture, Operational] = {}
 
@@ -114,17 +147,20 @@ class Model(Component):
             raise ModelError(self._unreachable(source, error)) from None
         if self.source_kind != "made here":
             self._check_fit(misfit(self.model_dump(), model.config.to_dict(), source))
-        missing = [name for name in self.head if not any(part[0] == name for part in model.named_modules())]
+        lacking = _names(info["missing_keys"]) | _names(info["mismatched_keys"])
+        head = found.head(model, lacking) if self.head == "auto" else list(self.head)
+        missing = [name for name in head if not any(part[0] == name for part in model.named_modules())]
         if missing:
             raise ModelError(f"{self.name}: {source} has no module {missing[0]!r} to serve as the head")
-        self._check_weights(source, model, info)
+        self._check_weights(source, model, lacking, head)
         return Backbone(
             model=model,
             preprocess=preprocess,
-            head=tuple(self.head),
+            head=tuple(head),
             source=self._public(source),
             commit=hub_commit,
-            fingerprint=weights_fingerprint(model, self.head),
+            fingerprint=weights_fingerprint(model, head),
+            notes={"head": head} if self.head == "auto" else {},
         )
 
     @staticmethod
@@ -146,7 +182,12 @@ class Model(Component):
     def source(self, cache_dir: Path) -> str:
         """Where the weights are read from: tiny model, path, installed package or hub id, in this order."""
         if self.size == "tiny":
-            return str(tiny_checkpoint(self.tiny, cache_dir))
+            given = self.path or self.checkpoint
+            if self.tiny.get("from") == "checkpoint" and given is not None:
+                return str(self._small(given, cache_dir))
+            return str(tiny_checkpoint({key: value for key, value in self.tiny.items() if key != "from"}, cache_dir))
+        if self.path is not None and self.checkpoint is None and self.name in choices("model") and self.targets == "auto":
+            raise ModelError(f"weights of your own need a name of their own: add model.name= beside model.path={self.path}")
         if self.path is not None:
             if not (Path(self.path) / "config.json").is_file():
                 raise ModelError(f"model.path={self.path} holds no config.json; give a folder in transformers' format")
@@ -163,6 +204,26 @@ class Model(Component):
         if self.checkpoint is None:
             raise ModelError(f"model {self.name} has no weights to load; give a local folder with model.path=")
         return self.checkpoint
+
+    def _small(self, given: str, cache_dir: Path) -> Path:
+        """A folder with a small random model of a checkpoint's own architecture and its own tokenizer or image processor, made
+        once and cached. Raises ModelError."""
+        where = {**SAFE, "revision": self.revision}
+        try:
+            config = found.small(AutoConfig.from_pretrained(given, **where))
+
+            def make(folder: Path) -> None:
+                preprocess = (AutoImageProcessor if self.modality == "image" else AutoTokenizer).from_pretrained(given, **where)
+                with forked(0, "tiny"):
+                    model = self._from_config(config, 2)
+                (model if self.modality == "generation" else model.base_model).save_pretrained(folder)
+                preprocess.save_pretrained(folder)
+
+            key = hashlib.sha256(config.to_json_string(use_diff=False).encode()).hexdigest()[:8]
+            return make_folder(Path(cache_dir) / "tiny" / f"{config.model_type}-{key}", "config.json", make)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ModelError(f"{self.name}: no small model of {given} can be made ({reason}); give model.tiny sizes") from None
 
     def lacking(self, names: set[str]) -> str | None:
         """What a folder or repository with these files lacks, and what helps; None when it can be read."""
@@ -187,21 +248,43 @@ class Model(Component):
             raise ConfigError(f"model {self.name} has no `full` architecture to count on")
         with torch.device("meta"):
             model = self._from_config(architecture(self.full), outputs)
-        return Backbone(model, preprocess=None, head=tuple(self.head), source=self.checkpoint, commit=None, fingerprint="")
+        head = found.head(model) if self.head == "auto" else self.head
+        return Backbone(model, preprocess=None, head=tuple(head), source=self.checkpoint, commit=None, fingerprint="")
 
-    def resolve_targets(self, model: nn.Module, names: list[str]) -> tuple[str, ...]:
-        """Module names, as `vera.nn` and PEFT match them, of logical target names. Raises ConfigError for an unknown one."""
-        modules = [name for name, _ in model.named_modules()]
-        resolved = []
+    def resolve_targets(self, backbone: Backbone, names: list[str]) -> tuple[str, ...]:
+        """Module names, as `vera.nn` and PEFT match them, of logical target names; what no yaml says is noted in the backbone.
+        Raises ConfigError for an unknown one."""
+        linear = found.linear(backbone.model, backbone.head)
+        targets, fused = self.targets, False
+        if targets == "auto":
+            maps = found.attention(linear)
+            targets = {} if maps is None else {"query": maps.query, "key": maps.key, "value": maps.value}
+            fused = maps is not None and maps.fused
+            if maps is None and names != [ALL_LINEAR]:
+                raise ModelError(
+                    f"{self.name}: no linear map is called like attention's; there are {', '.join(found.endings(linear))}: "
+                    f"name them (model.targets.query= in a yaml of its own), or method.targets=[{ALL_LINEAR}]"
+                )
+        resolved: list[str] = []
         for name in names:
-            if name not in self.targets:
-                raise ConfigError(f"method.targets: {self.name} has no {name!r}; allowed: {', '.join(self.targets)}")
-            candidates = self.targets[name]
+            if name == ALL_LINEAR and ALL_LINEAR not in targets:
+                resolved += linear
+                continue
+            if name not in targets:
+                allowed = ", ".join([*targets, *([] if self.targets != "auto" else [ALL_LINEAR])])
+                raise ConfigError(f"method.targets: {self.name} has no {name!r}; allowed: {allowed}")
+            candidates = targets[name]
             candidates = [candidates] if isinstance(candidates, str) else candidates
+            modules = [module for module, _ in backbone.model.named_modules()]
             fitting = [c for c in candidates if any(module == c or module.endswith("." + c) for module in modules)]
             if not fitting:
-                raise ModelError(f"{self.name}: no module called {' or '.join(candidates)} for target {name!r}")
+                there = f"the linear ones are {', '.join(found.endings(linear))}"
+                raise ModelError(f"{self.name}: no module called {' or '.join(candidates)} for target {name!r}; {there}")
             resolved.append(fitting[0])
+        resolved = list(dict.fromkeys(resolved))
+        if self.targets == "auto" or ALL_LINEAR in names:
+            said = {"targets": resolved, **({"fused": "query, key and value are one matrix, adapted whole"} if fused else {})}
+            backbone.notes = {**backbone.notes, **said}
         return tuple(resolved)
 
     def blocks(self, model: nn.Module) -> list[dict[str, str]]:
@@ -210,7 +293,7 @@ class Model(Component):
         Raises ModelError when the model is laid out in another way.
         """
         modules = dict(model.named_modules())
-        for layout in self.layouts:
+        for layout in [*(keys.layout() for keys in self.layouts), *self.known_layouts, *LAYOUTS]:
             for name, module in modules.items():
                 if (
                     isinstance(module, nn.ModuleList)
@@ -220,7 +303,9 @@ class Model(Component):
                     found = [layout.places(f"{name}.{index}") for index in range(len(module))]
                     if all(place in modules for places in found for place in places.values()):
                         return found
-        raise ModelError(f"{self.name}: no transformer blocks where {type(self).__name__} looks for them")
+        raise ModelError(
+            f"{self.name}: no transformer blocks where {type(self).__name__} looks for them; say where in model.layouts"
+        )
 
     def _load(self, source: str, outputs: int, where: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any], dict[str, Any]]:
         """Model, preprocessing and transformers' loading info; `where` goes to every from_pretrained."""
@@ -230,21 +315,21 @@ class Model(Component):
         """A model of this architecture with a head of `outputs` values."""
         raise NotImplementedError
 
-    def _check_weights(self, source: str, model: nn.Module, info: dict[str, Any]) -> None:
-        """Every weight outside the head comes from the checkpoint, and every weight of the head does not."""
-        random = {*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])}
-        foreign = sorted(name for name in random if not inside(name, self.head))
+    def _check_weights(self, source: str, model: nn.Module, random: set[str], head: list[str]) -> None:
+        """Every weight outside the head comes from the checkpoint, and every weight of the head does not. random: those that
+        the checkpoint lacks or has in other shapes."""
+        foreign = sorted(name for name in random if not inside(name, head))
         if foreign:
             raise ModelError(
                 f"{self.name}: {source} lacks {foreign[0]}"
                 + (f" and {len(foreign) - 1} more weights" if len(foreign) > 1 else "")
                 + "; it is not a complete checkpoint of this architecture"
             )
-        kept = [parameter for name, parameter in model.named_parameters() if inside(name, self.head) and name not in random]
+        kept = [parameter for name, parameter in model.named_parameters() if inside(name, head) and name not in random]
         if kept:  # a checkpoint with a head of its own: draw a new one, so that the seed reaches it
             for parameter in kept:
                 parameter._is_hf_initialized = False
-            for module in self.head:
+            for module in head:
                 model.get_submodule(module).apply(model._init_weights)
 
     def _public(self, source: str) -> str:
@@ -265,6 +350,11 @@ class Model(Component):
         if self.package is not None:
             hint += f", or install the package {self.package.partition('/')[0]} (extra `{self.name}`)"
         return f"model {source} cannot be loaded from the hub ({reason}); {hint}"
+
+
+def _names(keys: Any) -> set[str]:
+    """Parameters' names in transformers' loading info, where some stand beside their shapes."""
+    return {key[0] if isinstance(key, tuple) else key for key in keys}
 
 
 def weights_fingerprint(model: nn.Module, head: list[str] | tuple[str, ...] = ()) -> str:

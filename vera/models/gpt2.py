@@ -17,7 +17,7 @@ from vera.models.causal import CausalLM
 class Gpt2(CausalLM):
     """dropout  of embeddings, attention and residuals alike. LoRA's E2E set-up, which the paper follows, has none."""
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
+    known_layouts: ClassVar[tuple[Layout, ...]] = (
         Layout("transformer.h", "attn.resid_dropout", "mlp.dropout", output="", contraction="mlp.c_proj"),
     )
 

@@ -18,7 +18,7 @@ class ImageClassifier(Model):
     """A model of transformers' image-classification family with its PIL image processor."""
 
     modality: ClassVar[str] = "image"
-    layouts: ClassVar[tuple[Layout, ...]] = (
+    known_layouts: ClassVar[tuple[Layout, ...]] = (
         Layout("layers", attention="attention.o_proj", feedforward="mlp.fc2", output="", contraction="mlp.fc2"),
     )
 

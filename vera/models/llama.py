@@ -20,7 +20,7 @@ class Llama(CausalLM):
     gradient_checkpointing  less memory for one more forward pass; the same numbers.
     """
 
-    layouts: ClassVar[tuple[Layout, ...]] = (
+    known_layouts: ClassVar[tuple[Layout, ...]] = (
         Layout("model.layers", "self_attn.o_proj", "mlp.down_proj", output="", contraction="mlp.down_proj"),
     )
 

@@ -14,7 +14,7 @@ class TextClassifier(Model):
     """A model of transformers' sequence-classification family with its tokenizer."""
 
     modality: ClassVar[str] = "text"
-    layouts: ClassVar[tuple[Layout, ...]] = (
+    known_layouts: ClassVar[tuple[Layout, ...]] = (
         Layout("encoder.layer", "attention.output.dropout", "output.dropout", "output.LayerNorm", "output.dense"),
     )
 
@@ -30,6 +30,10 @@ class TextClassifier(Model):
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+        if tokenizer.pad_token_id is None:  # language models as classifiers
+            tokenizer.pad_token = tokenizer.eos_token
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
         return model, tokenizer, info
 
     def _from_config(self, config, outputs):

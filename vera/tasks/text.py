@@ -34,13 +34,14 @@ class TextTask(Task):
     max_length: int = Field(ge=8)
 
     def load(self, backbone: Backbone, seed: int) -> Data:
-        return self.once(backbone, lambda: self._prepare(backbone))
-
-    def _prepare(self, backbone: Backbone) -> Data:
         tokenizer = backbone.preprocess
         limit = min(tokenizer.model_max_length, getattr(backbone.model.config, "max_position_embeddings", self.max_length))
         if self.max_length > limit:
             raise ConfigError(f"task.max_length={self.max_length} is more than this model's {limit} positions")
+        return self.once(backbone, lambda: self._prepare(backbone))
+
+    def _prepare(self, backbone: Backbone) -> Data:
+        tokenizer = backbone.preprocess
         rows, source, commit = self.read()
         self.check_scores(rows, source)
         notes: dict[str, Any] = {"truncated": {}}

@@ -1,0 +1,175 @@
+"""Any backbone of transformers by its checkpoint alone: tiny random ones of many families, saved as folders."""
+
+import json
+
+import pytest
+import torch
+import transformers as t
+
+from vera.commands import model as command
+from vera.config import build, choice
+from vera.errors import ConfigError, ModelError
+from vera.models import found
+from vera.models.tiny import byte_tokenizer, image_processor
+from vera.run import execute
+from vera.seeds import seed_everything
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TOKENS = {"vocab_size": 261, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+FAMILIES = {
+    "distilbert": t.DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, **TOKENS),
+    "modernbert": t.ModernBertConfig(**SIZES, **TOKENS, cls_token_id=0, sep_token_id=2, global_attn_every_n_layers=1),
+    "deberta-v2": t.DebertaV2Config(**SIZES, **TOKENS, pooler_hidden_size=16),
+    "qwen3": t.Qwen3Config(**SIZES, **TOKENS, num_key_value_heads=1, head_dim=8),
+    "gpt_neox": t.GPTNeoXConfig(**SIZES, **TOKENS),
+    "bert": t.BertConfig(**SIZES, **TOKENS),
+}
+FOUND = {  # query, value, head
+    "distilbert": ("q_lin", "v_lin", ["pre_classifier", "classifier"]),
+    "modernbert": ("Wqkv", "Wqkv", ["head", "classifier"]),
+    "deberta-v2": ("query_proj", "value_proj", ["pooler", "classifier"]),
+    "qwen3": ("q_proj", "v_proj", ["score"]),
+    "gpt_neox": ("query_key_value", "query_key_value", ["score"]),
+    "bert": ("query", "value", ["classifier"]),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A checkpoint of each family without its head, made once."""
+    made = {}
+
+    def folder(family):
+        if family not in made:
+            path = made[family] = tmp_path_factory.mktemp(family)
+            torch.manual_seed(0)
+            t.AutoModelForSequenceClassification.from_config(FAMILIES[family]).base_model.save_pretrained(path)
+            tokenizer = byte_tokenizer()
+            if family in ("qwen3", "gpt_neox"):
+                tokenizer.pad_token = None
+            tokenizer.save_pretrained(path)
+        return made[family]
+
+    return folder
+
+
+def loaded(path, cache, kind="auto_text", **changes):
+    model = build({**choice("model", kind), "path": str(path), "name": "mine", **changes}, "model")
+    seed_everything(0, "head")
+    return model, model.load(3, cache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_and_attention_are_found(family, folders, cache):
+    query, value, head = FOUND[family]
+    model, backbone = loaded(folders(family), cache)
+    assert list(backbone.head) == head == backbone.notes["head"]
+    assert model.resolve_targets(backbone, ["query", "value"]) == tuple(dict.fromkeys((query, value)))
+    assert ("fused" in backbone.notes) == (query == value) and backbone.notes["targets"] == list(dict.fromkeys((query, value)))
+    assert backbone.preprocess.pad_token_id is not None and backbone.model.config.pad_token_id is not None
+    names = model.resolve_targets(backbone, ["all_linear"])
+    modules = dict(backbone.model.named_modules())
+    linear = {name for name, m in modules.items() if isinstance(m, torch.nn.Linear) and name.split(".")[0] not in head}
+    assert set(names) == linear and len(names) > 4
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        *[(family, "vera") for family in FAMILIES],
+        *[("distilbert", method) for method in ("lora", "adapter_h", "adapter_p", "ia3")],
+        *[("modernbert", "adapter_h"), ("qwen3", "adapter_l"), ("qwen3", "dora"), ("gpt_neox", "adapter_h")],
+    ],
+)
+def test_a_record_without_any_yaml(family, method, folders, compose):
+    record = execute(
+        compose(
+            *("model=auto_text", "model.name=mine", f"model.path={folders(family)}", "task=rte", f"method={method}"),
+            *("train.lr=1e-3", "model.size=full", "method.train_head=true"),
+        )
+    )
+    assert record.provenance.model_source == "local folder" and record.parameters.adapter > 0
+    if method in ("vera", "lora", "dora"):
+        assert record.provenance.notes["targets"]
+
+
+def test_a_pretrained_layer_of_the_head_stays(folders, cache, tmp_path):
+    config = FAMILIES["modernbert"]
+    torch.manual_seed(0)
+    masked = t.AutoModelForMaskedLM.from_config(config)
+    masked.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    _, backbone = loaded(tmp_path, cache)
+    assert backbone.head == ("classifier",) and torch.equal(backbone.model.head.dense.weight, masked.head.dense.weight)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_rehearsal_is_the_checkpoint_s_own_architecture_small(family, folders, cache):
+    _, backbone = loaded(folders(family), cache, size="tiny")
+    assert backbone.model.config.model_type == family and backbone.source == "tiny random"
+    assert sum(p.numel() for p in backbone.model.parameters()) < 30_000
+
+
+def test_without_a_checkpoint_the_rehearsal_is_some_small_model(cache):
+    for kind in ("auto_text", "auto_image", "auto_causal"):
+        assert build({**choice("model", kind), "path": None, "size": "tiny"}, "model").load(0 if "causal" in kind else 2, cache)
+
+
+def test_an_image_model_and_a_language_model(tmp_path, cache):
+    torch.manual_seed(0)
+    config = t.ViTConfig(**SIZES, image_size=16, patch_size=8)
+    t.AutoModelForImageClassification.from_config(config).base_model.save_pretrained(tmp_path / "vit")
+    image_processor(config).save_pretrained(tmp_path / "vit")
+    model, backbone = loaded(tmp_path / "vit", cache, "auto_image")
+    assert model.resolve_targets(backbone, ["query"]) in (("query",), ("q_proj",)) and backbone.head == ("classifier",)
+    t.AutoModelForCausalLM.from_config(FAMILIES["qwen3"]).save_pretrained(tmp_path / "qwen")
+    byte_tokenizer().save_pretrained(tmp_path / "qwen")
+    model, backbone = loaded(tmp_path / "qwen", cache, "auto_causal")
+    assert backbone.head == () and "lm_head" not in model.resolve_targets(backbone, ["all_linear"])
+
+
+def test_a_layout_can_stand_in_the_yaml(folders, cache):
+    places = {"blocks": "layers", "attention": "attn.Wo", "feedforward": "mlp.Wo", "output": "", "contraction": "mlp.Wi"}
+    model, backbone = loaded(folders("modernbert"), cache, layouts=[places])
+    assert model.blocks(backbone.model)[1]["contraction"] == "model.layers.1.mlp.Wi"
+    model, backbone = loaded(folders("deberta-v2"), cache)
+    with pytest.raises(ConfigError, match=r"model.layouts.0.block is not a key; allowed: attention, blocks"):
+        loaded(folders("bert"), cache, layouts=[{**places, "block": "x"}])
+
+
+def test_a_name_that_does_not_exist_lists_those_that_do(folders, cache):
+    model, backbone = loaded(folders("distilbert"), cache, targets={"query": "q_proj"})
+    with pytest.raises(
+        ModelError, match=r"no module called q_proj for target 'query'; the linear ones are q_lin, k_lin, v_lin"
+    ):
+        model.resolve_targets(backbone, ["query"])
+    model, backbone = loaded(folders("distilbert"), cache)
+    with pytest.raises(ConfigError, match=r"has no 'gate'; allowed: query, key, value, all_linear"):
+        model.resolve_targets(backbone, ["gate"])
+
+
+def test_a_model_without_attention_says_what_it_has():
+    assert found.attention(["layers.0.pwconv1", "layers.0.pwconv2"]) is None
+    assert found.attention(["a.query", "a.key", "a.value"]) == found.Targets("query", "key", "value")
+
+
+def test_own_weights_need_a_name_and_some_weights(folders, cache):
+    with pytest.raises(ModelError, match=r"weights of your own need a name of their own: add model.name="):
+        loaded(folders("bert"), cache, name="auto_text")
+    with pytest.raises(ModelError, match=r"has no weights to load; give a local folder with model.path="):
+        build({**choice("model", "auto_text"), "path": None}, "model").load(2, cache)
+
+
+def test_the_command_prints_what_it_would_adapt_and_a_yaml_that_works(folders, cache, monkeypatch, capsys):
+    path = folders("gpt_neox")
+    monkeypatch.setattr("sys.argv", ["model.py", str(path)])
+    assert command.main() == 0
+    out = capsys.readouterr().out
+    assert "query, value: query_key_value (query, key and value are one matrix, adapted whole)" in out
+    assert "head: score" in out and "blocks for bottleneck adapters and IA3: 2" in out and f"path: {path}" in out
+    _, settings = command.look(str(path), "text", "mine")
+    assert json.dumps(settings) and build(settings, "model").load(2, cache).head == ("score",)
+    with pytest.raises(ModelError, match="cannot be looked into"):
+        command.look("nobody/nothing", "text", "mine")
+    with pytest.raises(ConfigError, match=r"model\.checkpoint: .* got '/nowhere/at/all'"):
+        command.look("/nowhere/at/all", "text", "mine")
