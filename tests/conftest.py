@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -17,6 +18,12 @@ os.environ["WANDB_MODE"] = "offline"
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=0, metavar="N", help="inputs for each reader in tests/test_fuzz.py, at random")
+
+
+def pytest_collection_finish(session):
+    """What is imported is no garbage: each run looks for some (vera.train.loop), which takes longer than the run otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -7,6 +7,7 @@ imports, is tested with a new interpreter instead.
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -14,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = ["vera.run", "vera.models.text", "vera.nn", "vera.tasks.glue", "datasets", "evaluate", "sklearn.metrics", "pandas"]
 
+STREAMS = ("stdout", "stderr")
 _server = multiprocessing.get_context("forkserver")
 
 
@@ -43,22 +46,32 @@ def run(
     script: str, *arguments: object, cwd: Path = ROOT, environment: Mapping[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """`python scripts/SCRIPT ARGUMENTS` in `cwd`, with this process's environment or the one given."""
-    command = [str(ROOT / "scripts" / script), *map(str, arguments)]
-    environment = dict(os.environ if environment is None else environment)
     with tempfile.TemporaryDirectory() as folder:
-        streams = [os.path.join(folder, name) for name in ("stdout", "stderr")]
-        process = _server.Process(target=_become, args=(command, str(cwd), environment, streams))
-        process.start()
+        process, command = begin(folder, script, *arguments, cwd=cwd, environment=environment)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
             process.join()
             raise subprocess.TimeoutExpired(command, timeout)
-        out, err = (Path(stream).read_text(encoding="utf-8") for stream in streams)
+        out, err = (Path(folder, name).read_text(encoding="utf-8") for name in STREAMS)
     return subprocess.CompletedProcess(command, process.exitcode, out, err)
 
 
+def begin(
+    folder: str | Path, script: str, *arguments: object, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
+) -> tuple[BaseProcess, list[str]]:
+    """The process of `run`, started, with its output in files of `folder`; and its command."""
+    start()
+    command = [str(ROOT / "scripts" / script), *map(str, arguments)]
+    environment = dict(os.environ if environment is None else environment)
+    streams = [os.path.join(folder, name) for name in STREAMS]
+    process = _server.Process(target=_become, args=(command, str(cwd), environment, streams))
+    process.start()
+    return process, command
+
+
 def _become(command: list[str], cwd: str, environment: dict[str, str], streams: list[str]) -> None:
+    gc.freeze()  # a collection would write to all of the memory that this process shares with the server
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

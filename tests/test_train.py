@@ -2,17 +2,14 @@
 
 import copy
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import REHEARSAL, ROOT
+from tests import forked
+from tests.conftest import REHEARSAL
 from vera.config import TrainConfig
 from vera.errors import ConfigError, TrainingError
 from vera.records.store import Store
@@ -368,32 +365,21 @@ def test_the_state_of_another_run_is_refused(compose, tmp_path):
         Loop(run, *prepare(run), tmp_path).fit()
 
 
-def test_sigkill_in_the_middle_then_the_same_command_completes(cache, tmp_path):
+def test_sigkill_in_the_middle_then_the_same_command_completes(compose, cache, tmp_path):
     """The real thing: a process killed from outside, started again by the same command."""
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *REHEARSAL, f"cache_dir={cache}"]
-    command += [*TEXT, "train.epochs=40", "train.max_steps=null", "train.checkpoint_seconds=0.5", "seed=3"]  # 240 steps
-
-    def start(results):
-        return subprocess.Popen(
-            [*command, f"results_dir={results}", f"work_dir={results}/work"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(os.environ),
-        )
-
-    killed = start(tmp_path / "a")
-    state = tmp_path / "a" / "work"
+    keys = [*TEXT, "train.epochs=20", "train.max_steps=null", "train.checkpoint_seconds=0.5", "seed=3"]  # 120 steps
+    where = [f"results_dir={tmp_path / 'a'}", f"work_dir={tmp_path / 'a' / 'work'}", f"cache_dir={cache}"]
+    whole = execute(compose(*keys))
+    killed, command = forked.begin(tmp_path, "train.py", *REHEARSAL, *where, *keys, cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while not list(state.glob("*/state.safetensors")) and time.monotonic() < deadline and killed.poll() is None:
+    while not list((tmp_path / "a" / "work").glob("*/state.safetensors")) and time.monotonic() < deadline and killed.is_alive():
         time.sleep(0.02)
-    assert killed.poll() is None, killed.stderr.read()
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    assert killed.is_alive(), (tmp_path / "stderr").read_text()
+    killed.kill()
+    killed.join()
     assert Store(tmp_path / "a").records() == []
-    for folder in ("a", "b"):
-        finished = start(tmp_path / folder)
-        _, errors = finished.communicate(timeout=180)
-        assert finished.returncode == 0, errors
-    (resumed,), (whole,) = Store(tmp_path / "a").records(), Store(tmp_path / "b").records()
+    finished = forked.run("train.py", *command[1:], cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    (resumed,) = Store(tmp_path / "a").records()
     assert resumed.cost.restarts == 1 and whole.cost.restarts == 0
     assert resumed.scores == whole.scores

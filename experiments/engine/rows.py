@@ -14,7 +14,6 @@ from experiments.engine.aggregate import (
     common,
     epoch_of,
     paired,
-    permutation_p,
     summarise,
     summarise_records,
 )
@@ -134,17 +133,6 @@ def difference(reference: Entry) -> Column:
     def shown(entry: Entry) -> str:
         sides = _pairs(entry, reference)
         return signed(paired(*sides), entry.scale, entry.digits) if sides[0] else DASH
-
-    return shown
-
-
-def p_value(reference: Entry) -> Column:
-    """Of the paired permutation test against another entry."""
-
-    def shown(entry: Entry) -> str:
-        sides = _pairs(entry, reference)
-        p = permutation_p(*sides) if sides[0] else None
-        return DASH if p is None else f"{p:.4f}"
 
     return shown
 

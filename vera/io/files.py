@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
+from vera.errors import RecordError, VeraError
 from vera.nn.files import HalfCharacter, link_new, read_json, sync, write_atomic
 
-__all__ = ["append_line", "link_new", "move_folder", "read_json", "read_lines", "remove_temporaries", "write_atomic"]
+__all__ = ["append_line", "link_new", "locked", "move_folder", "read_json", "read_lines", "remove_temporaries", "write_atomic"]
 
 
 def mended(text: str) -> str:
@@ -25,6 +30,24 @@ def read_mended_json(text: str) -> Any:
         return read_json(text)
     except HalfCharacter:
         return json.loads(mended(json.dumps(json.loads(text.removeprefix("\ufeff")), ensure_ascii=False)))
+
+
+@contextmanager
+def locked(folder: Path, name: str, taken: VeraError) -> Iterator[None]:
+    """Hold `.<name>.lock` of a folder, which is made. Raises `taken` when another process holds it, and RecordError when the
+    folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".{name}.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise taken from None
+    except OSError as error:
+        raise RecordError(f"{folder} cannot be written: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_temporaries(folder: str | os.PathLike, name: str = "") -> None:
@@ -66,7 +89,7 @@ def _no_link(path: str, flags: int) -> int:
 
 def read_lines(path: str | os.PathLike) -> list[str]:
     """The whole lines of a file that `append_line` writes; [] when there is none. A line ends with a line feed and with nothing
-    else: texts may hold other separators, such as U+2028. Raises UnicodeDecodeError, a ValueError, for what is not UTF-8."""
+    else: texts may hold other separators, such as U+2028. Raises RecordError for what is not UTF-8."""
     try:
         with open(path, "rb") as file:
             size = _whole(file)
@@ -74,6 +97,8 @@ def read_lines(path: str | os.PathLike) -> list[str]:
             return file.read(size).decode().split("\n")[:-1]
     except FileNotFoundError:
         return []
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
 def _whole(file: BinaryIO) -> int:

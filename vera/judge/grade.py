@@ -16,10 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from vera.errors import ConfigError, DataError, JudgeError, RecordError
-from vera.io.files import append_line, read_json, read_lines
+from vera.io.files import append_line, locked, read_json, read_lines
 from vera.judge.endpoint import Endpoint, ItemError, JudgeSettings, Reply
 from vera.judge.judgement import SCHEMA, Answers, Judged, digest, find, judged_name, write
 from vera.judge.prompts import Prompt, Prompts, own_prompts, read_prompts
@@ -181,15 +179,7 @@ def judge(
         found = read_verdict(line["verdict"], line["finish"], form, settings.parse)
         return found and tuple(found[item.order.index(which)] for which in range(len(found)))
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{name}.lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise JudgeError(f"another process is judging {name}") from None
-    except OSError as error:
-        raise RecordError(f"{folder} cannot be written: {error.strerror or error}") from None
-    try:
+    with locked(folder, name, JudgeError(f"another process is judging {name}")):
         started = _now()
         lines = _lines(verdicts)
         kept = _read(lines, wanted, scores)
@@ -216,8 +206,6 @@ def judge(
         if before is not None and not missing and (before.judge, before.scores) == (record.judge, record.scores):
             return before, path
         write(path, record)
-    finally:
-        lock.release()
     return record, path
 
 
@@ -355,11 +343,7 @@ def _line(item: Item, attempt: int, reply: Reply | None = None, failure: str | N
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
-    try:
-        texts = read_lines(path)
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 at byte {error.start}") from None
-    for number, text in enumerate(dict.fromkeys(texts), start=1):  # an interruption may have one written twice
+    for number, text in enumerate(dict.fromkeys(read_lines(path)), start=1):  # an interruption may have one written twice
         try:
             value = read_json(text)
             good = isinstance(value["item"], str) and isinstance(value["verdict"], str)

@@ -6,19 +6,17 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import ConfigDict, Field
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
-from typing_extensions import TypedDict
 
 from vera.io.cache import make_folder
 from vera.models.base import Architecture
 from vera.models.image import ImageClassifier
-from vera.models.tiny import check_keys, image_processor
+from vera.models.tiny import Pretraining, check_keys, image_processor
 from vera.seeds import derive, forked, generator, threads
 
 log = logging.getLogger(__name__)
@@ -26,18 +24,6 @@ log = logging.getLogger(__name__)
 PRETRAIN_CLASSES = 5
 RECIPE = 2  # raised when the pretraining below changes
 THREADS = 2  # inside the pretraining, on every machine: those that made the backbone of the tracked records
-
-
-class Pretraining(TypedDict):
-    """AdamW with a one-cycle schedule up to `lr`."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    seed: Annotated[int, Field(ge=0)]
-    epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
-    lr: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
 
 
 class DigitsVit(ImageClassifier):

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from tokenizers import pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from typing_extensions import TypedDict
 
 from vera.config import Place
 from vera.errors import DataError, ModelError
@@ -22,7 +21,7 @@ from vera.io.cache import make_folder
 from vera.io.rows import read_csv
 from vera.models.base import Architecture
 from vera.models.gpt2 import Gpt2
-from vera.models.tiny import END, bytes_of, causal_tokenizer, check_keys
+from vera.models.tiny import END, Pretraining, bytes_of, causal_tokenizer, check_keys
 from vera.seeds import forked, generator, threads
 
 log = logging.getLogger(__name__)
@@ -32,18 +31,11 @@ RECIPE = 2  # raised when the pretraining below changes
 THREADS = 2  # inside the pretraining, on every machine: those that made the backbone of the tracked records
 
 
-class Pretraining(TypedDict):
+class LanguagePretraining(Pretraining):
     """vocabulary: size of the tokenizer; window: tokens of one training example; bf16: autocast."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    seed: Annotated[int, Field(ge=0)]
     vocabulary: Annotated[int, Field(ge=257)]
-    epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
     window: Annotated[int, Field(ge=2)]
-    lr: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
     bf16: bool
 
 
@@ -53,7 +45,7 @@ class Gpt2Mini(Gpt2):
 
     data_dir: Annotated[str | None, Place]
     architecture: Architecture
-    pretrain: Pretraining
+    pretrain: LanguagePretraining
 
     def source(self, cache_dir: Path) -> str:
         if self.size == "tiny" or self.path is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -21,6 +22,7 @@ from transformers import (
     ViTConfig,
     ViTImageProcessor,
 )
+from typing_extensions import TypedDict
 
 from vera.errors import ConfigError
 from vera.io.cache import make_folder
@@ -29,6 +31,18 @@ from vera.seeds import forked
 CONFIGS = {"roberta": RobertaConfig, "bert": BertConfig, "vit": ViTConfig, "gpt2": GPT2Config, "llama": LlamaConfig}
 CAUSAL = {"gpt2", "llama"}
 END = "<|endoftext|>"
+
+
+class Pretraining(TypedDict):
+    """AdamW with a one-cycle schedule up to `lr`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    seed: Annotated[int, Field(ge=0)]
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
 
 
 def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
 from pydantic import Field, field_validator, model_validator
 
 from vera.config import RunConfig, Strict, build, component, hashed
 from vera.errors import ConfigError, ModelError, RecordError, TrainingError
-from vera.io.files import append_line, read_json, read_lines
+from vera.io.files import append_line, locked, read_json, read_lines
 from vera.judge.judgement import SCHEMA, Answers, answers_name, digest, find, write
 from vera.judge.questions import Question, QuestionSet, QuestionSource, described, load_questions
 from vera.methods.base import Method
@@ -138,7 +137,7 @@ def answer(
     identity = digest([about, weights, used.model_dump(), settings.public])
     stem = f"{answers_name(run.model['name'], trained.run if trained else None)}--{used.name}--{identity[:8]}"
     path = Path(run.results_dir) / "answers" / f"{stem}.jsonl"
-    with _locked(path):
+    with locked(path.parent, path.stem, TrainingError(f"another process is writing {path}")):
         found = find(Answers, path.with_suffix(".json"))
         if found is not None:
             return found, path, False
@@ -168,22 +167,6 @@ def _trained(run: RunConfig) -> Record:
     return record
 
 
-@contextlib.contextmanager
-def _locked(path: Path):
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.parent / f".{path.stem}.lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise TrainingError(f"another process is writing {path}") from None
-    except OSError as error:
-        raise RecordError(f"{path.parent} cannot be written: {error.strerror or error}") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _missing(path: Path, questions: QuestionSet) -> list[Question]:
     done = {line["question_id"] for line in _lines(path)}
     return [question for question in questions.questions if question.id not in done]
@@ -191,11 +174,7 @@ def _missing(path: Path, questions: QuestionSet) -> list[Question]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
-    try:
-        texts = read_lines(path)
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 at byte {error.start}") from None
-    for number, line in enumerate(texts, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             value = read_json(line)
             value["question_id"], value["choices"][0]["turns"], value["cut"], value["shortened"]
