@@ -184,6 +184,9 @@ task: setup ## look at own data and write conf/task/NAME.yaml (NAME=sick FILE=tr
 verify: setup ## repeat a recorded run and compare every number (RUN=results/runs/NAME.json ARGS='task.data_dir=/data/glue')
 	@$(PY) scripts/verify.py $(RUN) $(ARGS)
 
+pareto: setup ## score against parameters, memory and seconds, every method with records, the front marked (MODEL= TASK=)
+	@$(PY) scripts/pareto.py model=$(MODEL) task=$(TASK) $(ARGS)
+
 export: setup ## every record as one file for other programs (FORMAT=csv|parquet|latex ARGS='--history')
 	@$(PY) scripts/frame.py --format $(or $(FORMAT),csv) $(ARGS)
 

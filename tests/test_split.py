@@ -32,8 +32,8 @@ class Rows(Task):
     def outputs(self):
         return self.classes
 
-    def stratum(self, example):
-        return example % self.classes if self.classes > 1 else None
+    def strata(self, examples):
+        return [example % self.classes for example in examples] if self.classes > 1 else None
 
     def length(self, example):
         return example

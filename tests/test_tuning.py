@@ -125,6 +125,12 @@ def test_the_grid_is_chosen_from_on_validation_rows_and_repeats_nothing(search):
     assert any("best train.lr is the smallest" in note for note in tuning.remarks(edge, search("train.lr=0.01,0.1")))
 
 
+def test_data_with_a_test_set_of_their_own_are_chosen_from_on_their_validation_rows(search):
+    for task, held in (("stsb", 0.1), ("sick", "dev")):
+        asked = tuning.read(["model=minilm", f"task={task}", "method=vera", "train.lr=0.1,0.2"], (100,))
+        assert asked.base.task["validation"] == held
+
+
 def test_a_collapsed_seed_is_the_worst(search):
     asked = search("train.lr=0.01,0.1")
 
@@ -179,7 +185,6 @@ def test_the_recipe_gets_a_cell_and_other_tasks_keep_what_they_have(search, tmp_
     tried = tuning.carry_out(asked, computing()[0])
     folder = tmp_path / "recipe"
     folder.mkdir()
-    (folder / "minilm.yaml").write_text("train: {lr: 1}\n")
     path, text = tuning.recipe_of(tried, asked, folder)
     assert path == folder / "vera_minilm.yaml" and not path.exists()
     tuning.write(path, text)

@@ -30,6 +30,12 @@ def seeds(counts: Sequence[int]) -> str:
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of width x height inches with one set of axes."""
+    made, (axes,) = panels(width, height, 1)
+    return made, axes
+
+
+def panels(width: float, height: float, count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of width x height inches with `count` sets of axes side by side."""
     matplotlib.rcParams.update(
         {
             "font.size": 9,
@@ -43,9 +49,10 @@ def figure(width: float, height: float) -> tuple[Figure, Axes]:
     )
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
-    axes = made.add_subplot()
-    axes.grid(True, alpha=0.25, linewidth=0.6)
-    return made, axes
+    every = [made.add_subplot(1, count, index + 1) for index in range(count)]
+    for axes in every:
+        axes.grid(True, alpha=0.25, linewidth=0.6)
+    return made, every
 
 
 def series(axes: Axes, at: Sequence[float], scores: Sequence[Summary], style: dict, label: str, dots: bool = True) -> None:

@@ -20,11 +20,10 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from experiments import RESULTS
 from experiments.engine.aggregate import Summary, summarise
 from experiments.engine.render import Table, interval, number
 from experiments.engine.sweeps import read_sweep
-from vera.config import CONF_DIR, GROUPS, RunConfig, choices, explain, fields, marks, recipe
+from vera.config import GROUPS, RunConfig, choices, conf_file, explain, fields, marks, own_conf, recipe
 from vera.config.composing import variant, written
 from vera.config.memory import composed
 from vera.errors import ConfigError
@@ -33,6 +32,7 @@ from vera.records.record import Record
 from vera.records.store import Store
 
 SEED = 0  # of optuna's samplers
+RESULTS_DIR = Path("results")  # what tables are made from
 FOLDER = "results/tune"
 HELD = "task.validation=0.1"  # where nothing else is said
 ETA = 3  # of a rung of successive halving, one in so many goes on
@@ -161,7 +161,7 @@ def read(
     sampler: Sampler | None = None,
     trials: int | None = None,
     steps: Sequence[int] = (),
-    results: Path = RESULTS,
+    results: Path = RESULTS_DIR,
 ) -> Search:
     """The search that a command line asks for, with every key and range checked. Raises ConfigError with one line.
 
@@ -218,9 +218,11 @@ def read(
 
 
 def _may_hold_out(task: str) -> bool:
-    """Whether a task takes a fraction of its training rows for validation."""
+    """Whether a task takes a fraction of its training rows for validation, and has no validation rows beside a test set."""
     name = task.partition("=")[2]
-    settings = yaml.safe_load((CONF_DIR / "task" / f"{name}.yaml").read_text()) if name in choices("task") else {}
+    settings = yaml.safe_load(conf_file("task", name).read_text(encoding="utf-8")) if name in choices("task") else {}
+    if {"validation", "test"} <= (settings.get("files") or settings.get("splits") or {}).keys():
+        return False
     return "anyOf" in fields(settings, "task").get("validation", {}) if "_target_" in settings else True
 
 
@@ -480,7 +482,7 @@ def _line(found: Tried) -> str:
     return f"{' '.join([*found.trial.overrides, *steps])}: {number(found.summary, 1.0, 4)}"
 
 
-def recipe_of(tried: Sequence[Tried], search: Search, folder: Path = CONF_DIR / "recipe") -> tuple[Path, str]:
+def recipe_of(tried: Sequence[Tried], search: Search, folder: Path | None = None) -> tuple[Path, str]:
     """The recipe's path and text with the best trial in the task's cell; other tasks keep what they have.
 
     Raises ConfigError for a recipe that is written by hand, and where there is nothing to choose.
@@ -492,20 +494,21 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path = CONF_DIR / 
         raise ConfigError("a rehearsal's tiny models and synthetic rows choose no setting; no recipe is written")
     model, task, method = (run.model["name"], run.task["name"], run.method["name"])
     name = f"{method}_{model}"
-    path = folder / f"{name}.yaml"
+    path = (folder or own_conf() / "recipe") / f"{name}.yaml"
+    there = path if folder else conf_file("recipe", name)
     values = {key: _typed(value) for key, value in [*_given(search), *zip(best.trial.keys, best.trial.values, strict=True)]}
     if {"train.epochs", "train.max_steps"} <= values.keys():
         raise ConfigError(
             "a recipe says how long to train in epochs or in steps, and this search sets both; --steps is its own"
         )
-    held: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if held and "tuned" not in held:
+    held: dict[str, Any] = yaml.safe_load(there.read_text(encoding="utf-8")) if there.is_file() else {}
+    if held and ("tuned" not in held or there != path):  # by hand, or this repository's when a project is worked in
         said = " ".join(f"{key}={value}" for key, value in values.items())
-        raise ConfigError(f"{path} is written by hand and stays as it is; the best trial is {said}, for you to put there")
+        raise ConfigError(f"{there} is written by hand and stays as it is; the best trial is {said}, for you to put there")
     if not held:
         beneath = recipe(method, model)
-        there = (folder / f"{beneath}.yaml").is_file()
-        held = {**({"defaults": [beneath, "_self_"]} if there else {}), "tuned": {}}
+        more = conf_file("recipe", beneath).is_file()
+        held = {**({"defaults": [beneath, "_self_"]} if more else {}), "tuned": {}}
     cell: dict[str, Any] = {}
     choices_ = [f"model={model}", f"task={task}", f"method={method}"]
     for key, value in values.items():
@@ -513,9 +516,8 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path = CONF_DIR / 
         if not str(_get(held, key)).startswith("${oc.select:tuned."):
             _put(held, key, f"${{oc.select:tuned.${{task.name}}.{key},{_argument(written(choices_, key), key)}}}")
     held["tuned"] = {**held["tuned"], task: {**cell, "source": budget(tried, search)}}
-    searched = sorted(
-        {key for tuned in held["tuned"].values() for key in _keys({k: v for k, v in tuned.items() if k != "source"})}
-    )
+    cells = [{key: part for key, part in tuned.items() if key != "source"} for tuned in held["tuned"].values()]
+    searched = sorted({key for values in cells for key, _ in leaves(values)})
     sources = {"sources": {"ours: chosen by make tune, as `tuned` says": searched}}
     order = ["defaults", "tuned", *GROUPS]
     made = {key: held[key] for key in order if key in held} | sources
@@ -537,7 +539,7 @@ def _given(search: Search) -> Iterator[tuple[str, str]]:
                 yield key, value
 
 
-def in_use(search: Search, results: Path = RESULTS) -> int:
+def in_use(search: Search, results: Path = RESULTS_DIR) -> int:
     """How many records there are that tables find under the recipe as it is, and would no longer."""
     stem = "--".join(search.base.run_name.split("--")[:3])
     return sum(name.startswith(f"{stem}--") for name in Store(results).names())
@@ -582,9 +584,10 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings by dotted key."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value

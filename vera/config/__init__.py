@@ -17,6 +17,7 @@ from vera.config.components import (
     fields,
     group_marks,
     normalised,
+    own_conf,
     targets,
 )
 from vera.config.identity import GROUPS, SEED_REFERENCE, beside, cell_id, hashed, run_name, younger

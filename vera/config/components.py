@@ -24,6 +24,12 @@ def conf_folders() -> list[Path]:
     return [CONF_DIR, *([there / "conf"] if there and (there / "conf").is_dir() else [])]
 
 
+def own_conf() -> Path:
+    """Where a command writes its yamls: conf/ of the project, which may not be there yet, or else of this repository."""
+    there = project()
+    return there / "conf" if there else CONF_DIR
+
+
 def conf_files(group: str) -> dict[str, Path]:
     """The yamls of one config group by name. Raises ConfigError for a project's yaml that has the name of one here."""
     found: dict[str, Path] = {}

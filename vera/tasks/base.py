@@ -171,11 +171,11 @@ class Task(Component):
         """Tokens of one training example, by which a batch is split into similar ones; 1 where all are equal."""
         return len(example["input_ids"]) if isinstance(example, dict) and "input_ids" in example else 1
 
-    def stratum(self, example: Any) -> int | None:
-        """The class of a training example, whose share a part of the training rows keeps; None where there are no classes."""
+    def strata(self, examples: Sequence[Any]) -> list[int] | None:
+        """The class of each training example, whose shares a part of the training rows keeps; None where there are none."""
         if self.outputs < 2:
             return None
-        return int(example["labels"] if isinstance(example, dict) else example[1])
+        return [int(example["labels"] if isinstance(example, dict) else example[1]) for example in examples]
 
     def tokens(self, batch: dict[str, Tensor]) -> int:
         """Tokens that a batch makes the model process, padding included; 0 for images."""

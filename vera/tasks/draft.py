@@ -58,6 +58,7 @@ def text_files(
         "labels": labels,
         "metrics": metrics,
         "primary": metrics[0],
+        "validation": "dev",
         "max_length": max_length,
     }
 
@@ -132,6 +133,7 @@ def images(name: str, folder: Path) -> dict[str, Any]:
         "classes": len(classes),
         "train_per_class": None,
         "primary": "accuracy",
+        "validation": "dev",
         "cache_dir": "${cache_dir}",
     }
 

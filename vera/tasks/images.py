@@ -97,6 +97,9 @@ class Images(FewShot):
             },
         )
 
+    def strata(self, examples):
+        return examples.labels[examples.rows].tolist()  # without reading an image
+
     def _prepare(self, backbone: Backbone, rows: Rows, chosen: np.ndarray | None) -> image_cache.Prepared:
         return image_cache.prepare(rows, chosen, backbone.preprocess, Path(self.cache_dir), self.workers)
 

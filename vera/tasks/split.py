@@ -41,20 +41,17 @@ def split(task: Task, data: Data) -> Data:
         return replace(data, notes={**data.notes, "validation": said})
     if data.test is not None:
         raise ConfigError(f"task={task.name} has validation rows of its own beside its test set; leave task.validation=dev")
-    strata = [task.stratum(data.train[row]) for row in range(len(data.train))]
-    stratified = None not in strata
+    strata, count = task.strata(data.train), len(data.train)
     try:
-        train, chosen = train_test_split(
-            range(len(strata)), test_size=task.validation, random_state=SEED, stratify=strata if stratified else None
-        )
+        train, chosen = train_test_split(range(count), test_size=task.validation, random_state=SEED, stratify=strata)
     except ValueError as error:  # such as a class with one row
-        raise DataError(f"task.validation={task.validation} of {len(strata)} training rows: {error}") from None
+        raise DataError(f"task.validation={task.validation} of {count} training rows: {error}") from None
     train, chosen = sorted(train), sorted(chosen)
     note = {
         "fraction_of_train": task.validation,
-        "rule": f"sklearn.model_selection.train_test_split(range({len(strata)}), test_size={task.validation}, "
-        f"random_state={SEED}, stratify={'labels' if stratified else None})",
-        "stratified": stratified,
+        "rule": f"sklearn.model_selection.train_test_split(range({count}), test_size={task.validation}, "
+        f"random_state={SEED}, stratify={'labels' if strata else None})",
+        "stratified": strata is not None,
         **({"rows": chosen} if len(chosen) <= LISTED else {"rows_sha256": rows_hash(chosen)}),
     }
     evaluation = Part(data.train, chosen)

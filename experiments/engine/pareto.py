@@ -1,0 +1,130 @@
+"""What a score costs: every method on a model and task against trained parameters, memory and seconds, the front marked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.engine import plots
+from experiments.engine.aggregate import Summary, summarise_cost
+from experiments.engine.render import DASH, INTERVAL, Table, interval
+from experiments.engine.rows import Asked, Entry, alike, n, over_seeds, trained
+from vera.config import choices
+from vera.errors import ConfigError
+
+COSTS = {"Trained": "Trained parameters (without the head)", "Memory": "Peak GPU memory (MiB)", "Seconds": "Seconds a run"}
+MIB = 2**20
+CALM = 1.5  # a method's slowest seed to its fastest one, where its seconds are those of the method and not of other work
+
+
+def entries(asked: Asked, model: str, task: str) -> list[Entry]:
+    """Every method that has records of its recipe's cell on this model and task, by trained parameters."""
+    found = []
+    for method in choices("method"):
+        try:
+            entry = asked.entry([method], [f"model={model}", f"task={task}", f"method={method}"])
+        except ConfigError:  # no such run: the method is for other models, or needs a setting that no recipe has
+            continue
+        if entry.records:
+            found.append(entry)
+    return sorted((entry for entry in alike(found) if entry.records), key=lambda entry: (entry.parameters, entry.labels))
+
+
+def cost(entry: Entry, which: str) -> float | None:
+    """One of COSTS, the median over seeds; None where a record does not have it (memory on a CPU)."""
+    if which == "Trained":
+        return float(entry.parameters)
+    summary = summarise_cost(entry.records, "seconds" if which == "Seconds" else "peak_memory_bytes")
+    return None if summary is None else summary.median / (MIB if which == "Memory" else 1)
+
+
+def front(points: Sequence[tuple[float, float]]) -> set[int]:
+    """Which points (cost, score) no other beats, which costs at most as much, scores at least as well, and is another point."""
+
+    def beaten(cost: float, score: float) -> bool:
+        return any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points)
+
+    return {index for index, point in enumerate(points) if not beaten(*point)}
+
+
+def fronts(found: Sequence[Entry]) -> dict[str, set[int]]:
+    """For each cost that every entry has, which entries are on its front by their medians; a collapsed one never is."""
+    scores = [entry.summary().centre(entry.stat) for entry in found]
+    made = {}
+    for which in COSTS:
+        if which == "Seconds" and restless(found):
+            continue
+        values = [cost(entry, which) for entry in found]
+        if found and None not in values:
+            pairs = [(value or 0.0, score) for value, score in zip(values, scores, strict=True)]
+            made[which] = {index for index in front(pairs) if math.isfinite(scores[index])}
+    return made
+
+
+def restless(found: Sequence[Entry]) -> list[Entry]:
+    """The entries whose seeds took unlike times, though they compute alike: the machine had other work."""
+    return [entry for entry in found if (took := _took(entry))[1] > CALM * took[0]]
+
+
+def _took(entry: Entry) -> tuple[float, float]:
+    seconds = [record.cost.seconds for record in entry.records]
+    return min(seconds), max(seconds)
+
+
+def table(asked: Asked, model: str, task: str, name: str) -> Table:
+    found = entries(asked, model, task)
+    on = fronts(found)
+    metric = found[0].records[0].scores.primary if found else "score"
+    columns = ["Method", "Trained", "n", metric, INTERVAL, "Memory (MiB)", "Seconds", "On the front of"]
+    lines = []
+    for index, entry in enumerate(found):
+        memory, (fast, slow) = cost(entry, "Memory"), _took(entry)
+        texts = [DASH if memory is None else f"{memory:.0f}", f"{cost(entry, 'Seconds'):.1f} [{fast:.1f}, {slow:.1f}]"]
+        marks = ", ".join(which.lower() for which in on if index in on[which]) or DASH
+        scored = [entry.printed(), interval(entry.summary(), entry.scale, entry.digits)]
+        lines.append([*entry.labels, trained(entry), n(entry), *scored, *texts, marks])
+    devices = sorted({f"{r.cost.device}, {r.cost.threads} threads" for entry in found for r in entry.records})
+    notes = [
+        f"{over_seeds(asked.stat)} of {metric} x 100, each method at its recipe; trained parameters without the head.",
+        "On the front: no other method here costs at most as much and scores at least as well, by the medians; where the "
+        "ranges of the seeds overlap, the order may be chance.",
+        f"Seconds: training and evaluation, median and range over seeds, on {'; '.join(devices) or 'nothing yet'}. Memory is "
+        "the GPU allocator's peak; a CPU has none.",
+        "Over the seeds that all rows have.",
+    ]
+    if disturbed := restless(found):
+        notes.append(
+            f"No front of seconds: {', '.join(entry.labels[0] for entry in disturbed)} took over {CALM} times as long with "
+            "one seed as with another: the machine had other work."
+        )
+    return Table(name, f"What a score costs: {task} with {model}", columns, lines, notes)
+
+
+def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
+    """Score against each cost, the front as a line; stem.pdf, .png and .svg, [] when there is nothing to draw."""
+    found = [entry for entry in entries(asked, model, task) if math.isfinite(entry.summary().median)]
+    on = fronts(found)
+    if not on:
+        return []
+    canvas, panels = plots.panels(4.2 * len(on), 3.4, len(on))
+    scores: list[Summary] = [entry.scaled() for entry in found]
+    for axes, (which, chosen) in zip(panels, on.items(), strict=True):
+        at = [cost(entry, which) or 0.0 for entry in found]
+        logarithmic = min(value for value in at if value > 0) * 10 < max(at)
+        left = min(value for value in at if value > 0) / 3 if logarithmic else 0.0
+        at = [value or left for value in at]  # nothing trained but the head: at the left edge
+        for index, entry in enumerate(found):
+            color = plots.PALETTE[2] if index in chosen else plots.PALETTE[0]
+            plots.series(axes, [at[index]], [scores[index]], {"color": color, "marker": "o"}, entry.labels[0], dots=False)
+            axes.annotate(entry.labels[0], (at[index], scores[index].median), (4, 3), textcoords="offset points", fontsize=7)
+        line = sorted(chosen, key=lambda index: at[index])
+        axes.plot([at[i] for i in line], [scores[i].median for i in line], color=plots.PALETTE[2], linewidth=1, alpha=0.5)
+        if logarithmic:
+            axes.set_xscale("log")
+        axes.set_xlabel(COSTS[which])
+    panels[0].set_ylabel(f"{found[0].records[0].scores.primary} x 100")
+    panels[0].set_title(
+        f"Median over seeds ({plots.seeds([len(e.records) for e in found])}), their range; front in blue", fontsize=8
+    )
+    return plots.save(canvas, stem)

@@ -1,0 +1,79 @@
+"""Score against cost: the front, who is on it, and seconds that say nothing."""
+
+import json
+
+from experiments.engine import pareto
+from experiments.engine.rows import Asked
+from tests.test_experiments import by_cell, record
+from vera.commands import run as command
+from vera.records.record import Record
+from vera.records.store import Store
+
+DIGITS = ["model=digits_vit", "task=digits"]
+
+
+def made(method, seed, score, parameters, seconds, memory=None) -> Record:
+    raw = json.loads(record([*DIGITS, f"method={method}"], seed, score, parameters=parameters).to_json())
+    raw["cost"] |= {"seconds": seconds, "peak_memory_bytes": memory}
+    return Record.model_validate(raw)
+
+
+def runs(method, score, parameters, seconds, memory=None, seeds=5):
+    return [made(method, seed, score + seed / 1000, parameters, seconds, memory) for seed in range(seeds)]
+
+
+CALM = [
+    *runs("head", 0.50, 0, 1.0, 2**20),
+    *runs("vera", 0.80, 3_000, 2.0, 2 * 2**20),
+    *runs("bitfit", 0.70, 5_000, 1.5, 3 * 2**20),
+    *runs("lora", 0.80, 16_000, 2.0, 2 * 2**20),
+    *runs("full", 0.85, 500_000, 3.0, 9 * 2**20),
+]
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [(0, 0.5), (3, 0.8), (5, 0.7), (16, 0.8), (500, 0.85), (3, 0.8)]
+    assert pareto.front(points) == {0, 1, 4, 5}  # equal points do not beat each other
+    assert pareto.front([]) == set()
+
+
+def test_each_method_with_records_stands_with_its_costs():
+    table = pareto.table(Asked(by_cell(*CALM)), "digits_vit", "digits", "x")
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert list(rows) == ["head", "vera", "bitfit", "lora", "full"]
+    assert rows["vera"] == ["3,000", "5", "80.2±0.2", "[80.0, 80.4]", "2", "2.0 [2.0, 2.0]", "trained, memory, seconds"]
+    assert (
+        rows["bitfit"][-1] == "seconds"
+        and rows["lora"][-1] == "memory, seconds"
+        and rows["full"][-1] == "trained, memory, seconds"
+    )
+
+
+def test_a_disturbed_machine_has_no_front_of_seconds_and_a_cpu_none_of_memory():
+    slow = [*runs("head", 0.5, 0, 1.0), *runs("vera", 0.8, 3_000, 2.0, seeds=4), made("vera", 4, 0.8, 3_000, 20.0)]
+    table = pareto.table(Asked(by_cell(*slow)), "digits_vit", "digits", "x")
+    assert [row[-1] for row in table.rows] == ["trained", "trained"] and [row[5] for row in table.rows] == ["–", "–"]
+    assert any("No front of seconds: vera took over" in note for note in table.notes)
+
+
+def test_methods_are_compared_over_the_seeds_that_all_have():
+    uneven = [*runs("head", 0.5, 0, 1.0, seeds=3), *runs("vera", 0.8, 3_000, 2.0)]
+    assert [row[2] for row in pareto.table(Asked(by_cell(*uneven)), "digits_vit", "digits", "x").rows] == ["3", "3"]
+
+
+def test_a_collapsed_method_is_on_no_front():
+    raw = [json.loads(item.to_json()) | {"collapsed": "the loss is nan"} for item in runs("bitfit", 0.9, 1, 1.0)]
+    cells = by_cell(*map(Record.model_validate, raw), *runs("vera", 0.8, 3_000, 2.0))
+    assert pareto.table(Asked(cells), "digits_vit", "digits", "x").rows[0][-1] == "–"
+
+
+def test_the_command_writes_table_and_figure(tmp_path, capsys):
+    store = Store(tmp_path)
+    for item in CALM:
+        store.write(item)
+    assert command("pareto", ["model=", "task=", "--results", str(tmp_path)]) == 0
+    names = {path.name for path in (tmp_path / "pareto").iterdir()}
+    assert names == {f"digits_vit_digits.{ending}" for ending in ("md", "pdf", "png", "svg")}
+    assert "vera" in (tmp_path / "pareto" / "digits_vit_digits.svg").read_text()
+    assert command("pareto", ["model=minilm", "task=rte", "--results", str(tmp_path)]) == 1
+    assert "no method has records" in capsys.readouterr().err

@@ -1,0 +1,31 @@
+"""Score against trained parameters, memory and seconds for every method with records, the front marked: table and figure.
+
+python scripts/pareto.py model=minilm task=stsb        printed, and written to results/pareto/minilm_stsb.md, .pdf, .png, .svg
+"""
+
+import argparse
+
+from experiments.engine import arguments, pareto
+from experiments.engine.paper import ask
+from experiments.engine.render import markdown, show
+from vera.config.paths import readable
+from vera.errors import ConfigError
+from vera.io.files import write_atomic
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="model=, task=, and what else all runs have been given")
+    arguments.results(parser)
+    options = parser.parse_intermixed_args()
+    given = dict(word.partition("=")[::2] for word in options.words)
+    model, task = given.pop("model", "") or "digits_vit", given.pop("task", "") or "digits"
+    asked = ask(options.results, readable([f"{key}={value}" for key, value in given.items()]))
+    made = pareto.table(asked, model, task, f"{model}_{task}")
+    if not made.rows:
+        raise ConfigError(f"no method has records of its recipe's cell on model={model} task={task} in {options.results}/runs")
+    show(made)
+    folder = options.results / "pareto"
+    paths = [write_atomic(folder / f"{made.name}.md", markdown(made)), *pareto.draw(asked, model, task, folder / made.name)]
+    print(f"written: {', '.join(map(str, paths))}")
+    return 0
