@@ -25,7 +25,6 @@ from bench.measure import alternate, load_average
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONAL = ("hydra", "datasets", "evaluate", "wandb", "bitsandbytes")  # what a machine may lack
-NEEDED = ("torch", "transformers", "peft", "accelerate", "safetensors", "pydantic", "psutil", "rich", "yaml", "numpy")
 
 
 def missing(names: tuple[str, ...]) -> list[str]:
@@ -125,7 +124,6 @@ def trainer(loop: Any, folder: str, device: str, toy: bool) -> tuple[Callable[[]
     gpu = device == "cuda"
     fast |= {
         "bf16": gpu,
-        "tf32": True if gpu else None,
         "dataloader_num_workers": 4 if gpu else 0,
         "dataloader_persistent_workers": gpu,
         "dataloader_pin_memory": gpu,

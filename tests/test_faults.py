@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.conftest import REHEARSAL, ROOT
 from tests.system.faults import comparable, kept
 from vera.errors import TrainingError
@@ -138,23 +139,19 @@ def test_a_swallowed_interruption_comes_again():
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_leaves_within_seconds_and_goes_on(signum, cache, tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *REHEARSAL, f"cache_dir={cache}", *TEXT]
-    command += [
-        "train.epochs=30",
-        "train.max_steps=null",
-        f"results_dir={tmp_path / 'results'}",
-        f"work_dir={tmp_path / 'work'}",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    where = [f"cache_dir={cache}", f"results_dir={tmp_path / 'results'}", f"work_dir={tmp_path / 'work'}"]
+    keys = [*REHEARSAL, *where, *TEXT, "train.epochs=30", "train.max_steps=null"]
+    process, _ = forked.begin(tmp_path, "train.py", *keys, cwd=tmp_path)
     claims = tmp_path / "results" / "claims"
     deadline = time.monotonic() + 120
-    while not (tmp_path / "work").is_dir() and time.monotonic() < deadline and process.poll() is None:
+    while not (tmp_path / "work").is_dir() and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.02)
     time.sleep(0.5)
     began = time.monotonic()
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum, errors
+    os.kill(process.pid, signum)
+    process.join(60)
+    errors = (tmp_path / "stderr").read_text()
+    assert process.exitcode == 128 + signum, errors
     assert time.monotonic() - began < 30
     (line,) = errors.splitlines()
     assert line.startswith("interrupted") and line.endswith("; the same command goes on from here")

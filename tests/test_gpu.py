@@ -12,6 +12,7 @@ from torch import nn
 from vera.nn import AdapterBank, VeraConfig, accelerate, attach, load_adapter, merge, save_adapter, unmerge
 from vera.nn.functional import Plan
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product of the process
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 pytestmark = [

@@ -8,9 +8,11 @@ import pyarrow.parquet
 import pytest
 import yaml
 from PIL import Image
+from transformers import AutoTokenizer
 
 from vera.commands import task as command
 from vera.config import build, choice
+from vera.config.components import new_yaml
 from vera.errors import ConfigError, DataError
 from vera.io import hub
 from vera.run import execute, prepare
@@ -170,18 +172,22 @@ def test_settings_that_do_not_go_together_are_one_line(changes, message, tmp_pat
     assert "\n" not in str(caught.value)
 
 
-def test_a_yaml_is_drafted_from_a_file_and_works(tmp_path):
+def test_a_yaml_is_drafted_from_a_file_and_works(tmp_path, monkeypatch):
     for name in ("SICK_train.txt", "SICK_trial.txt", "SICK_test_annotated.txt"):
         write(tmp_path / name)
     made = draft.text_files("mine", tmp_path / "SICK_train.txt", ["first", "second"], "verdict", {})
-    path = draft.write(made, tmp_path)
+    monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+    path = new_yaml("task", "mine", draft.as_yaml(made))
+    assert path == tmp_path / "conf" / "task" / "mine.yaml"
     read = yaml.safe_load(path.read_text())
     assert read == made and read["labels"] == ["maybe", "no", "yes"] and read["data_dir"] == str(tmp_path)
     assert read["files"] == {"train": "SICK_train.txt", "validation": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
     lines = draft.look(read)
     assert lines[0] == "train: 24 rows; maybe 8, no 8, yes 8" and lines[3].endswith("-> 1 (no)") and len(lines) == 6
     with pytest.raises(ConfigError, match="is there already"):
-        draft.write(made, tmp_path)
+        new_yaml("task", "mine", "")
+    with pytest.raises(ConfigError, match=r"NAME.name: string should match pattern"):
+        new_yaml("task", "../mine", "")
 
 
 @pytest.mark.parametrize(
@@ -209,6 +215,15 @@ def test_the_command_prints_the_yaml_and_three_rows(tmp_path, monkeypatch, capsy
     assert command.main() == 0
     out = capsys.readouterr().out
     assert "held_out: 0.2\n" in out and out.count(" -> ") == 3
+
+
+def test_rows_are_shown_as_a_model_s_tokenizer_reads_them(tmp_path, cache):
+    write(tmp_path / "all.csv")
+    made = draft.text_files("mine", tmp_path / "all.csv", ["first", "second"], "verdict", {})
+    chosen = build({**choice("model", "roberta_base"), "size": "tiny", "path": None}, "model").source(cache)
+    lines = draft.look(made, AutoTokenizer.from_pretrained(chosen))
+    assert lines[-1].startswith("<s> ") and lines[-1].count("</s>") == 3
+    assert command.tokenizer("gpt3") is None  # which has no weights
 
 
 def test_folders_of_images_are_a_task(tmp_path, compose):

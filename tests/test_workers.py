@@ -5,12 +5,12 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.conftest import REHEARSAL, ROOT
 from vera.errors import Claimed, ClaimLost, ConfigError, RecordError
 from vera.records import workers
@@ -304,21 +304,17 @@ def test_a_sweep_comes_back_to_the_runs_of_another_worker(cache, tmp_path):
     root = tmp_path / "results"
     taken = [acquire(root, run.run_name, 300) for run in runs[:2]]
     as_of_another_machine(taken[1])
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", *REHEARSAL, *where, "seed=0,1,2"]
-    sweep = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    lines = []
-    reader = threading.Thread(target=lambda: lines.extend(sweep.stderr))
-    reader.start()
+    sweep, _ = forked.begin(tmp_path, "train.py", "-m", *REHEARSAL, *where, "seed=0,1,2", cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not Store(root).path(runs[2].run_name).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert sweep.poll() is None and len(Store(root).records()) == 1
+    assert sweep.is_alive() and len(Store(root).records()) == 1
     taken[0].release()
     execute(runs[0])
     silent(root, 301, runs[1].run_name)
-    assert sweep.wait(120) == 0
-    reader.join()
-    text = "".join(lines)
+    sweep.join(120)
+    assert sweep.exitcode == 0
+    text = (tmp_path / "stderr").read_text()
     assert f"{runs[0].run_name}: claimed by " in text and f"pid {os.getpid()}" in text and text.count("comes back to it") == 2
     assert len(Store(root).records()) == 3 and list((root / "claims").iterdir()) == []
     assert json.loads(Store(root).path(runs[1].run_name).read_text())["status"] == "done"

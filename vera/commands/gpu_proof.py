@@ -3,10 +3,11 @@
 python scripts/gpu_proof.py              on a GPU: below 25 minutes on an H100, results to results/bench
 python scripts/gpu_proof.py --toy        the same with tiny models anywhere, for typing errors; written where --out says
 
-Needs a checkout with torch, transformers, peft and accelerate; what else is missing is said, and left out.
+Needs a checkout and the packages below; without Hydra, datasets, evaluate, wandb and bitsandbytes it says so and does without.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -17,6 +18,8 @@ from typing import Any
 from vera.commands import ROOT
 from vera.errors import VeraError
 
+NEEDED = ("torch", "transformers", "peft", "accelerate", "safetensors", "pydantic", "psutil", "rich", "yaml", "numpy", "scipy")
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -25,6 +28,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="folder of the results (default: results/bench; --toy: none)")
     parser.add_argument("--minutes", type=float, default=25.0, help="no part is begun after so many minutes (25)")
     options = parser.parse_args()
+    if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise VeraError(f"missing: {', '.join(lacking)} (pip install {' '.join(lacking).replace('yaml', 'pyyaml')})")
     import torch
 
     from bench import proof
@@ -32,8 +37,6 @@ def main() -> int:
     gpu = torch.cuda.is_available()
     if not gpu and not options.toy:
         raise VeraError("this machine has no GPU that torch can use; --toy runs the same with tiny models on a CPU")
-    if lacking := proof.missing(proof.NEEDED):
-        raise VeraError(f"missing: {', '.join(lacking)} (pip install {' '.join(lacking)})")
     lacking = proof.missing(proof.OPTIONAL)
     print(f"not installed, and done without: {', '.join(lacking) or 'nothing'}", flush=True)
     out = options.out or (None if options.toy else ROOT / "results" / "bench")

@@ -12,21 +12,16 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-import yaml
 from transformers import AutoConfig
 
-from vera.config import CONF_DIR, build, checked, choice
-from vera.config.schema import Name, Strict
-from vera.errors import ConfigError, ModelError
-from vera.io.files import write_atomic
+from vera.config import build, choice
+from vera.config.components import new_yaml
+from vera.errors import ModelError
 from vera.models import found
 from vera.models.base import SAFE, Backbone
+from vera.tasks.draft import as_yaml
 
 KINDS = {"text": "auto_text", "image": "auto_image", "causal": "auto_causal"}
-
-
-class _Named(Strict):
-    name: Name
 
 
 def main() -> int:
@@ -38,15 +33,12 @@ def main() -> int:
     parser.add_argument("--write", metavar="NAME", help="write the yaml to conf/model/NAME.yaml")
     options = parser.parse_args()
     name = options.write or re.sub(r"\W+", "_", options.id.rstrip("/").rpartition("/")[2]).strip("_").lower()
-    lines, settings = look(options.id, options.kind, checked(_Named, {"name": name}, "NAME").name)
-    text = "".join(f"{key}: {_flow(value)}\n" for key, value in settings.items())
+    lines, settings = look(options.id, options.kind, name)
+    text = as_yaml(settings)
     print("\n".join(lines), text, sep="\n\n")
     if options.write:
-        path = CONF_DIR / "model" / f"{name}.yaml"
-        if path.exists():
-            raise ConfigError(f"conf/model/{name}.yaml is there already; choose another name or remove it")
-        write_atomic(path, text)
-        print(f"written: {path.relative_to(CONF_DIR.parent)}; python scripts/train.py model={name} ...")
+        path = new_yaml("model", name, text)
+        print(f"written: {path}; python scripts/train.py model={name} ...")
     return 0
 
 
@@ -88,7 +80,3 @@ def look(given: str, kind: str, name: str) -> tuple[list[str], dict]:
     except ModelError as error:
         lines.append(str(error))
     return lines, settings
-
-
-def _flow(value) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).removesuffix("...\n").strip()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from vera.config import CONF_DIR, build, compose
+from vera.config import build, resolve
+from vera.config.components import new_yaml
 from vera.errors import ConfigError, ModelError
 from vera.models.base import SAFE
 from vera.tasks import draft
@@ -49,16 +50,16 @@ def main() -> int:
     print(draft.as_yaml(settings))
     print("\n".join(lines))
     if not options.only_print:
-        path = draft.write(settings)
-        print(f"written: {path.relative_to(CONF_DIR.parent)}; python scripts/train.py task={options.name} ...")
+        path = new_yaml("task", options.name, draft.as_yaml(settings))
+        print(f"written: {path}; python scripts/train.py task={options.name} ...")
     return 0
 
 
 def tokenizer(model: str):
     """A model's tokenizer, or None with a line that says why not."""
-    run = compose([f"model={model}"])
+    chosen = resolve("run", [f"model={model}"])
     try:
-        source = build(run.model, "model").source(Path(run.cache_dir))
+        source = build(chosen["model"], "model").source(Path(chosen["cache_dir"]))
         return AutoTokenizer.from_pretrained(source, **SAFE)
     except (ModelError, OSError, ValueError) as error:
         print(f"rows are shown as texts: no tokenizer of model={model} ({' '.join(str(error).split())[:120]})")

@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from vera.config.marks import Fields, Mark, marked, table
-from vera.config.schema import checked, shown
+from vera.config.schema import Name, Strict, checked, shown
 from vera.config.values import fields_of, values_model
 from vera.errors import ConfigError
+from vera.io.files import write_atomic
 from vera.project import project
 
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
@@ -44,6 +45,20 @@ def conf_files(group: str) -> dict[str, Path]:
 def conf_file(group: str, name: str) -> Path:
     """Where a yaml is, or would be if there were one."""
     return conf_files(group).get(name, CONF_DIR / group / f"{name}.yaml")
+
+
+def new_yaml(group: str, name: str, text: str) -> Path:
+    """Write a yaml of one's own, into the project if there is one; where it is. Raises ConfigError for a name that is taken."""
+    checked(_Named, {"name": name}, "NAME")
+    if name in conf_files(group):
+        raise ConfigError(f"conf/{group}/{name}.yaml is there already; choose another name or remove it")
+    path = (project() or CONF_DIR.parent) / "conf" / group / f"{name}.yaml"
+    write_atomic(path, text)
+    return path
+
+
+class _Named(Strict):
+    name: Name
 
 
 def build(settings: dict[str, Any], where: str) -> Any:

@@ -11,6 +11,7 @@ from pydantic import Field
 from sklearn.datasets import load_digits
 
 from vera.models.base import Backbone
+from vera.models.image import Pixels
 from vera.tasks.base import Data
 from vera.tasks.images import FewShot, collate_images, few_shot
 
@@ -35,12 +36,11 @@ class Digits(FewShot):
         rest = np.setdiff1d(rest, chosen)
         if self.synthetic:
             rest = rest[:: len(rest) // 16]
-        images = [Image.fromarray((image * 255.0 / 16.0).round().astype(np.uint8)) for image in digits.images]
+        pixels = _processed(backbone.preprocess)
         index_of = {label: index for index, label in enumerate(self.classes)}
 
         def examples(rows: np.ndarray) -> list[tuple[torch.Tensor, int]]:
-            pixels = backbone.preprocess([images[row] for row in rows])
-            return [(pixel, index_of[digits.target[row]]) for pixel, row in zip(pixels, rows, strict=True)]
+            return [(pixels[row], index_of[digits.target[row]]) for row in rows]
 
         return Data(
             train=examples(chosen),
@@ -51,3 +51,15 @@ class Digits(FewShot):
             fingerprint=hashlib.sha256(digits.data.tobytes() + digits.target.tobytes()).hexdigest()[:16],
             notes={"few_shot_rows": chosen.tolist()},
         )
+
+
+def _processed(preprocess: Pixels) -> torch.Tensor:
+    """All digits as a model expects them, [N, channels, H, W]: made once for the runs with the same image processor."""
+    if preprocess.key not in _PIXELS:
+        _PIXELS.clear()
+        images = [Image.fromarray((image * 255.0 / 16.0).round().astype(np.uint8)) for image in load_digits().images]
+        _PIXELS[preprocess.key] = preprocess(images)
+    return _PIXELS[preprocess.key]
+
+
+_PIXELS: dict[str, torch.Tensor] = {}

@@ -10,10 +10,8 @@ from typing import Any
 
 import yaml
 
-from vera.config import CONF_DIR, build, checked
-from vera.config.schema import Name, Strict
+from vera.config import build
 from vera.errors import ConfigError, DataError
-from vera.io.files import write_atomic
 from vera.io.tables import read_objects
 from vera.tasks.files import SPLITS, TextFiles, columns_of, read_table
 
@@ -21,10 +19,6 @@ MOST_CLASSES = 1000
 FEW_NUMBERS = 20  # more different numbers than this are taken for scores
 END = "...\n"  # of a yaml that is one word
 BESIDE = {"validation": ("val", "dev", "trial"), "test": ("test",)}  # how files beside a training file begin
-
-
-class _Named(Strict):
-    name: Name
 
 
 def text_files(
@@ -136,16 +130,6 @@ def images(name: str, folder: Path) -> dict[str, Any]:
         "validation": "dev",
         "cache_dir": "${cache_dir}",
     }
-
-
-def write(settings: dict[str, Any], folder: Path = CONF_DIR / "task") -> Path:
-    """The yaml, in conf/task. Raises ConfigError where there is one of that name."""
-    name = checked(_Named, {"name": settings["name"]}, "NAME").name
-    path = folder / f"{name}.yaml"
-    if path.exists():
-        raise ConfigError(f"conf/task/{name}.yaml is there already; choose another name or remove it")
-    write_atomic(path, as_yaml(settings))
-    return path
 
 
 def as_yaml(settings: dict[str, Any]) -> str:
