@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from vera.checks.verify import run_of
@@ -113,6 +114,9 @@ def test_a_peft_method_trains_merges_saves_and_is_read_back(name, attached, tmp_
     again, _, other, _ = attached(name, seed=2)
     again.load(other, model_config, tmp_path)
     torch.testing.assert_close(logits(other.model, batch), wanted, rtol=1e-5, atol=1e-6)
+    again.save(other, tmp_path / "again")
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, tmp_path / "again"))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     theirs = PeftModel.from_pretrained(bare.model, tmp_path)
     torch.testing.assert_close(logits(theirs, batch), wanted, rtol=1e-5, atol=1e-6)
 

@@ -95,3 +95,33 @@ time.sleep(0.3)"""
 def test_the_status_is_that_of_a_failure_where_none_ended_well():
     assert run("raise SystemExit(2)", [None, None])[0] == 2
     assert run("import os; raise SystemExit(int(os.environ['VERA_WORKER']) - 1)", [None, None])[0] == 0
+
+
+def test_a_command_that_uses_one_of_several_gpus_says_so_once(monkeypatch):
+    from vera.commands import train
+
+    said = []
+    monkeypatch.setattr(train.log, "info", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr("vera.train.processes.gpus", lambda: ["0", "1", "2"])
+    monkeypatch.setenv(train.MAIN_PROCESS, str(os.getpid()))
+    for name in (crew.WORKER, "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    train.say_of_other_gpus.cache_clear()
+    train.say_of_other_gpus()
+    train.say_of_other_gpus()
+    assert len(said) == 1 and "has 3 GPUs" in said[0] and "WORKERS=auto" in said[0]
+    monkeypatch.setenv(crew.WORKER, "1")
+    train.say_of_other_gpus.cache_clear()
+    train.say_of_other_gpus()
+    assert len(said) == 1
+    train.say_of_other_gpus.cache_clear()
+
+
+def test_workers_and_a_launcher_are_not_both(monkeypatch):
+    from vera.commands import train
+
+    monkeypatch.setattr("vera.train.processes.gpus", lambda: ["0", "1"])
+    assert train.places_of("auto", ["sweep=demo"]) == ["0", "1"]
+    assert train.places_of("auto", ["sweep=demo", "device=cpu"]) == [None]
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        train.places_of("2", ["hydra/launcher=joblib"])

@@ -29,12 +29,16 @@ RUNS = {
     "adalora": ["model=roberta_base", "task=rte", "method=adalora", "method.interval=1"],
     "full": ["model=roberta_base", "task=rte", "method=full"],
     "adapter": ["model=roberta_base", "task=rte", "method=adapter_p"],
+    "vblora": ["model=roberta_base", "task=rte", "method=vblora"],
+    "p_tuning": ["model=roberta_base", "task=rte", "method=p_tuning"],
+    "gpt2 dora": ["model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=dora"],
     "gpt2 vera": ["model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=vera", "train.lr=1.0"],
     "gpt2 lora": ["model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=lora"],
     "gpt2 ia3": ["model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=ia3"],
     "vit": ["model=vit_base", "task=cifar100", "method=vera"],
     "llama": ["model=llama2_7b", "task=alpaca", "model.quantisation=none", "method=vera", "train.lr=1.0"],
 }
+ANY_PEFT = ("vblora", "p_tuning", "gpt2 dora")
 CLASSES = {
     "text": AutoModelForSequenceClassification,
     "generation": AutoModelForCausalLM,
@@ -84,7 +88,7 @@ def own(run, folder, which="best"):
     return logits(backbone.model, model_config.modality), plain, model_config.modality
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("full", "adapter", "gpt2 ia3")])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("full", "adapter", "gpt2 ia3", *ANY_PEFT)])
 def test_a_lora_opens_in_plain_peft(name, runs, tmp_path, cache):
     run, _, folder = runs(name)
     lines = export(folder, tmp_path / "out", "lora", overrides=[f"cache_dir={cache}"])
@@ -101,7 +105,9 @@ def test_a_lora_opens_in_plain_peft(name, runs, tmp_path, cache):
     assert effect > 1e-4
 
 
-@pytest.mark.parametrize("name", ["vera", "only b", "frozen head", "adalora", "gpt2 lora", "gpt2 ia3", "vit"])
+@pytest.mark.parametrize(
+    "name", ["vera", "only b", "frozen head", "adalora", "vblora", "p_tuning", "gpt2 lora", "gpt2 ia3", "vit"]
+)
 def test_pefts_own_format_opens_in_plain_peft(name, runs, tmp_path, cache):
     run, record, folder = runs(name)
     export(record, tmp_path / "out", "peft", work=folder.parent, overrides=[f"cache_dir={cache}"])
@@ -110,7 +116,7 @@ def test_pefts_own_format_opens_in_plain_peft(name, runs, tmp_path, cache):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name != "adapter"])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("adapter", *ANY_PEFT)])
 def test_a_merged_model_is_a_plain_one(name, runs, tmp_path, cache):
     run, _, folder = runs(name)
     lines = export(folder / "last", tmp_path / "out", "merged", overrides=[f"cache_dir={cache}"])
@@ -218,6 +224,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tmp_path, cache):
     refused(ConfigError, "PEFT has no format for method=full", runs("full")[2], out, "peft")
     refused(ConfigError, "adds layers of its own.*cannot be merged", runs("adapter")[2], out, "merged")
     refused(ConfigError, "no LoRA of it", runs("gpt2 ia3")[2], out, "lora")
+    refused(ConfigError, "PEFT's LORA cannot say what this run has on GPT-2's attention", runs("gpt2 dora")[2], out, "peft")
+    refused(ConfigError, "method=p_tuning adds layers of its own", runs("p_tuning")[2], out, "merged")
     refused(ConfigError, "PEFT's VeRA cannot say .*--to lora", runs("gpt2 vera")[2], out, "peft")
     refused(ConfigError, "PEFT's VeRA has no init=kaiming_normal .*--to lora", runs("vera variant")[2], out, "peft")
     broken = tmp_path / "work" / folder.name

@@ -47,6 +47,10 @@ class AnyPeft(PeftMethod):
     _peft: PeftModel | None = PrivateAttr(None)  # some types keep what their layers share in it
     _as_saved: bool = PrivateAttr(False)  # prompts are saved as what a network made of them, without it
 
+    @property
+    def prefix(self) -> str:  # type: ignore[override]
+        return "" if TYPES[self.type].prompts else super().prefix  # backbone.model is PEFT's own there
+
     @field_validator("merge")
     @classmethod
     def _can_merge(cls, merge: str, info: ValidationInfo) -> str:
@@ -145,6 +149,5 @@ class AnyPeft(PeftMethod):
 
     def _head(self, backbone) -> dict[str, torch.nn.Parameter]:
         """The trained head, by the names of PEFT's files."""
-        prefix = "" if TYPES[self.type].prompts else "base_model.model."
         named = backbone.model.named_parameters()
-        return {f"{prefix}{name}": p for name, p in named if p.requires_grad and inside(name, backbone.head)}
+        return {f"{self.prefix}{name}": p for name, p in named if p.requires_grad and inside(name, backbone.head)}

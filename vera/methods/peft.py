@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from peft import PeftConfig, inject_adapter_in_model
@@ -24,6 +25,8 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  
 class PeftMethod(TargetedMethod):
     """A subclass says what PEFT is to do in `peft_config`. Adapter files are PEFT's, with the head among modules_to_save, for
     the model as transformers has it."""
+
+    prefix: ClassVar[str] = "base_model.model."  # of the names in PEFT's files, before those in backbone.model
 
     def peft_config(self, backbone, model_config) -> PeftConfig:
         """PEFT's config for one backbone; target_modules are names that PEFT matches by their end."""
@@ -76,7 +79,7 @@ class PeftMethod(TargetedMethod):
     def load(self, backbone, model_config, folder):
         self.attach(backbone, model_config)
         path = folder / WEIGHTS_FILE
-        stored = {name.removeprefix("base_model.model."): tensor for name, tensor in read_tensors(path).items()}
+        stored = {name.removeprefix(self.prefix): tensor for name, tensor in read_tensors(path).items()}
         tensors = fused.apart(backbone.model, self.whole(stored, folder), path)
         named = {stored_name(name): parameter for name, parameter in backbone.model.named_parameters()}
         needed = {stored_name(name) for name in self.trained(backbone)}
@@ -98,7 +101,7 @@ class PeftMethod(TargetedMethod):
     def save(self, backbone, folder):
         named, changes = self.saved(backbone)
         stored = fused.together(backbone.model, {stored_name(name): tensor for name, tensor in named.items()})
-        tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in stored.items()}
+        tensors = {f"{self.prefix}{name}": tensor.contiguous() for name, tensor in stored.items()}
         config = {
             **backbone.model.peft_config[ADAPTER].to_dict(),
             **changes,

@@ -21,6 +21,7 @@ from vera.errors import AdapterError, ConfigError, ModelError, RecordError
 from vera.io.files import move_folder, read_json, write_atomic
 from vera.methods import fused
 from vera.methods.adalora import AdaLora
+from vera.methods.any_peft import AnyPeft
 from vera.methods.base import Method, quantised
 from vera.methods.bitfit import BitFit
 from vera.methods.full import Full
@@ -221,7 +222,7 @@ def _write_lora(run, record, backbone, method, folder, rank) -> list[str]:
     config = LoraConfig(r=r, lora_alpha=r, target_modules=sorted(factors)).to_dict()
     config = fused.plain_config(backbone.model, json.loads(json.dumps(config, default=json_value)))
     lines.insert(0, f"LoRA of rank {config['r']} on {len(config['target_modules'])} matrices" + ("" if rank else ", exact"))
-    tensors |= _head(backbone)
+    tensors = {_PREFIX + name: tensor for name, tensor in tensors.items()} | _head(backbone)
     _write_adapter(run, record, backbone, folder, tensors, config)
     return lines
 
@@ -229,12 +230,14 @@ def _write_lora(run, record, backbone, method, folder, rank) -> list[str]:
 def _write_peft(run, record, backbone, method, folder, rank) -> list[str]:
     if isinstance(method, Vera) and fused.splits(backbone.model):
         raise NoSuchForm("PEFT's VeRA cannot say what this run has on GPT-2's attention: see --to lora, which is exact")
+    if isinstance(method, AnyPeft) and fused.splits(backbone.model):
+        raise NoSuchForm(f"PEFT's {method.type} cannot say what this run has on GPT-2's attention, which is split here")
     method.save(backbone, folder)
     config = read_json((folder / CONFIG_FILE).read_bytes())
     if config["peft_type"] == "VERA_VARIANT":
         raise NoSuchForm(f"PEFT's VeRA has no init={method.init} with sharing={method.sharing}: see --to lora, which is exact")
-    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
-    _write_adapter(run, record, backbone, folder, tensors | _head(backbone), config)
+    prefix = method.prefix if isinstance(method, PeftMethod) else _PREFIX
+    _write_adapter(run, record, backbone, folder, load_file(folder / WEIGHTS_FILE) | _head(backbone, prefix), config)
     return [f"{config['peft_type']} in PEFT's format"]
 
 
@@ -247,15 +250,15 @@ def _write_adapter(run, record, backbone, folder, tensors, config) -> None:
         "inference_mode": True,
         "modules_to_save": list(backbone.head) or None,
     }
-    tensors = {_PREFIX + name: tensor.contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, {"format": "pt"}))
     write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _head(backbone: Backbone) -> dict[str, Tensor]:
-    """The head's tensors, trained or as the seed drew them: no checkpoint has them."""
+def _head(backbone: Backbone, prefix: str = _PREFIX) -> dict[str, Tensor]:
+    """The head's tensors by their names in PEFT's files, trained or as the seed drew them: no checkpoint has them."""
     state = backbone.model.state_dict()
-    return {name: state[name].detach().cpu() for name in state if inside(name, backbone.head)}
+    return {prefix + name: state[name].detach().cpu() for name in state if inside(name, backbone.head)}
 
 
 @torch.no_grad()
