@@ -113,11 +113,12 @@ def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
         at = [cost(entry, which) or 0.0 for entry in found]
         logarithmic = min(value for value in at if value > 0) * 10 < max(at)
         left = min(value for value in at if value > 0) / 3 if logarithmic else 0.0
+        names = [entry.labels[0] + (" (0)" if not value else "") for entry, value in zip(found, at, strict=True)]
         at = [value or left for value in at]  # nothing trained but the head: at the left edge
         for index, entry in enumerate(found):
             color = plots.PALETTE[2] if index in chosen else plots.PALETTE[0]
             plots.series(axes, [at[index]], [scores[index]], {"color": color, "marker": "o"}, entry.labels[0], dots=False)
-            axes.annotate(entry.labels[0], (at[index], scores[index].median), (4, 3), textcoords="offset points", fontsize=7)
+            axes.annotate(names[index], (at[index], scores[index].median), (4, 3), textcoords="offset points", fontsize=7)
         line = sorted(chosen, key=lambda index: at[index])
         axes.plot([at[i] for i in line], [scores[i].median for i in line], color=plots.PALETTE[2], linewidth=1, alpha=0.5)
         if logarithmic:
