@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from experiments.engine import pareto
+from experiments.engine.registry import artefact
 from experiments.engine.rows import Asked
 from tests.test_experiments import by_cell, record
 from vera.commands import run as command
@@ -77,3 +80,9 @@ def test_the_command_writes_table_and_figure(tmp_path, capsys):
     assert "vera" in (tmp_path / "pareto" / "digits_vit_digits.svg").read_text()
     assert command("pareto", ["model=minilm", "task=rte", "--results", str(tmp_path)]) == 1
     assert "no method has records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pareto", "search"])
+def test_the_artefacts_take_any_records(name):
+    (table,) = artefact(name).build(Asked({}))
+    assert all(len(row) == len(table.columns) for row in table.rows)

@@ -22,7 +22,7 @@ def memory(tmp_path, monkeypatch):
         return lambda overrides: composed.append(tuple(overrides)) or whole(overrides)
 
     for name in ("compose", "compose_lasting"):
-        monkeypatch.setattr(compositions, name, counted(getattr(compositions, name)))
+        monkeypatch.setattr(compositions.config, name, counted(getattr(compositions.config, name)))
     monkeypatch.setattr(compositions, "_compositions", lambda: made)
     return composed
 

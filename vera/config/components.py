@@ -33,8 +33,13 @@ def own_conf() -> Path:
 
 def conf_files(group: str) -> dict[str, Path]:
     """The yamls of one config group by name. Raises ConfigError for a project's yaml that has the name of one here."""
+    return _files(group, *conf_folders())
+
+
+@lru_cache(maxsize=64)
+def _files(group: str, *folders: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for folder in conf_folders():
+    for folder in folders:
         mine = {path.stem: path for path in sorted((folder / group).glob("*.yaml"))}
         for name in found.keys() & mine.keys():
             raise ConfigError(f"{mine[name]}: conf/{group} has a {name} already; give this one a name of its own")

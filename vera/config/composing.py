@@ -424,7 +424,12 @@ def _not_utf8() -> list[str]:
 
 def choices_groups() -> list[str]:
     """The config groups that a command line chooses from."""
-    return sorted({path.name for folder in conf_folders() for path in folder.iterdir() if path.is_dir()})
+    return list(_groups(*conf_folders()))
+
+
+@lru_cache(maxsize=4)
+def _groups(*folders: Path) -> tuple[str, ...]:
+    return tuple(sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()}))
 
 
 def _allowed(parent: str) -> str:

@@ -125,8 +125,10 @@ function open(id) {
   element(body, "h3", `${cell.metric} by epoch`);
   curves(body, cell);
   element(body, "h3", "Runs");
-  const rows = cell.runs.map((run) => [run.seed, metrics(run.best), metrics(run.last), run.cost, run.git, run.finished, `results/runs/${run.name}.json`]);
-  table(body, ["Seed", "Best", "Last", "Cost", "Commit", "Finished", "Record"], rows);
+  const tested = cell.runs.some((run) => run.test);
+  const scores = (run) => [metrics(run.best), metrics(run.last), ...(tested ? [run.test ? metrics(run.test) : "–"] : [])];
+  const rows = cell.runs.map((run) => [run.seed, ...scores(run), run.cost, run.git, run.finished, `results/runs/${run.name}.json`]);
+  table(body, ["Seed", "Best", "Last", ...(tested ? ["Test"] : []), "Cost", "Commit", "Finished", "Record"], rows);
   shared(body, "Versions", cell, "versions");
   shared(body, "Sources", cell, "sources");
   element(body, "h3", "Configuration");

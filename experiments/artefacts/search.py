@@ -1,0 +1,33 @@
+"""How each recipe's settings were chosen, trials a method: unequal search is the usual flaw of a comparison."""
+
+from __future__ import annotations
+
+import yaml
+
+from experiments.engine.render import DASH, Table
+from experiments.engine.rows import Asked
+from experiments.engine.tuning import leaves
+from vera.config import choices, conf_file
+
+COLUMNS = ["Recipe", "Task", "Chosen", "Trials", "Seeds", "Runs", "Steps", "Search", "Chosen on"]
+TAKES = ((), "it is made from the recipes that make tune has written")
+
+
+def build(asked: Asked) -> list[Table]:
+    """A line for each cell that `make tune` has written; the other recipes say in a comment where their values come from."""
+    lines, by_hand = [], 0
+    for name in choices("recipe"):
+        tuned = (yaml.safe_load(conf_file("recipe", name).read_text(encoding="utf-8")) or {}).get("tuned")
+        by_hand += tuned is None
+        for task, cell in (tuned or {}).items():
+            source = cell["source"]
+            chosen = [f"{key}={value}" for key, value in leaves({k: v for k, v in cell.items() if k != "source"})]
+            seeds = ", ".join(map(str, source["seeds"]))
+            counts = [str(len(source["cells"])), seeds, str(source["runs"]), f"{source['steps']:,}"]
+            lines.append([name, task, " ".join(chosen), *counts, source["search"], source["chosen_on"]])
+    notes = [
+        f"{by_hand} recipes are written by hand: the paper's settings, each with its source, or a search told in a comment.",
+        "Trials: cells that were tried, those of every rung; steps: of training, over all runs. Methods whose numbers differ "
+        "were not searched alike.",
+    ]
+    return [Table("search", "What the recipes were chosen from", COLUMNS, lines or [[DASH] * len(COLUMNS)], notes)]
