@@ -27,7 +27,7 @@ def test_one_run_leaves_one_record_and_is_not_repeated(train, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["method=veera"], ["method=veera", "adapter_p, bitfit"]),
+        (["method=veera"], ["method=veera", " adapter_p, ", " bitfit, "]),
         (["train.epoch=3"], ["train.epoch", "epochs"]),
         (["method.rank=abc"], ["method.rank", "integer"]),
         (["method.targets=[gate]"], ["method.targets", "query, key, value"]),

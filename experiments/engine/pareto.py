@@ -53,7 +53,7 @@ def fronts(found: Sequence[Entry]) -> dict[str, set[int]]:
     scores = [entry.summary().centre(entry.stat) for entry in found]
     made = {}
     for which in COSTS:
-        if which == "Seconds" and restless(found):
+        if which == "Seconds" and (restless(found) or len(_machines(found)) > 1):
             continue
         values = [cost(entry, which) for entry in found]
         if found and None not in values:
@@ -65,6 +65,10 @@ def fronts(found: Sequence[Entry]) -> dict[str, set[int]]:
 def restless(found: Sequence[Entry]) -> list[Entry]:
     """The entries whose seeds took unlike times, though they compute alike: the machine had other work."""
     return [entry for entry in found if (took := _took(entry))[1] > CALM * took[0]]
+
+
+def _machines(found: Sequence[Entry]) -> list[str]:
+    return sorted({f"{r.cost.device}, {r.cost.threads} threads" for entry in found for r in entry.records})
 
 
 def _took(entry: Entry) -> tuple[float, float]:
@@ -84,7 +88,7 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
         marks = ", ".join(which.lower() for which in on if index in on[which]) or DASH
         scored = [entry.printed(), interval(entry.summary(), entry.scale, entry.digits)]
         lines.append([*entry.labels, trained(entry), n(entry), *scored, *texts, marks])
-    devices = sorted({f"{r.cost.device}, {r.cost.threads} threads" for entry in found for r in entry.records})
+    devices = _machines(found)
     notes = [
         f"{over_seeds(asked.stat)} of {metric} x 100, each method at its recipe; trained parameters without the head.",
         "On the front: no other method here costs at most as much and scores at least as well, by the medians; where the "
@@ -98,6 +102,8 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
             f"No front of seconds: {', '.join(entry.labels[0] for entry in disturbed)} took over {CALM} times as long with "
             "one seed as with another: the machine had other work."
         )
+    elif len(devices) > 1:
+        notes.append("No front of seconds: the methods ran on unlike machines or threads.")
     return Table(name, f"What a score costs: {task} with {model}", columns, lines, notes)
 
 
@@ -113,11 +119,12 @@ def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
         at = [cost(entry, which) or 0.0 for entry in found]
         logarithmic = min(value for value in at if value > 0) * 10 < max(at)
         left = min(value for value in at if value > 0) / 3 if logarithmic else 0.0
+        names = [entry.labels[0] + (" (0)" if not value else "") for entry, value in zip(found, at, strict=True)]
         at = [value or left for value in at]  # nothing trained but the head: at the left edge
         for index, entry in enumerate(found):
             color = plots.PALETTE[2] if index in chosen else plots.PALETTE[0]
             plots.series(axes, [at[index]], [scores[index]], {"color": color, "marker": "o"}, entry.labels[0], dots=False)
-            axes.annotate(entry.labels[0], (at[index], scores[index].median), (4, 3), textcoords="offset points", fontsize=7)
+            axes.annotate(names[index], (at[index], scores[index].median), (4, 3), textcoords="offset points", fontsize=7)
         line = sorted(chosen, key=lambda index: at[index])
         axes.plot([at[i] for i in line], [scores[i].median for i in line], color=plots.PALETTE[2], linewidth=1, alpha=0.5)
         if logarithmic:

@@ -23,7 +23,8 @@ from vera.errors import ConfigError
 ARGUMENT = "workers="
 WORKER = "VERA_WORKER"  # set in the environment of a worker
 PLACES = "CUDA_VISIBLE_DEVICES"
-TOLD_AGAIN = re.compile(r"already done(?: \(.*\))?$|; comes back to it$")  # of a run that another worker computes
+TOLD_AGAIN = re.compile(r"already done(?: \(.*\))?$")  # of a run that another worker has computed
+WAITS = re.compile(r": claimed by .* pid (\d+) since .*; comes back to it$")
 
 
 def parted(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -127,9 +128,11 @@ class Crew:
         return worker
 
     def _tell(self, line: str) -> None:
-        """A line, unless it only says of a run again what another worker's line has said."""
+        """A line, unless it only says that one of the crew computes a run, or again that it is done."""
         name = line.partition(" ")[0].rstrip(":")
-        if not (TOLD_AGAIN.search(line) and name in self.told):
+        waits = WAITS.search(line)
+        by_us = waits is not None and int(waits[1]) in {worker.process.pid for worker in self.workers}
+        if not by_us and not (TOLD_AGAIN.search(line) and name in self.told):
             self.say(line)
         self.told.add(name)
 
