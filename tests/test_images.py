@@ -96,7 +96,7 @@ def decoded(monkeypatch):
 def test_class_folders_give_the_pixels_of_the_models_own_processor(folders, load):
     backbone, data = load("cifar100", f"task.data_dir={folders}")
     assert (len(data.train), len(data.evaluation)) == (CLASSES * 4, CLASSES * 5)
-    batch = data.collate([data.evaluation[row] for row in range(len(data.evaluation))])
+    batch = data.on_device(data.collate([data.evaluation[row] for row in range(len(data.evaluation))]))
     assert batch["labels"].tolist() == [0] * 5 + [1] * 5 + [2] * 5
     paths = [folders / "test" / f"digit_{label}" / f"{index:03d}.png" for label in range(CLASSES) for index in range(5)]
     expected = backbone.preprocess([Image.open(path) for path in paths])
