@@ -194,7 +194,7 @@ def test_a_full_disk_is_one_line_and_the_next_start_completes(what, whole, compo
 def test_a_failure_that_cannot_be_written_does_not_hide_the_first_error(compose, monkeypatch):
     run = compose()
 
-    def broken(run):
+    def broken(run, **_):
         raise TrainingError("the first error")
 
     monkeypatch.setattr("vera.run.prepare", broken)

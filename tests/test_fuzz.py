@@ -453,7 +453,7 @@ def test_states_of_unfinished_runs(fuzz, tmp_path):
     progress = {"cell_id": "x", "step": 1, "history": [entry], "spent": spent}
     progress["final"] = {"metrics": {}, "files": {}, "notes": {}}
     own = {"loss_sum": torch.tensor(0.5), **state.generators()}
-    state.save(tmp_path, progress, {"trained": {"w": torch.ones(2)}, "method": {}}, parameters, optimizer, [own])
+    state.save(tmp_path, progress, {"trained": {"w": torch.ones(2)}, "chosen": {}, "method": {}}, parameters, optimizer, [own])
     valid = (tmp_path / state.FILE).read_bytes()
     size = int.from_bytes(valid[:8], "little")
     header = json.loads(valid[8 : 8 + size])

@@ -542,16 +542,16 @@ def test_table_12_has_dashes_without_a_gpu(monkeypatch, capsys):
 
 def test_table_12_measures_what_it_says(monkeypatch):
     options = argparse.Namespace(tiny=True, steps=2, warmup=0, length=16, rounds=1)
-    vera = table12.in_a_process("vera", options)  # as on a GPU
+    vera = table12.one("vera", options)
     assert len(vera["seconds"]) == 2 and vera["peak_memory_bytes"] is None
     assert vera["parameters"] == 2 * (5 * 16 + 2 * 32 + 7 * 64)
     with monkeypatch.context() as broken, pytest.raises(ConfigError, match="vera: no message"):
         broken.setattr(sys, "executable", "/bin/false")
-        table12.in_a_process("vera", options)
+        table12.one("vera", argparse.Namespace(**{**vars(options), "tiny": False}))
     lora = table12.measure("lora", 1, 0, 16, True)
     assert lora["parameters"] == 2 * 64 * (4 * 32 + 3 * 48) and torch.get_default_dtype() == torch.float32
     lora, vera = {**lora, "seconds": [2.0], "peak_memory_bytes": 10e9}, {**vera, "seconds": [3.0], "peak_memory_bytes": 8e9}
-    monkeypatch.setattr(table12, "in_a_process", lambda method, _: {"lora": lora, "vera": vera}[method])
+    monkeypatch.setattr(table12, "one", lambda method, _: {"lora": lora, "vera": vera}[method])
     bench = table12.compare(options)
     assert [case["ratio"]["median"] for case in bench["cases"]] == [1.5, 0.8]
     assert table12.table(bench).rows[-1] == ["ours", "VeRA / LoRA", "1.500", "0.800"]

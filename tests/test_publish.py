@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from vera.commands import run as command_line
+from vera.config import build
 from vera.errors import ConfigError
 from vera.records.store import Store
 from vera.run import execute
@@ -66,7 +67,8 @@ def test_a_dry_run_writes_an_adapter_that_peft_opens_a_card_and_a_record_that_is
     assert "@inproceedings" in (out / "README.md").read_text()
     assert {path.name for path in out.iterdir()} == {"README.md", "runs", "adapter_config.json", "adapter_model.safetensors"}
 
-    plain = AutoModelForSequenceClassification.from_pretrained(next(cache.glob("**/config.json")).parent, num_labels=2)
+    source = build(runs[0].model, "model").source(cache)
+    plain = AutoModelForSequenceClassification.from_pretrained(source, num_labels=2)
     assert isinstance(PeftModel.from_pretrained(plain, out), torch.nn.Module)
     assert command_line("verify", [str(out), f"cache_dir={cache}"]) == 0
     assert "equal" in capsys.readouterr().out

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.engine import pareto
-from experiments.engine.render import Table
+from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
 
 ON = ("digits_vit", "digits")
 
 
 def build(asked: Asked) -> list[Table]:
-    return [pareto.table(asked, *ON, "pareto")]
+    made = pareto.table(asked, *ON, "pareto")
+    return [replace(made, rows=made.rows or [[DASH] * len(made.columns)])]
 
 
 def draw(asked: Asked, folder: Path) -> list[Path]:
