@@ -1,5 +1,6 @@
 """A run becomes a hub repository that says what it is and can be repeated; what nobody could repeat is refused."""
 
+import ast
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from vera.commands import run as command_line
 from vera.config import build
 from vera.errors import ConfigError
+from vera.records.record import Record
 from vera.records.store import Store
 from vera.run import execute
 from vera.trained import publish
@@ -107,3 +109,19 @@ def test_the_hubs_answer_is_one_line(made, tmp_path, monkeypatch):
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **keys: sent.update(keys))
     assert publish.upload(tmp_path, "me/x", private=True) == "https://huggingface.co/me/x"
     assert (sent["repo_id"], sent["folder_path"]) == ("me/x", tmp_path)
+
+
+def test_the_card_shows_test_scores_where_there_are_some_and_code_that_parses(made):
+    root, runs = made
+    record = Store(root / "results").find(runs[0].run_name)
+    raw = json.loads(record.to_json())
+    raw["scores"]["test"] = {"epoch": raw["scores"]["best"]["epoch"], "metrics": {"accuracy": 0.125}}
+    raw["provenance"]["test_rows"] = 77
+    tested = Record.model_validate(raw)
+    for form in ("peft", "merged"):
+        text = publish.card(tested, Store(root / "nowhere"), "me/x", "best", form, "---\n\n# x\n", None)
+        assert "| accuracy | 0.1250 | 0.1250 | 0.1250 to 0.1250 | 1 |" in text and "on the 77 rows of the test set" in text
+        ast.parse(text.partition("```python\n")[2].partition("```")[0])
+    assert "of the rows that chose the best epoch" in publish.card(
+        record, Store(root / "results"), "me/x", "best", "peft", "---\n\n# x\n", None
+    )

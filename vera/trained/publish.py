@@ -110,7 +110,9 @@ def card(
 
     exported: the README that `export` wrote, whose table of the record's identity is kept.
     """
-    made, chosen = record.provenance, getattr(record.scores, checkpoint)
+    made, epoch, reported = record.provenance, getattr(record.scores, checkpoint).epoch, record.reported(checkpoint)
+    rows = made.eval_rows if made.test_rows is None else made.test_rows
+    where = "the test set, which chose nothing" if made.test_rows is not None else "the rows that chose the best epoch"
     task, model = build(record.run.config["task"], "task"), record.run.model
     seeds = store.by_cell().get(record.run.cell_id, [record])
     base = made.model_source if made.model_commit else None
@@ -130,11 +132,11 @@ def card(
                 metric_type=name,
                 metric_value=value,
             )
-            for name, value in chosen.metrics.items()
+            for name, value in reported.items()
         ],
     )
     scores = []
-    for name, value in chosen.metrics.items():
+    for name, value in reported.items():
         every = [seed.score(name, checkpoint) for seed in seeds]
         scores.append(
             f"| {name} | {value:.4f} | {statistics.median(every):.4f} | {min(every):.4f} to {max(every):.4f} | {len(every)} |"
@@ -153,7 +155,7 @@ def card(
 |---|---:|---:|---:|---:|
 {chr(10).join(scores)}
 
-Scores are of the {checkpoint} epoch ({chosen.epoch}), on {made.eval_rows:,} rows; fractions, not percent.
+Scores are of the {checkpoint} epoch ({epoch}), on the {rows:,} rows of {where}; fractions, not percent.
 
 ## Use
 
@@ -186,9 +188,9 @@ def _use(form: export.Form, repo: str, base: str | None, modality: str) -> str:
     loader = kind.get(modality, "AutoModelForCausalLM")
     if form == "merged":
         return f'from transformers import {loader}\n\nmodel = {loader}.from_pretrained("{repo}")'
-    backbone = f'{loader}.from_pretrained("{base}")' if base else "...  # the backbone named below"
+    backbone = f'{loader}.from_pretrained("{base}")' if base else "...  # the one that is named below"
     imports = f"from peft import PeftModel\nfrom transformers import {loader}"
-    return f'{imports}\n\nmodel = PeftModel.from_pretrained({backbone}, "{repo}")'
+    return f'{imports}\n\nbackbone = {backbone}\nmodel = PeftModel.from_pretrained(backbone, "{repo}")'
 
 
 def _bibtex() -> str:
