@@ -192,7 +192,7 @@ def test_kept_features_train_the_same_head(compose, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("method=vera",), "vera trains before the head"),
+        (("method=vera",), "vera trains before it"),
         ((*TEXT, "method=head"), "takes more than one vector|has dropout"),
         (("model=minilm", "task=rte", "method=head", "model.size=tiny"), "has dropout|of one module"),
     ],

@@ -118,6 +118,8 @@ def test_the_card_shows_test_scores_where_there_are_some_and_code_that_parses(ma
     raw["scores"]["test"] = {"epoch": raw["scores"]["best"]["epoch"], "metrics": {"accuracy": 0.125}}
     raw["provenance"]["test_rows"] = 77
     tested = Record.model_validate(raw)
+    with pytest.raises(ConfigError, match="test scores of its best epoch alone; publish --checkpoint best"):
+        publish._check(tested, "last")
     for form in ("peft", "merged"):
         text = publish.card(tested, Store(root / "nowhere"), "me/x", "best", form, "---\n\n# x\n", None)
         assert "| accuracy | 0.1250 | 0.1250 | 0.1250 to 0.1250 | 1 |" in text and "on the 77 rows of the test set" in text

@@ -415,19 +415,21 @@ def table(tried: Sequence[Tried], search: Search) -> Table:
     return Table("tune", title, columns, lines, remarks(tried, search))
 
 
-def chosen_on(search: Search) -> str:
+def chosen_on(tried: Sequence[Tried], search: Search) -> str:
     """On which rows the choice rests."""
     task = search.base.task
     if task.get("validation", "dev") != "dev":
         return f"{task['primary']} on {task['validation']:g} of the training rows, held out"
+    records = [record for found in tried for record in found.records]
+    if records and all(record.scores.test is not None for record in records):
+        return f"{task['primary']} on the data's own validation rows, beside its test set"
     return f"{task['primary']} on the task's validation rows (task.validation=dev: of two splits, the reported one)"
 
 
 def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
     """How the choice was made, and what is doubtful about it."""
-    said = [
-        f"Validation: {chosen_on(search)}; median over the seeds {', '.join(map(str, search.seeds))}. Test rows choose nothing."
-    ]
+    seeds = ", ".join(map(str, search.seeds))
+    said = [f"Validation: {chosen_on(tried, search)}; median over the seeds {seeds}. Test rows choose nothing."]
     if (lacking := missing(tried, search)) > 0:
         more = " and what follows from them" if search.sampler == "tpe" or search.steps[1:] else ""
         return [*said, f"{lacking} runs are missing{more}; nothing is chosen yet."]
@@ -467,7 +469,7 @@ def budget(tried: Sequence[Tried], search: Search) -> dict[str, Any]:
     records = [record for found in tried for record in found.records]
     return {
         "search": search.text,
-        "chosen_on": chosen_on(search),
+        "chosen_on": chosen_on(tried, search),
         "seeds": list(search.seeds),
         "with": variant(search.base, search.fixed),
         "runs": len(records),

@@ -23,7 +23,10 @@ def main() -> int:
     asked = ask(options.results, readable([f"{key}={value}" for key, value in given.items()]))
     made = pareto.table(asked, model, task, f"{model}_{task}")
     if not made.rows:
-        raise ConfigError(f"no method has records of its recipe's cell on model={model} task={task} in {options.results}/runs")
+        raise ConfigError(
+            f"no method has records of its recipe's cell on model={model} task={task} in {options.results}/runs; what else all "
+            "runs were given is given here as well, KEY=VALUE"
+        )
     show(made)
     folder = options.results / "pareto"
     paths = [write_atomic(folder / f"{made.name}.md", markdown(made)), *pareto.draw(asked, model, task, folder / made.name)]

@@ -43,7 +43,7 @@ def kept(backbone: Backbone, method: Method, data: Data, batch_size: int, autoca
     the same in every step: an adapter or a dropout before it, statistics of the batch.
     """
     if method.parameter_groups(backbone)["adapter"]:
-        raise ConfigError(f"train.keep_features=true is for method=head; {method.name} trains before the head: {REMEDY}")
+        raise ConfigError(f"train.keep_features=true is for a head trained alone; {method.name} trains before it: {REMEDY}")
     if len(backbone.head) != 1:
         raise ConfigError(f"train.keep_features=true needs a head of one module; {REMEDY}")
     of_batches = [n for n, m in backbone.model.named_modules() if isinstance(m, _NormBase) and not inside(n, backbone.head)]

@@ -77,8 +77,9 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already; name a new folder")
     run = _run(record, overrides)
-    backbone, method = _load(run, record, folder)
+    method = build(run.method, "method")
     _check(method, form)
+    backbone = _load(run, record, method, folder)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -147,15 +148,15 @@ def _run(record: Record, overrides: Sequence[str]) -> RunConfig:
     return run_of(record, overrides, Path("unused"))
 
 
-def _load(run: RunConfig, record: Record, folder: Path) -> tuple[Backbone, Method]:
-    task, model_config, method = build(run.task, "task"), build(run.model, "model"), build(run.method, "method")
+def _load(run: RunConfig, record: Record, method: Method, folder: Path) -> Backbone:
+    task, model_config = build(run.task, "task"), build(run.model, "model")
     seed_everything(run.seed, "head")
     backbone = model_config.load(task.outputs, Path(run.cache_dir))
     if backbone.fingerprint != record.provenance.model_fingerprint:
         raise ModelError(f"{record.name} was trained on other weights of {run.model['name']} than the ones at hand")
     method.load(backbone, model_config, folder)
     backbone.model.eval()
-    return backbone, method
+    return backbone
 
 
 def _check(method: Method, form: Form) -> None:

@@ -50,7 +50,7 @@ def prepare(
     if out.exists():
         raise ConfigError(f"{out} is there already; remove it, or name a new folder with --out")
     record, folder, store = export.find(Path(source), checkpoint, results, work)
-    _check(record)
+    _check(record, folder.name)
     with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
         made = Path(scratch) / "made"
         lines, chosen = _exported(form, Path(source), made, checkpoint, results, work, overrides)
@@ -79,8 +79,10 @@ def upload(folder: Path, repo: str, private: bool) -> str:
     return str(address)
 
 
-def _check(record: Record) -> None:
+def _check(record: Record, checkpoint: str) -> None:
     made = record.provenance
+    if not record.reported(checkpoint):
+        raise ConfigError(f"{record.name} has test scores of its best epoch alone; publish --checkpoint best")
     if record.collapsed is not None:
         raise RecordError(f"{record.name} has collapsed ({record.collapsed}): there is nothing to publish")
     if made.git_sha is None or made.git_dirty is not False:
