@@ -117,6 +117,33 @@ def test_minilm_comes_from_the_installed_package(cache):
     assert backbone.model.config.hidden_size == 384 and len(backbone.model.bert.encoder.layer) == 6
 
 
+CONFIGURED = [
+    ("minilm task=rte", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    ("vit_base task=cifar100", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    ("gpt2_medium task=e2e", "embd_pdrop", "attn_pdrop"),
+]
+
+
+@pytest.mark.parametrize(("model", "one", "other"), CONFIGURED, ids=[case[0].split()[0] for case in CONFIGURED])
+def test_the_checkpoints_configuration_takes_other_values(model, one, other, cache):
+    chosen = [f"++model.config.{one}=0.25", f"++model.config.{other}=0.5", "++model.config.attn_implementation=eager"]
+    tiny = [f"model={model.split()[0]}", *model.split()[1:], "model.size=tiny"]
+    loaded = loader(*tiny, *chosen).load(3, cache).model
+    dropouts = {part.p for part in loaded.modules() if isinstance(part, torch.nn.Dropout)}
+    assert 0.25 in dropouts and getattr(loaded.config, other) == 0.5
+    assert loaded.config._attn_implementation == "eager"
+    for wrong, said in ((f"{one}s", f"did you mean {one}"), ("num_labels", "the run decides it"), ("dtype", "the run decides")):
+        with pytest.raises(ConfigError, match=rf"model\.config.*{wrong}.*{said}"):
+            loader(*tiny, f"++model.config.{wrong}=1").load(3, cache)
+    with pytest.raises(ModelError, match=rf"Validation error for field '{one}'"):
+        loader(*tiny, f"++model.config.{one}=much").load(3, cache)
+
+
+def test_another_configuration_is_another_experiment():
+    roberta = ["model=roberta_base", "task=rte"]
+    assert compose([*roberta, "+model.config.hidden_dropout_prob=0.0"]).cell_id != compose(roberta).cell_id
+
+
 def test_fingerprint_sees_the_backbone_and_not_the_head(cache):
     backbone = loader("model.size=tiny").load(3, cache)
     with torch.no_grad():

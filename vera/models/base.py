@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
@@ -96,6 +98,7 @@ LAYOUTS = (
 Architecture = dict[str, int | float | bool | Literal["roberta", "bert", "vit", "gpt2", "llama", "checkpoint"] | None]
 ALL_LINEAR = "all_linear"
 SAFE = {"trust_remote_code": False}  # for every from_pretrained; a model's also takes use_safetensors=True
+DECIDED = {"num_labels", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "model_type", "architectures"}
 
 
 class Model(Component):
@@ -110,6 +113,8 @@ class Model(Component):
     head        names of the modules that a task replaces or initialises, trained with head_lr; auto: those outside
                 transformers' base model that the checkpoint lacks, or all of them.
     layouts     where its blocks are, for a model that is not laid out as its class (`known_layouts`) or LAYOUTS say.
+    config      keys of the checkpoint's transformers configuration that shall have another value here, such as a dropout, or
+                attn_implementation.
     tiny, full  architectures (family and its transformers keys): of the stand-in, and of the checkpoint itself for counting.
                 tiny: {from: checkpoint}: the stand-in is the checkpoint's own architecture, small; the rest is for none given.
     """
@@ -125,6 +130,7 @@ class Model(Component):
     targets: dict[str, str | list[str]] | Literal["auto"]
     head: list[str] | Literal["auto"]
     layouts: list[LayoutKeys] = []
+    config: dict[str, int | float | bool | str | None] = {}
     tiny: Annotated[Architecture, StandIn]
     full: Annotated[Architecture, Operational] = {}
 
@@ -139,11 +145,11 @@ class Model(Component):
         hub_commit, online = hub.commit(source, self.revision, "model") if from_hub else (None, True)
         if from_hub and not online:
             hub_commit = hub.cached_commit(source, self.revision)
+        where = {**SAFE, "revision": self.revision, "local_files_only": not online}
         try:
-            model, preprocess, info = self._load(
-                source, outputs, {**SAFE, "revision": self.revision, "local_files_only": not online}
-            )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            self._check_config(source, where)
+            model, preprocess, info = self._load(source, outputs, where)
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError, StrictDataclassError) as error:
             raise ModelError(self._unreachable(source, error)) from None
         if self.source_kind != "made here":
             self._check_fit(misfit(self.model_dump(), model.config.to_dict(), source))
@@ -162,6 +168,19 @@ class Model(Component):
             fingerprint=weights_fingerprint(model, head),
             notes={"head": head} if self.head == "auto" else {},
         )
+
+    def _check_config(self, source: str, where: dict[str, Any]) -> None:
+        """Raises ConfigError for a key in `config` that this checkpoint's configuration lacks, or that a run decides."""
+        if not self.config:
+            return
+        known = {*AutoConfig.from_pretrained(source, **where).to_dict(), "attn_implementation"} - DECIDED
+        unknown = [key for key in self.config if key not in known]
+        if set(unknown) & DECIDED:
+            raise ConfigError(f"model.config.{unknown[0]}: the run decides it, by its task and train.precision")
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], known, 1)
+            hint = f"did you mean {near[0]}?" if near else "its config.json names them"
+            raise ConfigError(f"model.config: {source} has no key {unknown[0]!r}; {hint}")
 
     @staticmethod
     def _check_fit(problem: str | None) -> None:
@@ -308,7 +327,7 @@ class Model(Component):
         )
 
     def _load(self, source: str, outputs: int, where: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any], dict[str, Any]]:
-        """Model, preprocessing and transformers' loading info; `where` goes to every from_pretrained."""
+        """Model, preprocessing and transformers' loading info; `where` goes to every from_pretrained, `config` to the model."""
         raise NotImplementedError
 
     def _from_config(self, config: PretrainedConfig, outputs: int) -> nn.Module:

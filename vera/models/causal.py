@@ -27,7 +27,7 @@ class CausalLM(Model):
             source,
             **where,
             use_safetensors=True,
-            **{"dtype": torch.float32, **self.settings},
+            **{"dtype": torch.float32, **self.settings, **self.config},
             output_loading_info=True,
         )
         return model, tokenizer, info

@@ -32,6 +32,7 @@ class ImageClassifier(Model):
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **self.config,
         )
         return model, Pixels(processor, model.config.num_channels), info
 

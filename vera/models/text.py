@@ -29,6 +29,7 @@ class TextClassifier(Model):
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **self.config,
         )
         if tokenizer.pad_token_id is None:  # language models as classifiers
             tokenizer.pad_token = tokenizer.eos_token
