@@ -20,8 +20,10 @@ CALM = 1.5  # a method's slowest seed to its fastest one, where its seconds are 
 
 def entries(asked: Asked, model: str, task: str) -> list[Entry]:
     """Every method that has records of its recipe's cell on this model and task, by trained parameters."""
+    runs = (record.run for records in asked.cells.values() for record in records)
+    ran = {run.method for run in runs if (run.model, run.task) == (model, task)}
     found = []
-    for method in choices("method"):
+    for method in sorted(ran.intersection(choices("method"))):
         try:
             entry = asked.entry([method], [f"model={model}", f"task={task}", f"method={method}"])
         except ConfigError:  # no such run: the method is for other models, or needs a setting that no recipe has
