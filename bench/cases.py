@@ -149,7 +149,7 @@ def timed(
         "ours": statistics.median(seconds[ours]),
         "other": statistics.median(seconds[other]),
         "ratio": ratio(seconds[ours], seconds[other]),
-        "cpu": ratio(*computed)["median"] if all(computed) else None,
+        "cpu": ratio(*computed) if all(computed) else None,
         "products": products,
         "rounds": len(seconds[ours]),
         "goal": goal,

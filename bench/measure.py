@@ -84,25 +84,29 @@ def accumulated(before: list[dict], found: list[dict], when: str, code: str) -> 
         now = {"when": when, "code": code, **{key: row[key] for key in OCCASION if key in row}}
         same = [one for one in earlier.get((row["case"], row["what"], row["shapes"]), []) if one["code"] == code]
         occasions = [*same, now]
-        ratios = [one["ratio"] for one in occasions]
-        medians = [one["median"] for one in ratios]
+        medians = [one["ratio"]["median"] for one in occasions]
         summed = {
             "ours": statistics.median(one["ours"] for one in occasions),
             "other": statistics.median(one["other"] for one in occasions),
-            "ratio": {
-                "median": statistics.median(medians),
-                "low": min(one.get("low", one["min"]) for one in ratios),
-                "high": max(one.get("high", one["max"]) for one in ratios),
-                "min": min(one["min"] for one in ratios),
-                "max": max(one["max"] for one in ratios),
-            },
+            "ratio": _widest([one["ratio"] for one in occasions]),
             "rounds": sum(one["rounds"] for one in occasions) if row["rounds"] > 1 else 1,
             "load_average": max(one["load_average"] for one in occasions),
         }
         if row.get("cpu") is not None:
-            summed["cpu"] = statistics.median(one["cpu"] for one in occasions)
+            summed["cpu"] = _widest([one["cpu"] for one in occasions])
         rows.append({**row, **summed, "interval": [min(medians), max(medians)], "occasions": occasions})
     return rows
+
+
+def _widest(ratios: list[dict[str, float]]) -> dict[str, float]:
+    """The median over occasions, and the widest of their bounds."""
+    return {
+        "median": statistics.median(one["median"] for one in ratios),
+        "low": min(one.get("low", one["min"]) for one in ratios),
+        "high": max(one.get("high", one["max"]) for one in ratios),
+        "min": min(one["min"] for one in ratios),
+        "max": max(one["max"] for one in ratios),
+    }
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:

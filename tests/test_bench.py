@@ -84,8 +84,12 @@ def test_a_case_measures_all_methods_and_becomes_a_table(tmp_path, monkeypatch):
     assert len(made.rows) == 6 and "0.00 missed" in text and "tiny \\| 1 layer" in text and "Case f not measured" in text
 
 
+def interval(median, by=0.1):
+    return {"median": median, "min": median - by, "max": median + by}
+
+
 def measured(median, rounds=10, **more):
-    ratio = {"median": median, "min": median - 0.1, "max": median + 0.1}
+    ratio = interval(median)
     row = {"case": "a", "what": "step", "shapes": "s", "unit": "s", "ours": median, "other": 1.0, "goal": 0.78}
     return {**row, "ratio": ratio, "rounds": rounds, "load_average": 1.0, **more}
 
@@ -93,17 +97,29 @@ def measured(median, rounds=10, **more):
 def test_occasions_of_the_same_code_add_up_and_a_goal_wants_three():
     rows, said = [], []
     for index, median in enumerate((0.70, 0.76, 0.74)):
-        rows = measure.accumulated(rows, [measured(median, cpu=median + 0.01)], f"day {index}", "code")
+        rows = measure.accumulated(rows, [measured(median, cpu=interval(median + 0.01))], f"day {index}", "code")
         said.append(table._goal(rows[0]))
     (row,) = rows
     assert said == ["0.78 open", "0.78 open", "0.78 met"] and len(row["occasions"]) == 3
     assert row["interval"] == [0.70, 0.76] and row["ratio"]["median"] == 0.74
     assert (row["ratio"]["min"], row["ratio"]["max"]) == (pytest.approx(0.6), pytest.approx(0.86))
-    assert row["rounds"] == 30 and row["cpu"] == pytest.approx(0.75) and table._interval(row) == "[0.700, 0.760] (3)"
+    assert row["rounds"] == 30 and row["cpu"]["median"] == pytest.approx(0.75) and table._interval(row) == "[0.700, 0.760] (3)"
     spanning = measure.accumulated(rows, [measured(0.79)], "day 3", "code")
     assert table._goal(spanning[0]) == "0.78 open"
     (other,) = measure.accumulated(rows, [measured(0.80)], "day 4", "other code")
     assert len(other["occasions"]) == 1 and table._goal(other) == "0.78 missed"
+
+
+@pytest.mark.parametrize(
+    ("kind", "cpu", "reading"),
+    [("cpu", 1.0, "supported"), ("cpu", 1.1, "not supported"), ("cpu", None, "undecided"), ("gpu", 1.1, "undecided")],
+)
+def test_a_claim_about_time_reads_computed_time_but_for_a_gpu(kind, cpu, reading, tmp_path, monkeypatch):
+    row = measured(1.0, cpu=cpu and interval(cpu, 0.01))
+    (tmp_path / "x.json").write_text(json.dumps({"machine": {"device": "X", "kind": kind}, "cases": [row]}))
+    monkeypatch.setattr(table, "MEASURED", tmp_path)
+    (line,) = table.ratios("x", lambda row: True, 1.02, "p", lambda machine, row: False)
+    assert line.reading == reading and ("CPU time" in line.test) == (kind == "cpu" and cpu is not None)
 
 
 def test_rows_from_before_there_were_occasions_are_read_as_one():
