@@ -45,19 +45,21 @@ def trained(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
-def test_two_processes_give_the_numbers_of_one_and_a_failure_leaves_them_in_step(launch, compose, tmp_path):
+@pytest.mark.parametrize("methods", ["vera,full,adalora", pytest.param("lora,dylora", marks=pytest.mark.slow)])
+def test_two_processes_give_the_numbers_of_one_and_a_failure_leaves_them_in_step(methods, launch, compose, tmp_path):
     """No dropout. 50 rows in batches of 7: shares of 4 and 3 in pieces of 2; the last batch is one row, none for process 1."""
     keys = ["train.batch_size=7", "train.epochs=2", "train.max_steps=null", "train.micro_batch_size=2", "train.save=true"]
     keys += ["train.clip=0.5", "train.warmup_ratio=0"]
-    swept = ["method=vera,lora,full,adalora,dylora", "train.lr=1e30,0.01", f"work_dir={tmp_path / 'many'}"]
+    swept = [f"method={methods}", "train.lr=1e30,0.01", f"work_dir={tmp_path / 'many'}"]
     done = launch("run", *keys, *swept, f"results_dir={tmp_path / 'together'}")
     failed = sorted(path.name.split("--")[2] for path in tmp_path.glob("together/failed/*.json"))
     every = list(Store(tmp_path / "together").records())
     collapsed = {record.run.method for record in every if record.collapsed and record.run.config["train"]["lr"] > 1}
-    assert {"full", "lora"} <= collapsed | set(failed) and (done.returncode != 0) == bool(failed), done.stderr
+    named = set(methods.split(","))
+    assert named & {"full", "lora"} <= collapsed | set(failed) and (done.returncode != 0) == bool(failed), done.stderr
     assert len(lines(done, "error: digits_vit--digits")) == len(failed), done.stderr  # one line each
     records = [record for record in every if record.run.config["train"]["lr"] < 1]
-    assert {record.run.method for record in records} == {"vera", "lora", "full", "adalora", "dylora"}, done.stderr
+    assert {record.run.method for record in records} == named, done.stderr
     for record in records:
         alone = execute(compose(*keys, f"method={record.run.method}", "train.lr=0.01"))
         assert alone.name == record.name and (alone.cost.processes, record.cost.processes) == (1, 2)
