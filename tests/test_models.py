@@ -120,7 +120,7 @@ def test_minilm_comes_from_the_installed_package(cache):
 CONFIGURED = [
     ("minilm task=rte", "hidden_dropout_prob", "attention_probs_dropout_prob"),
     ("vit_base task=cifar100", "hidden_dropout_prob", "attention_probs_dropout_prob"),
-    ("gpt2_medium task=e2e", "embd_pdrop", "attn_pdrop"),
+    ("gpt2_medium task=e2e", "layer_norm_epsilon", "initializer_range"),
 ]
 
 
@@ -129,14 +129,21 @@ def test_the_checkpoints_configuration_takes_other_values(model, one, other, cac
     chosen = [f"++model.config.{one}=0.25", f"++model.config.{other}=0.5", "++model.config.attn_implementation=eager"]
     tiny = [f"model={model.split()[0]}", *model.split()[1:], "model.size=tiny"]
     loaded = loader(*tiny, *chosen).load(3, cache).model
-    dropouts = {part.p for part in loaded.modules() if isinstance(part, torch.nn.Dropout)}
-    assert 0.25 in dropouts and getattr(loaded.config, other) == 0.5
+    reached = {getattr(part, name, None) for part in loaded.modules() for name in ("p", "eps")}
+    assert 0.25 in reached and getattr(loaded.config, other) == 0.5
     assert loaded.config._attn_implementation == "eager"
     for wrong, said in ((f"{one}s", f"did you mean {one}"), ("num_labels", "the run decides it"), ("dtype", "the run decides")):
         with pytest.raises(ConfigError, match=rf"model\.config.*{wrong}.*{said}"):
             loader(*tiny, f"++model.config.{wrong}=1").load(3, cache)
     with pytest.raises(ModelError, match=rf"Validation error for field '{one}'"):
         loader(*tiny, f"++model.config.{one}=much").load(3, cache)
+
+
+def test_what_a_model_has_a_key_for_is_not_said_twice(cache):
+    for model, key in (("gpt2_medium task=e2e", "attn_pdrop"), ("llama_7b task=alpaca", "quantization_config")):
+        one = loader(f"model={model.split()[0]}", model.split()[1], "model.size=tiny", f"+model.config.{key}=null")
+        with pytest.raises(ConfigError, match=rf"model\.config\.{key}: the run decides it"):
+            one.load(0, cache)
 
 
 def test_another_configuration_is_another_experiment():

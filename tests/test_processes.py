@@ -132,7 +132,7 @@ def test_answers_and_launchers_want_one_process(train, monkeypatch, compose):
 def test_a_sharded_llama_gives_the_numbers_of_one_process_and_the_same_adapter(launch, compose, tmp_path, monkeypatch):
     """FSDP: shares of 3 and 2 in pieces of 2 (process 1 has fewer); 4-bit weights and full fine-tuning are refused, and the
     sweep goes on. In bf16, the default, losses agree as well, but each step's rounding depends on the pieces."""
-    monkeypatch.setattr(Llama, "_settings", lambda self: {"dtype": torch.float32})
+    monkeypatch.setattr(Llama, "settings", property(lambda self: {"dtype": torch.float32}))
     keys = ["model=llama_7b", "task=alpaca", "train.batch_size=5", "train.max_steps=6", "train.micro_batch_size=2"]
     keys += ["train.save=true", "train.eval_batch_size=3", "train.precision=fp32"]
     where = [f"results_dir={tmp_path / 'sharded'}", f"work_dir={tmp_path / 'many'}"]

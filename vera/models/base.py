@@ -98,7 +98,9 @@ LAYOUTS = (
 Architecture = dict[str, int | float | bool | Literal["roberta", "bert", "vit", "gpt2", "llama", "checkpoint"] | None]
 ALL_LINEAR = "all_linear"
 SAFE = {"trust_remote_code": False}  # for every from_pretrained; a model's also takes use_safetensors=True
+# Keys of transformers' configurations that a run has keys of its own for, or its task decides.
 DECIDED = {"num_labels", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "model_type", "architectures"}
+DECIDED |= {"quantization_config"}
 
 
 class Model(Component):
@@ -173,10 +175,11 @@ class Model(Component):
         """Raises ConfigError for a key in `config` that this checkpoint's configuration lacks, or that a run decides."""
         if not self.config:
             return
-        known = {*AutoConfig.from_pretrained(source, **where).to_dict(), "attn_implementation"} - DECIDED
+        decided = [key for key in self.config if key in DECIDED or key in self.settings]
+        if decided:
+            raise ConfigError(f"model.config.{decided[0]}: the run decides it, by a key of its own or its task")
+        known = {*AutoConfig.from_pretrained(source, **where).to_dict(), "attn_implementation"}
         unknown = [key for key in self.config if key not in known]
-        if set(unknown) & DECIDED:
-            raise ConfigError(f"model.config.{unknown[0]}: the run decides it, by its task and train.precision")
         if unknown:
             near = difflib.get_close_matches(unknown[0], known, 1)
             hint = f"did you mean {near[0]}?" if near else "its config.json names them"
@@ -329,6 +332,12 @@ class Model(Component):
     def _load(self, source: str, outputs: int, where: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any], dict[str, Any]]:
         """Model, preprocessing and transformers' loading info; `where` goes to every from_pretrained, `config` to the model."""
         raise NotImplementedError
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What from_pretrained takes beside the checkpoint by this class's own keys: values of the checkpoint's configuration,
+        another dtype."""
+        return {}
 
     def _from_config(self, config: PretrainedConfig, outputs: int) -> nn.Module:
         """A model of this architecture with a head of `outputs` values."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,8 +34,3 @@ class CausalLM(Model):
 
     def _from_config(self, config, outputs):
         return AutoModelForCausalLM.from_config(config)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What from_pretrained takes beside the checkpoint, such as values of its configuration or another dtype."""
-        return {}
