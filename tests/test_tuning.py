@@ -195,7 +195,7 @@ def test_the_recipe_gets_a_cell_and_other_tasks_keep_what_they_have(search, tmp_
     tuning.write(path, text)
     held = yaml.safe_load(text)
     source = held["tuned"]["stsb"].pop("source")
-    assert held["defaults"] == ["minilm", "_self_"] and held["tuned"] == {
+    assert held["defaults"] == ["vera_minilm", "_self_"] and held["tuned"] == {  # on the recipe that there is
         "stsb": {"train": {"max_steps": 150, "lr": 0.01}, "method": {"d_init": 0.1}}
     }
     assert source["seeds"] == [100, 101] and source["runs"] == 16 and len(source["cells"]) == 8
