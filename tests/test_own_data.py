@@ -163,6 +163,7 @@ def test_a_bad_row_leaves_no_record(tmp_path, compose):
         ({"metrics": ["accuracy", "f1"]}, "f1 is of two classes"),
         ({"metrics": ["f1_macro"]}, "metrics must hold the primary one, accuracy"),
         ({"labels": ["yes"]}, "two or more different ones"),
+        ({"labels": [True, "no"]}, "a truth value is no number, got True; where it is a text, quote it"),
         ({"labels": [], "metrics": ["accuracy"]}, "accuracy is no metric of a score"),
     ],
 )

@@ -181,8 +181,9 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 def checked(schema: type[_Model], values: dict[str, Any], where: str = "") -> _Model:
     """Build a pydantic model; its errors become one line that names key, problem and value. A truth value is no number."""
-    for key, value in _misplaced(schema, values, where):
-        raise ConfigError(f"{key}: a truth value is no number, got {shown(value)}")
+    for key, value, text in _misplaced(schema, values, where):
+        hint = "; where it is a text, quote it (YAML reads yes, no, on and off as true and false)" if text else ""
+        raise ConfigError(f"{key}: a truth value is no number, got {shown(value)}{hint}")
     try:
         return schema(**values)
     except ValidationError as error:
@@ -219,8 +220,8 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
 
 
-def _misplaced(annotation: Any, value: Any, where: str) -> Iterator[tuple[str, bool]]:
-    """Where a truth value stands in for a number, which pydantic would take for 0 or 1."""
+def _misplaced(annotation: Any, value: Any, where: str) -> Iterator[tuple[str, bool, bool]]:
+    """Where a truth value stands in for a number, which pydantic would take for 0 or 1, and whether it could be a text."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if isinstance(value, dict):
             for key, item in value.items():
@@ -229,7 +230,7 @@ def _misplaced(annotation: Any, value: Any, where: str) -> Iterator[tuple[str, b
     elif isinstance(value, bool):
         kinds = _kinds(annotation)
         if kinds & {int, float} and not kinds & {bool, Any}:
-            yield where, value
+            yield where, value, str in kinds
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             yield from _misplaced(annotation, item, f"{where}.{index}")
@@ -244,7 +245,7 @@ def _misplaced(annotation: Any, value: Any, where: str) -> Iterator[tuple[str, b
 def _kinds(annotation: Any) -> set[Any]:
     """The types that a value and its items may have."""
     parts = get_args(annotation)
-    return set().union(*map(_kinds, parts)) if parts else {annotation} & {bool, int, float, Any}
+    return set().union(*map(_kinds, parts)) if parts else {annotation} & {bool, int, float, str, Any}
 
 
 _short = reprlib.Repr()
