@@ -202,7 +202,57 @@ def test_a_yaml_is_drafted_from_a_file_and_works(tmp_path, monkeypatch):
     ],
 )
 def test_labels_are_found_and_scores_told_from_classes(values, labels):
-    assert draft.labels_of(values, "x") == labels
+    assert draft.labels_of([("x", value) for value in values], "y") == labels
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", [1, 2], "NA"])
+@pytest.mark.parametrize("values", [["yes", "no"], [1, 0], [0.25 * i for i in range(40)]])
+def test_a_missing_label_is_no_class_and_makes_scores_no_classes(values, missing, tmp_path):
+    if missing == "NA" and len(values) == 2:
+        return  # any word can be a class
+    rows = [(f"a {i}", f"b {i}", value) for i, value in enumerate([*values, missing, *values])]
+    path = write(tmp_path / "train.json", rows)
+    where = rf"train.json, row {len(values)}, column 'verdict': "
+    with pytest.raises(DataError, match=where):
+        draft.text_files("mine", path, ["first", "second"], "verdict", {})
+    given = {"labels": []} if len(values) > 2 else {"labels": [*values, "None", "nan", "[1, 2]", ""]}
+    metrics = {"metrics": ["pearson"], "primary": "pearson"} if len(values) > 2 else {}
+    with pytest.raises(DataError, match=where):
+        rows_of(tmp_path, files={"train": path.name, "validation": path.name}, **given, **metrics)
+
+
+def test_an_empty_cell_is_no_label_and_a_null_no_text(tmp_path):
+    for name, text in (("a.csv", "first,verdict\nx,\n"), ("a.tsv", "first\tverdict\nx\t\n")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match=rf"{name}:2"):
+            draft.text_files("mine", tmp_path / name, ["first"], "verdict", {})
+    path = write(tmp_path / "train.parquet", [("a", "b", "yes"), ("a", None, "no")])
+    with pytest.raises(DataError, match=r"parquet, row 1, column 'second': an empty text"):
+        rows_of(tmp_path, files={"train": path.name, "validation": path.name})
+
+
+def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path):
+    def read(name):
+        return rows_of(tmp_path, files={"train": name, "validation": name}, texts=["first"])["train"]
+
+    for twice, fitting in (("verdict", False), ("note", True)):
+        names, values = ["first", "verdict", twice, "note"], ["a", "yes", "no", "x"]
+        for name, between in (("a.csv", ","), ("a.tsv", "\t")):
+            (tmp_path / name).write_text(between.join(names) + "\n" + between.join(values) + "\n")
+        table = pyarrow.Table.from_arrays([[value] for value in values], names=names)
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+        pairs = ", ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in zip(names, values, strict=True))
+        (tmp_path / "a.jsonl").write_text("{" + pairs.replace('"a"', '"\\u0061"') + "}\n")
+        (tmp_path / "a.json").write_text("[{" + pairs + "}]")
+        for name in ("a.csv", "a.tsv", "a.parquet", "a.jsonl", "a.json"):
+            if fitting:
+                assert read(name) == [(("a",), 1)]
+            else:
+                with pytest.raises(DataError, match=rf"{name}.* has (2 columns 'verdict'|'verdict' twice)"):
+                    read(name)
+    (tmp_path / "chat.jsonl").write_text('{"question": "a", "answer": "b", "answer": "c"}\n')
+    with pytest.raises(DataError, match=r"chat.jsonl:1 has 'answer' twice"):
+        draft.instructions("mine", tmp_path / "chat.jsonl", {"instruction": "question", "output": "answer"})
 
 
 def test_the_command_prints_the_yaml_and_three_rows(tmp_path, monkeypatch, capsys):

@@ -28,13 +28,25 @@ def read_text(path: str | Path) -> str:
         raise DataError(f"{path}:{line} is not UTF-8: byte {data[error.start]:#04x}") from None
 
 
+def positions(where: object, columns: Sequence[str], header: Collection[str]) -> list[int]:
+    """Where the columns stand in a header. Raises DataError, which names `where`, for one that it lacks or has twice."""
+    names = list(header)
+    for column in columns:
+        if column not in names:
+            raise DataError(f"{where} has no column {column!r}; it has {', '.join(map(repr, names))}")
+        if names.count(column) > 1:
+            raise DataError(f"{where} has {names.count(column)} columns {column!r}; rename all but the one that is meant")
+    return [names.index(column) for column in columns]
+
+
 def read_csv(
     path: str | Path, columns: Sequence[str], delimiter: str = ",", may_be_empty: Collection[str] = ()
 ) -> Iterator[tuple[str, list[str]]]:
     """("file:line", the named columns) of every row below the header; a quoted value may hold line breaks.
 
-    Blank lines at the end are passed over. Raises DataError for a file that is missing, empty or not UTF-8, a missing column, a
-    row with another number of fields than the header, or an empty value in one of the columns but those in `may_be_empty`.
+    Blank lines at the end are passed over. Raises DataError for a file that is missing, empty or not UTF-8, a column that is
+    missing or there twice, a row with another number of fields than the header, or an empty value in a column that is not in
+    `may_be_empty`.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
@@ -43,10 +55,7 @@ def read_csv(
         raise DataError(f"{path}:1: {error}") from None
     if header is None:
         raise DataError(f"{path} is empty")
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise DataError(f"{path}:1 has no column {missing[0]!r}; it has {', '.join(map(repr, header))}")
-    positions = [header.index(column) for column in columns]
+    wanted = positions(f"{path}:1", columns, header)
     found, blank = False, None
     while True:
         where = f"{path}:{reader.line_num + 1}"
@@ -63,7 +72,7 @@ def read_csv(
             raise DataError(f"{blank} is blank, and rows follow")
         if len(row) != len(header):
             raise DataError(f"{where} has {len(row)} fields, expected {len(header)}")
-        values = [row[position] for position in positions]
+        values = [row[position] for position in wanted]
         for column, value in zip(columns, values, strict=True):
             if not value.strip() and column not in may_be_empty:
                 raise DataError(f"{where}: {column} is empty")

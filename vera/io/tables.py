@@ -7,7 +7,8 @@ of a configuration ("rte") may lie in a folder of that name. Nothing is copied i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.parquet
 
 from vera.errors import DataError
 from vera.io.files import read_json
-from vera.io.rows import read_text
+from vera.io.rows import positions, read_text
 
 FORMATS = (".parquet", ".jsonl", ".json")  # the first that a split has is read
 _SHARD = re.compile(r"^(?P<name>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})$")
@@ -62,7 +63,7 @@ def read_columns(files: Sequence[Path], columns: Sequence[str]) -> list[tuple[st
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
-    _check_columns(path, columns, parquet_columns(path))
+    positions(path, columns, parquet_columns(path))
     try:
         table = pyarrow.parquet.read_table(path, columns=list(columns))
     except (OSError, pyarrow.ArrowException) as error:
@@ -79,21 +80,22 @@ def parquet_columns(path: Path) -> list[str]:
 
 
 def _objects(path: Path, columns: Sequence[str]) -> list[tuple[str, tuple[Any, ...]]]:
-    rows = read_objects(path)
+    rows = read_objects(path, columns)
     for where, row in rows:
-        _check_columns(where, columns, row)
+        positions(where, columns, row)
     return [(where, tuple(row[name] for name in columns)) for where, row in rows]
 
 
-def read_objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def read_objects(path: Path, columns: Collection[str] = ()) -> list[tuple[str, dict[str, Any]]]:
     """("file:line" or "file, row N", object) of a JSON file that holds a list of objects, or of JSON lines.
 
-    The first character decides, not the name. Empty lines are passed over. Raises DataError.
+    The first character decides, not the name. Empty lines are passed over. Raises DataError, also for an object that has one of
+    `columns` twice: which value is meant, no reader could know.
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
         try:
-            values = read_json(text)
+            values = read_json(text, _pairs)
         except ValueError as error:
             raise DataError(f"{path} is not a JSON file: {error}") from None
         rows = [(f"{path}, row {index}", value) for index, value in enumerate(values)]
@@ -102,18 +104,26 @@ def read_objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(text.split("\n"), start=1):  # JSON may hold the other line separators as they are
             if line.strip():
                 try:
-                    rows.append((f"{path}:{number}", read_json(line)))
+                    rows.append((f"{path}:{number}", read_json(line, _pairs)))
                 except ValueError as error:
                     raise DataError(f"{path}:{number} is not JSON: {error}") from None
     for where, value in rows:
         if not isinstance(value, dict):
             raise DataError(f"{where} is not an object")
+        twice = [column for column in columns if value.get(column) is _TWICE]
+        if twice:
+            raise DataError(f"{where} has {twice[0]!r} twice")
     if not rows:
         raise DataError(f"{path} is empty")
     return rows
 
 
-def _check_columns(where: object, columns: Sequence[str], names) -> None:
-    missing = [column for column in columns if column not in names]
-    if missing:
-        raise DataError(f"{where} has no column {missing[0]!r}; it has {', '.join(map(repr, names))}")
+_TWICE: list[Any] = []  # this object in place of a value
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counted = Counter(name for name, _ in pairs)
+        found |= {name: _TWICE for name, count in counted.items() if count > 1}
+    return found

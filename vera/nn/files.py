@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ class HalfCharacter(ValueError):
     """Half of a surrogate pair, which no text can be written with."""
 
 
-def read_json(text: str | bytes) -> Any:
-    """The value of a JSON text (UTF-8; a byte-order mark is skipped).
+def read_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text (UTF-8; a byte-order mark is skipped). pairs: what an object becomes (json's object_pairs_hook).
 
     Raises ValueError for everything that is not JSON, is nested too deeply to be read, or holds half of a surrogate pair,
     which no text can be written with.
@@ -81,7 +82,7 @@ def read_json(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")
     try:
-        value = json.loads(text.removeprefix("\ufeff"))
+        value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=pairs)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:

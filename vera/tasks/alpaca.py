@@ -148,7 +148,7 @@ def read_rows(path: Path, columns: dict[str, str] | None = None) -> list[Row]:
     if files[0].suffix == ".parquet":
         found = tables.read_columns(files, list(names.values()))
         return [checked_row(where, dict(zip(FIELDS, values, strict=True))) for where, values in found]
-    objects = [found for file in files for found in tables.read_objects(file)]
+    objects = [found for file in files for found in tables.read_objects(file, names.values())]
     return [
         checked_row(where, {field: row[name] for field, name in names.items() if name in row}, names) for where, row in objects
     ]

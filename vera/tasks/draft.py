@@ -13,7 +13,7 @@ import yaml
 from vera.config import build
 from vera.errors import ConfigError, DataError
 from vera.io.tables import read_objects
-from vera.tasks.files import SPLITS, TextFiles, columns_of, read_table
+from vera.tasks.files import SPLITS, TextFiles, columns_of, label_of, read_table
 
 MOST_CLASSES = 1000
 FEW_NUMBERS = 20  # more different numbers than this are taken for scores
@@ -32,13 +32,13 @@ def text_files(
     files = {split: files[split] for split in SPLITS if split in files}
     if len({path.parent.resolve() for path in files.values()}) > 1:
         raise ConfigError("the files of a task lie in one folder (task.data_dir)")
-    found = columns_of(train)
+    columns = columns_of(train)
     if not texts or label is None:
         raise ConfigError(
-            f"name the columns of the text (one, or two with a comma) and of the label; {train} has {', '.join(found)}"
+            f"name the columns of the text (one, or two with a comma) and of the label; {train} has {', '.join(columns)}"
         )
-    values = [row[-1] for _, row in read_table(train, (*texts, label))]
-    labels = labels_of(values, f"{train}, column {label!r}")
+    found = [(where, row[-1]) for where, row in read_table(train, (*texts, label))]
+    labels = labels_of(found, label)
     metrics = (["accuracy", "f1_macro"] if len(labels) > 2 else ["accuracy", "f1"]) if labels else ["pearson", "spearmanr"]
     return {
         "_target_": "vera.tasks.files.TextFiles",
@@ -69,17 +69,23 @@ def _beside(train: Path) -> dict[str, Path]:
     return found
 
 
-def labels_of(values: list[Any], where: str) -> list[str]:
-    """The classes among a column's values, in the order of numbers or of the alphabet; [] for scores. Raises DataError."""
-    texts = {str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values}
-    numbers = {text: _number(text) for text in texts}
-    if None not in numbers.values():
-        if len(texts) > FEW_NUMBERS or any(not value.is_integer() for value in numbers.values()):
-            return []
-        return sorted(texts, key=numbers.get)
-    if not 2 <= len(texts) <= MOST_CLASSES:
-        raise DataError(f"{where} has {len(texts)} different values, which are no classes")
-    return sorted(texts)
+def labels_of(rows: list[tuple[str, Any]], column: str) -> list[str]:
+    """The classes in ("file:line", value) of a column, in the order of numbers or of the alphabet; [] for scores.
+
+    Raises DataError, also for scores among which one word stands, such as NA, which would make each of them a class.
+    """
+    places = {label_of(where, column, value): where for where, value in reversed(rows)}  # the first of each
+    numbers = {text: _number(text) for text in places}
+    words = [text for text, number in numbers.items() if number is None]
+    found = [number for number in numbers.values() if number is not None]
+    scores = len(found) > FEW_NUMBERS or any(not number.is_integer() for number in found)
+    if scores and len(words) == 1:
+        raise DataError(f"{places[words[0]]}, column {column!r}: {words[0]!r} among {len(found)} different numbers is no score")
+    if not words:
+        return [] if scores else sorted(places, key=numbers.get)
+    if not 2 <= len(places) <= MOST_CLASSES:
+        raise DataError(f"{rows[0][0]} and on, column {column!r}: {len(places)} different values, which are no classes")
+    return sorted(places)
 
 
 def _number(text: str) -> float | None:
@@ -92,7 +98,7 @@ def _number(text: str) -> float | None:
 
 def instructions(name: str, file: Path, columns: dict[str, str]) -> dict[str, Any]:
     """Settings of a task on JSON lines of instructions: Alpaca's, with its prompts. columns: what the file calls them."""
-    rows = read_objects(file)
+    rows = read_objects(file, columns.values())
     missing = [column for column in columns.values() if column not in rows[0][1]]
     if missing:
         raise DataError(f"{rows[0][0]} has no column {missing[0]!r}; it has {', '.join(rows[0][1])}")

@@ -168,13 +168,19 @@ class TextFiles(TextTask):
             if not math.isfinite(score):
                 raise DataError(f"{where}, column {self.label!r}: {label!r} is not a number")
             return tuple(texts), score
-        if isinstance(label, float) and label.is_integer():
-            label = int(label)
-        if str(label) not in self.class_names:
+        label = label_of(where, self.label, label)
+        if label not in self.class_names:
             raise DataError(
                 f"{where}, column {self.label!r}: {label!r} is not one of task.labels: {', '.join(self.class_names)}"
             )
-        return tuple(texts), self.class_names.index(str(label))
+        return tuple(texts), self.class_names.index(label)
+
+
+def label_of(where: str, column: str, value: Any) -> str:
+    """A label as its class is written, 1.0 as "1". Raises DataError for a missing one (null, NaN, an empty cell) or a list."""
+    if value is None or value != value or isinstance(value, (list, dict)) or not str(value).strip():
+        raise DataError(f"{where}, column {column!r}: {value!r} is no label")
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def columns_of(path: Path) -> list[str]:

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vera.errors import DataError
-from vera.io.rows import read_text
+from vera.io.rows import positions, read_text
 
 
 def read_tsv(path: Path, columns: Sequence[str], header: bool) -> Iterator[tuple[str, list[str]]]:
     """("file:line", the named columns) of every row. With no header the columns are positions, such as "3".
 
     A byte-order mark at the start is passed over (MRPC has one; elsewhere it is a character of its row), and so are blank lines
-    at the end. Raises DataError, naming file and line, for a missing file or column, a row with another number of fields than
-    the first line, text that is not UTF-8, or a file without rows.
+    at the end. Raises DataError, naming file and line, for a missing file, a column that is missing or there
+    twice, a row with another number of fields than the first line, text that is not UTF-8, or a file without rows.
     """
     lines = read_text(path).split("\n")
     lines = [line.removesuffix("\r") for line in lines]
@@ -24,16 +24,13 @@ def read_tsv(path: Path, columns: Sequence[str], header: bool) -> Iterator[tuple
         raise DataError(f"{path} is empty: it has no rows")
     first = lines[0].split("\t")
     if header:
-        missing = [column for column in columns if column not in first]
-        if missing:
-            raise DataError(f"{path}:1 has no column {missing[0]!r}; it has {', '.join(map(repr, first))}")
-        positions = [first.index(column) for column in columns]
+        wanted = positions(f"{path}:1", columns, first)
     else:
-        positions = [int(column) for column in columns]
-        if len(first) <= max(positions):
-            raise DataError(f"{path}:1 has {len(first)} fields, expected {max(positions) + 1}")
+        wanted = [int(column) for column in columns]
+        if len(first) <= max(wanted):
+            raise DataError(f"{path}:1 has {len(first)} fields, expected {max(wanted) + 1}")
     for number, line in enumerate(lines[header:], start=1 + header):
         fields = line.split("\t")
         if len(fields) != len(first):
             raise DataError(f"{path}:{number} has {len(fields)} fields, expected {len(first)}")
-        yield f"{path}:{number}", [fields[position] for position in positions]
+        yield f"{path}:{number}", [fields[position] for position in wanted]
