@@ -1,5 +1,6 @@
 """Any backbone of transformers by its checkpoint alone: tiny random ones of many families, saved as folders."""
 
+import argparse
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import transformers as t
 
 from vera.commands import model as command
+from vera.commands import serve_mixed
 from vera.config import build, choice
 from vera.errors import ConfigError, ModelError
 from vera.models import found
@@ -108,6 +110,37 @@ def test_the_rehearsal_is_the_checkpoint_s_own_architecture_small(family, folder
     _, backbone = loaded(folders(family), cache, size="tiny")
     assert backbone.model.config.model_type == family and backbone.source == "tiny random"
     assert sum(p.numel() for p in backbone.model.parameters()) < 30_000
+
+
+@pytest.mark.parametrize("config", [FAMILIES["qwen3"], t.GPT2Config(n_embd=16, n_layer=2, n_head=2, **TOKENS)])
+def test_a_row_s_scores_do_not_depend_on_its_batch(config, cache, tmp_path):
+    """A checkpoint whose config.json has another padding id than its tokenizer, which has none, and pads on the left."""
+    torch.manual_seed(0)
+    made = t.AutoModelForSequenceClassification.from_config(config).base_model
+    made.config.pad_token_id = 5
+    made.save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token, tokenizer.init_kwargs["padding_side"] = None, "left"
+    tokenizer.save_pretrained(tmp_path)
+    model, backbone = loaded(tmp_path, cache)
+    options = argparse.Namespace(model=str(tmp_path), generate=0, labels=3, device="cpu")
+    for tokenizer, classifier in ((backbone.preprocess, backbone.model), serve_mixed._load(options)):
+        classifier.eval()
+        rows = [tokenizer("a dog"), tokenizer("the cat sleeps in the house")]
+        with torch.no_grad():
+            batch = classifier(**tokenizer.pad(rows, return_tensors="pt")).logits
+            for row, wanted in zip(rows, batch, strict=True):
+                alone = classifier(**tokenizer.pad([row], return_tensors="pt")).logits
+                torch.testing.assert_close(alone[0], wanted, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(batch[0], batch[1], atol=1e-4)
+    for name in ("prompt_tuning", "p_tuning"):
+        method = build({**choice("method", name), "settings": choice("method", name)["settings"]}, "method")
+        with pytest.raises(ConfigError, match="mine cannot tell padding from its last token; use method=prefix_tuning"):
+            method.attach(backbone, model)
+    tokenizer.eos_token = tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="neither a padding nor an end token"):
+        loaded(tmp_path, cache)
 
 
 def test_without_a_checkpoint_the_rehearsal_is_some_small_model(cache):

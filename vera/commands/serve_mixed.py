@@ -23,6 +23,7 @@ from vera.errors import DataError
 from vera.io.files import read_json
 from vera.io.rows import read_text
 from vera.models.base import SAFE
+from vera.models.text import agree_on_padding
 from vera.models.tiny import tiny_checkpoint
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter
 
@@ -118,6 +119,7 @@ def _load(options: argparse.Namespace):
             model = AutoModelForSequenceClassification.from_pretrained(
                 options.model, **SAFE, use_safetensors=True, num_labels=options.labels
             )
+            agree_on_padding(tokenizer, model)
     except (OSError, ValueError) as error:
         raise DataError(f"--model {options.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if options.generate:

@@ -21,6 +21,7 @@ from vera.methods import fused
 from vera.methods.base import is_norm, read_tensors
 from vera.methods.peft import ADAPTER, CONFIG_FILE, WEIGHTS_FILE, PeftMethod, json_value
 from vera.methods.peft_types import TYPES, Setting, config_of, first_line
+from vera.models.text import reads_last_token
 from vera.nn.names import inside
 
 SPLIT = """This adapter is for GPT-2 with its attention split: query, key and value are linear maps of their own
@@ -72,6 +73,11 @@ class AnyPeft(PeftMethod):
                 raise ConfigError(f"method {self.name}: {self.type} needs a text classifier, {model_config.name} is none")
             if self.targets:
                 raise ConfigError(f"method.targets: {self.type} adapts no matrix; leave it empty")
+            if self.type != "PREFIX_TUNING" and reads_last_token(backbone.model):
+                raise ConfigError(
+                    f"method {self.name}: {self.type} hands embeddings on, among which {model_config.name} cannot tell padding "
+                    "from its last token; use method=prefix_tuning"
+                )
             return config_of(self.type, self.settings, "method.settings", task_type="SEQ_CLS", inference_mode=self._as_saved)
         if not self.targets and self.type != "LN_TUNING":
             raise ConfigError(f"method.targets: {self.type} needs matrices, such as [query, value]")

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from vera.models.base import Layout, Model
+
+
+def agree_on_padding(tokenizer: Any, model: nn.Module) -> None:
+    """Give a classifier and its tokenizer one padding token, on the right, so that no row's scores depend on its batch.
+
+    A language model finds a row's last token by its configuration's id, and GPT-2 counts positions from the left, padding
+    included. XLNet, whose positions are relative and whose last place is read, keeps its side.
+
+    Raises ValueError for a tokenizer with neither a padding nor an end token.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ValueError("its tokenizer has neither a padding nor an end token; give it a pad_token")
+    if model.config.model_type != "xlnet":
+        tokenizer.padding_side = "right"
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def reads_last_token(model: nn.Module) -> bool:
+    """Whether a classifier scores the last token that is not padding, as transformers' language models do."""
+    return hasattr(model, "score") or model.config.model_type in ("ctrl", "modernbert-decoder")
 
 
 class TextClassifier(Model):
@@ -31,10 +55,7 @@ class TextClassifier(Model):
             output_loading_info=True,
             **self.config,
         )
-        if tokenizer.pad_token_id is None:  # language models as classifiers
-            tokenizer.pad_token = tokenizer.eos_token
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
+        agree_on_padding(tokenizer, model)
         return model, tokenizer, info
 
     def _from_config(self, config, outputs):
