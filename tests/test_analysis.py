@@ -48,6 +48,22 @@ def test_weight_differences_are_those_of_the_merged_model(method, overrides, tra
     assert len(found) == 4  # query and value of two layers
 
 
+@pytest.mark.parametrize("method", ["rslora", "pissa", "olora", "dora"])
+def test_a_lora_of_another_formula_is_refused(method, trained):
+    _, _, folder = trained(method)
+    with pytest.raises(AdapterError, match=f"{method}: W - W0 is not .* with (use_rslora|use_dora|init_lora_weights)="):
+        adapters.weight_differences(folder)
+
+
+def test_ranks_of_their_own_are_refused(trained):
+    _, _, folder = trained("lora")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for key in ("rank_pattern", "alpha_pattern"):
+        (folder / "adapter_config.json").write_text(json.dumps({**config, key: {"query": 3}}))
+        with pytest.raises(AdapterError, match=key):
+            adapters.weight_differences(folder)
+
+
 def test_trained_vectors(trained):
     backbone, _, folder = trained("vera", "method.rank=5")
     vectors = adapters.trained_vectors(folder)

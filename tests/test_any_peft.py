@@ -150,6 +150,7 @@ def test_what_no_yaml_sets_is_what_this_release_of_peft_would_take(name):
         ),
         ("dora", {"loftq_config": None}, "method.settings.loftq_config cannot be set"),
         ("dora", {"init_lora_weights": "eva"}, "init_lora_weights must be one of true, gaussian, olora, .*; got 'eva'"),
+        ("pissa", {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights must be one of .*, pissa; got 'pissa_niter_4'"),
         ("dora", {"r": "8"}, "method.settings.r must be a whole number; got '8'"),
         ("dora", {"r": True}, "method.settings.r must be a whole number; got True"),
         ("dora", {"use_dora": 1}, "method.settings.use_dora must be true or false; got 1"),

@@ -11,13 +11,15 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 
 from tests.conftest import REHEARSAL, ROOT
 from vera.commands import run as command_line
-from vera.config import build
+from vera.config import build, choice
 from vera.config import compose as compose_run
 from vera.errors import ConfigError, ModelError, RecordError
 from vera.records.store import Store
 from vera.run import execute
 from vera.seeds import seed_everything
-from vera.trained.export import cut, export
+from vera.trained import export as module
+from vera.trained import publish
+from vera.trained.export import NoSuchForm, cut, export
 
 KEYS = ["train.max_steps=3", "train.epochs=3", "train.batch_size=8", "train.lr=0.05", "train.head_lr=0.05", "train.save=true"]
 RUNS = {
@@ -28,6 +30,9 @@ RUNS = {
     "frozen head": ["model=roberta_base", "task=rte", "method=vera", "method.train_head=false", "train.lr=1.0"],
     "adalora": ["model=roberta_base", "task=rte", "method=adalora", "method.interval=1"],
     "full": ["model=roberta_base", "task=rte", "method=full"],
+    "decoder": ["model=auto_text", "model.tiny.family=llama", "task=rte", "method=lora"],
+    "relu": ["model=roberta_base", "task=rte", "method=lora", "++model.config.hidden_act=relu"],
+    "dropout": ["model=roberta_base", "task=rte", "method=lora", "++model.config.hidden_dropout_prob=0.3"],
     "adapter": ["model=roberta_base", "task=rte", "method=adapter_p"],
     "vblora": ["model=roberta_base", "task=rte", "method=vblora"],
     "p_tuning": ["model=roberta_base", "task=rte", "method=p_tuning"],
@@ -88,7 +93,7 @@ def own(run, folder, which="best"):
     return logits(backbone.model, model_config.modality), plain, model_config.modality
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("full", "adapter", "gpt2 ia3", *ANY_PEFT)])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("full", "adapter", "gpt2 ia3", "relu", *ANY_PEFT)])
 def test_a_lora_opens_in_plain_peft(name, runs, tmp_path, cache):
     run, _, folder = runs(name)
     lines = export(folder, tmp_path / "out", "lora", overrides=[f"cache_dir={cache}"])
@@ -98,6 +103,7 @@ def test_a_lora_opens_in_plain_peft(name, runs, tmp_path, cache):
     assert config.task_type == {"text": "SEQ_CLS", "generation": "CAUSAL_LM", "image": None}[modality]
     rank = run.method.get("rank") if "adalora" not in name else run.method["initial_rank"]
     assert config.r == (2 * rank if "gpt2" in name else rank)
+    assert ("set model.config.pad_token_id = " in (tmp_path / "out" / "README.md").read_text()) == (name == "decoder")
     before = logits(plain, modality)
     found = logits(PeftModel.from_pretrained(plain, tmp_path / "out"), modality)
     effect = (wanted - before).abs().max()
@@ -130,6 +136,21 @@ def test_a_merged_model_is_a_plain_one(name, runs, tmp_path, cache):
     assert ("bfloat16" in " ".join(lines)) == ("llama" in name)
     if run.task["name"] == "rte":
         assert merged.config.id2label == {0: "entailment", 1: "not_entailment"}
+
+
+def test_a_configuration_of_the_run_s_own_is_said_or_refused(runs, tmp_path, cache):
+    place = [f"cache_dir={cache}"]
+    for form in ("lora", "peft"):
+        with pytest.raises(NoSuchForm, match=r"model\.config\.hidden_act is the run's.*; --to merged holds it"):
+            export(runs("relu")[2], tmp_path / "relu", form, overrides=place)
+        export(runs("dropout")[2], tmp_path / form, form, overrides=place)
+        assert "| model.config | hidden_dropout_prob: 0.3 |" in (tmp_path / form / "README.md").read_text()
+    _, form = publish._exported(None, runs("relu")[2], tmp_path / "relu", None, None, None, place)
+    assert form == "merged" and "| model.config | hidden_act: relu |" in (tmp_path / "relu" / "README.md").read_text()
+    unmerged = build({**choice("method", "vblora")}, "method")
+    with pytest.raises(ConfigError, match=r"model\.config\.hidden_act .*method=vblora cannot be merged") as caught:
+        module._check(runs("relu")[0], unmerged, "peft")
+    assert not isinstance(caught.value, NoSuchForm)  # so that publish looks for no other form
 
 
 def test_a_cut_is_the_nearest_matrix_of_its_rank_and_says_what_is_lost(runs, tmp_path, cache):
@@ -177,8 +198,6 @@ def test_the_command_from_a_folder_says_whose_weights_these_are_and_no_path(runs
 
 def test_the_base_models_id_and_commit_go_along(runs, tmp_path, cache, monkeypatch):
     run, record, folder = runs("gpt2 lora")
-    from vera.trained import export as module
-
     found = module.read_record(record)
     commit = "0" * 40
     provenance = found.provenance.model_copy(update={"model_source": run.model["checkpoint"], "model_commit": commit})

@@ -18,6 +18,21 @@ from vera.nn.projection import draw, fingerprint
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 _PREFIX = "base_model.model."
+# Of PEFT's LoRA: what scales or changes an update, and the ways to begin that leave W0 as it is.
+_NOT_PLAIN = (
+    *(
+        "use_rslora",
+        "use_dora",
+        "use_qalora",
+        "use_bdlora",
+        "rank_pattern",
+        "alpha_pattern",
+        "kasa_config",
+        "monteclora_config",
+    ),
+    *("velora_config", "arrow_config", "alora_invocation_tokens", "layer_replication"),
+)
+_LEAVE_W0 = (True, False, "gaussian", "orthogonal")
 
 
 def trained_vectors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -32,11 +47,16 @@ def trained_vectors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
 def weight_differences(folder: Path) -> dict[str, Tensor]:
     """W - W0 [d_out, d_in] of every adapted matrix, by its dotted name, of a saved VeRA or LoRA adapter.
 
-    Raises AdapterError for another kind of adapter, for VeRA with unique or unequal matrices, and when the random matrices
-    drawn here are not those of the training.
+    Raises AdapterError for another kind of adapter, for a LoRA that is not W0 + alpha / r B A, for VeRA with unique or
+    unequal matrices, and when the random matrices drawn here are not those of the training.
     """
     tensors, config = _read(folder)
     if config.get("peft_type") == "LORA":
+        other = [key for key in _NOT_PLAIN if config.get(key)]
+        if config.get("init_lora_weights", True) not in _LEAVE_W0:
+            other.append("init_lora_weights")
+        if other:
+            raise AdapterError(f"{folder}: W - W0 is not alpha / r B A with {other[0]}={config[other[0]]!r}")
         names = _in_order([name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")])
         scale = config["lora_alpha"] / config["r"]
         return {name: scale * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"] for name in names}

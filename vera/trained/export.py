@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from vera.methods.peft import ADAPTER, CONFIG_FILE, WEIGHTS_FILE, PeftMethod, js
 from vera.methods.vera import Vera
 from vera.models.base import Backbone
 from vera.models.gpt2 import join_attention
+from vera.models.text import reads_last_token
 from vera.nn.inject import replace_module
 from vera.nn.linear import VeraLinear
 from vera.nn.names import inside
@@ -44,6 +46,8 @@ Form = Literal["lora", "peft", "merged"]
 CHECKPOINTS = ("best", "last")
 _TASK_TYPES = {"text": "SEQ_CLS", "generation": "CAUSAL_LM"}  # PEFT has none for images
 _PREFIX = "base_model.model."
+_MERGED = (Vera, Lora, AdaLora, IA3, Full, BitFit, Head)
+_SAME_OUTPUTS = re.compile("dropout|pdrop|layerdrop|drop_path|attn_implementation")  # of a trained model, whatever they are
 
 
 class NoSuchForm(ConfigError):
@@ -78,7 +82,7 @@ def export(
         raise ConfigError(f"{out} is there already; name a new folder")
     run = _run(record, overrides)
     method = build(run.method, "method")
-    _check(method, form)
+    _check(run, method, form)
     backbone = _load(run, record, method, folder)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +92,9 @@ def export(
     try:
         write = {"lora": _write_lora, "peft": _write_peft, "merged": _write_merged}[form]
         lines = write(run, record, backbone, method, scratch, rank)
+        if form != "merged" and component(run.model, "model").modality == "text" and reads_last_token(backbone.model):
+            pad = backbone.preprocess.pad_token_id
+            lines.append(f"scores are read at the last token before the padding: set model.config.pad_token_id = {pad}")
         write_atomic(scratch / "README.md", _readme(run, record, folder.name, form, lines))
         scratch.chmod(0o755)
         if out.exists():
@@ -159,14 +166,21 @@ def _load(run: RunConfig, record: Record, method: Method, folder: Path) -> Backb
     return backbone
 
 
-def _check(method: Method, form: Form) -> None:
-    """Raises NoSuchForm for what a method has no such form of."""
+def _check(run: RunConfig, method: Method, form: Form) -> None:
+    """Raises NoSuchForm for what a method has no such form of, ConfigError for a run that no form can hold."""
     if form == "lora" and not isinstance(method, (Vera, Lora, AdaLora)):
         raise NoSuchForm(f"method={method.name} is no low-rank update of matrices, so there is no LoRA of it")
     if form == "peft" and not isinstance(method, (Vera, PeftMethod)):
         raise NoSuchForm(f"PEFT has no format for method={method.name}")
-    if form == "merged" and not isinstance(method, (Vera, Lora, AdaLora, IA3, Full, BitFit, Head)):
+    if form == "merged" and not isinstance(method, _MERGED):
         raise NoSuchForm(f"method={method.name} adds layers of its own, which no plain model has: it cannot be merged")
+    changed = [key for key in run.model.get("config", {}) if not _SAME_OUTPUTS.search(key)]
+    if form != "merged" and changed:
+        merges = isinstance(method, _MERGED)
+        raise (NoSuchForm if merges else ConfigError)(
+            f"model.config.{changed[0]} is the run's, not its checkpoint's, which no adapter file can say, so others would "
+            f"compute something else; {'--to merged holds it' if merges else f'and method={method.name} cannot be merged'}"
+        )
 
 
 def _factors(backbone: Backbone, method: Method) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
@@ -323,6 +337,7 @@ def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: 
     rows: list[tuple[str, Any]] = [
         ("form", "; ".join(lines)),
         ("base model", f"{where}, weights with fingerprint {provenance.model_fingerprint}"),
+        ("model.config", ", ".join(f"{key}: {value}" for key, value in run.model.get("config", {}).items()) or None),
         ("run", f"{record.name} (model {record.run.model}, task {record.run.task}, method {record.run.method})"),
         ("cell", record.run.cell_id),
         ("seed", record.run.seed),
