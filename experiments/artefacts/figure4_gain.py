@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.engine import miniature
-from experiments.engine.aggregate import Summary, epoch_of, summarise
+from experiments.engine.aggregate import Summary, epoch_of, pairs, summarise
 from experiments.engine.claims import Claim, decides
 from experiments.engine.plots import PALETTE, figure, save, seeds
 from experiments.engine.published import choice
@@ -55,12 +55,10 @@ MINIATURE = Setting(
 
 
 def by_seed(records: Sequence[Record], baseline: Sequence[Record], select: str = "best") -> dict[int, float]:
-    """The formula for each seed that both have."""
-    heads = {record.run.seed: record.score(select=select) for record in baseline}
+    """The formula for each of their `pairs`, by seed."""
     return {
-        record.run.seed: 100 * (record.score(select=select) / heads[record.run.seed]) / (record.parameters.adapter / 1000)
-        for record in records
-        if record.run.seed in heads
+        record.run.seed: 100 * (record.score(select=select) / head.score(select=select)) / (record.parameters.adapter / 1000)
+        for record, head in pairs(records, baseline)
     }
 
 

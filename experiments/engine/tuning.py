@@ -20,7 +20,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from experiments.engine.aggregate import Summary, summarise
+from experiments.engine.aggregate import Summary, of_records, summarise, unlike
 from experiments.engine.render import Table, interval, number
 from experiments.engine.sweeps import read_sweep
 from vera.config import GROUPS, RunConfig, choices, conf_file, explain, fields, marks, own_conf, recipe
@@ -306,7 +306,7 @@ def _tried(trial: Trial, run: RunConfig, seeds: Sequence[int]) -> Tried:
         return Tried(trial, run, records)
     # The validation rows' best epoch, whatever the record says of test rows.
     values = [-math.inf if r.collapsed else r.scores.best.metrics[r.scores.primary] for r in records]
-    return Tried(trial, run, records, summarise([value for value in values if value is not None]))
+    return Tried(trial, run, records, of_records(summarise([value for value in values if value is not None]), records))
 
 
 def _halve(search: Search, trials: list[Trial], compute: Compute) -> list[Tried]:
@@ -433,6 +433,8 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
     if (lacking := missing(tried, search)) > 0:
         more = " and what follows from them" if search.sampler == "tpe" or search.steps[1:] else ""
         return [*said, f"{lacking} runs are missing{more}; nothing is chosen yet."]
+    if apart := _apart(tried):
+        return [*said, f"The trials are not like with like, in {', '.join(apart)}; nothing is chosen."]
     best = tried[0]
     rung = [found for found in tried if found.trial.steps == best.trial.steps]
     for index, found in enumerate(search.axes):
@@ -447,6 +449,10 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
     if best.summary is not None and best.summary.median == -math.inf:
         said.append("Every trial has collapsed: nothing is chosen.")
     return said
+
+
+def _apart(tried: Sequence[Tried]) -> list[str]:
+    return unlike([record for found in tried for record in found.records])
 
 
 def _edge(value: str, values: Sequence[str]) -> str | None:
@@ -490,7 +496,7 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path | None = None
     Raises ConfigError for a recipe that is written by hand, and where there is nothing to choose.
     """
     run, best = search.base, tried[0]
-    if missing(tried, search) or best.summary is None or best.summary.median == -math.inf:
+    if missing(tried, search) or _apart(tried) or best.summary is None or best.summary.median == -math.inf:
         raise ConfigError(f"no setting is chosen: {remarks(tried, search)[-1]}")
     if run.task.get("synthetic") or run.model.get("size") == "tiny":
         raise ConfigError("a rehearsal's tiny models and synthetic rows choose no setting; no recipe is written")
