@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,18 @@ def compose_lasting(overrides: Sequence[str] = ()) -> tuple[RunConfig, bool]:
     texts = [*overrides, *(text for _, text in _texts(OmegaConf.to_container(cfg, resolve=False)))]
     changing = {found for text in texts for found in _RESOLVER.findall(text)} - _PURE
     return run, not changing and all(dotted.partition(".")[0] in GROUPS[:3] for dotted in following)
+
+
+def compose_on(overrides: Sequence[str], values: Mapping[str, Any]) -> RunConfig:
+    """The run of these overrides where `values`, as a yaml of the method's recipe has them, are the last word. Raises
+    ConfigError."""
+    try:
+        cfg = _compose(overrides)
+        with open_dict(cfg):
+            cfg.merge_with(dict(values))
+        return _checked(cfg, overrides)[0]
+    except _COMPOSING as error:
+        raise ConfigError(explain(error)) from None
 
 
 def resolve(entry: str, overrides: Sequence[str]) -> dict[str, Any]:
