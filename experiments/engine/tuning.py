@@ -228,9 +228,14 @@ def _may_hold_out(task: str) -> bool:
     """Whether a task takes a fraction of its training rows for validation, and has no validation rows beside a test set."""
     name = task.partition("=")[2]
     settings = yaml.safe_load(conf_file("task", name).read_text(encoding="utf-8")) if name in choices("task") else {}
-    if {"validation", "test"} <= (settings.get("files") or settings.get("splits") or {}).keys():
+    if _three_splits(settings):
         return False
     return "anyOf" in fields(settings, "task").get("validation", {}) if "_target_" in settings else True
+
+
+def _three_splits(task: Mapping[str, Any]) -> bool:
+    """Whether a task's own validation rows are apart from its test rows."""
+    return {"validation", "test"} <= (task.get("files") or task.get("splits") or {}).keys()
 
 
 def _check(search: Search, results: Path) -> None:
@@ -427,8 +432,7 @@ def chosen_on(tried: Sequence[Tried], search: Search) -> str:
     task = search.base.task
     if task.get("validation", "dev") != "dev":
         return f"{task['primary']} on {task['validation']:g} of the training rows, held out"
-    records = [record for found in tried for record in found.records]
-    if records and all(record.scores.test is not None for record in records):
+    if _three_splits(task):
         return f"{task['primary']} on the data's own validation rows, beside its test set"
     return f"{task['primary']} on the task's validation rows (task.validation=dev: of two splits, the reported one)"
 

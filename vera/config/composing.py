@@ -390,6 +390,9 @@ def explain(error: Exception) -> str:
         if leaf in choices_groups() and not parent:
             return f"{key}: no such choice; allowed: {', '.join(choices(leaf))}"
         return f"{key} is not a key of the configuration; {_allowed(parent)}"
+    there = re.search(r"An item is already at '([^']+)'", text)
+    if there:
+        return f"{there.group(1)} has a value in the yaml already: give it without the +"
     launcher = re.search(r"(?:'hydra_plugins\.hydra_|Could not find 'hydra/launcher/)(joblib|submitit|ray)", text)
     if launcher:
         extra = {"submitit": "slurm"}.get(launcher.group(1), launcher.group(1))
