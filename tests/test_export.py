@@ -219,7 +219,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tmp_path, cache):
     refused(ConfigError, "full is there already", folder, tmp_path / "full", "lora")
     refused(ConfigError, "is the last epoch, not the best one", folder / "last", out, "lora", checkpoint="best")
     refused(RecordError, "no record of the run .* --results DIR", folder, out, "lora", results=tmp_path / "empty")
-    refused(ModelError, "holds no trained weights; was the run made with train.save=true", record, out, "lora", work=tmp_path)
+    refused(ModelError, "holds no trained weights; was it made with train.save=true", record, out, "lora", work=tmp_path)
     refused(ConfigError, "no LoRA of it", runs("full")[2], out, "lora")
     refused(ConfigError, "PEFT has no format for method=full", runs("full")[2], out, "peft")
     refused(ConfigError, "adds layers of its own.*cannot be merged", runs("adapter")[2], out, "merged")

@@ -50,7 +50,12 @@ MINIATURE = Setting(
     miniature.OVERRIDES,
     choice("figure4", "head", "mini"),
     {label: choice("figure4", m, "mini") for label, m in (("Full", "full"), ("LoRA r=8", "lora"), ("VeRA r=256", "vera"))},
-    [miniature.NOTE, miniature.SCORE, miniature.ALIKE],
+    [
+        miniature.NOTE,
+        miniature.SCORE,
+        miniature.ALIKE,
+        "Head alone: with VeRA's rate for the head, as in the paper; the digits table has it at the rate searched for it.",
+    ],
 )
 
 
