@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.conftest import REHEARSAL, ROOT
 from vera.commands import run as command_line
 from vera.config import build, choice
 from vera.config import compose as compose_run
+from vera.config.paths import work_of
 from vera.errors import ConfigError, ModelError, RecordError
 from vera.records.store import Store
 from vera.run import execute
@@ -238,7 +240,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tmp_path, cache):
     refused(ConfigError, "full is there already", folder, tmp_path / "full", "lora")
     refused(ConfigError, "is the last epoch, not the best one", folder / "last", out, "lora", checkpoint="best")
     refused(RecordError, "no record of the run .* --results DIR", folder, out, "lora", results=tmp_path / "empty")
-    refused(ModelError, "holds no trained weights; was the run made with train.save=true", record, out, "lora", work=tmp_path)
+    refused(ModelError, "holds no trained weights; was it trained with train.save=true", record, out, "lora", work=tmp_path)
     refused(ConfigError, "no LoRA of it", runs("full")[2], out, "lora")
     refused(ConfigError, "PEFT has no format for method=full", runs("full")[2], out, "peft")
     refused(ConfigError, "adds layers of its own.*cannot be merged", runs("adapter")[2], out, "merged")
@@ -253,3 +255,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tmp_path, cache):
     weights.write_bytes(weights.read_bytes()[:200])
     before = list(tmp_path.iterdir())
     refused(ModelError, "holds the weights of another run", record, out, "lora", work=tmp_path / "work")
+
+
+def test_the_work_folder_of_a_results_folder(tmp_path, monkeypatch):
+    """As the runs had it: relative results below work/, absolute ones with their work below; named absolutely later as well."""
+    monkeypatch.chdir(tmp_path)
+    assert work_of("results") == Path("work/results")
+    assert work_of(tmp_path / "results") == tmp_path / "results" / "work"
+    (tmp_path / "work" / "results").mkdir(parents=True)
+    assert work_of(tmp_path / "results") == tmp_path / "work" / "results"
+    (tmp_path / "results" / "work").mkdir(parents=True)
+    assert work_of(tmp_path / "results") == tmp_path / "results" / "work"

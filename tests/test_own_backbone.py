@@ -206,3 +206,18 @@ def test_the_command_prints_what_it_would_adapt_and_a_yaml_that_works(folders, c
         command.look("nobody/nothing", "text", "mine")
     with pytest.raises(ConfigError, match=r"model\.checkpoint: .* got '/nowhere/at/all'"):
         command.look("/nowhere/at/all", "text", "mine")
+
+
+def test_an_encoder_is_no_language_model_unless_it_is_made_causal(cache, tmp_path):
+    """transformers gives one with the attention of an encoder, which sees what it is to predict."""
+    torch.manual_seed(0)
+    t.AutoModelForCausalLM.from_config(FAMILIES["bert"]).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"bert is an encoder, .* model\.config\.is_decoder=true makes it causal"):
+        loaded(tmp_path, cache, "auto_causal")
+    with pytest.raises(ModelError, match="bert is an encoder"):
+        command.look(str(tmp_path), "causal", "mine")
+    _, backbone = loaded(tmp_path, cache, "auto_causal", config={"is_decoder": True})
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 9]])
+    logits = backbone.model.eval()(input_ids=ids).logits
+    torch.testing.assert_close(logits[0, :2], logits[1, :2])  # what follows changes nothing

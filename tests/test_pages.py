@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vera.config import choices
 from vera.config.composing import compose
 
 ROOT = Path(__file__).parent.parent
@@ -50,12 +51,24 @@ def test_the_readme_is_short_and_every_page_is_in_the_site():
 @pytest.mark.parametrize("page", ["README.md", "docs/runs.md", "docs/offline.md"])
 def test_the_commands_for_runs_compose(page):
     """The first run of each: of several values the first; with what stands for a path of the reader's own."""
-    commands = re.findall(r"^    python scripts/train\.py (.*?)(?: {2,}#.*)?$", prose(ROOT / page), re.MULTILINE)
+    text = prose(ROOT / page)
+    for made in re.findall(r"make task NAME=(\w+)", text):  # by the reader, just above
+        text = text.replace(f"task={made} ", "task=sick ")
+    commands = re.findall(r"^    python scripts/train\.py (.*?)(?: {2,}#.*)?$", text, re.MULTILINE)
     assert commands
     for command in commands:
         words = [word for word in command.split() if "=" in word and not word.startswith(("sweep=", "hydra"))]
         run = compose([re.sub(r"=(\w+),.*", r"=\1", word) for word in words])
         assert run.cell_id
+
+
+def test_what_make_task_is_shown_to_write_is_not_there_and_records_that_are_named_are():
+    for page in PAGES:
+        text = prose(page)
+        for made in re.findall(r"make task NAME=(\w+)", text):
+            assert made not in choices("task"), f"{page.name}: {made}"
+        for named in re.findall(r"results/runs/[a-z]\w*--[\w-]+\.json", text):
+            assert (ROOT / named).is_file(), f"{page.name}: {named}"
 
 
 def test_the_site_builds_and_every_link_of_it_is_found(tmp_path):

@@ -59,14 +59,6 @@ def test_a_disturbed_machine_has_no_front_of_seconds_and_a_cpu_none_of_memory():
     assert any("No front of seconds: vera took over" in note for note in table.notes)
 
 
-def test_seconds_of_unlike_threads_are_not_compared():
-    other = [json.loads(item.to_json()) for item in runs("vera", 0.8, 3_000, 2.0)]
-    other = [Record.model_validate({**raw, "cost": {**raw["cost"], "threads": 8}}) for raw in other]
-    table = pareto.table(Asked(by_cell(*runs("head", 0.5, 0, 1.0), *other)), "digits_vit", "digits", "x")
-    assert [row[-1] for row in table.rows] == ["trained", "trained"]
-    assert any("unlike machines or threads" in note for note in table.notes)
-
-
 def test_methods_are_compared_over_the_seeds_that_all_have():
     uneven = [*runs("head", 0.5, 0, 1.0, seeds=3), *runs("vera", 0.8, 3_000, 2.0)]
     assert [row[2] for row in pareto.table(Asked(by_cell(*uneven)), "digits_vit", "digits", "x").rows] == ["3", "3"]

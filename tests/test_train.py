@@ -34,6 +34,14 @@ def fit(compose, tmp_path):
     return run
 
 
+def test_a_record_names_the_code_that_it_began_with(compose, monkeypatch):
+    """Commits may come while it trains."""
+    sha, whole = ["a" * 40], Loop.fit
+    monkeypatch.setattr("vera.run.code", lambda: {"git_sha": sha[0], "git_dirty": False, "versions": {}})
+    monkeypatch.setattr(Loop, "fit", lambda loop: (sha.__setitem__(0, "b" * 40), whole(loop)))
+    assert execute(compose()).provenance.git_sha == "a" * 40
+
+
 def trained(loop):
     return loop.method.trained(loop.backbone)
 

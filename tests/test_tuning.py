@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from tests.conftest import REHEARSAL
 from tests.test_experiments import record
 from vera.commands import run as command
 from vera.errors import ConfigError
+from vera.io.files import write_atomic
 from vera.records.record import Record
 from vera.records.store import Store
 
@@ -86,6 +88,9 @@ def test_ranges_and_lists():
         (["train.save=true,false"], {}, "make the same run"),
         (["task=rte,stsb"], {}, "task is not a setting to be chosen"),
         (["task.validation=0.1,0.2"], {}, r"task\.validation is not a setting"),
+        (["task.max_length=32,64"], {}, r"task\.max_length is not a setting"),
+        (["train.warmup_ratio=0..1:3"], {}, r"there are 2 whole numbers; bounds with a point"),
+        (["train.lr=1,2", "task=sick.v2"], {}, r"sick\.v2: a recipe keeps what is chosen by the task's name"),
         (["seed=1,2"], {}, "given with --seeds"),
         (["train.lr=1,2", "task.validation=test"], {}, r"^task\.validation: input should be 'dev'"),
         (["train.lr=1,2"], {"seeds": (3, 100)}, "--seeds 3: tables report this seed"),
@@ -192,7 +197,7 @@ def test_the_recipe_gets_a_cell_and_other_tasks_keep_what_they_have(search, tmp_
     folder.mkdir()
     path, text = tuning.recipe_of(tried, asked, folder)
     assert path == folder / "vera_minilm.yaml" and not path.exists()
-    tuning.write(path, text)
+    write_atomic(path, text)
     held = yaml.safe_load(text)
     source = held["tuned"]["stsb"].pop("source")
     assert held["defaults"] == ["vera_minilm", "_self_"] and held["tuned"] == {  # on the recipe that there is
@@ -216,6 +221,36 @@ def test_the_recipe_gets_a_cell_and_other_tasks_keep_what_they_have(search, tmp_
     )
     _, more = tuning.recipe_of(tuning.carry_out(other, computing()[0]), other, folder)
     assert resolved(more, "stsb") == (0.01, 0.1) and resolved(more, "rte") == (0.1, 0.1)
+
+
+def test_a_second_search_of_a_task_keeps_what_the_first_has_chosen(search, tmp_path):
+    """Key by key: the trials of the second had the first one's choice, so its recipe has both."""
+    first = search("train.lr=1e-4..1e-1:log:4", "train.clip=0.5")
+    write_atomic(*tuning.recipe_of(tuning.carry_out(first, computing()[0]), first, tmp_path))
+    second = search("train.head_lr=0.1,0.2", "train.lr=0.01", "train.clip=0.5")
+    for asked in (second, replace(second, fixed=tuple(word for word in second.fixed if not word.startswith("train.lr")))):
+        tried = tuning.carry_out(asked, computing(lambda run: run.train.head_lr)[0])
+        if asked is second:
+            _, text = tuning.recipe_of(tried, asked, tmp_path)
+            cell = yaml.safe_load(text)["tuned"]["stsb"]
+            assert cell["train"] == {"clip": 0.5, "lr": 0.01, "head_lr": 0.2} and "earlier" not in cell["source"]
+        else:  # these trials had the recipe's own rate, not the chosen one, which nobody has tried with this head_lr
+            with pytest.raises(ConfigError, match=r"train\.lr=0\.01 where the best trial has 0\.03; nothing"):
+                tuning.recipe_of(tried, asked, tmp_path)
+
+
+def test_what_an_earlier_search_chose_stays_with_its_source(search, tmp_path, monkeypatch):
+    held = {
+        "defaults": ["vera_minilm", "_self_"],
+        "tuned": {"stsb": {"method": {"d_init": 0.1}, "source": {"search": "first"}}},
+    }
+    held["method"] = {"d_init": "${oc.select:tuned.${task.name}.method.d_init,0.1}"}
+    write_atomic(tmp_path / "vera_minilm.yaml", yaml.safe_dump(held))
+    asked = search("train.lr=0.01,0.1")
+    _, text = tuning.recipe_of(tuning.carry_out(asked, computing()[0]), asked, tmp_path)
+    cell = yaml.safe_load(text)["tuned"]["stsb"]
+    assert cell["train"] == {"lr": 0.01} and cell["method"] == {"d_init": 0.1}
+    assert cell["source"]["earlier"] == {"search": "first"} and cell["source"]["seeds"] == [100, 101]
 
 
 def test_a_recipe_by_hand_and_a_search_without_an_end_stay_as_they_are(search, tmp_path):

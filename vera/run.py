@@ -183,7 +183,7 @@ def _load(run: RunConfig, shared: bool = False) -> tuple[Backbone, Task]:
 
 def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: Processes) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
-    started = now()
+    started, ran = now(), code()  # as it is now: commits may come while it trains
     tracker = build(run.tracker, "tracker") if processes.main else NoTracker()
     tracker.check()
     with interrupt.immediate():
@@ -216,7 +216,7 @@ def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: P
         provenance={
             "started": started,
             "finished": now(),
-            **code(),
+            **ran,
             "model_source": backbone.source,
             "model_commit": backbone.commit,
             "model_fingerprint": backbone.fingerprint,

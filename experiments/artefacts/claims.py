@@ -7,7 +7,7 @@ from experiments.engine.aggregate import PAPER_SEEDS
 from experiments.engine.claims import evidence, stated
 from experiments.engine.render import Table
 from experiments.engine.rows import Asked
-from experiments.engine.verdicts import LEVEL, verdict
+from experiments.engine.verdicts import LEVEL, LOOK_LEVEL, verdict
 
 TAKES = ("results",), "each claim has its own runs and statistics"
 
@@ -39,9 +39,10 @@ def build(asked: Asked) -> list[Table]:
     notes = [
         "Verdicts: supported, not supported, undecided, not run, supported in miniature only. The line shown is the one that "
         "the verdict rests on; claims_evidence has all of them.",
-        "Differences are the first minus the second, mean over pairs of one seed with Student's 90% interval, which fits "
-        f"one-sided tests at {LEVEL:.0%}. A claim about several cells needs all of them (largest p) and falls with one "
-        f"(smallest p times their number). It takes {PAPER_SEEDS} pairs to decide.",
+        "Differences are the first minus the second, mean over pairs of one seed with the Student's interval that fits the "
+        f"one-sided test: {1 - 2 * LEVEL:.0%} at {LEVEL:.0%}, {1 - 2 * LOOK_LEVEL:.1%} for a look at {LOOK_LEVEL:g}. A claim "
+        "about several cells needs all of them (largest p) and falls with one (smallest p times their number). It takes "
+        f"{PAPER_SEEDS} pairs to decide.",
         "Five pairs cannot give less than p = 0.0625 under sign flips, which assume nothing about the distribution; Student's "
         "test assumes normal differences.",
         "Verdicts are not corrected for the number of claims: of twenty that are false one would pass. The margins of what "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.engine import miniature
-from experiments.engine.aggregate import common, paired, sources, summarise, summarise_records
+from experiments.engine.aggregate import common, paired, sources, summarise, summarise_records, unlike
 from experiments.engine.plots import PALETTE, figure, save, seeds
 from experiments.engine.render import Table, signed
 from experiments.engine.rows import Asked, Entry, alike, n, over_seeds, rows, scores, trained
@@ -57,6 +57,8 @@ def verdict(found: dict[str, Sequence[Record]]) -> str:
     """The demo's promise, in one honest sentence."""
     if not (found["lora"] and found["vera"]):
         return "VeRA and LoRA cannot be compared yet: runs are missing."
+    if apart := unlike([*found["lora"], *found["vera"]]):
+        return f"VeRA and LoRA are not compared: their runs differ in {', '.join(apart)}."
     lora, vera = (summarise_records(found[method]) for method in ("lora", "vera"))
     if vera.collapsed or lora.collapsed:
         return f"VeRA and LoRA are not compared: {vera.collapsed} and {lora.collapsed} of their seeds have collapsed."
@@ -81,7 +83,7 @@ def compare(mine: dict[str, Sequence[Record]], committed: dict[str, Sequence[Rec
     ]
     different = bool(lines)
     for method, label in METHODS.items():
-        ours, theirs = common(mine[method], committed[method])
+        ours, theirs = common(mine[method], committed[method], compared=False)  # the first lines say what is unlike
         if not ours:
             lines.append(f"{label}: nothing to compare with")
             continue

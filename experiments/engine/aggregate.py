@@ -18,6 +18,9 @@ from vera.records.record import Record
 
 PAPER_SEEDS = 5
 
+COMPARED = ("backbone", "data", "version")  # what runs have in common whose scores are compared; version: of model and task
+WORKED = ("device", "processes", "precision")  # and those whose memory is; for seconds also the threads
+
 Cells = Mapping[str, list[Record]]  # by cell_id, each list by seed
 
 
@@ -89,7 +92,7 @@ def summarise_records(records: Sequence[Record], metric: str | None = None, sele
 
     Raises RecordError when a record lacks the metric.
     """
-    return _of_records(summarise([record.score(metric, select) for record in records]), records)
+    return of_records(summarise([record.score(metric, select) for record in records]), records)
 
 
 def summarise_cost(records: Sequence[Record], field: str) -> Summary | None:
@@ -97,24 +100,54 @@ def summarise_cost(records: Sequence[Record], field: str) -> Summary | None:
     values = [getattr(record.cost, field) for record in records]
     if not values or None in values:
         return None
-    return _of_records(summarise(values), records)
+    return of_records(summarise(values), records)
 
 
-def _of_records(summary: Summary, records: Sequence[Record]) -> Summary:
-    return replace(summary, mixed=_mixed(records), cell=records[0].run.cell_id)
+def of_records(summary: Summary, records: Sequence[Record]) -> Summary:
+    """The summary of values of these records of one cell, with what they should have in common and do not."""
+    mixed = tuple(name for name, found in sources(records).items() if len(found) > 1)
+    return replace(summary, mixed=mixed, cell=records[0].run.cell_id)
 
 
-def _mixed(records: Sequence[Record]) -> tuple[str, ...]:
-    return tuple(name for name, found in sources(records).items() if len(found) > 1)
+def sources(records: Sequence[Record], names: Sequence[str] = ("backbone", "data", "precision")) -> dict[str, set[str]]:
+    """What runs should have in common, and all values of it that these have."""
+    return {name: {_made_with(record)[name] for record in records} for name in names}
 
 
-def sources(records: Sequence[Record]) -> dict[str, set[str]]:
-    """What runs that are compared should have in common, and all values of it that these have."""
+def _made_with(record: Record) -> dict[str, str]:
+    source, cost, config = record.provenance, record.cost, record.run.config
     return {
-        "backbone": {record.provenance.model_fingerprint for record in records},
-        "data": {record.provenance.data_fingerprint for record in records},
-        "precision": {record.cost.precision for record in records},
+        "backbone": source.model_fingerprint,
+        "data": source.data_fingerprint,  # a task's, not of the rows that a seed draws from it
+        "version": ", ".join(f"{group} {config[group].get('version')}" for group in ("model", "task")),
+        "device": cost.device,
+        "processes": str(cost.processes),
+        "precision": cost.precision,
+        "threads": str(cost.threads),
     }
+
+
+def unlike(records: Sequence[Record], names: Sequence[str] = COMPARED) -> list[str]:
+    """For each of these names in which records of one model and task differ: the name, each value, and the methods with it."""
+    found = []
+    for name in names:
+        whose: dict[str, set[str]] = {}
+        for record in records:
+            whose.setdefault(_made_with(record)[name], set()).add(record.run.method)
+        if len(whose) > 1:
+            values = "; ".join(f"{value}: {', '.join(sorted(methods))}" for value, methods in sorted(whose.items()))
+            found.append(f"{name} ({values})")
+    return found
+
+
+def pairs(ours: Sequence[Record], others: Sequence[Record], compared: bool = True) -> list[tuple[Record, Record]]:
+    """The runs of each seed that both sides have; with `compared` those alone that are not `unlike`.
+
+    Runs of one seed share training rows, data order and the head's initial weights, which is why pairs say more.
+    """
+    by_seed = {record.run.seed: record for record in others}
+    both = [(record, by_seed[record.run.seed]) for record in ours if record.run.seed in by_seed]
+    return [pair for pair in both if not (compared and unlike(pair))]
 
 
 @dataclass(frozen=True)
@@ -189,14 +222,10 @@ def _mean_difference(ours, others, axis):
 
 
 def common(
-    ours: Sequence[Record], others: Sequence[Record], metric: str | None = None, select: str = "best"
+    ours: Sequence[Record], others: Sequence[Record], metric: str | None = None, select: str = "best", compared: bool = True
 ) -> tuple[list[float], list[float]]:
-    """The scores of both sides over the seeds that both have.
-
-    Runs of one seed share training rows, data order and the head's initial weights, which is why pairs say more.
-    """
-    by_seed = {record.run.seed: record for record in others}
-    both = [record for record in ours if record.run.seed in by_seed]
-    if any(record.collapsed or by_seed[record.run.seed].collapsed for record in both):
+    """The scores of both sides over their `pairs`."""
+    both = pairs(ours, others, compared)
+    if any(record.collapsed for pair in both for record in pair):
         return [], []  # a mean over the survivors would flatter
-    return [r.score(metric, select) for r in both], [by_seed[r.run.seed].score(metric, select) for r in both]
+    return [our.score(metric, select) for our, _ in both], [other.score(metric, select) for _, other in both]

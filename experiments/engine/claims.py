@@ -14,6 +14,7 @@ from typing import Literal
 import yaml
 
 from experiments.engine import accounting, registry
+from experiments.engine.aggregate import pairs
 from experiments.engine.published import FOLDER, Row, load
 from experiments.engine.render import DASH
 from experiments.engine.rows import Asked
@@ -99,15 +100,14 @@ def fewer(factors: Mapping[str, float], table: str) -> Line:
 def by_seed(
     asked: Asked, ours: Sequence[str], others: Sequence[str], metric: str | None = None, select: str = "best"
 ) -> dict[int, float]:
-    """Ours minus others for every seed that both have, of the records with this metric."""
+    """Ours minus others for each of their `pairs`, by seed, of the records with this metric."""
     sides = []
     for overrides in (ours, others):
         found = asked.records(overrides)
-        scored = [r for r in found if (metric or r.scores.primary) in r.reported(select)]
-        if any(record.collapsed for record in scored):
-            return {}  # what the survivors say would flatter
-        sides.append({record.run.seed: record.score(metric, select) for record in scored})
-    return {seed: value - sides[1][seed] for seed, value in sides[0].items() if seed in sides[1]}
+        sides.append([r for r in found if (metric or r.scores.primary) in r.reported(select)])
+    if any(record.collapsed for side in sides for record in side):
+        return {}  # what the survivors say would flatter
+    return {our.run.seed: our.score(metric, select) - other.score(metric, select) for our, other in pairs(*sides)}
 
 
 def mean_over(found: Iterable[dict[int, float]]) -> list[float]:

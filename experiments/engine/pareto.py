@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.engine import plots
-from experiments.engine.aggregate import Summary, summarise_cost
+from experiments.engine.aggregate import WORKED, Summary, summarise_cost, unlike
 from experiments.engine.render import DASH, INTERVAL, Table, interval
-from experiments.engine.rows import Asked, Entry, alike, n, over_seeds, trained
+from experiments.engine.rows import Asked, Entry, alike, n, over_seeds, trained, unlike_notes
 from vera.config import choices
 from vera.errors import ConfigError
+from vera.records.record import Record
 
 COSTS = {"Trained": "Trained parameters (without the head)", "Memory": "Peak GPU memory (MiB)", "Seconds": "Seconds a run"}
 MIB = 2**20
@@ -51,17 +52,35 @@ def front(points: Sequence[tuple[float, float]]) -> set[int]:
 
 
 def fronts(found: Sequence[Entry]) -> dict[str, set[int]]:
-    """For each cost that every entry has, which entries are on its front by their medians; a collapsed one never is."""
+    """For each cost that every entry has, and that is not barred, which entries are on its front by their medians; a collapsed
+    one never is."""
     scores = [entry.summary().centre(entry.stat) for entry in found]
-    made = {}
-    for which in COSTS:
-        if which == "Seconds" and (restless(found) or len(_machines(found)) > 1):
-            continue
+    made, without = {}, barred(found)
+    for which in (name for name in COSTS if name not in without):
         values = [cost(entry, which) for entry in found]
         if found and None not in values:
             pairs = [(value or 0.0, score) for value, score in zip(values, scores, strict=True)]
             made[which] = {index for index in front(pairs) if math.isfinite(scores[index])}
     return made
+
+
+def barred(found: Sequence[Entry]) -> dict[str, str]:
+    """The costs of which no front can be drawn, and why."""
+    records = _records(found)
+    if unlike(records):
+        return dict.fromkeys(COSTS, "No front: the scores are not like with like.")
+    if work := unlike(records, WORKED):
+        return dict.fromkeys(("Memory", "Seconds"), f"No front of memory and seconds: the runs differ in {', '.join(work)}.")
+    if disturbed := restless(found):
+        names = ", ".join(entry.labels[0] for entry in disturbed)
+        times = f"{names} took over {CALM} times as long with one seed as with another"
+        return {"Seconds": f"No front of seconds: {times}: the machine had other work."}
+    threads = unlike(records, ["threads"])
+    return {"Seconds": f"No front of seconds: the runs differ in {threads[0]}."} if threads else {}
+
+
+def _records(found: Sequence[Entry]) -> list[Record]:
+    return [record for entry in found for record in entry.records]
 
 
 def restless(found: Sequence[Entry]) -> list[Entry]:
@@ -70,7 +89,7 @@ def restless(found: Sequence[Entry]) -> list[Entry]:
 
 
 def _machines(found: Sequence[Entry]) -> list[str]:
-    return sorted({f"{r.cost.device}, {r.cost.threads} threads" for entry in found for r in entry.records})
+    return sorted({f"{r.cost.device}, {r.cost.threads} threads" for r in _records(found)})
 
 
 def _took(entry: Entry) -> tuple[float, float]:
@@ -98,14 +117,9 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
         f"Seconds: training and evaluation, median and range over seeds, on {'; '.join(devices) or 'nothing yet'}. Memory is "
         "the GPU allocator's peak; a CPU has none.",
         "Over the seeds that all rows have.",
+        *dict.fromkeys(barred(found).values()),
+        *unlike_notes(_records(found)),
     ]
-    if disturbed := restless(found):
-        notes.append(
-            f"No front of seconds: {', '.join(entry.labels[0] for entry in disturbed)} took over {CALM} times as long with "
-            "one seed as with another: the machine had other work."
-        )
-    elif len(devices) > 1:
-        notes.append("No front of seconds: the methods ran on unlike machines or threads.")
     return Table(name, f"What a score costs: {task} with {model}", columns, lines, notes)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.engine.aggregate import summarise_records
 from experiments.engine.published import Statistic
 from experiments.engine.render import DASH, Table, number
-from experiments.engine.rows import OVER_SEEDS, epoch_of
+from experiments.engine.rows import OVER_SEEDS, epoch_of, unlike_notes
 from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.records.frame import leaves, varying
@@ -56,7 +56,7 @@ def pivot(
     titles = [", ".join(part) for part in heads] if columns else [metric or "score"]
     what = metric or "each task's first metric"
     epoch = f"at the {epoch_of(stat)} epoch; test rows where a record has them"
-    notes = [f"{OVER_SEEDS[stat].capitalize()} ± standard deviation of {what} x 100, {epoch}."]
+    notes = [f"{OVER_SEEDS[stat].capitalize()} ± standard deviation of {what} x 100, {epoch}.", *unlike_notes(chosen)]
     title = f"{', '.join(rows)} by {', '.join(columns)}" if columns else ", ".join(rows)
     return Table("pivot", title + (f" where {' '.join(where)}" if where else ""), [*rows, *titles], made, notes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from experiments import ARTEFACTS
 from experiments.engine import published
 from experiments.engine.comparison import compare
 from experiments.engine.render import Table
-from experiments.engine.rows import Asked
+from experiments.engine.rows import Asked, unlike_notes
 
 EVERY = ("results", "with", "stat")  # options of scripts/tables.py that change what is shown
 
@@ -43,7 +43,17 @@ def artefact(name: str) -> Artefact:
     """One of `names()`; imports its module and no other. A module without `build` adds claims to a published table."""
     module = importlib.import_module(f"experiments.artefacts.{name}") if name in _modules() else None
     build = getattr(module, "build", partial(compare, name))
-    return Artefact(build, getattr(module, "draw", None), *getattr(module, "TAKES", (EVERY,)))
+    return Artefact(partial(_noting, build), getattr(module, "draw", None), *getattr(module, "TAKES", (EVERY,)))
+
+
+def _noting(build: Callable[[Asked], list[Table]], asked: Asked) -> list[Table]:
+    """The tables, which say so where the records they were made from are not alike."""
+    asked = replace(asked, shown={})
+    tables = build(asked)
+    notes = unlike_notes(record for records in asked.shown.values() for record in records)
+    for table in tables:
+        table.notes = [*table.notes, *(note for note in notes if note not in table.notes)]
+    return tables
 
 
 def load_all() -> None:

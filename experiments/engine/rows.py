@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from experiments import RESULTS
 from experiments.engine.aggregate import (
+    COMPARED,
     Cells,
     Summary,
     cell_records,
@@ -16,6 +17,7 @@ from experiments.engine.aggregate import (
     paired,
     summarise,
     summarise_records,
+    unlike,
 )
 from experiments.engine.published import Statistic
 from experiments.engine.render import DASH, INTERVAL, interval, number, signed
@@ -28,13 +30,15 @@ OVER_SEEDS = {"median": "median over seeds", "mean": "mean over seeds", "last": 
 class Asked:
     """What scripts/tables.py was asked for.
 
-    overrides: apply to every run (--with); stat: None for the artefact's own; results: the folder of records and measurements.
+    overrides: apply to every run (--with); stat: None for the artefact's own; results: the folder of records and measurements;
+    shown: the records that were taken, by their overrides.
     """
 
     cells: Cells
     overrides: Sequence[str] = ()
     stat: Statistic | None = None
     results: Path = RESULTS
+    shown: dict[tuple[str, ...], list[Record]] = field(default_factory=dict, repr=False)
     _found: dict[tuple[str, ...], list[Record]] = field(default_factory=dict, repr=False)
 
     def records(self, overrides: Sequence[str]) -> list[Record]:
@@ -42,6 +46,7 @@ class Asked:
         key = (*overrides, *self.overrides)
         if key not in self._found:
             self._found[key] = cell_records(self.cells, key)
+        self.shown[key] = self._found[key]
         return self._found[key]
 
     def entry(self, labels: Sequence[str], overrides: Sequence[str], **shown) -> Entry:
@@ -85,6 +90,19 @@ def alike(entries: Sequence[Entry]) -> list[Entry]:
     seeds = [{record.run.seed for record in entry.records} for entry in entries if entry.records]
     shared = set.intersection(*seeds) if seeds else set()
     return [replace(entry, records=[record for record in entry.records if record.run.seed in shared]) for entry in entries]
+
+
+def unlike_notes(records: Iterable[Record]) -> list[str]:
+    """A note for each model and task whose records among these were not made alike."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.run.model, record.run.task), []).append(record)
+    return [
+        f"Not like with like on {model}, {task}: {', '.join(found)}. No front and no difference is taken over unlike "
+        "backbones, data or versions."
+        for (model, task), of in sorted(groups.items())
+        if (found := unlike(of, (*COMPARED, "precision")))
+    ]
 
 
 Column = Callable[[Entry], str]

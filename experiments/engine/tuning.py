@@ -6,10 +6,11 @@ same search over the same records proposes the same trials, and one that was int
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,14 +21,14 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from experiments.engine.aggregate import Summary, summarise
+from experiments.engine.aggregate import Summary, of_records, summarise, unlike
 from experiments.engine.render import Table, interval, number
 from experiments.engine.sweeps import read_sweep
 from vera.config import GROUPS, RunConfig, choices, conf_file, explain, fields, marks, own_conf, recipe
-from vera.config.composing import variant, written
+from vera.config.composing import compose_on, variant, written
+from vera.config.identity import hashed
 from vera.config.memory import composed
 from vera.errors import ConfigError
-from vera.io.files import write_atomic
 from vera.records.record import Record
 from vera.records.store import Store
 
@@ -95,7 +96,11 @@ def _range(key: str, text: str, first: str, last: str, options: list[str]) -> Ax
     if int(counts[0]) < 2:
         raise wrong("a range has two points or more")
     numbers = (np.geomspace if log else np.linspace)(low, high, int(counts[0]))
-    return Axis(key, text, tuple(dict.fromkeys(made.value(number) for number in numbers)), low, high, log, made.whole)
+    points = tuple(dict.fromkeys(made.value(number) for number in numbers))
+    if len(points) < len(numbers):
+        kind = "whole numbers; bounds with a point, such as 0.0, are for others" if made.whole else "values of three digits"
+        raise wrong(f"there are {len(points)} {kind}")
+    return Axis(key, text, points, low, high, log, made.whole)
 
 
 @dataclass(frozen=True)
@@ -183,13 +188,15 @@ def read(
         if (
             found.key in ("task", "model", "method")
             or found.key.partition(".")[0] not in GROUPS
-            or found.key == "task.validation"
+            or found.key.startswith("task.")  # a recipe is the method's on the model, for every task
         ):
-            raise ConfigError(f"{found.key} is not a setting to be chosen; those of {', '.join(GROUPS)} are")
+            raise ConfigError(f"{found.key} is not a setting to be chosen; those of model, method and train are")
     if steps and any(word.partition("=")[0] == "train.max_steps" for word in words):
         raise ConfigError("--steps and train.max_steps both say how long to train; keep one")
     if list(steps) != sorted(set(steps)) or any(count < 1 for count in steps):
         raise ConfigError(f"--steps {','.join(map(str, steps))}: rungs are numbers of steps, each above the one before")
+    if "." in given["task"]:
+        raise ConfigError(f"{given['task']}: a recipe keeps what is chosen by the task's name, which cannot have a dot")
     if "task.validation" not in given and _may_hold_out(given["task"]):
         fixed.append(HELD)
     if "results_dir" not in given:
@@ -221,9 +228,14 @@ def _may_hold_out(task: str) -> bool:
     """Whether a task takes a fraction of its training rows for validation, and has no validation rows beside a test set."""
     name = task.partition("=")[2]
     settings = yaml.safe_load(conf_file("task", name).read_text(encoding="utf-8")) if name in choices("task") else {}
-    if {"validation", "test"} <= (settings.get("files") or settings.get("splits") or {}).keys():
+    if _three_splits(settings):
         return False
     return "anyOf" in fields(settings, "task").get("validation", {}) if "_target_" in settings else True
+
+
+def _three_splits(task: Mapping[str, Any]) -> bool:
+    """Whether a task's own validation rows are apart from its test rows."""
+    return {"validation", "test"} <= (task.get("files") or task.get("splits") or {}).keys()
 
 
 def _check(search: Search, results: Path) -> None:
@@ -306,7 +318,7 @@ def _tried(trial: Trial, run: RunConfig, seeds: Sequence[int]) -> Tried:
         return Tried(trial, run, records)
     # The validation rows' best epoch, whatever the record says of test rows.
     values = [-math.inf if r.collapsed else r.scores.best.metrics[r.scores.primary] for r in records]
-    return Tried(trial, run, records, summarise([value for value in values if value is not None]))
+    return Tried(trial, run, records, of_records(summarise([value for value in values if value is not None]), records))
 
 
 def _halve(search: Search, trials: list[Trial], compute: Compute) -> list[Tried]:
@@ -420,8 +432,7 @@ def chosen_on(tried: Sequence[Tried], search: Search) -> str:
     task = search.base.task
     if task.get("validation", "dev") != "dev":
         return f"{task['primary']} on {task['validation']:g} of the training rows, held out"
-    records = [record for found in tried for record in found.records]
-    if records and all(record.scores.test is not None for record in records):
+    if _three_splits(task):
         return f"{task['primary']} on the data's own validation rows, beside its test set"
     return f"{task['primary']} on the task's validation rows (task.validation=dev: of two splits, the reported one)"
 
@@ -433,6 +444,8 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
     if (lacking := missing(tried, search)) > 0:
         more = " and what follows from them" if search.sampler == "tpe" or search.steps[1:] else ""
         return [*said, f"{lacking} runs are missing{more}; nothing is chosen yet."]
+    if apart := _apart(tried):
+        return [*said, f"The trials are not like with like, in {', '.join(apart)}; nothing is chosen."]
     best = tried[0]
     rung = [found for found in tried if found.trial.steps == best.trial.steps]
     for index, found in enumerate(search.axes):
@@ -447,6 +460,10 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
     if best.summary is not None and best.summary.median == -math.inf:
         said.append("Every trial has collapsed: nothing is chosen.")
     return said
+
+
+def _apart(tried: Sequence[Tried]) -> list[str]:
+    return unlike([record for found in tried for record in found.records])
 
 
 def _edge(value: str, values: Sequence[str]) -> str | None:
@@ -490,14 +507,14 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path | None = None
     Raises ConfigError for a recipe that is written by hand, and where there is nothing to choose.
     """
     run, best = search.base, tried[0]
-    if missing(tried, search) or best.summary is None or best.summary.median == -math.inf:
+    if missing(tried, search) or _apart(tried) or best.summary is None or best.summary.median == -math.inf:
         raise ConfigError(f"no setting is chosen: {remarks(tried, search)[-1]}")
     if run.task.get("synthetic") or run.model.get("size") == "tiny":
         raise ConfigError("a rehearsal's tiny models and synthetic rows choose no setting; no recipe is written")
     model, task, method = (run.model["name"], run.task["name"], run.method["name"])
     name = f"{method}_{model}"
     path = (folder or own_conf() / "recipe") / f"{name}.yaml"
-    there = path if folder else conf_file("recipe", name)
+    there = path if folder or path.is_file() else conf_file("recipe", name)  # another search may just have written it
     values = {key: _typed(value) for key, value in [*_given(search), *zip(best.trial.keys, best.trial.values, strict=True)]}
     if {"train.epochs", "train.max_steps"} <= values.keys():
         raise ConfigError(
@@ -511,22 +528,45 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path | None = None
         beneath = recipe(method, model)
         more = conf_file("recipe", beneath).is_file()
         held = {**({"defaults": [beneath, "_self_"]} if more else {}), "tuned": {}}
-    cell: dict[str, Any] = {}
+    # What an earlier search has chosen for this task was part of every trial.
+    before = held["tuned"].get(task, {})
+    cell: dict[str, Any] = {key: copy.deepcopy(part) for key, part in before.items() if key != "source"}
+    inherited = {key for key, _ in leaves(cell)} - values.keys()
     choices_ = [f"model={model}", f"task={task}", f"method={method}"]
     for key, value in values.items():
         _put(cell, key, value)
         if not str(_get(held, key)).startswith("${oc.select:tuned."):
             _put(held, key, f"${{oc.select:tuned.${{task.name}}.{key},{_argument(written(choices_, key), key)}}}")
-    held["tuned"] = {**held["tuned"], task: {**cell, "source": budget(tried, search)}}
+    source = budget(tried, search) | ({"earlier": before["source"]} if inherited else {})
+    held["tuned"] = {**held["tuned"], task: {**cell, "source": source}}
     cells = [{key: part for key, part in tuned.items() if key != "source"} for tuned in held["tuned"].values()]
     searched = sorted({key for values in cells for key, _ in leaves(values)})
     sources = {"sources": {"ours: chosen by make tune, as `tuned` says": searched}}
     order = ["defaults", "tuned", *GROUPS]
     made = {key: held[key] for key in order if key in held} | sources
+    _check_kept(best.run, [*choices_, *_aside(search)], {key: part for key, part in made.items() if key != "defaults"}, search)
     lead = (
         f"# {method} on {model}, chosen by `make tune`: a cell of `tuned` a task, with its source; its runs are in {FOLDER}.\n"
     )
     return path, lead + yaml.safe_dump(made, sort_keys=False, width=120, allow_unicode=True)
+
+
+def _aside(search: Search) -> list[str]:
+    """The overrides of every trial that no recipe keeps: the data's and the backbone's."""
+    return [word for word in search.fixed if word.lstrip("+").partition(".")[0] in ("model", "task") and "." in word]
+
+
+def _check_kept(chosen: RunConfig, overrides: Sequence[str], recipe_: Mapping[str, Any], search: Search) -> None:
+    """Raises ConfigError where the recipe would make another run than the one that was chosen."""
+    kept = compose_on(overrides, recipe_)
+    for group in ("model", "method", "train"):
+        ours, theirs = (dict(leaves(hashed(group, run.scientific[group], (), run.unhashed))) for run in (kept, chosen))
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key) and not (search.steps and f"{group}.{key}" == "train.max_steps"):
+                raise ConfigError(
+                    f"the recipe would have {group}.{key}={ours.get(key)} where the best trial has {theirs.get(key)}; "
+                    "nothing is written"
+                )
 
 
 def _given(search: Search) -> Iterator[tuple[str, str]]:
@@ -545,10 +585,6 @@ def in_use(search: Search, results: Path = RESULTS_DIR) -> int:
     """How many records there are that tables find under the recipe as it is, and would no longer."""
     stem = "--".join(search.base.run_name.split("--")[:3])
     return sum(name.startswith(f"{stem}--") for name in Store(results).names())
-
-
-def write(path: Path, text: str) -> Path:
-    return write_atomic(path, text)
 
 
 def _argument(value: Any, key: str) -> str:

@@ -14,6 +14,7 @@ from experiments.artefacts.figure3_magnitudes import MEASURED as FIGURE3
 from experiments.artefacts.figure5_similarity import MEASURED as FIGURE5
 from experiments.engine import arguments
 from vera.config import RunConfig, compose
+from vera.config.paths import work_of
 from vera.errors import AdapterError, VeraError
 from vera.io.files import write_atomic
 from vera.records.kept import kept
@@ -33,7 +34,7 @@ def main() -> int:
     unknown = [name for name in options.names if name not in names]
     if unknown:
         parser.error(f"no such measurement: {unknown[0]}; there are {', '.join(names)}")
-    store, work = Store(options.results), Path(options.work or Path("work") / options.results)
+    store, work = Store(options.results), Path(options.work or work_of(options.results))
     for name in options.names or names:
         measure = magnitudes if name in FIGURE3 else similarities
         try:

@@ -1,6 +1,6 @@
 """Look at a data file and write the yaml of a task on it.
 
-python scripts/task.py sick SICK_train.txt --text sentence_A,sentence_B --label entailment_judgment
+python scripts/task.py entails SICK_train.txt --text sentence_A,sentence_B --label entailment_judgment
 python scripts/task.py chat answers.jsonl --instruction question --output answer
 python scripts/task.py pets /data/pets                  a folder of images: train/<class>/*.jpg, test/<class>/*.jpg
 

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from experiments.engine import tuning
 from experiments.engine.render import show
@@ -16,6 +17,7 @@ from vera.commands import train as training
 from vera.config import RunConfig
 from vera.config.paths import readable
 from vera.errors import Claimed, ConfigError
+from vera.io.files import locked, write_atomic
 from vera.records import interrupt
 
 ERROR = 2
@@ -80,16 +82,19 @@ def main() -> int:
     show(tuning.table(tried, search))
     if options.dry_run and tuning.missing(tried, search):
         return 0
-    path, text = tuning.recipe_of(tried, search)
     if options.dry_run:
+        path, text = tuning.recipe_of(tried, search)
         print(f"{path} would be:\n\n{text}", end="")
         return 0
-    used = tuning.in_use(search)
-    if used and not options.replace:
-        raise ConfigError(
-            f"results/runs holds {used} records of this method on this task, which tables find under the present recipe; "
-            f"{path.name} is not written (--dry-run shows it, --replace writes it)"
-        )
-    tuning.write(path, text)
+    busy = ConfigError("another search is writing a recipe just now; the same command goes on from here")
+    with locked(Path(search.base.results_dir), "recipe", busy):
+        path, text = tuning.recipe_of(tried, search)
+        used = tuning.in_use(search)
+        if used and not options.replace:
+            raise ConfigError(
+                f"results/runs holds {used} records of this method on this task, which tables find under the present recipe; "
+                f"{path.name} is not written (--dry-run shows it, --replace writes it)"
+            )
+        write_atomic(path, text)
     print(f"written: {path}")
     return 0

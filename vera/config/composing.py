@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,18 @@ def compose_lasting(overrides: Sequence[str] = ()) -> tuple[RunConfig, bool]:
     texts = [*overrides, *(text for _, text in _texts(OmegaConf.to_container(cfg, resolve=False)))]
     changing = {found for text in texts for found in _RESOLVER.findall(text)} - _PURE
     return run, not changing and all(dotted.partition(".")[0] in GROUPS[:3] for dotted in following)
+
+
+def compose_on(overrides: Sequence[str], values: Mapping[str, Any]) -> RunConfig:
+    """The run of these overrides where `values`, as a yaml of the method's recipe has them, are the last word. Raises
+    ConfigError."""
+    try:
+        cfg = _compose(overrides)
+        with open_dict(cfg):
+            cfg.merge_with(dict(values))
+        return _checked(cfg, overrides)[0]
+    except _COMPOSING as error:
+        raise ConfigError(explain(error)) from None
 
 
 def resolve(entry: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -378,6 +390,9 @@ def explain(error: Exception) -> str:
         if leaf in choices_groups() and not parent:
             return f"{key}: no such choice; allowed: {', '.join(choices(leaf))}"
         return f"{key} is not a key of the configuration; {_allowed(parent)}"
+    there = re.search(r"An item is already at '([^']+)'", text)
+    if there:
+        return f"{there.group(1)} has a value in the yaml already: give it without the +"
     launcher = re.search(r"(?:'hydra_plugins\.hydra_|Could not find 'hydra/launcher/)(joblib|submitit|ray)", text)
     if launcher:
         extra = {"submitit": "slurm"}.get(launcher.group(1), launcher.group(1))

@@ -27,6 +27,17 @@ def beside(results_dir: str, name: str) -> str:
     return os.path.join(results_dir, name) if os.path.isabs(results_dir) else os.path.join(name, results_dir)
 
 
+def work_of(results: str | os.PathLike) -> Path:
+    """Where the runs of a results folder have kept what they trained, unless they were given another work_dir.
+
+    A folder named by an absolute path may have been named by a relative one then, from the folder that it lies in.
+    """
+    root = Path(results)
+    there = Path(beside(str(root), "work"))
+    then = root.parent / beside(root.name, "work")
+    return then if root.is_absolute() and then.is_dir() and not there.is_dir() else there
+
+
 OmegaConf.register_new_resolver("local_copy", local_copy, replace=True)
 OmegaConf.register_new_resolver("beside", beside, replace=True)
 

@@ -203,13 +203,13 @@ class Model(Component):
 
     def source(self, cache_dir: Path) -> str:
         """Where the weights are read from: tiny model, path, installed package or hub id, in this order."""
+        if self.path is not None and self.checkpoint is None and self.name in choices("model") and self.targets == "auto":
+            raise ModelError(f"weights of your own need a name of their own: add model.name= beside model.path={self.path}")
         if self.size == "tiny":
             given = self.path or self.checkpoint
             if self.tiny.get("from") == "checkpoint" and given is not None:
                 return str(self._small(given, cache_dir))
             return str(tiny_checkpoint({key: value for key, value in self.tiny.items() if key != "from"}, cache_dir))
-        if self.path is not None and self.checkpoint is None and self.name in choices("model") and self.targets == "auto":
-            raise ModelError(f"weights of your own need a name of their own: add model.name= beside model.path={self.path}")
         if self.path is not None:
             if not (Path(self.path) / "config.json").is_file():
                 raise ModelError(f"model.path={self.path} holds no config.json; give a folder in transformers' format")

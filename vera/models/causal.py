@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from vera.errors import ModelError
 from vera.models.base import Model
 
 
@@ -30,7 +32,15 @@ class CausalLM(Model):
             **{"dtype": torch.float32, **self.settings, **self.config},
             output_loading_info=True,
         )
-        return model, tokenizer, info
+        return _causal(model), tokenizer, info
 
     def _from_config(self, config, outputs):
-        return AutoModelForCausalLM.from_config(config)
+        return _causal(AutoModelForCausalLM.from_config(config))
+
+
+def _causal(model: PreTrainedModel) -> PreTrainedModel:
+    """Raises ModelError for an encoder, which transformers makes a language model of that sees what it is to predict."""
+    family = model.config.model_type
+    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False):
+        raise ModelError(f"{family} is an encoder, which sees what comes next; model.config.is_decoder=true makes it causal")
+    return model

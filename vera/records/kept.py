@@ -37,7 +37,7 @@ def weights_hash(folder: Path) -> str:
     except OSError as error:
         raise ModelError(f"{folder} cannot be read: {error.strerror or error}") from None
     if not files:
-        raise ModelError(f"{folder} holds no trained weights; was the run made with train.save=true, and is this its work_dir?")
+        raise ModelError(f"{folder} holds no trained weights; was it trained with train.save=true, and is this its work_dir?")
     return total.hexdigest()
 
 

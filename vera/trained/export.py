@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vera.checks.verify import read_record, run_of
 from vera.config import RunConfig, build, component
+from vera.config.paths import work_of
 from vera.errors import AdapterError, ConfigError, ModelError, RecordError
 from vera.io.files import move_folder, read_json, write_atomic
 from vera.methods import fused
@@ -120,7 +121,7 @@ def find(source: Path, checkpoint: str | None, results: Path | None, work: Path 
     elif source.suffix == ".json":
         record = read_record(source)
         store = Store(source.parent.parent)
-        work = Path("work") / str(store.root).lstrip("/") if work is None else work
+        work = work_of(store.root) if work is None else work
     elif source.exists():
         raise ConfigError(f"{source} is neither a run's folder nor its record (results/runs/<run>.json)")
     else:

@@ -1,0 +1,163 @@
+"""Runs over other data, backbones, versions or machines are compared with nothing, and every table says so."""
+
+import json
+
+import pytest
+
+from experiments.artefacts import digits
+from experiments.engine import claims, pareto, tuning
+from experiments.engine.aggregate import common, unlike
+from experiments.engine.pivot import pivot
+from experiments.engine.published import choice
+from experiments.engine.registry import artefact
+from experiments.engine.rows import Asked
+from tests.test_experiments import by_cell, record
+from vera.config import cell_id
+from vera.errors import ConfigError
+from vera.records.record import Record
+from vera.records.store import Store
+
+DIGITS = ["model=digits_vit", "task=digits"]
+MINILM = ["model=minilm", "task=stsb"]
+OTHER = {"data": {"data_fingerprint": "e"}, "backbone": {"model_fingerprint": "n"}}
+
+
+def runs(overrides, score, seeds=5, cost=None, **provenance):
+    made = []
+    for seed in range(seeds):
+        raw = json.loads(record(overrides, seed, score + seed / 1000, **provenance).to_json())
+        made.append(Record.model_validate({**raw, "cost": {**raw["cost"], **(cost or {})}}))
+    return made
+
+
+def older(made: Record, version: int) -> Record:
+    """A record of another version of its model."""
+    raw = json.loads(made.to_json())
+    raw["run"]["config"]["model"]["version"] = version
+    raw["run"]["cell_id"] = cell_id(raw["run"]["config"], raw["run"]["follows_seed"])
+    return Record.model_validate(raw)
+
+
+def built(name, *found):
+    return {table.name: table for table in artefact(name).build(Asked(by_cell(*found)))}
+
+
+def said(table) -> list[str]:
+    return [note for note in table.notes if note.startswith("Not like with like on ")]
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_pairs_of_unlike_runs_are_left_out(what):
+    vera = runs([*DIGITS, "method=vera"], 0.8)
+    lora = [*runs([*DIGITS, "method=lora"], 0.7)[:2], *runs([*DIGITS, "method=lora"], 0.7, **OTHER[what])[2:]]
+    assert common(vera, lora) == ([0.8, 0.801], [0.7, 0.701])
+    assert unlike([*vera, *lora[:2]]) == []
+    ((of, values),) = [found.split(" ", 1) for found in unlike([*vera, *lora])]
+    first, second = ("d", "e") if what == "data" else ("m", "n")
+    assert of == what and values == f"({first}: lora, vera; {second}: lora)"
+
+
+def test_versions_of_the_model_are_told_apart():
+    old = [older(made, 7) for made in runs([*DIGITS, "method=lora"], 0.7)]
+    new = runs([*DIGITS, "method=vera"], 0.8)
+    assert common(new, old) == ([], [])
+    (note,) = said(pivot([*old, *new], ["method"], ["task"]))
+    assert "digits_vit, digits: version (model 1, task 1: vera; model 7, task 1: lora)" in note
+
+
+def test_a_table_by_any_keys_says_what_is_unlike_on_each_model_and_task():
+    like = [*runs([*MINILM, "method=lora"], 0.8), *runs([*DIGITS, "method=lora"], 0.7, data_fingerprint="another task's")]
+    assert said(pivot(like, ["method"], ["task"])) == []
+    (note,) = said(pivot([*like, *runs([*MINILM, "method=vera"], 0.8, data_fingerprint="e")], ["method"], ["task"]))
+    assert "minilm, stsb: data (d: lora; e: vera)." in note
+
+
+def test_no_front_over_unlike_scores(tmp_path):
+    found = [
+        *runs([*MINILM, "method=lora"], 0.8),
+        *runs([*MINILM, "method=adapter_p"], 0.9, data_fingerprint="e", model_fingerprint="n"),
+    ]
+    asked = Asked(by_cell(*found))
+    table = pareto.table(asked, "minilm", "stsb", "x")
+    assert [row[-1] for row in table.rows] == ["–", "–"] and pareto.draw(asked, "minilm", "stsb", tmp_path / "x") == []
+    assert "backbone (m: lora; n: adapter_p), data (d: lora; e: adapter_p)" in said(table)[0]
+
+
+@pytest.mark.parametrize(
+    ("cost", "why"),
+    [
+        ({"processes": 4}, "memory and seconds: the runs differ in processes (1: lora; 4: vera)"),
+        ({"precision": "bf16"}, "memory and seconds: the runs differ in precision (bf16: vera; fp32: lora)"),
+        ({"device": "H100"}, "memory and seconds: the runs differ in device (H100: vera; cpu: lora)"),
+        ({"threads": 9}, "seconds: the runs differ in threads (2: lora; 9: vera)"),
+    ],
+)
+def test_no_front_of_costs_over_unlike_machines(cost, why):
+    found = [*runs([*DIGITS, "method=lora"], 0.7), *runs([*DIGITS, "method=vera"], 0.8, cost=cost)]
+    table = pareto.table(Asked(by_cell(*found)), "digits_vit", "digits", "x")
+    fronts = ", ".join(row[-1] for row in table.rows)
+    assert "trained" in fronts and "seconds" not in fronts and ("memory" in fronts) == ("threads" in cost)
+    assert f"No front of {why}." in table.notes
+
+
+def test_differences_of_an_ablation_are_dashes():
+    rows = [*runs(["method=vera"], 0.8), *runs(["method=vera", "method.sharing=unique"], 0.9, data_fingerprint="e")]
+    table = built("variants", *rows)["table7_mini"]
+    assert table.rows[1][-1] == "–" and "data (d: vera; e: vera)" in said(table)[0]
+
+
+@pytest.mark.parametrize(("data", "dashes"), [("d", []), ("e", ["–", "–"])])
+def test_a_gain_is_over_the_head_alone_on_the_same_data(data, dashes):
+    head = runs([*DIGITS, *choice("figure4", "head", "mini")], 0.5, data_fingerprint=data)
+    table = built("figure4_gain", *runs(["method=vera"], 0.8), *head)["figure4_mini"]
+    (row,) = (row for row in table.rows if row[0] == "VeRA r=256")
+    assert [text for text in row[2:4] if text == "–"] == dashes and bool(said(table)) == bool(dashes)
+
+
+@pytest.mark.parametrize("name", ["table2", "glue_minilm"])
+def test_nothing_is_tested_over_unlike_data(name):
+    overrides = MINILM if name == "glue_minilm" else ["model=roberta_large", "task=stsb"]
+    vera = runs([*overrides, "method=vera"], 0.8)
+    like = built(name, *vera, *runs([*overrides, "method=lora"], 0.7))
+    other = built(name, *vera, *runs([*overrides, "method=lora"], 0.7, data_fingerprint="e"))
+    assert like[f"{name}_tests"].rows and not said(like[name])
+    assert not other[f"{name}_tests"].rows if name == "glue_minilm" else f"{name}_tests" not in other
+    assert "stsb: data (d: vera; e: lora)" in said(other[name])[0]
+
+
+def test_a_claim_takes_no_unlike_pair_and_says_so():
+    vera = runs([*DIGITS, "method=vera"], 0.8)
+    alike, other = (built("claims", *vera, *runs([*DIGITS, "method=lora"], 0.8, data_fingerprint=data)) for data in ("d", "e"))
+
+    place = [claim.id for claim in claims.stated()].index("same_images")
+    assert [found["claims"].rows[place][4] for found in (alike, other)] == ["supported in miniature only", "not run"]
+    assert not said(alike["claims"]) and all("data (d: vera; e: lora)" in said(table)[0] for table in other.values())
+
+
+def test_the_digits_verdict_compares_like_with_like():
+    found = {"vera": runs(["method=vera"], 0.8), "lora": runs(["method=lora"], 0.8, model_fingerprint="n")}
+    assert digits.verdict(found) == "VeRA and LoRA are not compared: their runs differ in backbone (m: vera; n: lora)."
+
+
+def test_a_search_chooses_nothing_over_unlike_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def tried(folder, data):
+        words = [*DIGITS, "method=vera", "task.validation=0.2"]
+        asked = tuning.read([*words, "train.lr=1e-3,1e-2", f"results_dir={folder}"], (100, 101))
+
+        def compute(pending):
+            for run in pending:
+                made = record([*words, f"train.lr={run.train.lr}"], run.seed, 0.8, data_fingerprint=data(run))
+                Store(run.results_dir).write(made)
+
+        return tuning.carry_out(asked, compute), asked
+
+    within, asked = tried("within", lambda run: f"of {run.seed}")
+    assert [found.summary.mixed for found in within] == [("data",)] * 2
+    assert "†" in tuning.table(within, asked).rows[0][2]
+    across, asked = tried("across", lambda run: "d" if run.train.lr > 5e-3 else "e")
+    assert "not like with like, in data (d: vera; e: vera); nothing is chosen" in tuning.remarks(across, asked)[-1]
+    with pytest.raises(ConfigError, match="no setting is chosen: The trials are not like with like"):
+        tuning.recipe_of(across, asked, tmp_path)
+    assert not any("like with like" in line for line in tuning.remarks(*tried("alike", lambda run: "d")))
