@@ -210,7 +210,7 @@ def test_labels_are_found_and_scores_told_from_classes(values, labels):
 def test_a_missing_label_is_no_class_and_makes_scores_no_classes(values, missing, tmp_path):
     if missing == "NA" and len(values) == 2:
         return  # any word can be a class
-    rows = [(f"a {i}", f"b {i}", value) for i, value in enumerate([*values, missing, *values])]
+    rows = [(f"a {i}", f"b {i}", value) for i, value in enumerate([*values, missing, *values, missing])]
     path = write(tmp_path / "train.json", rows)
     where = rf"train.json, row {len(values)}, column 'verdict': "
     with pytest.raises(DataError, match=where):

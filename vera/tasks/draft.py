@@ -74,7 +74,8 @@ def labels_of(rows: list[tuple[str, Any]], column: str) -> list[str]:
 
     Raises DataError, also for scores among which one word stands, such as NA, which would make each of them a class.
     """
-    places = {label_of(where, column, value): where for where, value in reversed(rows)}  # the first of each
+    texts = [(label_of(where, column, value), where) for where, value in rows]
+    places = dict(reversed(texts))  # the first of each
     numbers = {text: _number(text) for text in places}
     words = [text for text, number in numbers.items() if number is None]
     found = [number for number in numbers.values() if number is not None]
