@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from vera.config import build, resolve
-from vera.config.components import new_yaml
+from vera.config.components import check_free, new_yaml
 from vera.errors import ConfigError, ModelError
 from vera.models.base import SAFE
 from vera.tasks import draft
@@ -34,6 +34,8 @@ def main() -> int:
     parser.add_argument("--model", default="minilm", help="whose tokenizer shows three rows (default: minilm)")
     parser.add_argument("--print", action="store_true", dest="only_print", help="write nothing")
     options = parser.parse_args()
+    if not options.only_print:
+        check_free("task", options.name)
     fields = {f: getattr(options, f) for f in ("instruction", "input", "output") if getattr(options, f)}
     lines = []
     if options.file.is_dir():

@@ -11,11 +11,14 @@ hub; whether weights and rows are the recorded ones, their fingerprints decide.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from experiments.engine.render import console
-from vera.checks.verify import Comparison, compare, read_record, repeat
+
+if TYPE_CHECKING:
+    from vera.checks.verify import Comparison
 
 ERROR = 2
 
@@ -27,13 +30,15 @@ def main() -> int:
     parser.add_argument("--tolerance", type=float, default=0.0, help="largest difference that counts as equal (default: 0)")
     parser.add_argument("--threads", type=int, help="threads on a CPU (default: as recorded)")
     options = parser.parse_args()
+    from vera.checks.verify import compare, read_record, repeat
+
     record = read_record(options.record)
     print(f"repeating {record.name} (recorded: {record.cost.seconds:.0f} s)", flush=True)
     found = compare(record, repeat(record, options.overrides, options.threads))
     return report(found, options.tolerance)
 
 
-def report(found: Comparison, tolerance: float) -> int:
+def report(found: "Comparison", tolerance: float) -> int:
     """Print what differs; the exit status."""
     differing = found.differing(tolerance)
     out = console()

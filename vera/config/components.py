@@ -52,11 +52,16 @@ def conf_file(group: str, name: str) -> Path:
     return conf_files(group).get(name, CONF_DIR / group / f"{name}.yaml")
 
 
-def new_yaml(group: str, name: str, text: str) -> Path:
-    """Write a yaml of one's own, into the project if there is one; where it is. Raises ConfigError for a name that is taken."""
+def check_free(group: str, name: str) -> None:
+    """Raises ConfigError for a name that is none, or is taken."""
     checked(_Named, {"name": name}, "NAME")
     if name in conf_files(group):
         raise ConfigError(f"conf/{group}/{name}.yaml is there already; choose another name or remove it")
+
+
+def new_yaml(group: str, name: str, text: str) -> Path:
+    """Write a yaml of one's own, into the project if there is one; where it is. Raises ConfigError for a name that is taken."""
+    check_free(group, name)
     path = (project() or CONF_DIR.parent) / "conf" / group / f"{name}.yaml"
     write_atomic(path, text)
     return path
