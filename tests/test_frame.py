@@ -105,11 +105,14 @@ def test_a_table_by_any_keys(results):
         ({"where": ["method.rank=9"]}, r"no records with method\.rank=9"),
         ({"where": ["method.rnk=9"]}, r"method\.rnk is no key of these records"),
         ({"where": ["rank"]}, "is not KEY=VALUE"),
+        ({"metric": "accurcy"}, "accurcy is no metric of these records; there are accuracy"),
     ],
 )
 def test_what_would_mix_cells_or_show_nothing_is_refused(more, said, results):
     with pytest.raises(ConfigError, match=said):
         pivot(Store(results).records(), ["method"], ["task"], **more)
+    with pytest.raises(ConfigError, match="there are no records in this results folder"):
+        pivot([], ["method"], ["task"], **more)
 
 
 def test_the_command_prints_and_writes_it(results, tmp_path, capsys):

@@ -80,6 +80,8 @@ def test_the_command_writes_table_and_figure(tmp_path, capsys):
     assert "vera" in (tmp_path / "pareto" / "digits_vit_digits.svg").read_text()
     assert command("pareto", ["model=minilm", "task=rte", "--results", str(tmp_path)]) == 1
     assert "no method has records" in capsys.readouterr().err
+    assert command("pareto", ["model=minilm", "task=rtee", "--results", str(tmp_path)]) == 1
+    assert "task=rtee: no such choice; allowed: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["pareto", "search"])

@@ -32,6 +32,8 @@ def pivot(
     method alone make. A place holds the seeds of one cell: several in one place are refused with the keys that tell them apart.
     Raises ConfigError.
     """
+    if not records:
+        raise ConfigError("there are no records in this results folder; run something first")
     chosen = [record for record in records if all(_text(_value(record, key)) == value for key, value in map(_pair, where))]
     if recipes:
         chosen = [record for record in chosen if record.run.cell_id == _of_recipe(record)]
@@ -43,6 +45,9 @@ def pivot(
             )
     if not chosen:
         raise ConfigError(f"there are no records{' with ' if where else ''}{' '.join(where)}")
+    metrics = sorted({name for record in chosen for name in record.reported(epoch_of(stat))})
+    if metric is not None and metric not in metrics:
+        raise ConfigError(f"{metric} is no metric of these records; there are {', '.join(metrics)}")
     places: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Record]] = {}
     for record in chosen:
         down, across = (tuple(_text(_value(record, key)) for key in part) for part in (rows, columns))

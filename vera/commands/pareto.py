@@ -8,6 +8,7 @@ import argparse
 from experiments.engine import arguments, pareto
 from experiments.engine.paper import ask
 from experiments.engine.render import markdown, show
+from vera.config import choices
 from vera.config.paths import readable
 from vera.errors import ConfigError
 from vera.io.files import write_atomic
@@ -20,6 +21,9 @@ def main() -> int:
     options = parser.parse_intermixed_args()
     given = dict(word.partition("=")[::2] for word in options.words)
     model, task = given.pop("model", "") or "digits_vit", given.pop("task", "") or "digits"
+    for group, name in (("model", model), ("task", task)):
+        if name not in choices(group):
+            raise ConfigError(f"{group}={name}: no such choice; allowed: {', '.join(choices(group))}")
     asked = ask(options.results, readable([f"{key}={value}" for key, value in given.items()]))
     made = pareto.table(asked, model, task, f"{model}_{task}")
     if not made.rows:
