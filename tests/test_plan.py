@@ -163,7 +163,7 @@ def test_the_script_prints_the_plan_and_the_commands(script, tmp_path):
         return script("plan.py", "--results", tmp_path, *arguments)
 
     assert "glue_large" in run("table2").stdout
-    assert "python scripts/train.py sweep=glue_large" in run("--commands").stdout
+    assert "python scripts/train.py sweep=glue_large" in run("table2", "--commands").stdout
     (line,) = run("demo", "--commands", "--with", "model.path=/data/my model").stdout.splitlines()
     override = OverridesParser.create().parse_override(shlex.split(line)[-1])  # as the shell and Hydra read it
     assert (override.key_or_group, override.value()) == ("model.path", "/data/my model")

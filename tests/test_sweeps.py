@@ -138,13 +138,16 @@ def folder(tmp_path_factory):
 def covering(sweep: sweeps.Sweep) -> list[tuple[str, ...]]:
     """Overrides of so few cells that every value of every axis is in one of them; of a number, every key that has one; and one
     method of AnyPeft for all, which tests/test_any_peft.py tries."""
-    seen, chosen, own = set(), [], {f"method={name}" for name in own_methods()}
+    own = {f"method={name}" for name in own_methods()}
+    left = {}
     for cell in sweeps.cells(sweep):
         parts = {re.sub(r"=\d[\d.e+-]*$", "=", part) for part in cell.overrides}
-        parts = {part if part in own or not part.startswith("method=") else "method of AnyPeft" for part in parts}
-        if parts - seen:
-            chosen.append(cell.overrides)
-            seen |= parts
+        left[cell.overrides] = {p if p in own or not p.startswith("method=") else "method of AnyPeft" for p in parts}
+    chosen = []
+    while any(left.values()):
+        chosen.append(max(left, key=lambda overrides: len(left[overrides])))
+        seen = left[chosen[-1]].copy()
+        left = {overrides: parts - seen for overrides, parts in left.items()}
     return chosen
 
 
