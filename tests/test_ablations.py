@@ -9,12 +9,16 @@ from scipy.stats import ttest_rel
 from experiments.artefacts import figure2_ranks, figure4_gain, figure6_expressivity, variants
 from experiments.engine import analysis
 from experiments.engine.aggregate import common, paired
+from experiments.engine.claims import stated
 from experiments.engine.comparison import compare
+from experiments.engine.plots import median_over
+from experiments.engine.published import choice
 from experiments.engine.render import DASH, markdown, signed
 from experiments.engine.rows import Asked
 from tests.test_experiments import by_cell, record
 from vera.commands import expressivity
 
+DIGITS = ["model=digits_vit", "task=digits"]
 LARGE = ["model=roberta_large", "method=vera"]
 
 
@@ -96,6 +100,31 @@ def test_the_gain_is_the_caption_s_formula(tmp_path):
     ]
     first, second = (figure4_gain.draw(Asked(cells), tmp_path / folder)[0].read_bytes() for folder in "ab")
     assert first == second
+
+
+def test_a_collapsed_run_is_no_gain_and_no_loss():
+    """Not zero over a collapsed head, nor what the seeds that are left say of the claim."""
+    head = choice("figure4", "head", "mini")
+    fine = [*(record([*DIGITS, *head], seed, 0.5, parameters=0) for seed in range(5))]
+    made = {
+        method: [record([*DIGITS, f"method={method}"], seed, 0.7 + seed / 100) for seed in range(5)]
+        for method in ("vera", "lora")
+    }
+    fallen = fine[0].model_copy(update={"collapsed": "the loss is nan"})
+    rows = figure4_gain.build(Asked(by_cell(fallen, *fine[1:], *made["vera"])))[1].rows
+    assert [row[3] for row in rows] == [DASH] * 3
+    claim = next(claim for claim in stated() if claim.id == "gain")
+    for one in (fine[0], made["vera"][0]):
+        records = [*fine, *made["vera"], *made["lora"]]
+        records[records.index(one)] = one.model_copy(update={"collapsed": "the loss is nan"})
+        *_, line = figure4_gain._more_per_parameter(claim, Asked(by_cell(*records)))
+        assert line.reading == "not run"
+
+
+def test_bars_are_named_by_what_they_are():
+    assert median_over([5, 5]) == "median over seeds (n=5), range of the seeds"
+    assert median_over([20]) == "median over seeds (n=20), 95% interval of the median"
+    assert median_over([5, 20]).endswith("(n=5 to 20), 95% interval of the median, of fewer than nine seeds their range")
 
 
 def test_lora_s_best_fit_is_the_truncated_decomposition():

@@ -10,6 +10,7 @@ from experiments.artefacts import figure3_magnitudes, figure5_similarity
 from experiments.engine import analysis as measurements
 from experiments.engine.rows import Asked
 from vera.commands import run as command
+from vera.config import compose as compose_run
 from vera.errors import AdapterError
 from vera.run import execute, prepare
 from vera.trained import adapters
@@ -141,6 +142,7 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
     assert len(cosines["runs"]) == 4 and str(tmp_path) not in json.dumps([norms, cosines])
 
     asked = Asked({}, results=tmp_path / "results")
+    assert "measured with scale=rehearsal" in figure3_magnitudes.build(asked)[1].notes[-1]
     for module, name in ((figure3_magnitudes, "figure3"), (figure5_similarity, "figure5")):
         full, mini, _ = module.build(asked)
         assert full.rows == [["–"] * len(full.columns)] and len(mini.rows) >= 2 and "miniature" in mini.title
@@ -155,3 +157,15 @@ def test_measurements_name_runs_that_compose():
     for _, *choices in [*figure3_magnitudes.MEASURED.values(), *figure5_similarity.MEASURED.values()]:
         for overrides in choices:
             vera_compose(overrides)
+
+
+def test_a_measurement_of_other_runs_fills_no_figure(tmp_path, caplog):
+    """As after a new version of a method: its runs are no longer those that the figure is of."""
+    (tmp_path / "analysis").mkdir()
+    cell = compose_run(figure3_magnitudes.MEASURED["figure3_mini"][1])
+    made = {"runs": [cell.run_name], "seeds": [0], "rank": 64, "initial": 1.0, "norms": {"query": [[1.0]], "value": [[2.0]]}}
+    for name, shown in ((cell.run_name, True), (cell.run_name.replace(cell.cell_id[:8], "0" * 8), False)):
+        (tmp_path / "analysis" / "figure3_mini.json").write_text(json.dumps({**made, "runs": [name]}))
+        rows = figure3_magnitudes.build(Asked({}, results=tmp_path))[1].rows
+        assert (rows[0][1] != "–") == shown
+    assert "figure3_mini: analysis/figure3_mini.json measures runs of 00000000" in caplog.text

@@ -355,6 +355,25 @@ def test_another_setting_or_the_bare_backbone_makes_other_answers(trained):
     assert faster[1] == first[1] and faster[2] is False
 
 
+def test_bare_answers_are_those_of_the_weights_in_the_folder(compose, cache, tmp_path):
+    """Two folders, one name: neither answers for the other."""
+    asked, found = settings("mt_bench", "answers.checkpoint=none", "answers.decoding.max_new_tokens=2"), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        backbone = build(compose(*BASE, "method=lora", "model.quantisation=none").model, "model").load(0, cache)
+        for parameter in backbone.model.parameters():
+            torch.nn.init.normal_(parameter)
+        folder = tmp_path / str(seed)
+        backbone.model.save_pretrained(folder)
+        backbone.preprocess.save_pretrained(folder)
+        where = ["model=auto_causal", "model.name=mine", f"model.path={folder}", "model.size=full"]
+        found.append(answer(compose("task=alpaca", "method=lora", *where), asked))
+    (a, first, computed), (b, second, again) = found
+    assert computed and again and first != second
+    assert a.provenance["model_fingerprint"] != b.provenance["model_fingerprint"]
+    assert answer(compose("task=alpaca", "method=lora", *where), asked)[1:] == (second, False)
+
+
 def test_a_prompt_longer_than_the_model_loses_its_left_but_the_begin_token(backbone, monkeypatch):
     import vera.trained.answers as module
 

@@ -3,24 +3,37 @@
 import pytest
 
 from experiments.engine import judging
+from experiments.engine.judged import join
 from vera.config import compose
 from vera.judge.judgement import Answers, Judged, write
 
 
-def judged_files(folder, run, questions, judge):
+def judged_files(folder, run, questions, judge, checkpoint="last", decoding=None):
     """A record of answers and one of verdicts, as the plan reads them."""
     (folder / "answers").mkdir(parents=True, exist_ok=True)
     (folder / "judged").mkdir(exist_ok=True)
     about = {"name": questions, "version": 1, "sha256": "0" * 64, "official": True, "count": 80, "turns": 2}
     identity = {"model": "llama_7b", "task": "alpaca", "method": "lora", "seed": 0, "cell_id": run.cell_id}
     answers = Answers(
-        **{"schema": 1, "status": "done", "identity": "a" * 64, "model": "llama_7b", "checkpoint": "last", "questions": about},
-        **{"run": {**identity, "follows_seed": [], "config": {}}, "adapter_sha256": None, "settings": {}, "cut": 0},
+        **{
+            "schema": 1,
+            "status": "done",
+            "identity": "a" * 64,
+            "model": "llama_7b",
+            "checkpoint": checkpoint,
+            "questions": about,
+        },
+        **{
+            "run": {**identity, "follows_seed": [], "config": {}},
+            "adapter_sha256": None,
+            "settings": {"decoding": decoding or {}},
+            "cut": 0,
+        },
         **{"shortened": 0, "cost": {}, "provenance": {}},
     )
     write(folder / "answers" / f"{answers.name}.json", answers)
     if judge is not None:
-        graded = {"name": answers.name, "sha256": "0" * 64, "model": "llama_7b", "checkpoint": "last", "run": identity}
+        graded = {"name": answers.name, "sha256": "0" * 64, "model": "llama_7b", "checkpoint": checkpoint, "run": identity}
         asked = {"version": 2, "base_url": "x", "temperature": 0.0, "max_tokens": 1, "orders": "both", "parse": "own"}
         score = {"mean": 5.0, "n": 160, "by_turn": {}, "by_category": {}}
         record = Judged(
@@ -60,3 +73,28 @@ def test_what_is_answered_and_graded_is_not_wanted_again(tmp_path):
     four = judging.judging("table4", tmp_path)
     assert four.left == 1280 and len(four.commands("results", [])) == 9 and stem not in "".join(four.commands("results", []))
     assert four.dollars == pytest.approx(1280 * (1000 * 30 + 200 * 60) / 1e6)  # tokens as recorded
+
+
+def test_answers_of_another_epoch_than_the_table_shows_are_still_wanted(tmp_path):
+    run = compose(["model=llama_7b", "task=alpaca", "method=lora"])
+    judged_files(tmp_path, run, "mt_bench", {"model": "gpt-4"}, checkpoint="best")
+    four = judging.judging("table4", tmp_path)
+    assert not any(asked.stem or asked.graded for asked in four.asked) and four.left == 1440
+
+
+def test_scores_of_answers_that_were_written_unlike_are_noted(tmp_path):
+    def said(results):
+        (notes,) = join({}, results).notes.values()
+        return notes
+
+    names = []
+    for method, tokens in (("lora", 1024), ("vera", 8)):
+        run = compose(["model=llama_7b", "task=alpaca", f"method={method}"])
+        folder = tmp_path / method
+        names.append(judged_files(folder, run, "mt_bench", {"model": "gpt-4"}, decoding={"max_new_tokens": tokens}))
+        assert not any("Not like" in note for note in said(folder))
+        for kind, name in (("answers", names[-1]), ("judged", "x")):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (folder / kind / f"{name}.json").rename(tmp_path / kind / f"{name}-{method}.json")
+    notes = [note for note in said(tmp_path) if note.startswith("Not like with like")]
+    assert len(notes) == 2 and any("max_new_tokens=8" in note and names[1] in note for note in notes)

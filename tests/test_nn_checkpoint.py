@@ -184,6 +184,14 @@ def test_a_compact_file_gives_the_same_adapter_and_peft_refuses_it(family, tmp_p
         load_adapter(make(), tmp_path)
 
 
+def test_a_compact_file_goes_on_no_other_layers_than_its_own(tmp_path):
+    """It names none, and in 4 bits no norm of W0 tells them apart."""
+    save_adapter(adapted(), tmp_path, compact=True)
+    other = attach(roberta(), VeraConfig(rank=16, targets=("query", "key"), projection_seed=7, modules_to_save=("classifier",)))
+    with pytest.raises(AdapterError, match=r"is for other layers than the attached adapter, such as .*value"):
+        load_adapter(other, tmp_path)
+
+
 def test_bytes_of_a_file_at_roberta_base_and_rank_256(tmp_path):
     """The formula's 4 (sum of d_out + r) bytes; names and metadata are the rest."""
     from torch import nn

@@ -115,6 +115,13 @@ def test_the_budget_falls_to_its_end_and_is_dealt_out_over_the_layers(compose, t
     assert (kept > 0).sum() == 32
 
 
+@pytest.mark.parametrize("setting", ["train=only_d", "train=only_b", "d_init=0.0"])
+def test_a_budget_of_entries_that_begin_at_zero_or_do_not_train_is_refused(setting, compose):
+    """Zero is for good: they would never train."""
+    with pytest.raises(ConfigError, match="a budget deals out entries of d, which zero ends for good"):
+        prepare(compose("method=vera_budget", f"method.{setting}"))
+
+
 def test_a_budget_without_time_to_prune_is_refused(compose):
     with pytest.raises(ConfigError, match=r"method.end: with start=0.5 no part of the run is left for the pruning"):
         prepare(compose("method=vera_budget", "method.start=0.5", "method.end=0.5"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.engine import miniature
 from experiments.engine.aggregate import common, paired, sources, summarise, summarise_records, unlike
-from experiments.engine.plots import PALETTE, figure, save, seeds
+from experiments.engine.plots import PALETTE, figure, median_over, save
 from experiments.engine.render import Table, signed
 from experiments.engine.rows import Asked, Entry, alike, n, over_seeds, rows, scores, trained
 from vera.records.record import Record
@@ -131,8 +131,8 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
     axes.set_xscale("log")
     axes.set_xlabel("Trained parameters (without the head)")
     axes.set_ylabel("Accuracy on digits 5-9 (%)")
-    count = seeds([len(runs) for runs in found.values()])
-    axes.set_title(f"Median over seeds ({count}), range of the seeds, every seed", fontsize=8)
+    said = median_over([len(runs) for runs in found.values()])
+    axes.set_title(f"{said[0].upper()}{said[1:]}, every seed", fontsize=8)
     axes.legend(
         title="method (trained parameters)", fontsize=7, title_fontsize=7, loc="center right", bbox_to_anchor=(1.0, 0.38)
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.engine import miniature
 from experiments.engine.claims import Claim, by_seed, decides
-from experiments.engine.plots import METHOD_STYLE, figure, legend_below, save, seeds, series
+from experiments.engine.plots import METHOD_STYLE, figure, legend_below, median_over, save, series
 from experiments.engine.published import figure as published
 from experiments.engine.render import Table
 from experiments.engine.rows import Asked, Entry, alike, n, over_seeds, rows, scores, trained
@@ -97,10 +97,8 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
         axes.set_xscale("log")
         axes.set_xlabel("Trained parameters (without the head)")
         axes.set_ylabel(setting.axis)
-        count = seeds([len(entry.records) for entry in found])
-        axes.set_title(
-            f"{setting.title}\nmedian over seeds ({count}), range of the seeds, every seed; numbers are ranks", fontsize=7
-        )
+        said = median_over([len(entry.records) for entry in found])
+        axes.set_title(f"{setting.title}\n{said}, every seed; numbers are ranks", fontsize=7)
         legend_below(axes)
         written += save(canvas, folder / setting.name)
     return written

@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.artefacts import glue_minilm
 from experiments.engine import analysis, by_layer, miniature
 from experiments.engine.claims import Claim, decides, over_layers
-from experiments.engine.plots import PALETTE
+from experiments.engine.plots import PALETTE, median_over
 from experiments.engine.published import choice
 from experiments.engine.render import DASH, INTERVAL, Table
 from experiments.engine.rows import Asked
@@ -39,8 +39,8 @@ STYLE = {
 def build(asked: Asked) -> list[Table]:
     """One line a layer: norms of query's and value's d, and query minus value, seed by seed."""
     tables = []
-    for name, (title, _) in MEASURED.items():
-        found = analysis.read(name, asked.results)
+    for name, (title, cell) in MEASURED.items():
+        found = analysis.of_runs(name, asked.results, cell)
         notes = [PAPER_NOTE, "Median over seeds ± standard deviation; difference: mean over seeds, 95% interval (Student's t)."]
         if found:
             notes.append(
@@ -48,6 +48,7 @@ def build(asked: Asked) -> list[Table]:
             )
         if own := {"figure3_mini": miniature.NOTE, "figure3_minilm": glue_minilm.NOTE}.get(name):
             notes.insert(0, own)
+        notes += analysis.said(found)
         rows = by_layer.rows([found["norms"][target] for target in STYLE], 2) if found else [[DASH] * len(COLUMNS)]
         tables.append(Table(name, title, COLUMNS, rows, notes))
     return tables
@@ -56,22 +57,22 @@ def build(asked: Asked) -> list[Table]:
 def draw(asked: Asked, folder: Path) -> list[Path]:
     """figure3 and figure3_mini, each only where it has been measured."""
     written = []
-    for name, (title, _) in MEASURED.items():
-        found = analysis.read(name, asked.results)
+    for name, (title, cell) in MEASURED.items():
+        found = analysis.of_runs(name, asked.results, cell)
         if found is None:
             continue
-        said = f"rank {found['rank']}, median over seeds (n={len(found['seeds'])}), range of the seeds"
+        heading = "\n".join([title, f"rank {found['rank']}, {median_over([len(found['seeds'])])}", *analysis.said(found)])
         level = {"y": found["initial"], "linestyle": ":", "linewidth": 1.0, "label": "before training"}
         norms = {target: (found["norms"][target], style) for target, style in STYLE.items()}
-        written += by_layer.draw(folder / name, f"{title}\n{said}", norms, "$||d||_2$ (dimensionless)", level, dots=False)
+        written += by_layer.draw(folder / name, heading, norms, "$||d||_2$ (dimensionless)", level, dots=False)
     return written
 
 
 @decides("query_moves_more", "later_layers_move_more")
 def _magnitudes(claim: Claim, asked: Asked) -> list[Line]:
     lines = []
-    for name in MEASURED:
-        found, parts = analysis.read(name, asked.results), [Part("", [])]
+    for name, (_, cell) in MEASURED.items():
+        found, parts = analysis.of_runs(name, asked.results, cell), [Part("", [])]
         if found:
             query, value = (over_layers(found["norms"][t], claim.id == "later_layers_move_more") for t in ("query", "value"))
             gaps = [a - b for a, b in zip(query, value, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from experiments.engine import miniature
 from experiments.engine.aggregate import Summary, epoch_of, pairs, summarise
 from experiments.engine.claims import Claim, decides
-from experiments.engine.plots import PALETTE, figure, save, seeds
+from experiments.engine.plots import PALETTE, figure, median_over, save
 from experiments.engine.published import choice
 from experiments.engine.published import figure as published_figure
 from experiments.engine.render import DASH, INTERVAL, Table, interval, number
@@ -61,6 +62,8 @@ MINIATURE = Setting(
 
 def by_seed(records: Sequence[Record], baseline: Sequence[Record], select: str = "best") -> dict[int, float]:
     """The formula for each of their `pairs`, by seed."""
+    if any(record.collapsed for record in baseline):
+        return {}  # nothing to gain over
     return {
         record.run.seed: 100 * (record.score(select=select) / head.score(select=select)) / (record.parameters.adapter / 1000)
         for record, head in pairs(records, baseline)
@@ -117,7 +120,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
         if paper:
             bars["paper, as printed"] = (paper, {"color": "white", "edgecolor": PALETTE[0], "hatch": "///"})
         if ours:
-            label = f"ours, median over seeds ({seeds([gain.n for gain in ours.values()])}), range of the seeds"
+            label = f"ours, {median_over([gain.n for gain in ours.values()])}"
             bars[label] = ({method: gain.median for method, gain in ours.items()}, {"color": PALETTE[2]})
         width = 0.7 / len(bars)
         for index, (name, (values, style)) in enumerate(bars.items()):
@@ -151,6 +154,8 @@ def _more_per_parameter(claim: Claim, asked: Asked) -> list[Line]:
     for setting in (FULL, MINIATURE):
         baseline = asked.records([*setting.overrides, *setting.baseline])
         vera, lora = (by_seed(asked.records([*setting.overrides, f"method={method}"]), baseline) for method in ("vera", "lora"))
+        if not all(math.isfinite(gain) for side in (vera, lora) for gain in side.values()):
+            vera = {}  # a run has collapsed: what the survivors say would flatter
         part = Part("VeRA - LoRA", [vera[seed] - lora[seed] for seed in vera if seed in lora], 1, 2)
         if setting is FULL:
             lines.append(decide("RTE, RoBERTa-large (% per 1K)", paper, [part], "better"))

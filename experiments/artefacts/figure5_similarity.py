@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.artefacts import glue_minilm
 from experiments.engine import analysis, by_layer, miniature
 from experiments.engine.claims import Claim, decides, over_layers
-from experiments.engine.plots import PALETTE
+from experiments.engine.plots import PALETTE, median_over
 from experiments.engine.published import choice
 from experiments.engine.render import DASH, INTERVAL, Table
 from experiments.engine.rows import Asked
@@ -43,8 +43,8 @@ STYLE = {
 def build(asked: Asked) -> list[Table]:
     """One line a layer, and the mean over layers that the paper's text gives."""
     tables = []
-    for name, (title, *_) in MEASURED.items():
-        found, rows = analysis.read(name, asked.results), [[DASH] * len(COLUMNS)]
+    for name, (title, *cells) in MEASURED.items():
+        found, rows = analysis.of_runs(name, asked.results, *cells), [[DASH] * len(COLUMNS)]
         if found:
             means = [[statistics.fmean(seed) for seed in found[series]] for series in SERIES]
             rows = [*by_layer.rows([found[series] for series in SERIES], 4), by_layer.line("mean", means, 4)]
@@ -57,6 +57,7 @@ def build(asked: Asked) -> list[Table]:
         ]
         if own := {"figure5_mini": miniature.NOTE, "figure5_minilm": glue_minilm.NOTE}.get(name):
             notes.insert(0, own)
+        notes += analysis.said(found)
         tables.append(Table(name, title, COLUMNS, rows, notes, [len(rows) - 1] if found else []))
     return tables
 
@@ -64,22 +65,23 @@ def build(asked: Asked) -> list[Table]:
 def draw(asked: Asked, folder: Path) -> list[Path]:
     """figure5 and figure5_mini, each only where it has been measured."""
     written = []
-    for name, (title, *_) in MEASURED.items():
-        found = analysis.read(name, asked.results)
+    for name, (title, *cells) in MEASURED.items():
+        found = analysis.of_runs(name, asked.results, *cells)
         if found is None:
             continue
-        said = f"{RANKS.get(name, 'rank 64')}, median over seeds (n={len(found['seeds'])}), range of the seeds, every seed"
+        ranks = f"{RANKS.get(name, 'rank 64')}, {median_over([len(found['seeds'])])}, every seed"
+        heading = "\n".join([str(title), ranks, *analysis.said(found)])
         cosines = {label: (found[series], STYLE[series]) for series, label in SERIES.items()}
         level = {"y": 0, "linewidth": 0.6}
-        written += by_layer.draw(folder / name, f"{title}\n{said}", cosines, "Cosine similarity", level, dots=True)
+        written += by_layer.draw(folder / name, heading, cosines, "Cosine similarity", level, dots=True)
     return written
 
 
 @decides("similar_to_lora")
 def _similar(claim: Claim, asked: Asked) -> list[Line]:
     lines = []
-    for name in MEASURED:
-        found, gaps = analysis.read(name, asked.results), []
+    for name, (_, *cells) in MEASURED.items():
+        found, gaps = analysis.of_runs(name, asked.results, *cells), []
         if found:
             sides = (over_layers(found[series], False) for series in ("lora_vera", "lora_random"))
             gaps = [a - b for a, b in zip(*sides, strict=True)]

@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import RESULTS
+from vera.config.memory import composed
 from vera.errors import RecordError
+
+log = logging.getLogger(__name__)
+
+
+def of_runs(name: str, results: Path, *cells: Sequence[str]) -> dict[str, Any] | None:
+    """A measurement of the runs of these cells (overrides); None, and a line that says so, where it is of other ones. What it
+    was given beside them is in its `with`."""
+    found = read(name, results)
+    if found is None:
+        return None
+    given = found.get("with", [])
+    wanted = {composed([*cell, *given]).cell_id[:8] for cell in cells}
+    measured = {run.split("--")[3] for run in found["runs"]}
+    if measured != wanted:
+        log.warning(
+            "%s: analysis/%s.json measures runs of %s, now %s: scripts/analyse.py measures them",
+            *(name, name, ", ".join(sorted(measured)), ", ".join(sorted(wanted))),
+        )
+        return None
+    return found
+
+
+def said(found: dict[str, Any] | None) -> list[str]:
+    """Notes for a table of a measurement."""
+    given = (found or {}).get("with")
+    return [f"Not the runs named above: measured with {' '.join(given)}."] if given else []
 
 
 def read(name: str, results: Path = RESULTS) -> dict[str, Any] | None:

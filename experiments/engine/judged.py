@@ -9,7 +9,7 @@ from experiments.engine.aggregate import Cells
 from experiments.engine.published import judged_metric
 from experiments.engine.render import DASH, Table
 from vera.errors import RecordError
-from vera.judge.judgement import Judged, find_all
+from vera.judge.judgement import Answers, Judged, find_all
 from vera.records.record import Record
 
 PAPER_JUDGE = "gpt-4"
@@ -43,6 +43,8 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
     scores: dict[tuple, tuple[float, str]] = {}
     notes: dict[str, set[str]] = {}
     names = {name.strip() for name in judge.split(",")}
+    written = {record.name: record for record in find_all(Answers, results / "answers")}
+    settings: dict[str, dict[str, list[str]]] = {}
     for record in find_all(Judged, results / "judged"):
         if not counts(record, names):
             continue
@@ -58,6 +60,11 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
                 )
             scores[key] = (score["mean"], record.name)
             notes.setdefault(metric, set()).update(_about(record, answer["name"], score["n"]))
+            how = _how(record, written.get(answer["name"]))
+            settings.setdefault(metric, {}).setdefault(how, []).append(answer["name"])
+    for metric, ways in settings.items():
+        if len(ways) > 1:
+            notes[metric] |= {f"Not like with like: {', '.join(sorted(named))}: {how}." for how, named in ways.items()}
     return Judgements(cells, scores, {metric: sorted(found) for metric, found in notes.items()}) if scores else cells
 
 
@@ -65,6 +72,16 @@ def counts(record: Judged, judges: set[str]) -> bool:
     """Whether a table takes the scores: of one of these judges or declared to stand for one, official questions and wording."""
     official = record.questions.official and record.judge["prompts"] == "official"
     return official and bool(judges & {record.judge["model"], record.judge.get("counts_as")})
+
+
+def _how(record: Judged, answers: Answers | None) -> str:
+    """How answers were written and graded, where rows of one table may differ in it."""
+    judge = {key: record.judge[key] for key in ("model", "orders", "temperature")} | {"rule": _rule(record)}
+    return f"answers {'not here' if answers is None else _flat(answers.settings.get('decoding', {}))}; judge {_flat(judge)}"
+
+
+def _flat(values: Mapping[str, object]) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(values.items()))
 
 
 def _about(record: Judged, name: str, read: int) -> list[str]:

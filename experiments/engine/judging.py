@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.engine.aggregate import epoch_of
 from experiments.engine.judged import PAPER_JUDGE, counts
 from experiments.engine.published import Row, load, names, run_of
 from experiments.engine.render import DASH, Table
@@ -139,7 +140,8 @@ def _asked(name, row: Row, seed: int, task: str, questions: str, overrides, answ
         begins, command = f"{row.model}--bare", [*command, "answers.checkpoint=none"]
     else:
         run = run_of(name, row, task, [*overrides, f"seed={seed}"])
-        fitting = [a for a in answered if a.run is not None and (a.run.cell_id, a.run.seed) == (run.cell_id, seed)]
+        key = (run.cell_id, seed, epoch_of(load(name).stat))  # the epoch whose score the table shows
+        fitting = [a for a in answered if a.run is not None and (a.run.cell_id, a.run.seed, a.checkpoint) == key]
         begins, command = run.run_name, [*command, f"seed={seed}"]
     if results != "results":
         command.append(f"results_dir={results}")

@@ -147,7 +147,5 @@ def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
             axes.set_xscale("log")
         axes.set_xlabel(COSTS[which])
     panels[0].set_ylabel(f"{found[0].records[0].scores.primary} x 100")
-    panels[0].set_title(
-        f"Median over seeds ({plots.seeds([len(e.records) for e in found])}), their range; front in blue", fontsize=8
-    )
+    panels[0].set_title(f"{plots.median_over([len(e.records) for e in found])}; front in blue", fontsize=8)
     return plots.save(canvas, stem)

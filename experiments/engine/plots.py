@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.engine.aggregate import Summary
+from experiments.engine.aggregate import Summary, median_interval
 
 PALETTE = ["#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"]  # Okabe and Ito
 
@@ -22,10 +22,13 @@ METHOD_STYLE = {  # colour, marker and line, so that print without colour tells 
 }
 
 
-def seeds(counts: Sequence[int]) -> str:
-    """n=5, or n=3 to 5 where the cells differ."""
+def median_over(counts: Sequence[int]) -> str:
+    """What points and bars show of cells with so many seeds: "median over seeds (n=3 to 5), range of the seeds"."""
     low, high = min(counts), max(counts)
-    return f"n={low}" if low == high else f"n={low} to {high}"
+    whole = [median_interval(range(n)) == (0, n - 1) for n in counts]
+    bar = "range of the seeds" if all(whole) else "95% interval of the median"
+    bar += ", of fewer than nine seeds their range" if any(whole) and not all(whole) else ""
+    return f"median over seeds ({f'n={low}' if low == high else f'n={low} to {high}'}), {bar}"
 
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -44,6 +44,8 @@ def main() -> int:
                 raise VeraError(f"{name}: {error}") from None
             print(f"{name}: {error}")
             continue
+        if options.overrides:
+            found["with"] = options.overrides
         path = write_atomic(Path(options.out or store.root / "analysis") / f"{name}.json", _compact(found))
         print(f"{name}: {len(found['seeds'])} seeds, written to {path}")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
@@ -39,6 +39,13 @@ class VeraBudget(Vera):
             message = "with start={start} no part of the run is left for the pruning"
             raise PydanticCustomError("no_time_to_prune", message, {"start": info.data["start"]})
         return end
+
+    @model_validator(mode="after")
+    def _d_trains(self):
+        if self.train != "both" or self.d_init == 0:
+            message = "a budget deals out entries of d, which zero ends for good: train=both and d_init other than 0"
+            raise PydanticCustomError("no_d", message)
+        return self
 
     def left(self, step: int, total: int) -> float:
         """The part of the entries that is left after a step (from 0) of `total`."""

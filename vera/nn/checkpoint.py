@@ -171,6 +171,11 @@ class Reader:
         config = replace(config, modules_to_save=saved, targets=tuple(wanted) or config.targets)
         if existing is not None:
             _same_adapter(folder / CONFIG_FILE, existing, config)
+            on = [list(self.targets(folder / CONFIG_FILE, one)) for one in (config, existing)]
+            if on[0] != on[1]:  # a compact file names no layers
+                raise AdapterError(
+                    f"{folder / CONFIG_FILE} is for other layers than the attached adapter, such as {_apart(*on)}"
+                )
             config = existing
         targets = self.targets(folder / CONFIG_FILE, config)
         shapes = target_shapes(targets)
@@ -397,6 +402,10 @@ def _same_adapter(path: Path, existing: VeraConfig, config: VeraConfig) -> None:
             raise AdapterError(
                 f"{path} has {key}={getattr(config, key)!r}, the attached adapter has {getattr(existing, key)!r}"
             )
+
+
+def _apart(ours: list[str], theirs: list[str]) -> str:
+    return next((name for name in [*ours, *theirs] if (name in ours) != (name in theirs)), ours[0])
 
 
 def _spread(path: Path, tensors: dict[str, Tensor], shapes: dict[str, tuple[int, int]], rank: int) -> dict[str, Tensor]:

@@ -187,7 +187,7 @@ class VeraLinear(nn.Module):
         W is float32 at least, also on a half-precision backbone, where rounding the sum would lose most of a small update. It
         is multiplied with x where that loses nothing and trains nothing: no gradient asked of W0, bias, b or d, no half
         precision, no autocast, no torch.compile. Elsewhere the layer computes as if it were not merged. When W0, b or d change,
-        W follows.
+        W follows, but not what is written through their .data, which torch does not count: unmerge first.
 
         Raises AdapterError for a base layer that is more than its weight, or a sum that is not finite.
         """

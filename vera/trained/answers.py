@@ -133,7 +133,7 @@ def answer(
     trained = None if settings.checkpoint == "none" else _trained(run)
     folder, weights = kept(trained, run.work_dir, settings.checkpoint) if trained else (None, None)
     used = described(settings.questions, questions)
-    about = hashed("model", run.model) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
+    about = _backbone(run) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
     identity = digest([about, weights, used.model_dump(), settings.public])
     stem = f"{answers_name(run.model['name'], trained.run if trained else None)}--{used.name}--{identity[:8]}"
     path = Path(run.results_dir) / "answers" / f"{stem}.jsonl"
@@ -152,6 +152,15 @@ def answer(
         )
         write(path.with_suffix(".json"), record)
     return record, path, True
+
+
+def _backbone(run: RunConfig) -> dict[str, Any]:
+    """What decides the answers of a backbone as it is: weights of a folder by what they are, since its path is no name."""
+    about = hashed("model", run.model)
+    if run.model.get("path") is None:
+        return about
+    backbone, _ = _load(run, None, None)
+    return {**about, "fingerprint": backbone.fingerprint}
 
 
 def load_trained(run: RunConfig, checkpoint: Checkpoint = "last") -> tuple[Backbone, Method | None]:
