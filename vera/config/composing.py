@@ -308,7 +308,7 @@ def _without_recipes(task: dict[str, Any], resolved: dict[str, Any], overrides: 
     of_method = str(method.get("name"))
     names = [recipe(of_method, str(model.get("name"))), *(f"{of_method}_{part}" for part in family)]
     given = {key.split(".")[1] for word in overrides if (key := word.lstrip("+").partition("=")[0]).startswith("task.")}
-    of_recipe = {key for name in names for key in _of_recipe(name, "task")} & task.keys() - given
+    of_recipe = {key for name in names for key in _task_of_recipe(name)} & task.keys() - given
     if not of_recipe:
         return task
     foreign = of_recipe - fields({"_target_": task.get("_target_")}, "task").keys()
@@ -317,8 +317,14 @@ def _without_recipes(task: dict[str, Any], resolved: dict[str, Any], overrides: 
     return {key: value for key, value in task.items() if key not in foreign}
 
 
+def _task_of_recipe(name: str) -> set[str]:
+    """The task's keys that a recipe sets, and the shared ones that it is built upon."""
+    beneath = [base for base in _of_recipe(name, "defaults") if base != "_self_"]
+    return set(_of_recipe(name, "task")).union(*map(_task_of_recipe, beneath))
+
+
 @lru_cache(maxsize=256)
-def _of_recipe(name: str, group: str) -> dict[str, Any]:
+def _of_recipe(name: str, group: str) -> Any:
     """What a recipe says of one group; nothing where there is no such recipe."""
     path = conf_file("recipe", name)
     return (OmegaConf.to_container(OmegaConf.load(path), resolve=False).get(group) or {}) if path.is_file() else {}
