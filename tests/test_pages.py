@@ -78,3 +78,15 @@ def test_the_site_builds_and_every_link_of_it_is_found(tmp_path):
     assert built.returncode == 0, built.stderr[-3000:]
     api = (tmp_path / "site/api/index.html").read_text(encoding="utf-8")
     assert all(f'id="vera.nn.{name}"' in api for name in ("inject.attach", "bank.AdapterBank.use", "config.VeraConfig"))
+
+
+def test_the_readme_shows_the_figures_of_the_tables():
+    """Every row of a table there, cell by cell, in the row of that name in a table of results."""
+    cells = [
+        [c.strip() for c in line.strip("|").split("|")] for line in prose(ROOT / "README.md").splitlines() if line[:2] == "| "
+    ]
+    assert len(cells) > 8
+    tables = [(ROOT / "results" / "tables" / f"{name}.md").read_text().splitlines() for name in ("digits", "glue_minilm")]
+    for label, *values in (row for row in cells if any("±" in cell for cell in row)):
+        rows = [line for lines in tables for line in lines if line.startswith(f"| {label} |")]
+        assert any(all(f" {value} " in row for value in values) for row in rows), f"{label}: {values}"
