@@ -236,6 +236,16 @@ def test_measured_ratios_are_judged_by_the_interval_of_their_median(tmp_path, mo
     assert measured(1.10, 1.20, case="c") == "not run (not supported in miniature)"
 
 
+def test_miniatures_that_disagree_leave_a_claim_undecided_and_say_so(monkeypatch):
+    readings = {"digits": "not supported", "MiniLM": "supported"}
+    lines = [Line(source, "p", "o", "t", "r", reading, True) for source, reading in readings.items()]
+    found = {claim.id: lines for claim in claims.stated()}
+    monkeypatch.setattr("experiments.artefacts.claims.evidence", lambda asked: found)
+    row = tables.build(Asked({}))[0].rows[0]
+    assert row[4] == "not run (undecided in miniature)"
+    assert row[6] == "r; the miniatures disagree: digits not supported, MiniLM supported"
+
+
 def test_every_claim_has_a_check_and_every_check_a_claim(monkeypatch):
     assert claims.evidence(Asked({})).keys() == claims.CHECKS.keys()
     monkeypatch.setattr(

@@ -18,10 +18,14 @@ def build(asked: Asked) -> list[Table]:
     verdicts, lines, rules = [], [], []
     for claim in stated():
         word, deciding = verdict(found[claim.id])
-        mini = [line.reading for line in found[claim.id] if line.miniature and line.reading not in ("not run", "supported")]
-        if word == "not run" and mini:
-            word = f"not run ({mini[0]} in miniature)"
-        verdicts.append([claim.claim, claim.where, deciding.paper, deciding.ours, word, deciding.test, deciding.result])
+        small = [line for line in found[claim.id] if line.miniature and line.reading != "not run"]
+        readings, result = [line.reading for line in small], deciding.result
+        if word == "not run" and {"supported", "not supported"} <= set(readings):
+            word = "not run (undecided in miniature)"
+            result += f"; the miniatures disagree: {', '.join(f'{line.source} {line.reading}' for line in small)}"
+        elif word == "not run" and small:
+            word = f"not run ({next(reading for reading in readings if reading != 'supported')} in miniature)"
+        verdicts.append([claim.claim, claim.where, deciding.paper, deciding.ours, word, deciding.test, result])
         for line in found[claim.id]:
             lines.append(
                 [
