@@ -106,7 +106,7 @@ glue-base: setup ## Table 2, RoBERTa-base: the rows of METHOD x six tasks x 5 se
 glue-large: setup ## Table 2, RoBERTa-large
 	$(PY) scripts/train.py sweep=glue_large method=$(or $(METHOD),vera) $(ARGS) $(CREW)
 
-glue-minilm: setup ## MiniLM on four GLUE tasks, eight methods x 5 seeds, to convergence; hours on a CPU (ARGS='task.data_dir=/path/to/glue')
+glue-minilm: setup ## MiniLM on four GLUE tasks, eight methods x 5 seeds; hours on a CPU (ARGS='task.data_dir=/path/to/glue')
 	$(PY) scripts/train.py sweep=glue_minilm $(CHOSEN) $(ARGS) $(CREW)
 
 images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a class, head, full, LoRA and VeRA x 5 seeds

@@ -8,6 +8,7 @@ import torch
 
 from experiments.artefacts import figure3_magnitudes, figure5_similarity
 from experiments.engine import analysis as measurements
+from experiments.engine.claims import stated
 from experiments.engine.rows import Asked
 from vera.commands import run as command
 from vera.config import compose as compose_run
@@ -143,6 +144,9 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
 
     asked = Asked({}, results=tmp_path / "results")
     assert "measured with scale=rehearsal" in figure3_magnitudes.build(asked)[1].notes[-1]
+    checks = {"query_moves_more": figure3_magnitudes._magnitudes, "similar_to_lora": figure5_similarity._similar}
+    for claim in (claim for claim in stated() if claim.id in checks):
+        assert {line.reading for line in checks[claim.id](claim, asked)} == {"not run"}  # a rehearsal decides none
     for module, name in ((figure3_magnitudes, "figure3"), (figure5_similarity, "figure5")):
         full, mini, _ = module.build(asked)
         assert full.rows == [["–"] * len(full.columns)] and len(mini.rows) >= 2 and "miniature" in mini.title

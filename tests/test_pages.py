@@ -86,7 +86,14 @@ def test_the_readme_shows_the_figures_of_the_tables():
         [c.strip() for c in line.strip("|").split("|")] for line in prose(ROOT / "README.md").splitlines() if line[:2] == "| "
     ]
     assert len(cells) > 8
+    said = re.search(
+        r"VeRA - LoRA is (\S+ \[\S+ \S+\]) points \(n=5\).*\nhas ([\d.]+), above all three", prose(ROOT / "README.md")
+    )
+    tests = (ROOT / "results" / "tables" / "glue_minilm_tests.md").read_text()
+    assert f"| STS-B | VeRA r=256 - LoRA r=8 | 5 | {said[1]} |" in tests
     tables = [(ROOT / "results" / "tables" / f"{name}.md").read_text().splitlines() for name in ("digits", "glue_minilm")]
     for label, *values in (row for row in cells if any("±" in cell for cell in row)):
         rows = [line for lines in tables for line in lines if line.startswith(f"| {label} |")]
         assert any(all(f" {value} " in row for value in values) for row in rows), f"{label}: {values}"
+    (probe,) = (line for line in tables[1] if line.startswith("| Linear probe |"))
+    assert probe.endswith(f"| {said[2]} |")

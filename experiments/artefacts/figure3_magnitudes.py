@@ -72,7 +72,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
 def _magnitudes(claim: Claim, asked: Asked) -> list[Line]:
     lines = []
     for name, (_, cell) in MEASURED.items():
-        found, parts = analysis.of_runs(name, asked.results, cell), [Part("", [])]
+        found, parts = analysis.decisive(name, asked.results, cell), [Part("", [])]
         if found:
             query, value = (over_layers(found["norms"][t], claim.id == "later_layers_move_more") for t in ("query", "value"))
             gaps = [a - b for a, b in zip(query, value, strict=True)]

@@ -81,7 +81,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
 def _similar(claim: Claim, asked: Asked) -> list[Line]:
     lines = []
     for name, (_, *cells) in MEASURED.items():
-        found, gaps = analysis.of_runs(name, asked.results, *cells), []
+        found, gaps = analysis.decisive(name, asked.results, *cells), []
         if found:
             sides = (over_layers(found[series], False) for series in ("lora_vera", "lora_random"))
             gaps = [a - b for a, b in zip(*sides, strict=True)]

@@ -33,6 +33,12 @@ def of_runs(name: str, results: Path, *cells: Sequence[str]) -> dict[str, Any] |
     return found
 
 
+def decisive(name: str, results: Path, *cells: Sequence[str]) -> dict[str, Any] | None:
+    """The same where it is of these cells alone, as a claim takes it."""
+    found = of_runs(name, results, *cells)
+    return None if found is None or found.get("with") else found
+
+
 def said(found: dict[str, Any] | None) -> list[str]:
     """Notes for a table of a measurement."""
     given = (found or {}).get("with")

@@ -427,7 +427,7 @@ def table(tried: Sequence[Tried], search: Search) -> Table:
     return Table("tune", title, columns, lines, remarks(tried, search))
 
 
-def chosen_on(tried: Sequence[Tried], search: Search) -> str:
+def chosen_on(search: Search) -> str:
     """On which rows the choice rests."""
     task = search.base.task
     if task.get("validation", "dev") != "dev":
@@ -440,7 +440,7 @@ def chosen_on(tried: Sequence[Tried], search: Search) -> str:
 def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
     """How the choice was made, and what is doubtful about it."""
     seeds = ", ".join(map(str, search.seeds))
-    said = [f"Validation: {chosen_on(tried, search)}; median over the seeds {seeds}. Test rows choose nothing."]
+    said = [f"Validation: {chosen_on(search)}; median over the seeds {seeds}. Test rows choose nothing."]
     if (lacking := missing(tried, search)) > 0:
         more = " and what follows from them" if search.sampler == "tpe" or search.steps[1:] else ""
         return [*said, f"{lacking} runs are missing{more}; nothing is chosen yet."]
@@ -486,7 +486,7 @@ def budget(tried: Sequence[Tried], search: Search) -> dict[str, Any]:
     records = [record for found in tried for record in found.records]
     return {
         "search": search.text,
-        "chosen_on": chosen_on(tried, search),
+        "chosen_on": chosen_on(search),
         "seeds": list(search.seeds),
         "with": variant(search.base, search.fixed),
         "runs": len(records),

@@ -9,12 +9,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.engine import tuning
 from experiments.engine.render import show
 from vera.commands import train as training
-from vera.config import RunConfig
+from vera.config import RunConfig, own_conf
 from vera.config.paths import readable
 from vera.errors import Claimed, ConfigError
 from vera.io.files import locked, write_atomic
@@ -87,7 +86,7 @@ def main() -> int:
         print(f"{path} would be:\n\n{text}", end="")
         return 0
     busy = ConfigError("another search is writing a recipe just now; the same command goes on from here")
-    with locked(Path(search.base.results_dir), "recipe", busy):
+    with locked(own_conf() / "recipe", "tune", busy):
         path, text = tuning.recipe_of(tried, search)
         used = tuning.in_use(search)
         if used and not options.replace:

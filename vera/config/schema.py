@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -244,7 +244,7 @@ def _misplaced(annotation: Any, value: Any, where: str) -> Iterator[tuple[str, b
 
 def _kinds(annotation: Any) -> set[Any]:
     """The types that a value and its items may have."""
-    parts = get_args(annotation)
+    parts = get_args(annotation)[get_origin(annotation) is dict :]  # not a mapping's keys
     return set().union(*map(_kinds, parts)) if parts else {annotation} & {bool, int, float, str, Any}
 
 

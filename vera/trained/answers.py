@@ -133,7 +133,11 @@ def answer(
     trained = None if settings.checkpoint == "none" else _trained(run)
     folder, weights = kept(trained, run.work_dir, settings.checkpoint) if trained else (None, None)
     used = described(settings.questions, questions)
-    about = _backbone(run) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
+    about = hashed("model", run.model) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
+    loaded = None
+    if trained is None and run.model.get("path") is not None:  # a path is no name: weights of a folder by what they are
+        loaded = _load(run, None, None)
+        about = {**about, "fingerprint": loaded[0].fingerprint}
     identity = digest([about, weights, used.model_dump(), settings.public])
     stem = f"{answers_name(run.model['name'], trained.run if trained else None)}--{used.name}--{identity[:8]}"
     path = Path(run.results_dir) / "answers" / f"{stem}.jsonl"
@@ -145,22 +149,13 @@ def answer(
         missing = _missing(path, questions)
         backbone, where = None, None
         if missing:
-            backbone, method = _load(run, trained, folder)
+            backbone, method = loaded or _load(run, trained, folder)
             where = _write(run, settings, backbone, method, questions, missing, path, on_progress)
         record = _record(
             run, settings, identity, trained, weights, used, path, where, started, time.monotonic() - began, backbone
         )
         write(path.with_suffix(".json"), record)
     return record, path, True
-
-
-def _backbone(run: RunConfig) -> dict[str, Any]:
-    """What decides the answers of a backbone as it is: weights of a folder by what they are, since its path is no name."""
-    about = hashed("model", run.model)
-    if run.model.get("path") is None:
-        return about
-    backbone, _ = _load(run, None, None)
-    return {**about, "fingerprint": backbone.fingerprint}
 
 
 def load_trained(run: RunConfig, checkpoint: Checkpoint = "last") -> tuple[Backbone, Method | None]:
