@@ -137,6 +137,22 @@ def test_data_with_a_test_set_of_their_own_are_chosen_from_on_their_validation_r
     assert "the data's own validation rows, beside its test set" in tuning.chosen_on(asked)
 
 
+def test_what_is_written_for_a_test_set_chooses_nothing(search, tmp_path):
+    words = ["model=gpt2_mini", "task=e2e", "method=vera", "train.lr=0.01,0.1", f"results_dir={tmp_path / 'tune'}"]
+    asked = tuning.read(words, (100,))
+
+    def compute(runs):
+        for run in runs:
+            raw = json.loads(made(run, 0.5).to_json())
+            low = run.train.lr == 0.01
+            raw["scores"]["best"]["metrics"] = {"BLEU": 0.6 if low else 0.4, "log_likelihood": -2.0 if low else -1.5}
+            Store(run.results_dir).write(Record.model_validate(raw))
+
+    tried = tuning.carry_out(asked, compute)
+    assert [(t.trial.values, t.summary.median) for t in tried] == [(("0.1",), -1.5), (("0.01",), -2.0)]
+    assert tuning.chosen_on(asked) == "log_likelihood on the task's validation rows (BLEU is of its test rows)"
+
+
 def test_a_collapsed_seed_is_the_worst(search):
     asked = search("train.lr=0.01,0.1")
 

@@ -25,6 +25,7 @@ from experiments.engine.aggregate import Summary, of_records, summarise, unlike
 from experiments.engine.render import Table, interval, number
 from experiments.engine.sweeps import read_sweep
 from vera.config import GROUPS, RunConfig, choices, conf_file, explain, fields, marks, own_conf, recipe
+from vera.config.components import component
 from vera.config.composing import compose_on, variant, written
 from vera.config.identity import hashed
 from vera.config.memory import composed
@@ -233,6 +234,11 @@ def _may_hold_out(task: str) -> bool:
     return "anyOf" in fields(settings, "task").get("validation", {}) if "_target_" in settings else True
 
 
+def metric(task: dict[str, Any]) -> str:
+    """What chooses: the task's primary metric, or one of its validation rows where the primary one is computed on test rows."""
+    return component(task, "task").chosen_by or str(task["primary"])
+
+
 def _three_splits(task: Mapping[str, Any]) -> bool:
     """Whether a task's own validation rows are apart from its test rows."""
     return {"validation", "test"} <= (task.get("files") or task.get("splits") or {}).keys()
@@ -317,7 +323,7 @@ def _tried(trial: Trial, run: RunConfig, seeds: Sequence[int]) -> Tried:
     if len(records) < len(seeds):
         return Tried(trial, run, records)
     # The validation rows' best epoch, whatever the record says of test rows.
-    values = [-math.inf if r.collapsed else r.scores.best.metrics[r.scores.primary] for r in records]
+    values = [-math.inf if r.collapsed else r.scores.best.metrics[metric(run.task)] for r in records]
     return Tried(trial, run, records, of_records(summarise([value for value in values if value is not None]), records))
 
 
@@ -430,6 +436,8 @@ def table(tried: Sequence[Tried], search: Search) -> Table:
 def chosen_on(search: Search) -> str:
     """On which rows the choice rests."""
     task = search.base.task
+    if metric(task) != task["primary"]:
+        return f"{metric(task)} on the task's validation rows ({task['primary']} is of its test rows)"
     if task.get("validation", "dev") != "dev":
         return f"{task['primary']} on {task['validation']:g} of the training rows, held out"
     if _three_splits(task):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -51,6 +51,8 @@ class E2E(LanguageTask):
     token. Each epoch is scored by the log-likelihood of the development set; the last one also by what the model writes for
     each distinct meaning representation of the test set, in the five metrics of the challenge.
     """
+
+    chosen_by: ClassVar[str | None] = "log_likelihood"  # BLEU is of what it writes for the test set
 
     validation: Literal["dev"] = "dev"  # type: ignore[assignment]  # what it writes is for a test set of its own
     format: Literal["challenge", "hu2022"] = "challenge"
