@@ -41,6 +41,17 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{'all':40}{sum(total):9,} tried{total[0]:9,} accepted{total[1]:9,} refused")
 
 
+def trained(model, seed=1):
+    """The model with values as training would give them, in whatever trains."""
+    import torch
+
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=draw) * 0.5
+    return model
+
+
 def own_methods() -> list[str]:
     """The methods of conf/method whose class is for them; those of AnyPeft are all tried in tests/test_any_peft.py."""
     from vera.config import choices

@@ -9,6 +9,7 @@ from peft import VeraConfig as PeftVeraConfig
 from transformers import AutoModelForCausalLM, GPT2Config
 from transformers.pytorch_utils import Conv1D
 
+from tests.conftest import trained
 from vera.errors import AdapterError
 from vera.nn import (
     AdapterBank,
@@ -33,15 +34,6 @@ def gpt2():
     torch.manual_seed(0)
     config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
     return AutoModelForCausalLM.from_config(config).eval()
-
-
-@torch.no_grad()
-def trained(model, seed=1):
-    draw = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.3)
-    return model
 
 
 @torch.no_grad()

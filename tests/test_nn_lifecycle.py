@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, RobertaConfig
 
+from tests.conftest import trained
 from vera.errors import AdapterError
 from vera.nn import (
     VeraConfig,
@@ -43,16 +44,6 @@ def llama(**settings):
 
 def config(*targets, head=()):
     return VeraConfig(rank=8, targets=targets or ("query", "value"), modules_to_save=head)
-
-
-@torch.no_grad()
-def trained(model, seed=1):
-    """Values as training would give them, for whatever trains."""
-    draw = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.5)
-    return model
 
 
 @torch.no_grad()
