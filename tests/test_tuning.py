@@ -16,6 +16,7 @@ from vera.errors import ConfigError
 from vera.io.files import write_atomic
 from vera.records.record import Record
 from vera.records.store import Store
+from vera.run import execute
 
 MINILM = ["model=minilm", "task=stsb", "method=vera"]
 
@@ -137,20 +138,19 @@ def test_data_with_a_test_set_of_their_own_are_chosen_from_on_their_validation_r
     assert "the data's own validation rows, beside its test set" in tuning.chosen_on(asked)
 
 
-def test_what_is_written_for_a_test_set_chooses_nothing(search, tmp_path):
+def test_what_is_written_for_a_test_set_chooses_nothing(tmp_path, cache, compose):
     words = ["model=gpt2_mini", "task=e2e", "method=vera", "train.lr=0.01,0.1", f"results_dir={tmp_path / 'tune'}"]
-    asked = tuning.read(words, (100,))
-
-    def compute(runs):
-        for run in runs:
-            raw = json.loads(made(run, 0.5).to_json())
-            low = run.train.lr == 0.01
-            raw["scores"]["best"]["metrics"] = {"BLEU": 0.6 if low else 0.4, "log_likelihood": -2.0 if low else -1.5}
-            Store(run.results_dir).write(Record.model_validate(raw))
-
-    tried = tuning.carry_out(asked, compute)
-    assert [(t.trial.values, t.summary.median) for t in tried] == [(("0.1",), -1.5), (("0.01",), -2.0)]
-    assert tuning.chosen_on(asked) == "log_likelihood on the task's validation rows (BLEU is of its test rows)"
+    asked = tuning.read([*words, "scale=rehearsal", f"cache_dir={cache}", f"work_dir={tmp_path / 'work'}"], (100,))
+    assert tuning.chosen_on(asked) == "log_likelihood on the task's validation rows, beside its test set"
+    tried = tuning.carry_out(asked, lambda runs: [execute(run) for run in runs])
+    for trial in tried:
+        (found,) = trial.records
+        assert set(found.scores.best.metrics) == {"log_likelihood"} and not found.outputs
+    assert tried[0].summary.median >= tried[1].summary.median
+    with pytest.raises(ConfigError, match=r"task.primary=BLEU is of test rows, which choose nothing; leave it at log_l"):
+        tuning.read([*words, "task.primary=BLEU", "task.decoding={beams: 2}"], (100,))
+    with pytest.raises(ConfigError, match="decoding=null writes nothing that BLEU could be of; give primary=log_likelihood"):
+        execute(compose("model=gpt2_mini", "task=e2e", "task.decoding=null"))
 
 
 def test_a_collapsed_seed_is_the_worst(search):

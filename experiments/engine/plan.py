@@ -144,7 +144,8 @@ def estimate(run: RunConfig) -> dict[str, float] | None:
         examples, evaluations = min(examples, rows), 1
     trained = _passes(run) * examples
     padded = max(length, _padded([min(value, limit) for value in facts["lengths"]], train)) if "lengths" in facts else length
-    beams, written = (run.task.get("decoding") or {}).get("beams", 1), facts.get("written", 0)
+    decoding = run.task.get("decoding", {})
+    beams, written = (decoding or {}).get("beams", 1), 0 if decoding is None else facts.get("written", 0)
     return {
         "training": trained * forward(length),
         "padding": trained * (forward(padded, length) - forward(length)),

@@ -200,6 +200,7 @@ def read(
         raise ConfigError(f"{given['task']}: a recipe keeps what is chosen by the task's name, which cannot have a dot")
     if "task.validation" not in given and _may_hold_out(given["task"]):
         fixed.append(HELD)
+    fixed += [word for word in _own_words(given["task"]) if word.partition("=")[0] not in given]
     if "results_dir" not in given:
         fixed.append(f"results_dir={FOLDER}")
     open_ended = [found.key for found in searched if not found.points]
@@ -225,18 +226,24 @@ def read(
     return asked
 
 
+def _settings(task: str) -> dict[str, Any]:
+    """The yaml that task=... names; nothing where there is none, which composing tells."""
+    name = task.partition("=")[2]
+    return yaml.safe_load(conf_file("task", name).read_text(encoding="utf-8")) if name in choices("task") else {}
+
+
 def _may_hold_out(task: str) -> bool:
     """Whether a task takes a fraction of its training rows for validation, and has no validation rows beside a test set."""
-    name = task.partition("=")[2]
-    settings = yaml.safe_load(conf_file("task", name).read_text(encoding="utf-8")) if name in choices("task") else {}
+    settings = _settings(task)
     if _three_splits(settings):
         return False
     return "anyOf" in fields(settings, "task").get("validation", {}) if "_target_" in settings else True
 
 
-def metric(task: dict[str, Any]) -> str:
-    """What chooses: the task's primary metric, or one of its validation rows where the primary one is computed on test rows."""
-    return component(task, "task").chosen_by or str(task["primary"])
+def _own_words(task: str) -> tuple[str, ...]:
+    """What a task's trials have instead of what is computed on its test rows (vera.tasks.base)."""
+    settings = _settings(task)
+    return component(settings, "task").searched if "_target_" in settings else ()
 
 
 def _three_splits(task: Mapping[str, Any]) -> bool:
@@ -255,6 +262,10 @@ def _check(search: Search, results: Path) -> None:
             raise ConfigError(
                 f"--seeds {seed}: tables report this seed ({where}), so it chooses nothing; give others, such as 100,101"
             )
+    for word in component(base.task, "task").searched:
+        key, _, value = word.partition("=")
+        if key == "task.primary" and base.task["primary"] != value:
+            raise ConfigError(f"{key}={base.task['primary']} is of test rows, which choose nothing; leave it at {value}")
     first = next(_trials(search.axes, search.steps[:1]))
     for index, found in enumerate(search.axes):  # one after the other: every point once, not every pair
         cells: dict[str, str] = {}
@@ -323,7 +334,7 @@ def _tried(trial: Trial, run: RunConfig, seeds: Sequence[int]) -> Tried:
     if len(records) < len(seeds):
         return Tried(trial, run, records)
     # The validation rows' best epoch, whatever the record says of test rows.
-    values = [-math.inf if r.collapsed else r.scores.best.metrics[metric(run.task)] for r in records]
+    values = [-math.inf if r.collapsed else r.scores.best.metrics[r.scores.primary] for r in records]
     return Tried(trial, run, records, of_records(summarise([value for value in values if value is not None]), records))
 
 
@@ -436,8 +447,8 @@ def table(tried: Sequence[Tried], search: Search) -> Table:
 def chosen_on(search: Search) -> str:
     """On which rows the choice rests."""
     task = search.base.task
-    if metric(task) != task["primary"]:
-        return f"{metric(task)} on the task's validation rows ({task['primary']} is of its test rows)"
+    if component(task, "task").searched:
+        return f"{task['primary']} on the task's validation rows, beside its test set"
     if task.get("validation", "dev") != "dev":
         return f"{task['primary']} on {task['validation']:g} of the training rows, held out"
     if _three_splits(task):

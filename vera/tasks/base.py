@@ -93,7 +93,7 @@ class Task(Component):
     """
 
     modality: ClassVar[str]
-    chosen_by: ClassVar[str | None] = None  # the validation rows' metric that a search uses, where primary is of test rows
+    searched: ClassVar[tuple[str, ...]] = ()  # what the trials of a search have instead of what is computed on test rows
 
     primary: str
     validation: Validation = "dev"

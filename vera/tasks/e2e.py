@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import model_validator
 
 from vera.config import Source
 from vera.errors import DataError
@@ -45,19 +46,25 @@ class E2E(LanguageTask):
               which are tokenised ("family - friendly"); scores of one format do not compare with scores of the other.
     data_dir  challenge: a folder with trainset.csv, devset.csv and testset_w_refs.csv; None reads the hub. hu2022: one with
               train.txt, valid.txt and test.txt, lines of context||reference; they are not on the hub.
-    decoding  how the test set's texts are written, once, after the last epoch.
+    decoding  how the test set's texts are written, once, after the last epoch; None writes none, and primary is log_likelihood.
 
     The model reads "name : Blue Spice | Type : pub", the end token, and the reference with a leading space up to another end
     token. Each epoch is scored by the log-likelihood of the development set; the last one also by what the model writes for
     each distinct meaning representation of the test set, in the five metrics of the challenge.
     """
 
-    chosen_by: ClassVar[str | None] = "log_likelihood"  # BLEU is of what it writes for the test set
+    searched: ClassVar[tuple[str, ...]] = ("task.primary=log_likelihood", "task.decoding=null")
 
     validation: Literal["dev"] = "dev"  # type: ignore[assignment]  # what it writes is for a test set of its own
     format: Literal["challenge", "hu2022"] = "challenge"
     data_dir: Annotated[str | None, Source] = None
-    decoding: Decoding
+    decoding: Decoding | None
+
+    @model_validator(mode="after")
+    def _something_to_score(self):
+        if self.decoding is None and self.primary != "log_likelihood":
+            raise ValueError(f"decoding=null writes nothing that {self.primary} could be of; give primary=log_likelihood")
+        return self
 
     def load(self, backbone: Backbone, seed: int) -> Data:
         return self.once(backbone, lambda: self._prepare(backbone))
@@ -134,6 +141,8 @@ class E2E(LanguageTask):
         return {split: [_checked(where, *pair) for where, pair in rows] for split, rows in found.items()}, source, commit
 
     def finish(self, backbone, data, batch_size):
+        if self.decoding is None:
+            return Final()
         began = time.monotonic()
         texts = [" ".join(text.split()) for text in generate(backbone, list(data.prompts), self.decoding, batch_size)]
         notes: dict[str, Any] = {
