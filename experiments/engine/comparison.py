@@ -228,8 +228,8 @@ def _tests(name: str, published: Published, asked: Asked, stat: Statistic) -> li
             if column.score is None:
                 continue
             epoch = epoch_of(stat)
-            found = (_scored(column, _records(name, row, column.task, asked), epoch) for row in (vera, lora))
-            sides = common(*found, column.score, epoch)
+            one, other = (_scored(column, _records(name, row, column.task, asked), epoch) for row in (vera, lora))
+            sides = common(one, other, column.score, epoch)
             if sides[0]:
                 p = permutation_p(*sides)
                 difference = signed(paired(*sides), column.scale, column.digits)
