@@ -40,7 +40,7 @@ from .projection import Projection
 from .rows import RowWise
 
 _BLOCK = 2**26  # bytes of the table that are allocated at once, at least one adapter's
-# Families of transformers that compute some layers on [time, rows, ...], which looks like [rows, time, ...] where both are one size.
+# transformers' families that compute some layers on [time, rows, ...], like [rows, time, ...] where both are of one size
 _ROWS_SECOND = {"bridgetower", "fsmt", "led", "longformer", "mask2former", "oneformer", "xlnet"}
 
 # The batches of this thread, or of this asyncio task, by the id of their bank.
