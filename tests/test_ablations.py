@@ -118,7 +118,8 @@ def test_a_collapsed_run_is_no_gain_and_no_loss():
         records = [*fine, *made["vera"], *made["lora"]]
         records[records.index(one)] = one.model_copy(update={"collapsed": "the loss is nan"})
         *_, line = figure4_gain._more_per_parameter(claim, Asked(by_cell(*records)))
-        assert line.reading == "not run"
+        assert (line.reading, line.ours) == ("undecided", DASH)
+        assert line.result == "a run collapsed in 1 of 5 pairs, and what the others say would flatter"
 
 
 def test_bars_are_named_by_what_they_are():

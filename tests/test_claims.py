@@ -184,6 +184,20 @@ def test_the_average_over_tasks_is_paired_by_seed():
     assert four[4] == "undecided" and "4 of the 5 pairs" in four[6]
 
 
+def test_a_collapsed_run_decides_nothing_by_its_survivors_in_any_metric():
+    names = ("NIST", "NIST_py", "METEOR", "ROUGE_L", "CIDEr")
+
+    def run(method, seed, score, **more):
+        metrics = {} if more else dict.fromkeys(names, score + seed / 100)
+        made = record(["model=gpt2_mini", "task=e2e", f"method={method}"], seed, score + seed / 100, metrics=metrics)
+        return made.model_copy(update=more)
+
+    ours = [run("vera", seed, 0.5) for seed in range(6)]
+    others = [run("lora", seed, 0.7, **({"collapsed": "the loss is nan"} if seed == 2 else {})) for seed in range(6)]
+    row = verdicts(by_cell(*ours, *others))["better_e2e"]
+    assert row[4] == "not run (undecided in miniature)" and row[6].startswith("a run collapsed in 1 of 6 pairs"), row
+
+
 def test_an_ablation_in_miniature_is_called_one():
     mini = ["model=digits_vit", "task=digits", "method=vera"]
     scores = {"": 0.80, "method.train=only_d": 0.75, "method.train=only_b": 0.6}

@@ -176,6 +176,34 @@ def test_vera_against_lora_is_paired_by_seed():
     assert tests.rows == [["Large", "RTE", "5", "+3.0 [+1.0, +5.0]", "0.0625"]]
 
 
+def test_vera_against_each_lora_row_of_a_table_with_several(tmp_path, monkeypatch):
+    rows = [("VeRA", "vera", 4), ("LoRA r=8", "lora", 8), ("LoRA r=1", "lora", 1)]
+    text = {
+        "table": "mine",
+        "title": "Three rows",
+        "stat": "median",
+        "models": {"digits_vit": "ViT"},
+        "columns": {"digits": {"label": "Digits", "task": "digits", "metric": "accuracy", "scale": 100}},
+        "rows": [
+            {"label": label, "model": "digits_vit", "method": method, "variant": {"method.rank": rank}, "source": "ours"}
+            for label, method, rank in rows
+        ],
+    }
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "mine.yaml").write_text(json.dumps(text))
+    monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+    made = [
+        record([*("model=digits_vit", "task=digits"), f"method={method}", f"method.rank={rank}"], seed, 0.5 + rank / 100)
+        for _, method, rank in rows
+        for seed in range(5)
+    ]
+    found = compare("mine", Asked(by_cell(*made)))[2].rows
+    assert [(row[0], row[3]) for row in found] == [
+        ("ViT, VeRA - LoRA r=8", "-4.0 [-4.0, -4.0]"),
+        ("ViT, VeRA - LoRA r=1", "+3.0 [+3.0, +3.0]"),
+    ]
+
+
 def test_a_record_without_the_metric_is_named():
     wrong = record(["model=roberta_large", "task=stsb", "method=vera"], 0, 0.9)
     metrics = {"pearson": 0.9}

@@ -78,6 +78,12 @@ def test_the_command_writes_table_and_figure(tmp_path, capsys):
     names = {path.name for path in (tmp_path / "pareto").iterdir()}
     assert names == {f"digits_vit_digits.{ending}" for ending in ("md", "pdf", "png", "svg")}
     assert "vera" in (tmp_path / "pareto" / "digits_vit_digits.svg").read_text()
+    store.write(record([*DIGITS, "method=vera", "method.rank=64"], 0, 0.7))
+    assert command("pareto", ["method.rank=64", "--results", str(tmp_path)]) == 0  # another file, which says what it shows
+    assert "at its recipe with method.rank=64;" in (tmp_path / "pareto" / "digits_vit_digits_method.rank_64.md").read_text()
+    store.write(record([*DIGITS, "method=lora", "method.rank=64"], 9, 0.7))
+    assert command("pareto", ["method.rank=64", "--results", str(tmp_path)]) == 1
+    assert "no seed has a run of every method" in capsys.readouterr().err
     assert command("pareto", ["model=minilm", "task=rte", "--results", str(tmp_path)]) == 1
     assert "no method has records" in capsys.readouterr().err
     assert command("pareto", ["model=minilm", "task=rtee", "--results", str(tmp_path)]) == 1

@@ -65,7 +65,9 @@ def test_the_columns_and_notes_say_which_statistic_it_is():
 @pytest.mark.parametrize("name", CELLS)
 def test_overrides_choose_other_runs(name):
     assert shown(name, Asked(by_cell(*runs(CELLS[name])), ["train.batch_size=3"])) == set()
-    assert shown(name, Asked(by_cell(*runs([*CELLS[name], "train.batch_size=3"])), ["train.batch_size=3"]))
+    asked = Asked(by_cell(*runs([*CELLS[name], "train.batch_size=3"])), ["train.batch_size=3"])
+    assert shown(name, asked)
+    assert all("Every run with train.batch_size=3." in table.notes for table in registry.artefact(name).build(asked))
 
 
 def tables(monkeypatch, *arguments):

@@ -61,13 +61,13 @@ MINIATURE = Setting(
 
 
 def by_seed(records: Sequence[Record], baseline: Sequence[Record], select: str = "best") -> dict[int, float]:
-    """The formula for each of their `pairs`, by seed."""
-    if any(record.collapsed for record in baseline):
-        return {}  # nothing to gain over
-    return {
-        record.run.seed: 100 * (record.score(select=select) / head.score(select=select)) / (record.parameters.adapter / 1000)
-        for record, head in pairs(records, baseline)
-    }
+    """The formula for each of their `pairs`, by seed; nan over a head that collapsed."""
+
+    def gain(score: float, over: float, parameters: int) -> float:
+        return 100 * (score / over) / (parameters / 1000) if math.isfinite(over) else math.nan
+
+    both = pairs(records, baseline)
+    return {r.run.seed: gain(r.score(select=select), h.score(select=select), r.parameters.adapter) for r, h in both}
 
 
 def _gains(setting: Setting, asked: Asked) -> Iterator[tuple[str, Entry, Entry, Summary | None]]:
@@ -78,7 +78,12 @@ def _gains(setting: Setting, asked: Asked) -> Iterator[tuple[str, Entry, Entry, 
         baseline, *entries = alike([baseline, *entries])
     for label, entry in zip(setting.methods, entries, strict=True):
         gains = by_seed(entry.records, baseline.records, epoch_of(entry.stat))
-        yield label, entry, baseline, summarise(list(gains.values())) if gains else None
+        yield (
+            label,
+            entry,
+            baseline,
+            summarise(list(gains.values())) if gains and not any(map(math.isnan, gains.values())) else None,
+        )
 
 
 def published() -> dict[str, float]:
@@ -154,8 +159,6 @@ def _more_per_parameter(claim: Claim, asked: Asked) -> list[Line]:
     for setting in (FULL, MINIATURE):
         baseline = asked.records([*setting.overrides, *setting.baseline])
         vera, lora = (by_seed(asked.records([*setting.overrides, f"method={method}"]), baseline) for method in ("vera", "lora"))
-        if not all(math.isfinite(gain) for side in (vera, lora) for gain in side.values()):
-            vera = {}  # a run has collapsed: what the survivors say would flatter
         part = Part("VeRA - LoRA", [vera[seed] - lora[seed] for seed in vera if seed in lora], 1, 2)
         if setting is FULL:
             lines.append(decide("RTE, RoBERTa-large (% per 1K)", paper, [part], "better"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import numpy as np
 
 from experiments.engine.claims import Claim, by_seed, decides, fewer, printed_mean, row_of
 from experiments.engine.comparison import compare
@@ -31,7 +31,7 @@ def _same_instruct(claim: Claim, asked: Asked) -> list[Line]:
     for model in published.models:
         vera, lora = (row_of("table4", model, method) for method in ("vera", "lora"))
         found = by_seed(asked, vera.overrides(column.task), lora.overrides(column.task), column.score, "last")
-        gaps += [statistics.median(found.values())] if found else []
+        gaps += [float(np.median([*found.values()]))] if found else []
         paper.append(f"{printed_mean(vera.cells['score']) - printed_mean(lora.cells['score']):+.2f}")
     part = Part("", gaps, 1, 2)
     return [

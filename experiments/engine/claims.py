@@ -100,13 +100,12 @@ def fewer(factors: Mapping[str, float], table: str) -> Line:
 def by_seed(
     asked: Asked, ours: Sequence[str], others: Sequence[str], metric: str | None = None, select: str = "best"
 ) -> dict[int, float]:
-    """Ours minus others for each of their `pairs`, by seed, of the records with this metric."""
+    """Ours minus others for each of their `pairs`, by seed, of the records with this metric; no number where a run collapsed,
+    which `verdicts.decide` tells."""
     sides = []
     for overrides in (ours, others):
         found = asked.records(overrides)
-        sides.append([r for r in found if (metric or r.scores.primary) in r.reported(select)])
-    if any(record.collapsed for side in sides for record in side):
-        return {}  # what the survivors say would flatter
+        sides.append([r for r in found if r.collapsed or (metric or r.scores.primary) in r.reported(select)])
     return {our.run.seed: our.score(metric, select) - other.score(metric, select) for our, other in pairs(*sides)}
 
 

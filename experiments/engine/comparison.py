@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 
@@ -149,7 +150,7 @@ def _scored(column: Column, records: Sequence[Record], select: str) -> list[Reco
     """The records with something in this column: runs are judged later than they are made, if at all, and a test set is not
     scored at the last epoch."""
     if column.judged:
-        return [r for r in records if column.score in r.reported(select)]
+        return [r for r in records if r.collapsed or column.score in r.reported(select)]
     return list(records) if all(r.reported(select) for r in records) else []
 
 
@@ -221,18 +222,17 @@ def _details(published: Published, row: Row, found: Cells) -> list[list[str]]:
 def _tests(name: str, published: Published, asked: Asked, stat: Statistic) -> list[list[str]]:
     lines = []
     for model, label in published.models.items():
-        rows = {row.method: row for row in published.rows if row.model == model and row.method in ("vera", "lora")}
-        if len(rows) < 2:
-            continue
-        for column in published.columns.values():
+        ours, others = ([row for row in published.rows if (row.model, row.method) == (model, m)] for m in ("vera", "lora"))
+        both = list(itertools.product(ours, others))
+        for (vera, lora), column in itertools.product(both, published.columns.values()):
             if column.score is None:
                 continue
-            ours, others = (
-                _scored(column, _records(name, rows[m], column.task, asked), epoch_of(stat)) for m in ("vera", "lora")
-            )
-            sides = common(ours, others, column.score, epoch_of(stat))
+            epoch = epoch_of(stat)
+            one, other = (_scored(column, _records(name, row, column.task, asked), epoch) for row in (vera, lora))
+            sides = common(one, other, column.score, epoch)
             if sides[0]:
                 p = permutation_p(*sides)
                 difference = signed(paired(*sides), column.scale, column.digits)
-                lines.append([label, column.label, str(len(sides[0])), difference, DASH if p is None else f"{p:.4f}"])
+                which = label if len(both) == 1 else f"{label}, {vera.label} - {lora.label}"
+                lines.append([which, column.label, str(len(sides[0])), difference, DASH if p is None else f"{p:.4f}"])
     return lines

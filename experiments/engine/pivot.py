@@ -62,13 +62,15 @@ def pivot(
     what = metric or "each task's first metric"
     epoch = f"at the {epoch_of(stat)} epoch; test rows where a record has them"
     notes = [f"{OVER_SEEDS[stat].capitalize()} ± standard deviation of {what} x 100, {epoch}.", *unlike_notes(chosen)]
+    if len({frozenset(record.run.seed for record in found) for found in places.values()}) > 1:
+        notes.append("Cells are over unlike seeds; a seed also draws what a run is trained on where data are drawn.")
     title = f"{', '.join(rows)} by {', '.join(columns)}" if columns else ", ".join(rows)
     return Table("pivot", title + (f" where {' '.join(where)}" if where else ""), [*rows, *titles], made, notes)
 
 
 def _shown(found: Sequence[Record], metric: str | None, stat: Statistic) -> str:
     epoch = epoch_of(stat)
-    if not found or any((metric or record.scores.primary) not in record.reported(epoch) for record in found):
+    if not found or any((metric or r.scores.primary) not in r.reported(epoch) for r in found if not r.collapsed):
         return DASH
     return number(summarise_records(found, metric, epoch), 100.0, 1, stat)
 

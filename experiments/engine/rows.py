@@ -105,6 +105,11 @@ def unlike_notes(records: Iterable[Record]) -> list[str]:
     ]
 
 
+def given(asked: Asked) -> list[str]:
+    """A note where the runs are others than those that the table is about by itself."""
+    return [f"Every run with {' '.join(asked.overrides)}."] if asked.overrides else []
+
+
 Column = Callable[[Entry], str]
 
 
@@ -129,7 +134,7 @@ def score(metric: str, scale: float, digits: int) -> Column:
 
     def shown(entry: Entry) -> str:
         epoch = epoch_of(entry.stat)
-        if any(metric not in record.reported(epoch) for record in entry.records):
+        if any(metric not in record.reported(epoch) for record in entry.records if not record.collapsed):
             return DASH
         return number(summarise_records(entry.records, metric, epoch), scale, digits, entry.stat)
 

@@ -10,6 +10,7 @@ their seeds, each time at one stricter level; the first look that decides counts
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -41,7 +42,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Part:
-    """One cell of a claim: differences pair by pair ([] for a cell that nobody has run), and how they are printed."""
+    """One cell of a claim: differences pair by pair ([] for a cell that nobody has run; no number where a run of the pair
+    collapsed), and how they are printed."""
 
     label: str
     differences: Sequence[float]
@@ -68,6 +70,11 @@ def decide(
     run = [part for part in parts if part.differences]
     if not run:
         return Line(source, paper, DASH, DASH, DASH, "not run", miniature)
+    collapsed = max(sum(not math.isfinite(difference) for difference in part.differences) for part in run)
+    if collapsed:
+        of = max(len(part.differences) for part in run)
+        result = f"a run collapsed in {collapsed} of {of} pairs, and what the others say would flatter"
+        return Line(source, paper, DASH, DASH, result, "undecided", miniature)
     if not looks:
         return Line(source, paper, *_reading(parts, kind, margin, pairs, LEVEL), miniature)
     least = min(len(part.differences) for part in run)

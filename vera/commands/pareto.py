@@ -4,6 +4,7 @@ python scripts/pareto.py model=minilm task=stsb        printed, and written to r
 """
 
 import argparse
+import re
 
 from experiments.engine import arguments, pareto
 from experiments.engine.paper import ask
@@ -25,7 +26,10 @@ def main() -> int:
         if name not in choices(group):
             raise ConfigError(f"{group}={name}: no such choice; allowed: {', '.join(choices(group))}")
     asked = ask(options.results, readable([f"{key}={value}" for key, value in given.items()]))
-    made = pareto.table(asked, model, task, f"{model}_{task}")
+    name = re.sub(r"[^\w.+-]", "_", "_".join([f"{model}_{task}", *asked.overrides]))
+    made = pareto.table(asked, model, task, name)
+    if not made.rows and any(asked.shown.values()):
+        raise ConfigError(f"no seed has a run of every method on model={model} task={task} in {options.results}/runs")
     if not made.rows:
         raise ConfigError(
             f"no method has records of its recipe's cell on model={model} task={task} in {options.results}/runs; what else all "
