@@ -151,7 +151,8 @@ class Provenance(Strict):
 class Record(Strict):
     """A finished run. outputs: the texts that its scores were computed from, as paths in the results folder with the SHA-256
     of their content. weights: SHA-256 of the weights that were kept (vera.records.kept) of best and last epoch; left out
-    when none were. collapsed: why training came to nothing, where it did (constant predictions, a loss that is not finite)."""
+    when none were. collapsed: why training came to nothing, where it did (a loss that is not finite, a metric that is not
+    defined)."""
 
     schema_: Literal[1] = Field(alias="schema")
     status: Literal["done"]
