@@ -167,6 +167,11 @@ def test_the_script_prints_the_plan_and_the_commands(script, tmp_path):
     (line,) = run("demo", "--commands", "--with", "model.path=/data/my model").stdout.splitlines()
     override = OverridesParser.create().parse_override(shlex.split(line)[-1])  # as the shell and Hydra read it
     assert (override.key_or_group, override.value()) == ("model.path", "/data/my model")
+    assert f"results_dir={tmp_path}" in line.split()
+    assert "results_dir" not in script("plan.py", "demo", "--commands", "--results", "results/demo").stdout  # its own
+    (line,) = script("plan.py", "demo", "--commands", "--results", "results/demo2").stdout.splitlines()
+    assert "results_dir=results/demo2" in line.split()
+    assert "where they are looked for is --results" in run("demo", "results_dir=mine").stderr
     wrong = run("nothing")
     assert (
         wrong.returncode == 1

@@ -137,6 +137,17 @@ def test_nothing_is_tested_over_unlike_data(name):
     assert "stsb: data (d: vera; e: lora)" in said(other[name])[0]
 
 
+@pytest.mark.parametrize(("backbone", "data", "shown"), [("m", "d", True), ("n", "d", False), ("m", "e", False)])
+def test_the_linear_probe_is_no_yardstick_for_runs_of_other_rows_or_another_backbone(backbone, data, shown, tmp_path):
+    measured = {"backbone": backbone, "tasks": {"stsb": {"metrics": {"pearson": 0.5}, "data_fingerprint": data}}}
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "probe_minilm.json").write_text(json.dumps(measured))
+    cells = by_cell(*(run for method in ("vera", "lora") for run in runs([*MINILM, f"method={method}"], 0.8)))
+    scores, _, tests = artefact("glue_minilm").build(Asked(cells, results=tmp_path))
+    assert [scores.rows[0][-1], tests.rows[0][-1]] == (["50.0", "yes"] if shown else ["–", "–"])
+    assert any("No linear probe for STS-B" in note for note in scores.notes) != shown
+
+
 def test_a_claim_takes_no_unlike_pair_and_says_so():
     vera = runs([*DIGITS, "method=vera"], 0.8)
     alike, other = (built("claims", *vera, *runs([*DIGITS, "method=lora"], 0.8, data_fingerprint=data)) for data in ("d", "e"))
