@@ -101,6 +101,12 @@ def test_an_edit_of_anything_that_comes_out_again_is_seen(name, recorded, capsys
     assert name in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_a_record_from_before_a_note_was_written_is_equal(recorded):
+    raw = json.loads(recorded[0].to_json())
+    assert raw["provenance"]["notes"].pop("few_shot_rows")
+    assert not compare(Record.model_validate(raw), recorded[0]).differing()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

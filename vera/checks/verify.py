@@ -152,7 +152,8 @@ def compare(recorded: Record, repeated: Record) -> Comparison:
     """Parameter counts, each epoch's loss and metrics, the selected epochs, the work done, why it collapsed and what was noted
     (but for times and earlier starts); and which conditions differ."""
     old, new = dict(_numbers(recorded)), dict(_numbers(repeated))
-    names = [*old, *(name for name in new if name not in old)]
+    younger = {name for name in new if name.startswith("notes.")}  # than a record that lacks them
+    names = [*old, *(name for name in new if name not in old and name not in younger)]
     was, now = dict(_conditions(recorded)), dict(_conditions(repeated))
     differing = [(name, was.get(name, "-"), now.get(name, "-")) for name in {**was, **now} if was.get(name) != now.get(name)]
     return Comparison([Value(name, old.get(name), new.get(name)) for name in names], differing)
