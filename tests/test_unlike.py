@@ -72,6 +72,18 @@ def test_a_table_by_any_keys_says_what_is_unlike_on_each_model_and_task():
     assert "minilm, stsb: data (d: lora; e: vera)." in note
 
 
+def test_a_run_that_went_on_elsewhere_is_of_both_machines():
+    there = runs(
+        [*DIGITS, "method=vera"], 0.8, notes={"resumed": [{"step": 0, "started": "then", "device": "a GPU", "threads": 8}]}
+    )
+    both = [*there, *runs([*DIGITS, "method=lora"], 0.7)]
+    assert unlike(both, ["device", "threads"]) == [
+        "device (a GPU and cpu: vera; cpu: lora)",
+        "threads (2: lora; 2 and 8: vera)",
+    ]
+    assert unlike(both) == []
+
+
 def test_no_front_over_unlike_scores(tmp_path):
     found = [
         *runs([*MINILM, "method=lora"], 0.8),

@@ -166,8 +166,8 @@ class VeraLinear(nn.Module):
     def _plan(self, x: Tensor, dtype: torch.dtype, b: Tensor, d: Tensor) -> Plan:
         """The layer's own `plan` if it has one, else the cheapest for these shapes.
 
-        Where half precision computes, by W0's dtype or by autocast, W0 + dW would be rounded to it, in which a small dW is
-        lost: there it is never formed.
+        Where half precision computes, by W0's dtype or by autocast, W0 + dW would be rounded to it: there it is never formed
+        (docs/speed.md has what that keeps of a small dW).
         """
         if self.plan is not None:
             return self.plan
@@ -186,11 +186,10 @@ class VeraLinear(nn.Module):
     def merge(self) -> None:
         """Compose W = W0 + diag(b) B diag(d) A beside W0, which stays untouched. Does nothing when already merged.
 
-        W is float32 at least, also on a half-precision backbone, where rounding the sum would lose most of a small update. It
-        is multiplied with x where that loses nothing and trains nothing: no gradient asked of W0, bias, b or d, no half
-        precision, no autocast, no torch.compile. Elsewhere the layer computes as if it were not merged. When W0, b or d change,
-        W follows, also after a step of any optimiser, but not what is written through their .data, which torch does not count:
-        unmerge first.
+        W is float32 at least, also on a half-precision backbone. It is multiplied with x where that loses nothing and trains
+        nothing: no gradient asked of W0, bias, b or d, no half precision, no autocast, no torch.compile. Elsewhere the layer
+        computes as if it were not merged. When W0, b or d change, W follows, also after a step of any optimiser, but not what
+        is written through their .data, which torch does not count: unmerge first.
 
         Raises AdapterError for a base layer that is more than its weight, or a sum that is not finite.
         """

@@ -128,8 +128,9 @@ class Cost(Strict):
 
 
 class Provenance(Strict):
-    """Where the numbers come from. Hashes are null where there is nothing to hash (no git, a local folder). eval_rows: on which
-    each epoch was scored; test_rows: of scores.test, left out where there is none."""
+    """Where the numbers come from: code, versions and machine of the last start. started: of the first; notes.resumed: what of
+    them earlier starts had that differs, and at which step they began. Hashes are null where there is nothing to hash (no git,
+    a local folder). eval_rows: on which each epoch was scored; test_rows: of scores.test, left out where there is none."""
 
     started: str
     finished: str

@@ -40,6 +40,7 @@ class _Progress(TypedDict):
     final: dict[Literal["metrics", "files", "notes"], dict[str, Any]]
     spent: dict[str, float | None]
     weights: NotRequired[dict[Literal["best", "last"], Digest]]
+    starts: NotRequired[list[dict[str, Any]]]
 
 
 _PROGRESS = TypeAdapter(_Progress)
