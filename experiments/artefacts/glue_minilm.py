@@ -53,10 +53,10 @@ def build(asked: Asked) -> list[Table]:
         for method, label in METHODS.items()
     }
     yardstick, foreign = {}, []
+    backbones = sources([record for entry in entries.values() for record in entry.records], ("backbone",))["backbone"]
     for task, column in columns.items():
-        made_of = {"backbone": {measured.get("backbone")}, "data": {probe.get(task, {}).get("data_fingerprint")}}
-        runs = sources([record for method in METHODS for record in entries[task, method].records], tuple(made_of))
-        like = all(runs[name] <= found for name, found in made_of.items())
+        data = sources([record for method in METHODS for record in entries[task, method].records], ("data",))["data"]
+        like = backbones <= {measured.get("backbone")} and data <= {probe.get(task, {}).get("data_fingerprint")}
         yardstick[task] = probe[task]["metrics"][column.metric] if task in probe and like else None
         foreign += [column.label] * (task in probe and not like)
     of_probe = [
