@@ -4,24 +4,24 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PY := .venv/bin/python
 METHOD ?=
-# METHOD chooses among the rows of a sweep. Where there is no sweep it would be passed over without a word.
-CHOSEN = $(if $(METHOD),method=$(METHOD))
-SWEPT := demo digits glue-base glue-large glue-minilm images ablations ablations-mini e2e e2e-mini instruct vicuna tune
-ifneq ($(METHOD),)
-ifneq ($(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)),)
-$(error METHOD has no effect on $(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)); it chooses a method for: $(SWEPT))
-endif
-endif
 WORKERS ?=
-# WORKERS=auto starts a worker on each GPU of this machine, WORKERS=4 four.
-CREW = $(if $(WORKERS),workers=$(WORKERS))
-ifneq ($(WORKERS),)
-ifneq ($(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)),)
-$(error WORKERS has no effect on $(filter-out $(SWEPT),$(or $(MAKECMDGOALS),help)); it starts several workers for: $(SWEPT))
-endif
-endif
 ARGS ?=
 FUZZ ?= 2000
+# METHOD chooses among the rows of a sweep; WORKERS=auto starts a worker on each GPU of this machine, WORKERS=4 four.
+CHOSEN = $(if $(METHOD),method=$(METHOD))
+CREW = $(if $(WORKERS),workers=$(WORKERS))
+SWEPT := demo digits glue-base glue-large glue-minilm images ablations ablations-mini e2e e2e-mini instruct vicuna
+DEAF := help setup lint format check table1 docs
+# Where a target does not take them they would be passed over without a word.
+GOALS := $(or $(MAKECMDGOALS),help)
+refuse = $(if $($(1)),$(if $(2),$(error $(1) has no effect on $(2)$(3))))
+$(call refuse,METHOD,$(filter-out $(SWEPT) tune,$(GOALS)),; it chooses a method for: $(SWEPT) tune)
+$(call refuse,WORKERS,$(filter-out $(SWEPT),$(GOALS)),; it starts several workers for: $(SWEPT))
+$(call refuse,ARTEFACT,$(filter-out protocol plan status doctor,$(GOALS)),; it chooses a table or figure for: protocol plan status doctor)
+$(call refuse,ARGS,$(filter $(DEAF),$(GOALS)),; leave it out)
+# What follows a sweep in the same target looks where the sweep has put its records, and shows the cells as conf/ has them.
+THERE = $(patsubst results_dir=%,--results %,$(filter results_dir=%,$(ARGS)))
+SAY = @$(if $(filter-out results_dir=%,$(ARGS)),echo "What follows is of the cells as conf/ has them; those of other settings: scripts/tables.py --with KEY=VALUE")
 
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
@@ -61,7 +61,8 @@ endef
 
 demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (minutes, needs nothing else)
 	$(PY) scripts/train.py sweep=demo $(CHOSEN) $(ARGS) $(CREW)
-	@$(PY) scripts/demo.py
+	$(SAY)
+	@$(PY) scripts/demo.py $(THERE)
 
 test: setup .venv/e2e .venv/instruct .venv/docs ## the tests
 	@$(PY) scripts/plan.py >/dev/null # composes the runs of the paper once, for all of the tests' processes
@@ -86,13 +87,13 @@ tables: setup ## records to results/tables and results/figures
 figures: tables ## the same: tables and figures are made together
 
 claims: setup ## the paper's claims with verdicts, tests and evidence
-	@$(PY) scripts/tables.py claims --show
+	@$(PY) scripts/tables.py claims --show $(ARGS)
 
 report: setup ## results/report/index.html: claims, tables, figures, the state of every run, provenance of each number
-	$(PY) scripts/paper.py --report
+	$(PY) scripts/paper.py --report $(ARGS)
 
 paper: setup ## tables, figures, claims and report from the records, without torch
-	$(PY) scripts/paper.py
+	$(PY) scripts/paper.py $(ARGS)
 
 check: setup ## fail when regenerating the tracked tables, figures, report or docs/protocol.md gives something else
 	$(PY) scripts/check.py
@@ -114,21 +115,24 @@ images: setup ## Table 5: ViT-B and ViT-L, four image data sets, ten images a cl
 
 ablations: setup ## Tables 6 and 7, Figures 2 to 5 with RoBERTa-large (ARGS='artefacts=table6a' for one of them)
 	$(PY) scripts/train.py sweep=ablations $(CHOSEN) $(ARGS) $(CREW)
-	$(PY) scripts/analyse.py
+	$(SAY)
+	$(PY) scripts/analyse.py $(THERE)
 
 ablations-mini: setup ## the same in miniature on the digits ViT, as records of this repository (minutes, needs nothing else)
 	$(PY) scripts/train.py sweep=ablations scale=mini $(CHOSEN) $(ARGS) $(CREW)
-	$(PY) scripts/analyse.py
+	$(SAY)
+	$(PY) scripts/analyse.py $(THERE)
 
 figure6: setup ## Figure 6 in full: fit random matrices again (a minute or two)
-	$(PY) scripts/expressivity.py
+	$(PY) scripts/expressivity.py $(ARGS)
 
 e2e: setup .venv/e2e ## Table 3: E2E with GPT-2 medium and large, the rows of METHOD x 5 seeds
 	$(PY) scripts/train.py sweep=e2e method=$(or $(METHOD),vera) $(ARGS) $(CREW)
 
 e2e-mini: setup .venv/e2e ## E2E on two CPU cores with a small GPT-2 made here (ARGS='task.data_dir=/path/to/e2e'), and its table
 	$(PY) scripts/train.py sweep=e2e_mini $(CHOSEN) $(ARGS) $(CREW)
-	@$(PY) scripts/tables.py e2e_mini --show
+	$(SAY)
+	@$(PY) scripts/tables.py e2e_mini --show $(THERE)
 
 instruct: setup .venv/instruct ## Table 4: four Llamas x LoRA and VeRA on Alpaca, and their answers to MT-Bench; scripts/judge.py grades them
 	$(PY) scripts/train.py sweep=instruct $(CHOSEN) $(ARGS) $(CREW)
@@ -197,4 +201,4 @@ publish: setup ## a finished run as a repository of the hub, with record and car
 	@$(PY) scripts/publish.py $(RUN) $(REPO) $(ARGS)
 
 test-fuzz: setup ## every reader with thousands of broken inputs, and how many were tried (minutes; FUZZ=3000 for each)
-	$(PY) -m pytest tests/test_fuzz.py --fuzz $(FUZZ)
+	$(PY) -m pytest tests/test_fuzz.py --fuzz $(FUZZ) $(ARGS)

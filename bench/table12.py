@@ -128,25 +128,28 @@ def one(method: str, options: argparse.Namespace) -> dict:
 
 
 def compare(options: argparse.Namespace) -> dict:
-    """Runs in turns, as in results/bench: ours is VeRA, other is LoRA, ratio ours / other by round."""
-    rounds = [{method: one(method, options) for method in METHODS} for _ in range(options.rounds)]
+    """Runs in turns, every other round in the reverse order, and rows as in results/bench: ours is VeRA, other is LoRA."""
+    from bench.measure import ratio  # brings torch
+
+    rounds = [{method: one(method, options) for method in METHODS[:: -1 if i % 2 else 1]} for i in range(options.rounds)]
     cases, weights = [], rounds[0]["vera"]["weights"]
     shapes = f"{'tiny' if options.tiny else 'Llama 7B'}, {weights}, rank {RANK}, 4 x 4 rows of {options.length} tokens a step"
-    for case, what, value in (
-        ("table12_time", "seconds a training step, median", lambda one: statistics.median(one["seconds"])),
-        ("table12_memory", "peak memory in bytes", lambda one: one["peak_memory_bytes"]),
+    for case, what, unit, value in (
+        ("table12_time", "seconds a training step, median", "s", lambda one: statistics.median(one["seconds"])),
+        ("table12_memory", "peak memory in bytes", "bytes", lambda one: one["peak_memory_bytes"]),
     ):
-        pairs = [(value(r["vera"]), value(r["lora"])) for r in rounds]
-        if any(None in pair for pair in pairs):
+        ours, other = ([value(found[method]) for found in rounds] for method in ("vera", "lora"))
+        if None in (*ours, *other):
             continue
-        ratios = [ours / other for ours, other in pairs]
         cases.append(
             {
                 "case": case,
                 "what": what,
-                "ours": statistics.median(ours for ours, _ in pairs),
-                "other": statistics.median(other for _, other in pairs),
-                "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+                "unit": unit,
+                "ours": statistics.median(ours),
+                "other": statistics.median(other),
+                "ratio": ratio(ours, other),
+                "rounds": len(rounds),
                 "shapes": shapes,
             }
         )
@@ -170,7 +173,8 @@ def table(bench: dict | None):
     rows.append(["paper", "VeRA / LoRA", *ratio])
     mine = [cases.get(f"table12_{name}", {}).get("ratio", {}).get("median") for name in ("time", "memory")]
     rows.append(["ours", "VeRA / LoRA", *(DASH if value is None else f"{value:.3f}" for value in mine)])
-    notes = [
-        f"ours: {bench['machine']['device']}; {bench['cases'][0]['shapes']}." if bench and cases else "ours: not measured."
-    ]
+    notes = ["ours: not measured."]
+    if bench and cases:
+        first = bench["cases"][0]
+        notes = [f"ours: {bench['machine']['device']}; {first['shapes']}; medians of {first['rounds']} rounds."]
     return Table("table12_random", f"Table 12: {published.title}", ["Source", "Method", "Minutes", "GB"], rows, notes, [2, 4])

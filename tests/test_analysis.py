@@ -154,6 +154,14 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
         assert [path.name for path in first] == [f"{name}_mini.{kind}" for kind in ("pdf", "png", "svg")]
         assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
+    path = tmp_path / "results" / "runs" / f"{norms['runs'][0]}.json"
+    content = json.loads(path.read_text())
+    content["provenance"]["model_fingerprint"] = "other"
+    path.write_text(json.dumps(content))
+    for measured in ("figure3_mini", "figure5_mini"):
+        assert analyse(monkeypatch, measured, *where, *flags) == 1
+        assert "these runs are of unlike backbone (" in capsys.readouterr().err
+
 
 def test_measurements_name_runs_that_compose():
     from vera.config import compose as vera_compose
@@ -173,3 +181,6 @@ def test_a_measurement_of_other_runs_fills_no_figure(tmp_path, caplog):
         rows = figure3_magnitudes.build(Asked({}, results=tmp_path))[1].rows
         assert (rows[0][1] != "–") == shown
     assert "figure3_mini: analysis/figure3_mini.json measures runs of 00000000" in caplog.text
+    (tmp_path / "analysis" / "figure3_mini.json").write_text(json.dumps({**made, "backbone": ["a", "b"]}))
+    assert figure3_magnitudes.build(Asked({}, results=tmp_path))[1].rows[0][1] == "–"
+    assert "measures runs of unlike backbones (a, b)" in caplog.text

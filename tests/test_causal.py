@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from vera.config import build, compose
 from vera.errors import ConfigError
@@ -116,6 +116,23 @@ def test_ngram_blocking_spares_the_prompt(backbone):
         assert len(pairs) == len(set(pairs))
         copied += bool(set(pairs) & set(pairwise(prompt)))
     assert copied
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_checkpoints_own_generation_config_changes_no_text(beams, backbone):
+    decoding = Decoding(beams=beams, length_penalty=1.0, no_repeat_ngram=0, max_new_tokens=8)
+    given = prompts(4)
+    plain = generate_ids(backbone, given, decoding, 2)
+    usual = {token for ids in plain for token in ids}
+    settings = {"repetition_penalty": 1.8, "no_repeat_ngram_size": 1, "min_new_tokens": 8, "temperature": 0.1}
+    settings |= {"suppress_tokens": sorted(usual)[:3], "bad_words_ids": [[max(usual)]], "forced_eos_token_id": 7}
+    settings |= {
+        "max_time": 1e-9,
+        "exponential_decay_length_penalty": (1, 9.0),
+    }
+    own = backbone.model.generation_config = GenerationConfig(**settings)
+    assert generate_ids(backbone, given, decoding, 2) == plain
+    assert backbone.model.generation_config is own  # which an export writes
 
 
 def test_an_output_ends_at_a_stop_text(backbone):

@@ -230,8 +230,8 @@ def test_an_ablation_in_miniature_is_called_one():
 def test_measured_ratios_are_judged_by_the_interval_of_their_median(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "MEASURED", tmp_path)
 
-    def measured(low, high, case="table12_time", inner=None):
-        row = {"case": case, "what": "training step / LoRA r=64", "shapes": "Llama, r=64, all linear", "rounds": 10}
+    def measured(low, high, case="table12_time", inner=None, rounds=10):
+        row = {"case": case, "what": "training step / LoRA r=64", "shapes": "Llama, r=64, all linear", "rounds": rounds}
         row["ratio"] = {"min": low, "median": (low + high) / 2, "max": high}
         row["ratio"] |= dict(zip(("low", "high"), inner or (), strict=False))
         (tmp_path / f"{case}.json").write_text(json.dumps({"machine": {"device": "D"}, "cases": [row]}))
@@ -243,6 +243,8 @@ def test_measured_ratios_are_judged_by_the_interval_of_their_median(tmp_path, mo
     assert measured(0.90, 1.30, inner=(1.0, 1.04)) == "supported"  # odd rounds do not decide
     assert measured(0.90, 1.30, inner=(1.0, 1.06)) == "undecided"
     assert measured(0.90, 1.30, inner=(1.06, 1.1)) == "not supported"
+    assert measured(0.98, 1.02, rounds=5) == measured(1.0, 1.0, rounds=1) == measured(2.0, 3.0, rounds=2) == "undecided"
+    assert "such an interval takes 6 rounds" in verdicts({})["time"][6] and measured(0.98, 1.02, rounds=6) == "supported"
     (tmp_path / "table12_time.json").rename(tmp_path / "table12.json")
     assert bench.build(Asked({})) == []  # it has no peer in PEFT
     (tmp_path / "table12.json").unlink()

@@ -161,6 +161,19 @@ def test_what_is_in_the_cache_needs_no_network(server, monkeypatch, tmp_path):
     assert data_line("model=roberta_base", "task=mrpc", silence="no network").status == NETWORK
 
 
+def test_a_copy_in_the_cache_is_judged_as_a_run_without_a_network_reads_it(server, tmp_path):
+    cached = tmp_path / "hub" / "datasets--nyu-mll--glue"
+    for name in ("refs/main", *(f"snapshots/{SHA}/mrpc/{split}.parquet" for split in ("train", "validation"))):
+        (cached / name).parent.mkdir(parents=True, exist_ok=True)
+        (cached / name).write_text(SHA)
+    assert data_line(*RTE, silence="no network").status == NETWORK
+    (cached / "snapshots" / SHA / "mrpc").rename(cached / "snapshots" / SHA / "rte")
+    assert data_line(*RTE, silence="no network").status == OK
+    (cached / "snapshots" / SHA / "rte" / "train-00000-of-00001.parquet").touch()
+    line = data_line(*RTE, silence="no network")
+    assert line.status == TODO and "holds the split train more than once" in line.found
+
+
 def test_local_paths_are_read_here(server, tmp_path):
     (tmp_path / "model").mkdir()
     folder = f"model.path={tmp_path / 'model'}"

@@ -42,9 +42,13 @@ RUNS = {
     "gpt2 vera": ["model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=vera", "train.lr=1.0"],
     "gpt2 lora": ["model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=lora"],
     "gpt2 ia3": ["model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=ia3"],
+    "square Conv1D": [
+        "model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=vera", "+model.targets.out=attn.c_proj",
+        "method.targets=[out]", "train.lr=1.0",
+    ],
     "vit": ["model=vit_base", "task=cifar100", "method=vera"],
     "llama": ["model=llama2_7b", "task=alpaca", "model.quantisation=none", "method=vera", "train.lr=1.0"],
-}
+}  # fmt: skip
 ANY_PEFT = ("vblora", "p_tuning", "gpt2 dora")
 CLASSES = {
     "text": AutoModelForSequenceClassification,

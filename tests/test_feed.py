@@ -206,6 +206,6 @@ def test_features_that_are_not_the_same_in_every_step_are_refused(overrides, sai
 def test_statistics_of_the_batch_are_refused(compose, tmp_path):
     run = compose("method=head")
     backbone, method, _, data = prepare(run)
-    backbone.model.base_model.register_module("odd", torch.nn.BatchNorm1d(3).requires_grad_(False))
+    backbone.model.base_model.register_module("odd", torch.nn.BatchNorm1d(3, affine=False, track_running_stats=False))
     with pytest.raises(ConfigError, match="odd normalises by the batch"):
         features.kept(backbone, method, data, 8, torch.no_grad)

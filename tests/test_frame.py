@@ -51,6 +51,26 @@ def test_a_row_a_run_with_the_keys_that_vary(results):
     assert found.cell.str.fullmatch("[0-9a-f]{8}").all() and found.collapsed.isna().all()
 
 
+def older(made: Record) -> Record:
+    """The record of a run that was made before these keys were: of the same cell."""
+    raw = json.loads(made.to_json())
+    for group, key in (("train", "decay_biases_and_norms"), ("train", "evaluate"), ("task", "validation")):
+        del raw["run"]["config"][group][key], raw["run"]["config"][group]["neutral"][key]
+    return Record.model_validate(raw)
+
+
+def test_a_key_younger_than_a_record_has_the_value_that_means_as_before(tmp_path):
+    store = Store(tmp_path)
+    for seed, score in enumerate((0.5, 0.7)):
+        store.write(record(LORA, seed, score) if seed else older(record(LORA, seed, score)))
+        store.write(record([*LORA, "train.evaluate=last", "task.validation=0.2"], seed, score - 0.1))
+    found = vera.frame(tmp_path)
+    assert found.groupby("task.validation").size().to_dict() == {"0.2": 2, "dev": 2}
+    assert sorted(found["train.evaluate"]) == ["epoch", "epoch", "last", "last"] and "train.decay_biases_and_norms" not in found
+    shown = pivot(store.records(), ["method", "train.decay_biases_and_norms"], [], where=["train.evaluate=epoch"])
+    assert shown.rows == [["lora", "False", "60.0±14.1 (n=2)"]]
+
+
 def test_a_row_an_epoch(results):
     found = vera.frame(results, history=True)
     assert found.columns[:5].tolist() == ["model", "task", "method", "seed", "cell"]

@@ -452,6 +452,7 @@ def test_states_of_unfinished_runs(fuzz, tmp_path):
     spent = {"seconds": 1.0, "examples": 1, "tokens": 0, "restarts": 0, "peak_memory_bytes": None}
     progress = {"cell_id": "x", "step": 1, "history": [entry], "spent": spent}
     progress["final"] = {"metrics": {}, "files": {}, "notes": {}}
+    progress["starts"] = [{"step": 0, "started": "then", "versions": {"torch": "1"}, "device": "cpu", "precision": "fp32"}]
     own = {"loss_sum": torch.tensor(0.5), **state.generators()}
     state.save(tmp_path, progress, {"trained": {"w": torch.ones(2)}, "chosen": {}, "method": {}}, parameters, optimizer, [own])
     valid = (tmp_path / state.FILE).read_bytes()

@@ -10,6 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 from bench import table12
+from experiments.artefacts import table12 as table12_claims
+from experiments.engine.claims import stated
 from experiments.engine.comparison import compare
 from experiments.engine.judged import join
 from experiments.engine.judged import table as judged_table
@@ -559,7 +561,7 @@ def test_table_12_has_dashes_without_a_gpu(monkeypatch, capsys):
     assert "python scripts/table12.py" in shown and shown.count("–") == 6 and "568" in shown
 
 
-def test_table_12_measures_what_it_says(monkeypatch):
+def test_table_12_measures_what_it_says(monkeypatch, tmp_path):
     options = argparse.Namespace(tiny=True, steps=2, warmup=0, length=16, rounds=1)
     vera = table12.one("vera", options)
     assert len(vera["seconds"]) == 2 and vera["peak_memory_bytes"] is None
@@ -574,3 +576,13 @@ def test_table_12_measures_what_it_says(monkeypatch):
     bench = table12.compare(options)
     assert [case["ratio"]["median"] for case in bench["cases"]] == [1.5, 0.8]
     assert table12.table(bench).rows[-1] == ["ours", "VeRA / LoRA", "1.500", "0.800"]
+    monkeypatch.setattr("experiments.artefacts.bench.MEASURED", tmp_path)
+    for rounds, of_time in ((1, "undecided"), (5, "undecided"), (6, "not supported")):
+        options.rounds = rounds
+        (tmp_path / "table12.json").write_text(json.dumps(table12.compare(options)))
+        checks = {"time": table12_claims._time, "memory": table12_claims._memory}
+        found = {claim.id: checks[claim.id](claim, Asked({})) for claim in stated() if claim.id in checks}
+        assert {name: [line.reading for line in lines] for name, lines in found.items()} == {
+            "time": [of_time],
+            "memory": ["supported"],
+        }

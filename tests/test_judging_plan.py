@@ -4,11 +4,12 @@ import pytest
 
 from experiments.engine import judging
 from experiments.engine.judged import join
-from vera.config import compose
+from vera.config import checked, compose, resolve
 from vera.judge.judgement import Answers, Judged, write
+from vera.trained.answers import AnswerSettings
 
 
-def judged_files(folder, run, questions, judge, checkpoint="last", decoding=None):
+def judged_files(folder, run, questions, judge, checkpoint="last", decoding=None, settings=None, cut=0):
     """A record of answers and one of verdicts, as the plan reads them."""
     (folder / "answers").mkdir(parents=True, exist_ok=True)
     (folder / "judged").mkdir(exist_ok=True)
@@ -26,8 +27,8 @@ def judged_files(folder, run, questions, judge, checkpoint="last", decoding=None
         **{
             "run": {**identity, "follows_seed": [], "config": {}},
             "adapter_sha256": None,
-            "settings": {"decoding": decoding or {}},
-            "cut": 0,
+            "settings": settings or {"decoding": decoding or {}},
+            "cut": cut,
         },
         **{"shortened": 0, "cost": {}, "provenance": {}},
     )
@@ -98,3 +99,25 @@ def test_scores_of_answers_that_were_written_unlike_are_noted(tmp_path):
             (folder / kind / f"{name}.json").rename(tmp_path / kind / f"{name}-{method}.json")
     notes = [note for note in said(tmp_path) if note.startswith("Not like with like")]
     assert len(notes) == 2 and any("max_new_tokens=8" in note and names[1] in note for note in notes)
+
+
+def test_answers_written_otherwise_than_conf_has_it_and_cut_ones_are_noted(tmp_path):
+    run = compose(["model=llama_7b", "task=alpaca", "method=lora"])
+    marked = {
+        "": ([], 0),
+        "not written as conf/answers/mt_bench.yaml has it: max_new_tokens=16 temperature=0.0": (
+            ["answers.decoding.max_new_tokens=16", "answers.decoding.temperature=0"],
+            0,
+        ),
+        "another prompt (chat)": (["chat@answers.chat=vicuna"], 0),
+        "7 answers were cut at max_new_tokens": ([], 7),
+    }
+    for index, (text, (given, cut)) in enumerate(marked.items()):
+        values = resolve("run", ["answers=mt_bench", *given])["answers"]
+        settings, folder = checked(AnswerSettings, values, "answers").public, tmp_path / str(index)
+        name = judged_files(folder, run, "mt_bench", {"model": "gpt-4"}, settings=settings, cut=cut)
+        (_, *notes) = next(iter(join({}, folder).notes.values()))
+        assert [note for note in notes if note.startswith(name)] == notes and len(notes) == bool(text)
+        assert text in "".join(notes)
+    (folder / "answers" / f"{name}.json").unlink()
+    assert any("their record is not here" in note for note in next(iter(join({}, folder).notes.values())))

@@ -18,8 +18,10 @@ from vera.errors import DataError
 from vera.io import hub, tables
 from vera.io.rows import read_csv
 from vera.models.image import Pixels
+from vera.tasks import draft
 from vera.tasks.e2e_metrics import read_files
 from vera.tasks.image_cache import opened
+from vera.tasks.image_rows import from_folder
 from vera.tasks.text import fingerprint
 from vera.tasks.tsv import read_tsv
 
@@ -81,6 +83,64 @@ def test_glue_in_the_hubs_cache_is_read_without_a_network(tmp_path, monkeypatch,
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     rows, _, commit = task("rte").source_rows()
     assert [len(rows[split]) for split in ("train", "validation")] == [3, 3] and commit == COMMIT
+
+
+def test_the_rows_of_another_configuration_are_never_read(tmp_path, monkeypatch, no_network):
+    """MRPC has RTE's columns and labels: nothing later would tell them apart."""
+    cached = tmp_path / "hub" / "datasets--nyu-mll--glue"
+    for folder in (tmp_path / "glue", cached / "snapshots" / COMMIT):
+        glue_snapshot(folder)
+        (folder / "rte").rename(folder / "mrpc")
+    with pytest.raises(DataError, match=r"nor the hub's files of rte \(such as rte/train-00000-of-00001\.parquet\)"):
+        task("rte", f"task.data_dir={tmp_path / 'glue'}").source_rows()
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub, "load_dataset", lambda *_: pytest.fail("asked on"))
+    with pytest.raises(pytest.fail.Exception, match="asked on"):
+        task("rte").source_rows()
+
+
+SPLITS = {  # files below a folder; those of the split test of the configuration rte, or what is said of them
+    "a configuration's folder": (["rte/test-00000-of-00001", "mrpc/test-00000-of-00001"], ["rte/test-00000-of-00001"]),
+    "a configuration's folders": (["rte/test/0000", "rte/test/0001", "rte/train/0000"], ["rte/test/0000", "rte/test/0001"]),
+    "no configurations": (["test", "train"], ["test"]),
+    "data": (["data/test-0", "data/test-1", "data/train-0"], ["data/test-0", "data/test-1"]),
+    "folders of splits": (["test/a", "test/b", "train/a"], ["test/a", "test/b"]),
+    "another configuration's": (["mrpc/test-00000-of-00001", "mrpc/test/0000"], []),
+    "beside another configuration's": (["test", "mrpc/test-00000-of-00001"], ["test"]),
+    "two folders": (["test", "data/test-00000-of-00001"], r": data/test-00000-of-00001\.parquet and test\.parquet; give the"),
+    "two configurations of one": (["rte/a/test", "rte/b/test"], r"more than once: rte/a/test\.parquet and rte/b/test\.parquet"),
+    "shards in two folders": (["rte/a/test-00000-of-00002", "rte/b/test-00001-of-00002"], "more than once: rte/a/test-00000"),
+    "the whole beside its shards": (["test", "test-00000-of-00002", "test-00001-of-00002"], "more than once"),
+    "two downloads": (["test-00000-of-00001", "test-00000-of-00002", "test-00001-of-00002"], "more than once"),
+    "shards of two names": (["test/a-00000-of-00002", "test/b-00001-of-00002"], r"lacks a-00001-of-00002\.parquet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPLITS)
+def test_a_split_is_read_from_one_place(case, tmp_path):
+    names, wanted = SPLITS[case]
+    root = tmp_path / "test"  # its own name says nothing
+    for name in names:
+        (root / f"{name}.parquet").parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.parquet").touch()
+    if isinstance(wanted, list):
+        assert tables.split_files(root, "test", "rte") == [root / f"{name}.parquet" for name in wanted]
+    else:
+        with pytest.raises(DataError, match=wanted):
+            tables.split_files(root, "test", "rte")
+
+
+def test_two_configurations_are_not_joined(tmp_path):
+    for name in ("plain/train.parquet", "raw/train.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(
+        DataError, match=r"holds the split train more than once: .*; give the folder of one with task\.data_dir="
+    ):
+        tables.split_files(tmp_path, "train")
+    assert tables.split_files(tmp_path / "raw", "train") == [tmp_path / "raw" / "train.jsonl"]
 
 
 def test_a_download_that_was_cut_off_is_refused(tmp_path):
@@ -257,8 +317,6 @@ def test_grey_of_32_bits_is_refused_and_16_bits_are_scaled():
 
 
 def test_stray_files_are_passed_over_and_counted(tmp_path):
-    from vera.tasks.image_rows import from_folder
-
     for name in ("cat", "dog"):
         (tmp_path / "train" / name).mkdir(parents=True)
         (tmp_path / "train" / name / "1.jpg").write_bytes(picture())
@@ -267,6 +325,27 @@ def test_stray_files_are_passed_over_and_counted(tmp_path):
     (tmp_path / "train" / "__MACOSX").mkdir()
     (rows,) = from_folder(tmp_path, ["train"], "image", "label", 2, tmp_path / "cache").values()
     assert (len(rows), list(rows.names), rows.stray) == (2, ["cat", "dog"], 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["cat/1.jpg", "dog/1.jpg", "dog/more/2.jpg"], r"dog/more/2\.jpg lies in a folder inside the class folder .*dog; move"),
+        (["cat/1.jpg", "dog/more/2.jpg"], "inside the class folder"),
+        (["cat/1.jpg", "dog/Thumbs.db"], "has no images of 'dog': put some in"),
+        (["cat/1.jpg", "dog/1.jpg", "2.JPG"], r"2\.JPG lies beside the class folders"),
+    ],
+)
+def test_no_image_of_a_class_folder_is_left_out_in_silence(names, said, tmp_path):
+    for name in (*(f"train/{name}" for name in names), "test/cat/1.jpg", "test/dog/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for read in (
+        lambda: from_folder(tmp_path, ["train", "test"], "image", "label", 2, tmp_path / "cache"),
+        lambda: draft.images("pets", tmp_path),
+    ):
+        with pytest.raises(DataError, match=said):
+            read()
 
 
 def test_e2e_tables_with_repeated_or_unknown_meanings(tmp_path):
@@ -284,6 +363,32 @@ def test_e2e_tables_with_repeated_or_unknown_meanings(tmp_path):
     assert read_files(outputs, references, allow_empty=True)[0] == ["A", ""]
     with pytest.raises(DataError, match=r"out\.csv:2 is an empty output"):
         read_files(outputs, references)
+
+
+@pytest.mark.parametrize("columns", ["mr,ref,output", "mr,output,ref"])
+def test_outputs_beside_their_references_are_told_apart(columns, tmp_path):
+    """One such table may be given for both sides, and neither is scored against itself."""
+    path = tmp_path / "both.csv"
+    values = {"mr": "a[1]", "ref": "what a person wrote", "output": "what the system wrote"}
+    path.write_text(f"{columns}\n{','.join(values[name] for name in columns.split(','))}\n")
+    assert read_files(path, path) == ([values["output"]], [[values["ref"]]])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "references", "said"),
+    [
+        ("mr,output,sys", "mr,ref", r"out\.csv:1: 'output' and 'sys' may hold the outputs; rename all but the one"),
+        ("mr,output", "mr,ref,target", r"ref\.csv:1: 'ref' and 'target' may hold the references"),
+        ("mr,source,output", "mr,ref", r"out\.csv:1: 'mr' and 'source' may hold the meaning representations"),
+        ("mr,ref", "mr,ref", r"out\.csv:1 has no column for outputs; it has 'mr', 'ref'"),
+        ("mr,output", "mr,output", r"ref\.csv:1 has no column for references; it has 'mr', 'output'"),
+    ],
+)
+def test_a_table_whose_texts_could_be_others_is_refused(outputs, references, said, tmp_path):
+    for name, columns in (("out", outputs), ("ref", references)):
+        (tmp_path / f"{name}.csv").write_text(columns + "\n" + ",".join("x" for _ in columns.split(",")) + "\n")
+    with pytest.raises(DataError, match=said):
+        read_files(tmp_path / "out.csv", tmp_path / "ref.csv")
 
 
 def test_objects_are_told_by_their_first_character(tmp_path):

@@ -11,6 +11,7 @@ from vera.errors import ConfigError
 from vera.methods.base import count
 from vera.nn.names import inside
 from vera.run import prepare
+from vera.train.loop import Loop
 
 METHODS = own_methods()
 MODELS = {"roberta_base": "rte", "minilm": "mrpc", "vit_base": "cifar100", "digits_vit": "digits"}
@@ -177,6 +178,22 @@ def test_full_fine_tuning_of_4_bit_weights_is_refused_by_name(compose):
     run = compose("method=full", "model=llama_7b", "task=alpaca", "model.quantisation=nf4", "train.lr=1e-5")
     with pytest.raises(ConfigError, match=r"method full .*q_proj.weight is quantised: model.quantisation=none"):
         prepare(run)
+
+
+def test_full_fine_tuning_of_bf16_weights_is_in_float32_and_no_part_of_them_is_trained(compose, tmp_path):
+    keys = ("model=llama_7b", "task=alpaca", "model.quantisation=none", "train.lr=1e-5", "train.warmup_ratio=0")
+    run = compose("method=full", *keys)
+    loop = Loop(run, *prepare(run), tmp_path)
+    before = {name: value.clone() for name, value in loop.method.trained(loop.backbone).items()}
+    loop.fit()
+    after = loop.method.trained(loop.backbone)
+    changed = sum(int((after[name] != value).sum()) for name, value in before.items() if "layers" in name)
+    assert changed > 0.9 * sum(value.numel() for name, value in before.items() if "layers" in name)
+    assert {value.dtype for value in after.values()} == {torch.float32} and loop.cost()["precision"] == "fp32"
+    backbone, lora, _, _ = prepare(compose("method=lora", *keys))
+    backbone.model.model.norm.requires_grad_(True)
+    with pytest.raises(ConfigError, match=r"method lora trains model.norm.weight, which is bfloat16.*method=full"):
+        lora.parameter_groups(backbone)
 
 
 @pytest.mark.parametrize("quantisation", ["none", "nf4"])

@@ -15,13 +15,21 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    FSMTConfig,
+    FSMTModel,
     GenerationConfig,
+    LEDConfig,
+    LEDModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LongformerConfig,
+    LongformerModel,
     RobertaConfig,
     RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
@@ -874,6 +882,41 @@ def test_an_encoder_layer_of_torch_calls_the_bank_and_is_refused_with_rows_secon
     torch.testing.assert_close(got[1::2], make()(x)[1::2])
     assert not torch.allclose(got[::2], make()(x)[::2], atol=1e-2)
     torch.testing.assert_close(got[::2], model(x)[::2])
+
+
+ROWS_SECOND = {
+    "XLNet": lambda: XLNetModel(XLNetConfig(vocab_size=20, d_model=8, n_layer=1, n_head=2, d_inner=8)),
+    "Longformer": lambda: LongformerModel(
+        LongformerConfig(
+            vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, attention_window=4,
+        )
+    ),
+    "LED": lambda: LEDModel(
+        LEDConfig(
+            vocab_size=20, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+            encoder_ffn_dim=8, decoder_ffn_dim=8, attention_window=4,
+        )
+    ),
+    "FSMT": lambda: FSMTModel(
+        FSMTConfig(
+            src_vocab_size=20, tgt_vocab_size=20, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ROWS_SECOND)
+def test_a_model_with_rows_in_the_second_dimension_is_refused(family):
+    model, rows, length, firsts = ROWS_SECOND[family]().eval(), 3, 8, set()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs: firsts.add(len(inputs[0])))
+    with torch.no_grad():
+        model(torch.full((rows, length), 7))
+    assert length in firsts  # so that rows and tokens would be taken for each other where both are three
+    with pytest.raises(AdapterError, match=f"^{family.lower()} .* second dimension"):
+        AdapterBank(model)
 
 
 def test_a_model_in_a_wrapper_of_torch(tmp_path):

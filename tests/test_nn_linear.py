@@ -276,6 +276,31 @@ def test_merge_computes_the_same_and_unmerge_restores_every_bit(dtype):
             assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
+def test_a_merged_model_follows_a_fused_optimiser_which_counts_no_version(optimizer):
+    model, x = randomise(make()), torch.randn(6, 12)
+    merge(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    step = optimizer(trained, lr=0.1, fused=True)
+    model(x).sum().backward()
+    with torch.no_grad():
+        before = model(x)  # W is as it should be, and gradients are there
+        step.step()
+        step.zero_grad()
+        after = model(x)
+        unmerge(model)
+        torch.testing.assert_close(after, model(x))
+    assert not torch.allclose(before, after)
+
+
+def test_a_merged_model_composes_once_for_many_calls(monkeypatch):
+    model, x = randomise(make()), torch.randn(6, 12)
+    merge(model)
+    monkeypatch.setattr("vera.nn.linear.compose", lambda *_: pytest.fail("composed again"))
+    with torch.no_grad():
+        assert torch.equal(model(x), model(x))
+
+
 def test_casting_keeps_every_bit_of_the_vectors():
     model = randomise(make())
     before = {name: value.clone() for name, value in model.state_dict().items() if "vectors" in name}

@@ -13,8 +13,9 @@ from vera.config import build, choice
 from vera.errors import ConfigError, ModelError
 from vera.models import found
 from vera.models.tiny import byte_tokenizer, image_processor
-from vera.run import execute
+from vera.run import execute, prepare
 from vera.seeds import seed_everything
+from vera.train.loop import Loop
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TOKENS = {"vocab_size": 261, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
@@ -159,6 +160,30 @@ def test_an_image_model_and_a_language_model(tmp_path, cache):
     byte_tokenizer().save_pretrained(tmp_path / "qwen")
     model, backbone = loaded(tmp_path / "qwen", cache, "auto_causal")
     assert backbone.head == () and "lm_head" not in model.resolve_targets(backbone, ["all_linear"])
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_running_statistics_stay_the_checkpoints_whatever_the_micro_batches(method, tmp_path, compose):
+    torch.manual_seed(0)
+    config = t.ResNetConfig(num_channels=3, embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+    plain = t.ResNetForImageClassification(config).train()
+    plain(torch.randn(8, 3, 16, 16))  # statistics of their own
+    plain.save_pretrained(tmp_path / "resnet")
+    t.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "resnet")
+    keys = ["model=auto_image", "model.name=resnet", f"model.path={tmp_path / 'resnet'}", "model.size=full", "task=digits"]
+    keys += [f"method={method}", "train.lr=0.01", "train.head_lr=0.1", "train.batch_size=6", "train.max_steps=3"]
+
+    def fitted(*more):
+        run = compose(*keys, *more)
+        loop = Loop(run, *prepare(run), tmp_path / "-".join(["work", *more]))
+        loop.fit()
+        return loop
+
+    loop, parts = fitted(), fitted("train.micro_batch_size=2")
+    assert loop.history[0]["train_loss"] == pytest.approx(parts.history[0]["train_loss"], rel=1e-4)
+    moved = dict(loop.backbone.model.named_buffers())
+    assert moved and all(torch.equal(value, moved[name]) for name, value in plain.named_buffers())
+    assert loop.backbone.model.training and any(isinstance(m, torch.nn.BatchNorm2d) for m in loop.backbone.model.modules())
 
 
 def test_a_layout_can_stand_in_the_yaml(folders, cache):

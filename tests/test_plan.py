@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.engine import plan, published, registry, sweeps
 from tests.test_experiments import record
+from vera.commands import run as command
 from vera.config import QUANTILES, choices, compose
 from vera.config.memory import Compositions
 from vera.errors import ConfigError
@@ -158,18 +159,23 @@ def test_a_sweep_that_adds_nothing_to_its_runs_composes_like_a_table_s_row():
             assert compose(cell.overrides).cell_id == cell.run.cell_id
 
 
-def test_the_script_prints_the_plan_and_the_commands(script, tmp_path):
-    def run(*arguments):
-        return script("plan.py", "--results", tmp_path, *arguments)
+def test_the_command_prints_the_plan_and_the_commands(tmp_path, capsys):
+    def run(*arguments, code=0):
+        assert command("plan", [*arguments]) == code
+        return capsys.readouterr()
 
-    assert "glue_large" in run("table2").stdout
-    assert "python scripts/train.py sweep=glue_large" in run("table2", "--commands").stdout
-    (line,) = run("demo", "--commands", "--with", "model.path=/data/my model").stdout.splitlines()
+    here = ("--results", str(tmp_path))
+    assert "glue_large" in run("table2", *here).out
+    assert "python scripts/train.py sweep=glue_large" in run("table2", "--commands", *here).out
+    (line,) = run("demo", "--commands", "--with", "model.path=/data/my model", *here).out.splitlines()
     override = OverridesParser.create().parse_override(shlex.split(line)[-1])  # as the shell and Hydra read it
     assert (override.key_or_group, override.value()) == ("model.path", "/data/my model")
-    wrong = run("nothing")
-    assert (
-        wrong.returncode == 1
-        and wrong.stderr.startswith("error: nothing is called 'nothing'")
-        and wrong.stderr.count("\n") == 1
-    )
+    assert f"results_dir={tmp_path}" in line.split()
+    assert "results_dir" not in run("demo", "--commands", "--results", "results/demo").out  # its own
+    (line,) = run("demo", "--commands", "--results", "results/demo2").out.splitlines()
+    assert "results_dir=results/demo2" in line.split()
+    with pytest.raises(SystemExit):
+        run("demo", "results_dir=mine", *here)
+    assert "where they are looked for is --results" in capsys.readouterr().err
+    wrong = run("nothing", *here, code=1).err
+    assert wrong.startswith("error: nothing is called 'nothing'") and wrong.count("\n") == 1

@@ -124,6 +124,15 @@ def test_the_card_shows_test_scores_where_there_are_some_and_code_that_parses(ma
         text = publish.card(tested, Store(root / "nowhere"), "me/x", "best", form, "---\n\n# x\n", None)
         assert "| accuracy | 0.1250 | 0.1250 | 0.1250 to 0.1250 | 1 |" in text and "on the 77 rows of the test set" in text
         ast.parse(text.partition("```python\n")[2].partition("```")[0])
-    assert "of the rows that chose the best epoch" in publish.card(
+    raw = json.loads(record.to_json())
+    entry = {"epoch": 1, "metrics": {"log_likelihood": -1.5, "BLEU": 0.5, "NIST": 7.0}}
+    history = [{**entry, "step": 1, "train_loss": 0.1}]
+    raw["scores"] = {"primary": "BLEU", "best": entry, "last": entry, "best_each": {}, "history": history}
+    raw["provenance"] |= {"eval_rows": 4672, "notes": {"outputs": 630}}
+    text = publish.card(Record.model_validate(raw), Store(root / "nowhere"), "me/x", "best", "peft", "---\n\n# x\n", None)
+    assert (
+        "BLEU, NIST of the texts that it wrote for the 630 inputs of the test set, log_likelihood on 4,672 other rows" in text
+    )
+    assert " rows that chose the best epoch" in publish.card(
         record, Store(root / "results"), "me/x", "best", "peft", "---\n\n# x\n", None
     )

@@ -101,3 +101,13 @@ def test_rows_of_a_miniature_show_the_seeds_that_all_of_them_have():
     n = table.columns.index("n")
     assert (shown_of["VeRA r=256"][n], shown_of["LoRA r=8"][n], shown_of["Full"][n]) == ("5", "5", "–")
     assert shown_of["VeRA r=256"][n + 1].startswith("50.0±0.0")
+
+
+def test_a_judge_is_refused_where_none_scores(capsys):
+    assert run("tables", ["table2", "--judge", "mine"]) == 1
+    assert "table2 does not depend on --judge: it shows no judge's scores; leave it out" in capsys.readouterr().err
+    assert run("tables", ["figure6", "--judge", "mine"]) == 1
+    with pytest.raises(SystemExit):
+        run("tables", ["--rows", "method", "--judge", "mine"])
+    assert "--judge are not for such a table" in capsys.readouterr().err
+    assert "judge" in registry.artefact("table4").takes and "judge" in registry.artefact("table13").takes

@@ -1,6 +1,7 @@
 """The command line as a person meets it: one clear line for each mistake, sweeps that go on, nothing done twice."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -128,6 +129,25 @@ def test_the_makefile_documents_itself_and_deletes_no_results():
     for target in ("setup", "demo", "test", "tables", "glue-base", "glue-large"):
         assert f"  {target} " in done.stdout
     assert "rm -" not in text and "git clean" not in text
+
+
+def test_each_make_target_takes_args_or_refuses_them():
+    text = (ROOT / "Makefile").read_text()
+    recipes = dict(re.findall(r"^([a-z][a-z0-9-]*):.*\n((?:\t.*\n)*)", text, re.MULTILINE))
+    (deaf,) = re.findall(r"^DEAF := (.*)$", text, re.MULTILINE)
+    assert sorted(name for name, recipe in recipes.items() if "$(ARGS)" not in recipe and name != "figures") == sorted(
+        deaf.split()
+    )
+    swept = {name for name, recipe in recipes.items() if "$(CREW)" in recipe}
+    (listed,) = re.findall(r"^SWEPT := (.*)$", text, re.MULTILINE)
+    assert swept == set(listed.split())
+
+    def make(*words):
+        return subprocess.run(["make", "-n", *words], capture_output=True, text=True, cwd=ROOT)
+
+    assert "ARGS has no effect on lint" in make("lint", "ARGS=x").stderr
+    there = make("ablations-mini", "ARGS=results_dir=mine seed=1").stdout.splitlines()
+    assert "analyse.py --results mine" in there[-1] and "cells as conf/ has them" in there[-2]
 
 
 def test_relative_paths_are_meant_from_where_the_command_was_started(train, tmp_path):

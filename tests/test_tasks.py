@@ -152,6 +152,8 @@ def test_metrics_are_glues():
 
 def test_a_correlation_with_a_constant_is_undefined_not_a_number():
     assert metric("stsb", np.zeros(4), np.arange(4.0)) == {"pearson": None, "spearmanr": None}
+    classes = {**metric("mrpc", np.ones(4, int), np.arange(4) % 2), **metric("cola", np.ones(4, int), np.arange(4) % 2)}
+    assert classes == {"accuracy": 0.5, "f1": pytest.approx(2 / 3), "matthews_correlation": 0.0}  # of which docs/runs.md speaks
 
 
 @pytest.mark.parametrize("name", choices("task"))

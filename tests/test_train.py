@@ -373,6 +373,49 @@ def test_the_state_of_another_run_is_refused(compose, tmp_path):
         Loop(run, *prepare(run), tmp_path).fit()
 
 
+def test_a_record_says_what_an_earlier_start_had_and_another_precision_is_refused(compose, monkeypatch):
+    run = compose("train.max_steps=5", "train.checkpoint_seconds=0", "train.batch_size=5")
+    code = {"git_sha": "a" * 40, "git_dirty": False, "versions": {"torch": "1.0", "numpy": "2.0"}}
+    state, step = Path(run.work_dir) / run.run_name / "state.safetensors", Loop._step
+
+    def leave(loop, batches):
+        if loop.step == 3:
+            raise KeyboardInterrupt
+        step(loop, batches)
+
+    monkeypatch.setattr("vera.run.now", lambda: "the day before")
+    monkeypatch.setattr("vera.run.code", lambda: code)
+    monkeypatch.setattr(Loop, "_step", leave)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run)
+    kept = state.read_bytes()
+    monkeypatch.setattr(Loop, "_step", step)
+    monkeypatch.setattr("vera.train.loop.precision_of", lambda *_: "bf16")
+    with pytest.raises(
+        TrainingError, match="holds a run that began in fp32 on cpu, and this start computes in bf16 on cpu; go on"
+    ):
+        execute(run)
+    monkeypatch.undo()
+    monkeypatch.setattr("vera.run.code", lambda: {**code, "git_sha": "b" * 40, "versions": {"torch": "2.0", "numpy": "2.0"}})
+    record = execute(run)
+    assert record.provenance.started == "the day before" and record.provenance.git_sha == "b" * 40
+    earlier = {"step": 0, "started": "the day before", "git_sha": "a" * 40, "versions": {"torch": "1.0"}}
+    assert record.provenance.notes["resumed"] == [earlier] and record.cost.restarts == 1
+
+    old = kept.replace(b'\\"starts\\"', b'\\"stirts\\"')  # a checkpoint from before there were any
+    assert old != kept
+    Store(run.results_dir).path(run.run_name).unlink()
+    state.write_bytes(old)
+    again = execute(run)
+    assert again.scores == record.scores and "resumed" not in again.provenance.notes and again.cost.restarts == 1
+
+
+@pytest.mark.parametrize(("ratio", "untrained"), [("0.06", True), ("0", False)])
+def test_a_run_whose_only_step_has_rate_0_says_so(ratio, untrained, fit):
+    loop = fit("train.max_steps=1", f"train.warmup_ratio={ratio}")
+    assert ("untrained" in loop.notes()) == untrained
+
+
 def test_sigkill_in_the_middle_then_the_same_command_completes(compose, cache, tmp_path):
     """The real thing: a process killed from outside, started again by the same command."""
     keys = [*TEXT, "train.epochs=20", "train.max_steps=null", "train.checkpoint_seconds=0.5", "seed=3"]  # 120 steps

@@ -72,6 +72,18 @@ def test_a_table_by_any_keys_says_what_is_unlike_on_each_model_and_task():
     assert "minilm, stsb: data (d: lora; e: vera)." in note
 
 
+def test_a_run_that_went_on_elsewhere_is_of_both_machines():
+    there = runs(
+        [*DIGITS, "method=vera"], 0.8, notes={"resumed": [{"step": 0, "started": "then", "device": "a GPU", "threads": 8}]}
+    )
+    both = [*there, *runs([*DIGITS, "method=lora"], 0.7)]
+    assert unlike(both, ["device", "threads"]) == [
+        "device (a GPU and cpu: vera; cpu: lora)",
+        "threads (2: lora; 2 and 8: vera)",
+    ]
+    assert unlike(both) == []
+
+
 def test_no_front_over_unlike_scores(tmp_path):
     found = [
         *runs([*MINILM, "method=lora"], 0.8),
@@ -123,6 +135,19 @@ def test_nothing_is_tested_over_unlike_data(name):
     assert like[f"{name}_tests"].rows and not said(like[name])
     assert not other[f"{name}_tests"].rows if name == "glue_minilm" else f"{name}_tests" not in other
     assert "stsb: data (d: vera; e: lora)" in said(other[name])[0]
+
+
+@pytest.mark.parametrize(("backbone", "data", "shown"), [("m", "d", True), ("n", "d", False), ("m", "e", False)])
+def test_the_linear_probe_is_no_yardstick_for_runs_of_other_rows_or_another_backbone(backbone, data, shown, tmp_path):
+    tasks = {"stsb": {"metrics": {"pearson": 0.5}, "data_fingerprint": data}}
+    measured = {"backbone": backbone, "tasks": {**tasks, "rte": {"metrics": {"accuracy": 0.6}, "data_fingerprint": "r"}}}
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "probe_minilm.json").write_text(json.dumps(measured))
+    cells = by_cell(*(run for method in ("vera", "lora") for run in runs([*MINILM, f"method={method}"], 0.8)))
+    scores, _, tests = artefact("glue_minilm").build(Asked(cells, results=tmp_path))
+    assert [scores.rows[0][-1], tests.rows[0][-1]] == (["50.0", "yes"] if shown else ["–", "–"])
+    assert ("60.0" in scores.rows[0]) == (backbone == "m")  # RTE has no runs, but the table's have a backbone
+    assert any(note.startswith("No linear probe for ") and "STS-B" in note for note in scores.notes) != shown
 
 
 def test_a_claim_takes_no_unlike_pair_and_says_so():

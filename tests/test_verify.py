@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import REHEARSAL
 from vera.checks.verify import compare, read_record, repeat, run_of
+from vera.commands.verify import report
 from vera.config import build, cell_id
 from vera.config import compose as compose_run
 from vera.errors import ConfigError, RecordError
@@ -77,6 +78,33 @@ def test_what_differs_is_named(recorded):
     assert names["epoch 1 f1"] == float("inf") and names["epoch 1 train_loss"] == pytest.approx(1e-9, rel=1e-4)
     assert {name for name, _, _ in found.conditions} == {"git_dirty", "data_fingerprint", "versions.torch", "threads"}
     assert {value.name for value in found.differing(1e-6)} == {"epoch 1 f1", "parameters.total"}
+
+
+EDITS = {
+    "best by accuracy: accuracy": lambda raw: raw["scores"]["best_each"]["accuracy"]["metrics"].update(accuracy=0.9),
+    "best by accuracy: epoch": lambda raw: raw["scores"]["best_each"]["accuracy"].update(epoch=99),
+    "collapsed": lambda raw: raw.update(collapsed="made up"),
+    "cost.steps": lambda raw: raw["cost"].update(steps=999),
+    "cost.examples": lambda raw: raw["cost"].update(examples=1),
+    "notes.few_shot_rows": lambda raw: raw["provenance"]["notes"]["few_shot_rows"].reverse(),
+    "notes.x": lambda raw: raw["provenance"]["notes"].update(x=1),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_of_anything_that_comes_out_again_is_seen(name, recorded, capsys):
+    raw = json.loads(recorded[0].to_json())
+    EDITS[name](raw)
+    raw["provenance"]["notes"] |= {"decoding_seconds": 3.0, "resumed": [{"step": 0, "started": "then", "device": "a GPU"}]}
+    found = compare(Record.model_validate(raw), recorded[0])
+    assert [value.name for value in found.differing()] == [name] and report(found, 0.0) == 1
+    assert name in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_record_from_before_a_note_was_written_is_equal(recorded):
+    raw = json.loads(recorded[0].to_json())
+    assert raw["provenance"]["notes"].pop("few_shot_rows")
+    assert not compare(Record.model_validate(raw), recorded[0]).differing()
 
 
 @pytest.mark.parametrize(

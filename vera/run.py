@@ -183,7 +183,7 @@ def _load(run: RunConfig, shared: bool = False) -> tuple[Backbone, Task]:
 
 def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: Processes) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
-    started, ran = now(), code()  # as it is now: commits may come while it trains
+    ran = {"started": now(), **code()}  # as it is now: commits may come while it trains
     tracker = build(run.tracker, "tracker") if processes.main else NoTracker()
     tracker.check()
     with interrupt.immediate():
@@ -200,7 +200,7 @@ def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: P
             screen.trained(step, total, loss)
 
         before_write = (lambda: None) if claim is None else claim.check
-        loop = Loop(run, backbone, method, task, data, work, on_progress, tracker.log, before_write)
+        loop = Loop(run, backbone, method, task, data, work, on_progress, tracker.log, before_write, ran)
         loop.fit()
     finally:
         tracker.finish()
@@ -214,9 +214,9 @@ def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: P
         scores=scores,
         cost=loop.cost(),
         provenance={
-            "started": started,
-            "finished": now(),
             **ran,
+            "started": (loop.earlier or [ran])[0].get("started", ran["started"]),
+            "finished": now(),
             "model_source": backbone.source,
             "model_commit": backbone.commit,
             "model_fingerprint": backbone.fingerprint,
@@ -226,7 +226,7 @@ def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: P
             "train_rows": len(data.train),
             "eval_rows": len(data.evaluation),
             "test_rows": None if data.test is None else len(data.test),
-            "notes": {**backbone.notes, **data.notes, **loop.final.notes},
+            "notes": {**backbone.notes, **data.notes, **loop.final.notes, **loop.notes()},
         },
         outputs={path: records.text_hash(text) for path, text in files.items()},
         weights=loop.weights,

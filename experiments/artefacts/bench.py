@@ -13,6 +13,7 @@ from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line
 
 MEASURED = RESULTS / "bench"
+ROUNDS = 6  # paired ones at the least: the order statistics of fewer cover no median with 95% (aggregate.median_interval)
 OCCASIONS = 3  # on which a time has to be measured before it is said to hold
 TAKES = (), "it shows measurements of speed (results/bench)"
 
@@ -99,7 +100,7 @@ def on_gpu(machine: dict) -> bool:
 
 def ratios(name: str, fits: Callable[[dict], bool], limit: float, paper: str, full: Callable[[dict, dict], bool]) -> list[Line]:
     """Measured ratios of results/bench (ours / other), one line each: supported when the interval of the median over paired
-    rounds is at most `limit`, not supported when it is above.
+    rounds is at most `limit`, not supported when it is above. What varies decides nothing over fewer than ROUNDS rounds.
 
     On a CPU it is the ratio of computed time where that was measured: other work on the machine counts less. A single figure
     (bytes of memory) has no rounds and is compared as it is. Where only the smallest and the largest round are known, they are
@@ -113,11 +114,13 @@ def ratios(name: str, fits: Callable[[dict], bool], limit: float, paper: str, fu
             found = computed or row["ratio"]
             low, high = found.get("low", found["min"]), found.get("high", found["max"])
             reading = "supported" if high <= limit else "not supported" if low > limit else "undecided"
-            test, result = f"ratio at most {limit:g}", "one figure, no spread"
-            if found["min"] < found["max"]:
+            test, rounds = f"ratio at most {limit:g}", row.get("rounds", 1)
+            result = f"from {low:.3f} to {high:.3f}" if low < high else "one figure, no spread"
+            if row.get("unit", "s") == "s" or (low < high and rounds > 1):
                 of_what = "ratio of CPU time" if computed else "ratio"
-                test = f"95% interval of the median {of_what} at most {limit:g}, n={row['rounds']} paired rounds"
-                result = f"from {low:.3f} to {high:.3f}"
+                test = f"95% interval of the median {of_what} at most {limit:g}, n={rounds} paired rounds"
+                if rounds < ROUNDS:
+                    reading, result = "undecided", f"{result}; such an interval takes {ROUNDS} rounds"
             lines.append(
                 Line(
                     f"{measured['machine']['device']}: {row['shapes']}{_load(row)}",

@@ -9,7 +9,7 @@ from experiments.engine.render import Table
 from experiments.engine.rows import Asked
 from experiments.engine.verdicts import LEVEL, LOOK_LEVEL, verdict
 
-TAKES = ("results",), "each claim has its own runs and statistics"
+TAKES = ("results", "judge"), "each claim has its own runs and statistics"
 
 
 def build(asked: Asked) -> list[Table]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.engine import analysis
-from experiments.engine.aggregate import common, detectable, exceeds_p, paired, permutation_p
+from experiments.engine.aggregate import common, detectable, exceeds_p, paired, permutation_p, sources
 from experiments.engine.published import load
 from experiments.engine.render import DASH, Table, figure, signed
 from experiments.engine.rows import Asked, Entry, n, over_seeds, rows, score, scores, seconds, steps, trained
@@ -39,7 +39,8 @@ def cell(task: str, method: str) -> list[str]:
 def build(asked: Asked) -> list[Table]:
     """Scores in Table 2's form; each cell with interval, last epoch and cost; pairs of methods seed by seed."""
     columns = {key: column for key, column in load("table2").columns.items() if key in TASKS}
-    probe = (analysis.read(PROBE, asked.results) or {}).get("tasks", {})
+    measured = analysis.read(PROBE, asked.results) or {}
+    probe = measured.get("tasks", {})
     entries = {
         (task, method): asked.entry(
             [columns[task].label, label],
@@ -51,7 +52,13 @@ def build(asked: Asked) -> list[Table]:
         for task in columns
         for method, label in METHODS.items()
     }
-    yardstick = {task: probe[task]["metrics"][columns[task].metric] if task in probe else None for task in columns}
+    yardstick, foreign = {}, []
+    backbones = sources([record for entry in entries.values() for record in entry.records], ("backbone",))["backbone"]
+    for task, column in columns.items():
+        data = sources([record for method in METHODS for record in entries[task, method].records], ("data",))["data"]
+        like = backbones <= {measured.get("backbone")} and data <= {probe.get(task, {}).get("data_fingerprint")}
+        yardstick[task] = probe[task]["metrics"][column.metric] if task in probe and like else None
+        foreign += [column.label] * (task in probe and not like)
     of_probe = [
         DASH if value is None else figure(columns[t].scale * value, columns[t].digits) for t, value in yardstick.items()
     ]
@@ -68,6 +75,11 @@ def build(asked: Asked) -> list[Table]:
         "It is the yardstick: a comparison of methods counts where they reach it.",
         "Trained: parameters outside the head. Learning rates: conf/recipe/minilm.yaml says how they were searched.",
     ]
+    if foreign:
+        notes.append(
+            f"No linear probe for {', '.join(foreign)}: it was measured on other rows or another backbone than the runs "
+            "(scripts/probe.py measures it again)."
+        )
     title = "MiniLM on four GLUE tasks"
     tables = [Table(SWEEP, title, ["Method", "Trained", *(c.label for c in columns.values())], made, notes)]
     run = [entry for entry in entries.values() if entry.records]

@@ -116,14 +116,19 @@ def sources(records: Sequence[Record], names: Sequence[str] = ("backbone", "data
 
 def _made_with(record: Record) -> dict[str, str]:
     source, cost, config = record.provenance, record.cost, record.run.config
+    earlier = source.notes.get("resumed", [])  # starts on another machine
+
+    def over(key: str, last: str | int) -> str:
+        return " and ".join(sorted({str(last), *(str(start[key]) for start in earlier if key in start)}))
+
     return {
         "backbone": source.model_fingerprint,
         "data": source.data_fingerprint,  # a task's, not of the rows that a seed draws from it
         "version": ", ".join(f"{group} {config[group].get('version')}" for group in ("model", "task")),
-        "device": cost.device,
+        "device": over("device", cost.device),
         "processes": str(cost.processes),
         "precision": cost.precision,
-        "threads": str(cost.threads),
+        "threads": over("threads", cost.threads),
     }
 
 

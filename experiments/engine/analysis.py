@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 
 def of_runs(name: str, results: Path, *cells: Sequence[str]) -> dict[str, Any] | None:
-    """A measurement of the runs of these cells (overrides); None, and a line that says so, where it is of other ones. What it
-    was given beside them is in its `with`."""
+    """A measurement of the runs of these cells (overrides); None, and a line that says so, where it is of other ones or over
+    several backbones. What it was given beside them is in its `with`."""
     found = read(name, results)
     if found is None:
         return None
@@ -28,6 +28,12 @@ def of_runs(name: str, results: Path, *cells: Sequence[str]) -> dict[str, Any] |
         log.warning(
             "%s: analysis/%s.json measures runs of %s, now %s: scripts/analyse.py measures them",
             *(name, name, ", ".join(sorted(measured)), ", ".join(sorted(wanted))),
+        )
+        return None
+    if len(backbones := found.get("backbone", [])) > 1:
+        log.warning(
+            "%s: analysis/%s.json measures runs of unlike backbones (%s), which show nothing together: scripts/analyse.py",
+            *(name, name, ", ".join(backbones)),
         )
         return None
     return found

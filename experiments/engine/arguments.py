@@ -29,6 +29,8 @@ def parsed(parser: ArgumentParser) -> Namespace:
         parser.error(f"one artefact at a time, not {' and '.join(names)}; keys are KEY=VALUE")
     options.artefact = names[0] if names else None
     options.given = [*keys, *options.overrides]
+    if hasattr(options, "results") and any(key.startswith("results_dir=") for key in options.given):
+        parser.error("results_dir= says where runs go; where they are looked for is --results FOLDER")
     options.overrides = readable(options.given)
     return options
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.engine.aggregate import Cells
 from experiments.engine.published import judged_metric
 from experiments.engine.render import DASH, Table
+from vera.config import choices, resolve
 from vera.errors import RecordError
 from vera.judge.judgement import Answers, Judged, find_all
 from vera.records.record import Record
@@ -45,6 +46,7 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
     names = {name.strip() for name in judge.split(",")}
     written = {record.name: record for record in find_all(Answers, results / "answers")}
     settings: dict[str, dict[str, list[str]]] = {}
+    marked: dict[str, dict[str, list[str]]] = {}
     for record in find_all(Judged, results / "judged"):
         if not counts(record, names):
             continue
@@ -60,8 +62,12 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
                 )
             scores[key] = (score["mean"], record.name)
             notes.setdefault(metric, set()).update(_about(record, answer["name"], score["n"]))
-            how = _how(record, written.get(answer["name"]))
-            settings.setdefault(metric, {}).setdefault(how, []).append(answer["name"])
+            own = written.get(answer["name"])
+            settings.setdefault(metric, {}).setdefault(_how(record, own), []).append(answer["name"])
+            for mark in _marks(record.questions.name, own):
+                marked.setdefault(metric, {}).setdefault(mark, []).append(answer["name"])
+    for metric, marks in marked.items():
+        notes[metric] |= {f"{', '.join(sorted(named))}: {mark}." for mark, named in marks.items()}
     for metric, ways in settings.items():
         if len(ways) > 1:
             notes[metric] |= {f"Not like with like: {', '.join(sorted(named))}: {how}." for how, named in ways.items()}
@@ -78,6 +84,21 @@ def _how(record: Judged, answers: Answers | None) -> str:
     """How answers were written and graded, where rows of one table may differ in it."""
     judge = {key: record.judge[key] for key in ("model", "orders", "temperature")} | {"rule": _rule(record)}
     return f"answers {'not here' if answers is None else _flat(answers.settings.get('decoding', {}))}; judge {_flat(judge)}"
+
+
+def _marks(questions: str, answers: Answers | None) -> list[str]:
+    """What answers have otherwise than conf/answers has it for these questions, and what they lack."""
+    if answers is None:
+        return ["how these answers were written is not known, since their record is not here"]
+    marks = [f"{answers.cut} answers were cut at max_new_tokens"] * bool(answers.cut)
+    marks += [f"{answers.shortened} questions lost earlier turns, to fit the model"] * bool(answers.shortened)
+    if questions in choices("answers"):
+        own = resolve("run", [f"answers={questions}"])["answers"]
+        usual, found = {**own["decoding"], "stop": own["chat"].pop("stop")}, answers.settings.get("decoding", {})
+        other = {key: found.get(key, "not said") for key in {**usual, **found} if found.get(key) != usual.get(key)}
+        texts = [_flat(other)] * bool(other) + ["another prompt (chat)"] * (answers.settings.get("chat") != own["chat"])
+        marks += [f"not written as conf/answers/{questions}.yaml has it: {', '.join(texts)}"] * bool(texts)
+    return marks
 
 
 def _flat(values: Mapping[str, object]) -> str:

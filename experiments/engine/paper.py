@@ -25,7 +25,7 @@ def ask(results: Path, overrides: Sequence[str] = (), stat: Statistic | None = N
 
 
 def heeding(chosen: Sequence[str], given: Collection[str], named: bool) -> list[str]:
-    """Those of the chosen artefacts that heed the options given (of registry.EVERY).
+    """Those of the chosen artefacts that heed the options given (as in Artefact.takes).
 
     Raises ConfigError for one that does not, where it was named; else it is left out.
     """

@@ -14,20 +14,20 @@ from experiments.engine.comparison import compare
 from experiments.engine.render import Table
 from experiments.engine.rows import Asked, given, unlike_notes
 
-EVERY = ("results", "with", "stat")  # options of scripts/tables.py that change what is shown
+EVERY = ("results", "with", "stat")  # options of scripts/tables.py that change what is shown; and judge, where judges score
 
 
 @dataclass(frozen=True)
 class Artefact:
     """build(asked) -> tables; draw(asked, folder) -> files, or None where there is no picture.
 
-    takes: which of EVERY change what it shows; why: what it is made from instead of records.
+    takes: which of these options change what it shows; why: what it is made from instead.
     """
 
     build: Callable[[Asked], list[Table]]
     draw: Callable[[Asked, Path], list[Path]] | None = None
     takes: Collection[str] = EVERY
-    why: str = ""
+    why: str = "it shows no judge's scores"
 
 
 def _modules() -> list[str]:
@@ -43,7 +43,10 @@ def artefact(name: str) -> Artefact:
     """One of `names()`; imports its module and no other. A module without `build` adds claims to a published table."""
     module = importlib.import_module(f"experiments.artefacts.{name}") if name in _modules() else None
     build = getattr(module, "build", partial(compare, name))
-    return Artefact(partial(_noting, build), getattr(module, "draw", None), *getattr(module, "TAKES", (EVERY,)))
+    takes, *why = getattr(module, "TAKES", (EVERY,))
+    if name in published.names() and any(column.judged for column in published.load(name).columns.values()):
+        takes = (*takes, "judge")
+    return Artefact(partial(_noting, build), getattr(module, "draw", None), takes, *why)
 
 
 def _noting(build: Callable[[Asked], list[Table]], asked: Asked) -> list[Table]:

@@ -13,7 +13,7 @@ from experiments.engine.published import Statistic
 
 DASH = "–"
 COLLAPSED = "collapsed"
-COLLAPSED_NOTE = "Collapsed seeds (every prediction the same, or a loss that is not finite) count as the worst."
+COLLAPSED_NOTE = "Collapsed seeds (a correlation undefined for constant predictions, or a loss not finite) count as the worst."
 INTERVAL = "Range of the seeds"
 INTERVAL_NOTE = (
     f"{INTERVAL}: of five the smallest and the largest, which cover the median with 93.75%; from six seeds on order statistics "

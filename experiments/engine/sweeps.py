@@ -29,6 +29,7 @@ class Sweep(Strict):
     artefacts  the tables and figures of results/paper whose rows are its runs, and which they fill; [] for our own.
     scales     other scales (conf/scale) at which its runs are this project's own.
     params     values of the axes: of model, task and method, which choose among the rows, and of any other key.
+    results_dir  where its runs go, if the yaml says so.
     plain      its runs follow from their overrides alone, so that they compose (and are remembered) like a table's rows.
     given      overrides that narrow it.
     """
@@ -38,6 +39,7 @@ class Sweep(Strict):
     scales: list[str]
     params: dict[str, Any] = Field(min_length=1)
     plain: bool
+    results_dir: str | None
     given: tuple[str, ...] = ()
 
     @property
@@ -78,7 +80,8 @@ def read_sweep(name: str) -> Sweep:
     except (KeyError, TypeError):
         raise ConfigError(f"{where}: no hydra.sweeper.params") from None
     values = {key: loaded.get(key, []) for key in ("artefacts", "scales")}
-    return checked(Sweep, {**values, "name": name, "params": params, "plain": loaded.keys() <= INERT}, where)
+    values |= {"name": name, "params": params, "plain": loaded.keys() <= INERT, "results_dir": loaded.get("results_dir")}
+    return checked(Sweep, values, where)
 
 
 def sweeps(artefact: str | None = None) -> list[Sweep]:

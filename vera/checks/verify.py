@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
@@ -22,17 +23,17 @@ MICRO = ("train.micro_batch_size", "train.micro_batch_tokens", "train.eval_batch
 
 @dataclass(frozen=True)
 class Value:
-    """One number of a run, as recorded and as it came out now; None where one of the two has no such number."""
+    """One number or text of a run, as recorded and as it came out now; None where one of the two has no such."""
 
     name: str
-    recorded: float | None
-    repeated: float | None
+    recorded: float | str | None
+    repeated: float | str | None
 
     @property
     def difference(self) -> float:
-        """Absolute; infinite where one side is missing, 0 where both are."""
-        if self.recorded is None or self.repeated is None:
-            return 0.0 if self.recorded is self.repeated else math.inf
+        """Absolute; infinite where one side is missing and between texts, 0 where both are missing or alike."""
+        if not (isinstance(self.recorded, (int, float)) and isinstance(self.repeated, (int, float))):
+            return 0.0 if self.recorded == self.repeated else math.inf
         return abs(self.recorded - self.repeated)
 
 
@@ -148,15 +149,17 @@ def repeat(record: Record, overrides: Sequence[str] = (), threads: int | None = 
 
 
 def compare(recorded: Record, repeated: Record) -> Comparison:
-    """Every parameter count, every epoch's loss and metrics, and the selected epochs; and which conditions differ."""
+    """Parameter counts, each epoch's loss and metrics, the selected epochs, the work done, why it collapsed and what was noted
+    (but for times and earlier starts); and which conditions differ."""
     old, new = dict(_numbers(recorded)), dict(_numbers(repeated))
-    names = [*old, *(name for name in new if name not in old)]
+    younger = {name for name in new if name.startswith("notes.")}  # than a record that lacks them
+    names = [*old, *(name for name in new if name not in old and name not in younger)]
     was, now = dict(_conditions(recorded)), dict(_conditions(repeated))
     differing = [(name, was.get(name, "-"), now.get(name, "-")) for name in {**was, **now} if was.get(name) != now.get(name)]
     return Comparison([Value(name, old.get(name), new.get(name)) for name in names], differing)
 
 
-def _numbers(record: Record) -> Iterator[tuple[str, float | None]]:
+def _numbers(record: Record) -> Iterator[tuple[str, float | str | None]]:
     for name, count in record.parameters.model_dump().items():
         yield f"parameters.{name}", count
     for entry in record.scores.history:
@@ -164,10 +167,17 @@ def _numbers(record: Record) -> Iterator[tuple[str, float | None]]:
         yield f"epoch {entry.epoch} train_loss", entry.train_loss
         for metric, value in entry.metrics.items():
             yield f"epoch {entry.epoch} {metric}", value
-    for which, selected in record.scores.chosen().items():
+    each = {f"best by {metric}:": selected for metric, selected in record.scores.best_each.items()}
+    for which, selected in {**record.scores.chosen(), **each}.items():
         yield f"{which} epoch", selected.epoch
         for metric, value in selected.metrics.items():
             yield f"{which} {metric}", value
+    yield "cost.steps", record.cost.steps
+    yield "cost.examples", record.cost.examples
+    yield "collapsed", record.collapsed
+    for name, note in record.provenance.notes.items():
+        if name != "resumed" and not name.endswith("seconds"):
+            yield f"notes.{name}", json.dumps(note, sort_keys=True)
 
 
 def _conditions(record: Record) -> Iterator[tuple[str, str]]:

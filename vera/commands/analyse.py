@@ -13,6 +13,7 @@ from pathlib import Path
 from experiments.artefacts.figure3_magnitudes import MEASURED as FIGURE3
 from experiments.artefacts.figure5_similarity import MEASURED as FIGURE5
 from experiments.engine import arguments
+from experiments.engine.aggregate import unlike
 from vera.config import RunConfig, compose
 from vera.config.paths import work_of
 from vera.errors import AdapterError, VeraError
@@ -54,6 +55,7 @@ def main() -> int:
 def magnitudes(name: str, store: Store, work: Path, overrides: list[str]) -> dict:
     """Norm of d for each seed, target and layer."""
     runs = finished([*FIGURE3[name][1], *overrides], store, work)
+    made_by = about(runs, store)
     norms: dict[str, list[list[float]]] = {}
     for run, folder in runs:
         vectors = adapters.trained_vectors(folder)
@@ -65,7 +67,7 @@ def magnitudes(name: str, store: Store, work: Path, overrides: list[str]) -> dic
         "rank": method["rank"],
         "initial": round(abs(method["d_init"]) * math.sqrt(method["rank"]), 6),
         "layers": len(next(iter(norms.values()))[0]),
-        **about(runs, store),
+        **made_by,
         "norms": norms,
     }
 
@@ -78,6 +80,7 @@ def similarities(name: str, store: Store, work: Path, overrides: list[str]) -> d
     pairs = [(a, b) for a in vera for b in lora if a[0].seed == b[0].seed]
     if not pairs:
         raise AdapterError("no seed has both a LoRA and a VeRA adapter")
+    made_by = about([run for pair in pairs for run in pair], store)
     for (run, vera_folder), (_, lora_folder) in pairs:
         differences = [adapters.weight_differences(folder) for folder in (vera_folder, lora_folder)]
         paths = adapters.by_target(list(differences[0]), run.model["targets"])["query"]
@@ -89,7 +92,7 @@ def similarities(name: str, store: Store, work: Path, overrides: list[str]) -> d
         "what": "cosine of the flattened weight differences of the query matrices for each seed and layer; best epoch",
         "rank": pairs[0][0][0].method["rank"],
         "layers": len(found["lora_vera"][0]),
-        **about([run for pair in pairs for run in pair], store),
+        **made_by,
         **found,
     }
 
@@ -116,8 +119,12 @@ def _compact(found: dict) -> str:
 
 
 def about(runs: list[tuple[RunConfig, Path]], store: Store) -> dict:
-    """Which runs were measured, and which code and backbone made them."""
+    """Which runs are measured, and which code and backbone made them. Raises AdapterError where they were not made alike."""
     records = [store.find(run.run_name) for run, _ in runs]
+    if apart := unlike(records):
+        raise AdapterError(
+            f"these runs are of unlike {', '.join(apart)}; train those that differ again, or move them elsewhere"
+        )
     return {
         "seeds": sorted({record.run.seed for record in records}),
         "runs": [record.name for record in records],

@@ -4,6 +4,7 @@ Tables are compared byte for byte, and so are a figure's PDF and SVG (a PNG's co
 page, which holds the figures. With another matplotlib than the tested one, only tables are compared.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -41,6 +42,7 @@ def settings() -> list[str]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     here = {name: value for name, value in os.environ.items() if name != VARIABLE}
     with tempfile.TemporaryDirectory() as folder:
         made = subprocess.run([sys.executable, str(ROOT / "scripts" / "paper.py"), "--out", folder], cwd=ROOT, env=here)

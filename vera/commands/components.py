@@ -3,6 +3,7 @@
 python scripts/components.py             after a change to a field of a model, task, method or tracker
 """
 
+import argparse
 import json
 
 from vera.commands import ROOT
@@ -29,6 +30,7 @@ def text() -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     write_atomic(TABLE, text())
     print(f"written: {TABLE.relative_to(ROOT)}")
     return 0

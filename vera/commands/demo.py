@@ -1,5 +1,6 @@
 """What `make demo` shows after its runs: table, picture, verdict and comparison with the repository's own records."""
 
+import argparse
 from pathlib import Path
 
 from experiments import RESULTS
@@ -9,7 +10,10 @@ from experiments.engine.render import latex, markdown, show
 from vera.io.files import write_atomic
 
 
-def main(folder: str = "results/demo") -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", default="results/demo", help="folder with the runs (default: results/demo)")
+    folder = parser.parse_args().results
     asked = ask(Path(folder))
     mine, committed = digits.records(asked), digits.records(ask(RESULTS))
     (table,) = digits.build(asked)

@@ -45,7 +45,9 @@ def main() -> int:
         for sweep, found in wanted:
             status = plan.status(found)
             if status.missing or status.failed:
-                print(shlex.join(["python", "scripts/train.py", f"sweep={sweep.name}", *sweep.given, *of_runs]))
+                elsewhere = str(options.results) != (sweep.results_dir or found[0].run.results_dir)
+                there = [f"results_dir={options.results}"] * elsewhere
+                print(shlex.join(["python", "scripts/train.py", f"sweep={sweep.name}", *sweep.given, *there, *of_runs]))
         for one in judged:
             print(*one.commands(str(options.results), of_judge), sep="\n")
         return 0

@@ -10,6 +10,7 @@ import argparse
 import json
 
 from bench.table12 import METHODS, compare, measure, table
+from experiments.artefacts.bench import ROUNDS
 from experiments.engine.render import show
 from vera.commands import ROOT
 from vera.io.files import write_atomic
@@ -20,10 +21,13 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU; writes nothing")
     parser.add_argument("--steps", type=int, default=10, help="timed steps (default: 10)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them (default: 3)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that both methods run, in turns (default: 3)")
+    rounds = f"times that both methods run, in turns (default: {ROUNDS}, the fewest that decide the claim of time)"
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=rounds)
     parser.add_argument("--length", type=int, default=512, help="tokens a row (default: 512)")
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if min(options.rounds, options.steps, options.length) < 1 or options.warmup < 0:
+        parser.error("--rounds, --steps and --length are 1 at least, --warmup 0")
     if options.method:
         print(json.dumps(measure(options.method, options.steps, options.warmup, options.length, options.tiny)))
         return 0

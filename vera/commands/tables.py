@@ -37,8 +37,7 @@ def main() -> int:
     parser.add_argument("--stat", choices=list(STATS), help="; ".join(f"{name}: {what}" for name, what in STATS.items()))
     parser.add_argument(
         "--judge",
-        default=PAPER_JUDGE,
-        help=f"whose scores Tables 4 and 13 take, with commas between several (default: {PAPER_JUDGE})",
+        help=f"whose scores Tables 4 and 13 and their claims take, with commas between several (default: {PAPER_JUDGE})",
     )
     parser.add_argument("--show", action="store_true", help="print the tables as well")
     pivoted = parser.add_argument_group("any records, by their keys (model, task, method, or one such as method.rank)")
@@ -58,14 +57,14 @@ def main() -> int:
     if unknown:
         parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(everything)}")
     elsewhere = options.results.resolve() != RESULTS and str(options.results) != "results"
-    given = {"with": options.overrides, "stat": options.stat, "results": elsewhere}
-    usual = not options.overrides and options.stat is None and options.judge == PAPER_JUDGE
+    given = {"with": options.overrides, "stat": options.stat, "results": elsewhere, "judge": options.judge}
+    usual = not options.overrides and options.stat is None and options.judge in (None, PAPER_JUDGE)
     writes = usual or options.out is not None
     out = arguments.target(parser, options.out, options.results) if writes else options.results
     heeded = heeding(chosen, [option for option, value in given.items() if value], bool(options.names))
     if heeded != chosen:
         print(f"left out, since the options do not bear on them: {', '.join(n for n in chosen if n not in heeded)}")
-    asked = ask(options.results, options.overrides, options.stat, options.judge)
+    asked = ask(options.results, options.overrides, options.stat, options.judge or PAPER_JUDGE)
     made = tables(asked, heeded)
     if writes:
         write(made, out / "tables")
@@ -83,8 +82,8 @@ def main() -> int:
 
 def by_keys(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """The table of --rows and --columns: printed, and written with --out."""
-    if not options.rows or options.names or options.overrides:
-        parser.error("--rows says what stands down the side; names of tables and --with are not for such a table")
+    if not options.rows or options.names or options.overrides or options.judge:
+        parser.error("--rows says what stands down the side; names of tables, --with and --judge are not for such a table")
     down, across = ([key for key in text.split(",") if key] for text in (options.rows, options.columns))
     records = Store(options.results).records()
     made = pivot(records, down, across, options.metric, options.where, options.recipes, options.stat or "median")

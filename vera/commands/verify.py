@@ -62,5 +62,7 @@ def report(found: "Comparison", tolerance: float) -> int:
     return 1
 
 
-def _shown(value: float | None) -> str:
+def _shown(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return value if len(value) <= 60 else value[:57] + "..."
     return "-" if value is None else f"{value:.10g}"

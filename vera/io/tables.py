@@ -1,7 +1,7 @@
 """Rows of a local copy of a hub data set, as `hf download` and the hub's cache lay it out: parquet, JSON or JSON lines.
 
-A split's files are called after it, `<split>-00000-of-00002.parquet` or `<split>.jsonl`, or lie in a folder of its name; those
-of a configuration ("rte") may lie in a folder of that name. Nothing is copied into the datasets cache.
+A split's files are called after it, `<split>-00000-of-00002.parquet` or `<split>.jsonl`, or lie in a folder of its name. Those
+of a configuration ("rte") lie in a folder of that name, or in none of a configuration. Nothing is copied to the datasets cache.
 """
 
 from __future__ import annotations
@@ -23,26 +23,46 @@ _SHARD = re.compile(r"^(?P<name>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})$")
 
 
 def split_files(folder: Path, split: str, subset: str | None = None, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """The files of one split, in order; none where the folder has none of it. Raises DataError when a shard is missing."""
+    """The files of one split, in order; none where the folder has none of it.
+
+    Without a folder of the subset's name only what no other configuration can have counts: files in `folder`, in data/ or in a
+    folder of the split. Raises DataError when a shard is missing, and for a split that is there more than once.
+    """
     inside = folder / subset if subset and (folder / subset).is_dir() else folder
-    for ending in formats:
-        found = [path for path in sorted(inside.rglob(f"*{ending}")) if _belongs(path, inside, split)]
-        if found:
-            _check_shards(found)
-            return found
-    return []
+    anywhere = subset is None or inside != folder
+    every = [path for path in sorted(inside.rglob("*")) if path.suffix in formats and _belongs(path, inside, split, anywhere)]
+    found = next(filter(None, ([path for path in every if path.suffix == ending] for ending in formats)), [])
+    folders = {path.parent: path for path in every}
+    kinds = folders if len(folders) > 1 else {_series(path, split): path for path in found}
+    if len(kinds) > 1:
+        names = " and ".join(str(path.relative_to(folder)) for path in kinds.values())
+        raise DataError(
+            f"{folder} holds the split {split} more than once: {names}; give the folder of one with task.data_dir=, or remove "
+            "what is not meant"
+        )
+    _check_shards(found)
+    return found
 
 
-def _belongs(path: Path, folder: Path, split: str) -> bool:
-    if any(part.startswith(".") for part in path.relative_to(folder).parts):
+def _belongs(path: Path, folder: Path, split: str, anywhere: bool) -> bool:
+    *above, name = path.relative_to(folder).parts
+    if any(part.startswith(".") for part in (*above, name)) or not (anywhere or {*above} <= {"data", split}):
         return False
-    return re.split(r"[-.]", path.name)[0] == split or path.parent.name == split
+    return re.split(r"[-.]", name)[0] == split or above[-1:] == [split]
+
+
+def _series(path: Path, split: str) -> str:
+    """What the files of a split have in common: a number of shards, or a name but for its digits; in a split's folder any."""
+    if not path.name.startswith(split):
+        return ""
+    shard = _SHARD.match(path.stem)
+    return f"{shard['name']} of {shard['count']}" if shard else re.sub(r"\d+", "0", path.stem)
 
 
 def _check_shards(files: list[Path]) -> None:
     numbered = [found for path in files if (found := _SHARD.match(path.stem))]
     for found in numbered:
-        there = {int(other["index"]) for other in numbered if other["count"] == found["count"]}
+        there = {int(other["index"]) for other in numbered if other.group("name", "count") == found.group("name", "count")}
         missing = sorted(set(range(int(found["count"]))) - there)
         if missing:
             name = f"{found['name']}-{missing[0]:05d}-of-{found['count']}{files[0].suffix}"

@@ -72,12 +72,10 @@ class AdaLora(PeftMethod):
             target_modules=list(self.modules(backbone, model_config)),
         )
 
-    def attach(self, backbone, model_config):
-        backbone.model.requires_grad_(False)
-        self._tuner = AdaLoraModel(backbone.model, self.peft_config(backbone, model_config), ADAPTER)
+    def put_on(self, backbone, config):
+        self._tuner = AdaLoraModel(backbone.model, config, ADAPTER)
         for layer in self.layers(backbone).values():
             layer.ranknum[ADAPTER].requires_grad_(False)  # a constant of the scaling; trainable on the meta device otherwise
-        self._train_head(backbone)
 
     def after_step(self, backbone, step, total):
         if total < 2:  # PEFT prunes after at least one step of scoring

@@ -78,7 +78,8 @@ class Method(Component):
         raise NotImplementedError
 
     def parameter_groups(self, backbone: Backbone) -> ParameterGroups:
-        """Trainable parameters by name, in two groups: "adapter" (train.lr) and "head" (train.head_lr)."""
+        """Trainable parameters by name, in two groups: "adapter" (train.lr) and "head" (train.head_lr). Raises ConfigError for
+        none, and for one in half precision, whose last digit most updates of fine-tuning do not reach."""
         groups = ParameterGroups(biases_and_norms(backbone.model), adapter=[], head=[])
         for name, parameter in backbone.model.named_parameters():
             if parameter.requires_grad:
@@ -87,6 +88,13 @@ class Method(Component):
             raise ConfigError(f"method {self.name} trains nothing (method.train_head={self.train_head})")
         if not groups["adapter"] and not self.head_alone:
             raise ConfigError(f"method {self.name} trains nothing of this backbone; that is method=head")
+        for name, parameter in (*groups["adapter"], *groups["head"]):
+            if parameter.element_size() < 4:
+                dtype = str(parameter.dtype).removeprefix("torch.")
+                raise ConfigError(
+                    f"method {self.name} trains {name}, which is {dtype}: too coarse for its updates; take method=full, which "
+                    "is float32, or a method that adds weights"
+                )
         names = [name for name, _ in (*groups["adapter"], *groups["head"])]
         for part, group in self.groups.items():
             meant = [name for name in names if inside(name, [part])]

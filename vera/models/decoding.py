@@ -17,7 +17,7 @@ from vera.records import screen
 
 
 class Decoding(Strict):
-    """How text is written. All values go into a run's identity.
+    """How text is written. All values go into a run's identity; a checkpoint's generation_config.json changes nothing.
 
     beams            width of the beam search; 1 is greedy.
     length_penalty   a finished beam scores its summed log-probability / length ** length_penalty, length without the prompt.
@@ -138,7 +138,12 @@ def _search_transformers(
     processors = []
     if decoding.no_repeat_ngram:
         processors.append(_WrittenOnly(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram), width))
-    found = backbone.model.generate(**inputs, generation_config=settings, logits_processor=[*processors, *last])
+    model = backbone.model
+    of_checkpoint, model.generation_config = model.generation_config, settings  # of which transformers takes what is not set
+    try:
+        found = model.generate(**inputs, generation_config=settings, logits_processor=[*processors, *last])
+    finally:
+        model.generation_config = of_checkpoint
     return found[:, width:].tolist()
 
 

@@ -16,7 +16,7 @@ from vera.models.causal import CausalLM
 
 class Llama(CausalLM):
     """quantisation            nf4: every linear map but the head in 4 bits, scales quantised once more, products in bf16;
-                            none: bf16 weights. Either way what a method trains is float32.
+                            none: bf16 weights. Either way what a method trains is float32, with method=full all.
     gradient_checkpointing  less memory for one more forward pass; the same numbers.
     """
 

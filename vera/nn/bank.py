@@ -40,6 +40,8 @@ from .projection import Projection
 from .rows import RowWise
 
 _BLOCK = 2**26  # bytes of the table that are allocated at once, at least one adapter's
+# transformers' families that compute some layers on [time, rows, ...], like [rows, time, ...] where both are of one size
+_ROWS_SECOND = {"bridgetower", "fsmt", "led", "longformer", "mask2former", "oneformer", "xlnet"}
 
 # The batches of this thread, or of this asyncio task, by the id of their bank.
 _batches: ContextVar[dict[int, _Batch]] = ContextVar("batches", default={})  # noqa: B039 never changed in place
@@ -80,13 +82,15 @@ class AdapterBank:
     memory_bytes  limit of the table; beyond it the adapters used longest ago wait in a temporary file. None: no limit.
     dtype         in which values are kept; torch.bfloat16 halves memory and file. b and d keep 8 bits of precision then.
 
-    Raises AdapterError for a model that already carries adapters, or a limit that does not hold one adapter.
+    Raises AdapterError for a model that already carries adapters or has rows in its second dimension (XLNet ...), or a limit
+    that does not hold one adapter.
     """
 
     def __init__(self, model: nn.Module, memory_bytes: int | None = None, dtype: torch.dtype = torch.float32):
         self.model, self.memory_bytes, self.dtype = model, memory_bytes, dtype
         self._lock = threading.RLock()
         self._need_bare()
+        _check_rows_first(model)
         self._reader = Reader(model)
         self._reset()
 
@@ -567,6 +571,17 @@ class _Saved(_Wrapper):
 
     def __bool__(self) -> bool:
         return True
+
+
+def _check_rows_first(model: nn.Module) -> None:
+    """Raises AdapterError for a model that holds one of _ROWS_SECOND, or a class derived from it."""
+    for kind in (kind for module in model.modules() for kind in type(module).__mro__):
+        family = kind.__module__.split(".")[2:3] if kind.__module__.startswith("transformers.models.") else []
+        if _ROWS_SECOND.intersection(family):
+            raise AdapterError(
+                f"{family[0]} ({kind.__name__}) has the rows of a batch in the second dimension of some layers, so a bank may "
+                "take others for them; use one adapter at a time"
+            )
 
 
 def _check_head(path: str, module: nn.Module) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .base_layer import called, matrix, obstacle, plain, shape_of, transposed
 from .config import VeraConfig
@@ -164,8 +166,8 @@ class VeraLinear(nn.Module):
     def _plan(self, x: Tensor, dtype: torch.dtype, b: Tensor, d: Tensor) -> Plan:
         """The layer's own `plan` if it has one, else the cheapest for these shapes.
 
-        Where half precision computes, by W0's dtype or by autocast, W0 + dW would be rounded to it, in which a small dW is
-        lost: there it is never formed.
+        Where half precision computes, by W0's dtype or by autocast, W0 + dW would be rounded to it: there it is never formed
+        (docs/speed.md has what that keeps of a small dW).
         """
         if self.plan is not None:
             return self.plan
@@ -184,10 +186,10 @@ class VeraLinear(nn.Module):
     def merge(self) -> None:
         """Compose W = W0 + diag(b) B diag(d) A beside W0, which stays untouched. Does nothing when already merged.
 
-        W is float32 at least, also on a half-precision backbone, where rounding the sum would lose most of a small update. It
-        is multiplied with x where that loses nothing and trains nothing: no gradient asked of W0, bias, b or d, no half
-        precision, no autocast, no torch.compile. Elsewhere the layer computes as if it were not merged. When W0, b or d change,
-        W follows, but not what is written through their .data, which torch does not count: unmerge first.
+        W is float32 at least, also on a half-precision backbone. It is multiplied with x where that loses nothing and trains
+        nothing: no gradient asked of W0, bias, b or d, no half precision, no autocast, no torch.compile. Elsewhere the layer
+        computes as if it were not merged. When W0, b or d change, W follows, also after a step of any optimiser, but not what
+        is written through their .data, which torch does not count: unmerge first.
 
         Raises AdapterError for a base layer that is more than its weight, or a sum that is not finite.
         """
@@ -238,6 +240,7 @@ class VeraLinear(nn.Module):
         return self._sum
 
     def _compose(self, name: str) -> None:
+        _count_steps()
         with torch.inference_mode(False), torch.no_grad():
             W = compose(matrix(self.base_layer), *self.matrices(name))
             if not torch.isfinite(W).all():
@@ -274,6 +277,21 @@ def _put(base: nn.Module, W: Tensor) -> None:
     base.weight = nn.Parameter(W.to(base.weight.dtype), base.weight.requires_grad)
 
 
-def _state(tensor: Tensor) -> tuple[int, int, int]:
+_steps = 0  # of all optimisers, since something was merged
+
+
+@cache
+def _count_steps() -> None:
+    """Fused optimisers change parameters without a new version of them."""
+
+    @torch.compiler.disable
+    def count(*_) -> None:
+        global _steps
+        _steps += 1
+
+    register_optimizer_step_post_hook(count)
+
+
+def _state(tensor: Tensor) -> tuple[int, int, int, int]:
     """What changes when another tensor takes a tensor's place, or it gets other values or another storage."""
-    return id(tensor), 0 if tensor.is_inference() else tensor._version, tensor.data_ptr()
+    return id(tensor), 0 if tensor.is_inference() else tensor._version, tensor.data_ptr(), _steps

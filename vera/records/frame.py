@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vera.config import GROUPS
-from vera.errors import RecordError
+from vera.config import GROUPS, beside, choice, conf_folders, younger
+from vera.errors import ConfigError, RecordError
 from vera.records.record import Record
 from vera.records.store import Store
 
@@ -82,9 +83,23 @@ def varying(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The settings of a configuration by dotted key; a list is a text such as "query, value"."""
+    """The settings of a configuration by dotted key; a list is a text such as "query, value". A key that is younger than the
+    record has the value that means "as before"."""
     for group in GROUPS:
-        yield from _leaves({key: value for key, value in config[group].items() if key not in NOT_SETTINGS}, group)
+        values = config[group]
+        name = "default" if group == "train" else str(values.get("name"))
+        values = beside(values, younger(values, _neutral(group, name, values.get("version"), *conf_folders())))
+        yield from _leaves({key: value for key, value in values.items() if key not in NOT_SETTINGS}, group)
+
+
+@lru_cache(maxsize=1024)
+def _neutral(group: str, name: str, version: Any, *_: Path) -> dict[str, Any]:
+    """What conf/ says of a component's younger keys; nothing of one that it lacks or has in another version."""
+    try:
+        here = choice(group, name)
+    except ConfigError:
+        return {}
+    return here.get("neutral") or {} if here["version"] == version else {}
 
 
 def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -128,8 +128,9 @@ class Cost(Strict):
 
 
 class Provenance(Strict):
-    """Where the numbers come from. Hashes are null where there is nothing to hash (no git, a local folder). eval_rows: on which
-    each epoch was scored; test_rows: of scores.test, left out where there is none."""
+    """Where the numbers come from: code, versions and machine of the last start. started: of the first; notes.resumed: what of
+    them earlier starts had that differs, and at which step they began. Hashes are null where there is nothing to hash (no git,
+    a local folder). eval_rows: on which each epoch was scored; test_rows: of scores.test, left out where there is none."""
 
     started: str
     finished: str
@@ -151,7 +152,8 @@ class Provenance(Strict):
 class Record(Strict):
     """A finished run. outputs: the texts that its scores were computed from, as paths in the results folder with the SHA-256
     of their content. weights: SHA-256 of the weights that were kept (vera.records.kept) of best and last epoch; left out
-    when none were. collapsed: why training came to nothing, where it did (constant predictions, a loss that is not finite)."""
+    when none were. collapsed: why training came to nothing, where it did (a loss that is not finite, a metric that is not
+    defined)."""
 
     schema_: Literal[1] = Field(alias="schema")
     status: Literal["done"]

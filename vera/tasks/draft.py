@@ -13,6 +13,7 @@ import yaml
 from vera.config import build
 from vera.errors import ConfigError, DataError
 from vera.io.tables import read_objects
+from vera.tasks import image_rows
 from vera.tasks.files import SPLITS, TextFiles, columns_of, label_of, read_table
 
 MOST_CLASSES = 1000
@@ -114,13 +115,13 @@ def instructions(name: str, file: Path, columns: dict[str, str]) -> dict[str, An
 
 
 def images(name: str, folder: Path) -> dict[str, Any]:
-    """Settings of a task on folders of images: <split>/<class>/*.jpg."""
+    """Settings of a task on folders of images: <split>/<class>/*.jpg. Raises DataError for others."""
     splits = [split for split in ("train", "validation", "val", "test") if (folder / split).is_dir()]
     if len(splits) != 2 or splits[0] != "train":
         raise DataError(
             f"{folder} must hold train/ and one of validation/, val/ or test/, with a folder of images a class in each"
         )
-    classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes, _ = (image_rows.class_files(folder / split) for split in splits)
     return {
         "_target_": "vera.tasks.images.Images",
         "name": name,

@@ -171,9 +171,11 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-# Column names that the official scorer takes in .csv and .tsv files.
+# Column names that the official scorer takes in .csv and .tsv files. It takes those of texts on either side, and the first of
+# several: a table that holds outputs beside their references would be scored against itself.
 _SOURCE = re.compile(r"(mr|src|source|meaning(?:[_ .-]rep(?:resentation)?)?)s?", re.I)
-_TEXT = re.compile(r"(out(?:put)?|trg|target|ref(?:erence)?|human[_ .-]reference|sys(?:tem)?)s?", re.I)
+_OUTPUT = re.compile(r"(out(?:put)?|sys(?:tem)?)s?", re.I)
+_REFERENCE = re.compile(r"(trg|target|ref(?:erence)?|human[_ .-]reference)s?", re.I)
 
 
 def read_files(outputs: Path, references: Path, allow_empty: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -181,7 +183,8 @@ def read_files(outputs: Path, references: Path, allow_empty: bool = False) -> tu
 
     References: plain text with the references of an instance in successive lines and an empty line between instances (a file
     without empty lines has one reference for each), or .csv/.tsv with a column for the meaning representation and one for the
-    reference. Outputs: a line each, or .csv/.tsv; with meaning representations on both sides outputs are put in order by them.
+    reference. Outputs: a line each, or .csv/.tsv with a column for the output; with meaning representations on both sides
+    outputs are put in order by them.
 
     Raises DataError for files that do not fit together, and for an empty output unless `allow_empty`.
     """
@@ -211,7 +214,7 @@ def read_files(outputs: Path, references: Path, allow_empty: bool = False) -> tu
 def _read_references(path: Path) -> tuple[list[str] | None, list[list[str]]]:
     if path.suffix.lower() in (".csv", ".tsv"):
         grouped: dict[str, list[str]] = {}
-        for _, (source, text) in _read_table(path):
+        for _, (source, text) in _read_table(path, _REFERENCE):
             grouped.setdefault(source, []).append(_one_line(text))
         return list(grouped), list(grouped.values())
     lines = [line.strip() for line in read_text(path).rstrip().split("\n")]
@@ -232,7 +235,7 @@ def _read_references(path: Path) -> tuple[list[str] | None, list[list[str]]]:
 
 def _read_outputs(path: Path) -> tuple[list[str] | None, list[tuple[str, str]]]:
     if path.suffix.lower() in (".csv", ".tsv"):
-        rows = [(source, (where, _one_line(text))) for where, (source, text) in _read_table(path, empty_texts=True)]
+        rows = [(source, (where, _one_line(text))) for where, (source, text) in _read_table(path, _OUTPUT)]
         return [source for source, _ in rows], [output for _, output in rows]
     text = read_text(path)
     if not text.strip():
@@ -241,13 +244,17 @@ def _read_outputs(path: Path) -> tuple[list[str] | None, list[tuple[str, str]]]:
     return None, [(f"{path}:{number}", line.strip()) for number, line in enumerate(lines, start=1)]
 
 
-def _read_table(path: Path, empty_texts: bool = False) -> Iterator[tuple[str, list[str]]]:
+def _read_table(path: Path, texts: re.Pattern[str]) -> Iterator[tuple[str, list[str]]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     header = [name.strip('"\r') for name in read_text(path).partition("\n")[0].split(delimiter)]
     columns = []
-    for kind, pattern in (("meaning representations", _SOURCE), ("texts", _TEXT)):
+    for kind, pattern in (("meaning representations", _SOURCE), ("outputs" if texts is _OUTPUT else "references", texts)):
         fitting = [name for name in header if pattern.fullmatch(name)]
         if not fitting:
             raise DataError(f"{path}:1 has no column for {kind}; it has {', '.join(map(repr, header))}")
+        if len(fitting) > 1:
+            raise DataError(
+                f"{path}:1: {' and '.join(map(repr, fitting))} may hold the {kind}; rename all but the one that is meant"
+            )
         columns.append(fitting[0])
-    return read_csv(path, columns, delimiter, may_be_empty=columns[1:] if empty_texts else ())
+    return read_csv(path, columns, delimiter, may_be_empty=columns[1:] if texts is _OUTPUT else ())

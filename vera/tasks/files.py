@@ -150,7 +150,8 @@ class TextFiles(TextTask):
             return read_table(folder / name, columns)
         paths = tables.split_files(folder, name, self.hub_subset)
         if not paths:
-            raise DataError(f"task.data_dir={folder} holds no files of the split {name}")
+            of = f" in a folder {self.hub_subset}" if self.hub_subset else ""
+            raise DataError(f"task.data_dir={folder} holds no files of the split {name}{of}")
         return tables.read_columns(paths, columns)
 
     def _row(self, where: str, values: tuple[Any, ...]) -> Row:

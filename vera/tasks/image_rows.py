@@ -19,6 +19,7 @@ from vera.io import hub, tables
 from vera.seeds import derive
 
 IMAGE, LABEL = "image", "label"
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}  # as far as no class folder says it
 STRAY = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}  # names in lower case
 
 
@@ -171,17 +172,39 @@ def _from_class_folders(folder: Path, classes: int, where: str) -> Rows:
     names = _folders(folder)
     if len(names) != classes:
         raise DataError(f"{folder} has {len(names)} class folders, expected {classes} (task.classes)")
-    inside = [[path for path in sorted((folder / name).iterdir()) if path.is_file()] for name in names]
-    files = [[path for path in found if not _stray(path)] for found in inside]
-    flat = [path for found in files for path in found]
+    files = class_files(folder)
+    flat = [path for found in files.values() for path in found]
     return Rows(
         data=_dataset([{"bytes": None, "path": str(path)} for path in flat]),
-        labels=np.repeat(np.arange(classes), [len(found) for found in files]),
+        labels=np.repeat(np.arange(classes), list(map(len, files.values()))),
         names=names,
         where=where,
         identity=_identity(folder, flat),
-        stray=sum(map(len, inside)) - len(flat),
+        stray=sum(path.is_file() for name in names for path in (folder / name).iterdir()) - len(flat),
     )
+
+
+def class_files(folder: Path) -> dict[str, list[Path]]:
+    """The images of each class folder, by its name; what _stray says is passed over. Raises DataError for a class without
+    images, and for images that lie elsewhere: deeper in a class folder, or beside the class folders."""
+    found = {}
+    for name in _folders(folder):
+        inside = [path for path in sorted((folder / name).iterdir()) if not _stray(path)]
+        deeper = [
+            path for below in inside if below.is_dir() for path in below.rglob("*") if path.is_file() and not _stray(path)
+        ]
+        if deeper:
+            raise DataError(f"{deeper[0]} lies in a folder inside the class folder {folder / name}; move its images up into it")
+        found[name] = [path for path in inside if path.is_file()]
+    empty = [name for name, files in found.items() if not files]
+    if empty:
+        raise DataError(f"{folder} has no images of {', '.join(map(repr, empty[:5]))}: put some in, or remove the folder")
+    beside = [
+        path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGES and not _stray(path) and path.is_file()
+    ]
+    if found and beside:
+        raise DataError(f"{beside[0]} lies beside the class folders of {folder}; move it into one of them, or elsewhere")
+    return found
 
 
 def _stray(path: Path) -> bool:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from vera.methods.base import Method
 from vera.models.base import Backbone
@@ -15,6 +15,15 @@ from vera.records import interrupt, screen
 from vera.tasks.base import Data, Final, Task
 from vera.train.feed import fed
 from vera.train.processes import Processes
+
+
+def to_training(model: nn.Module) -> None:
+    """Training mode, but for layers with running statistics (BatchNorm), which keep the checkpoint's and use them: they are no
+    parameters that a method trains and saves, and batch statistics would depend on the micro-batches."""
+    model.train()
+    for module in model.modules():
+        if getattr(module, "running_mean", None) is not None:
+            module.eval()
 
 
 @contextmanager
@@ -27,7 +36,7 @@ def _merged(backbone: Backbone, method: Method) -> Iterator[None]:
         with method.merged(backbone), interrupt.immediate():
             yield
     finally:
-        backbone.model.train()
+        to_training(backbone.model)
 
 
 def predict(

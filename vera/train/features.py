@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from vera.errors import ConfigError
@@ -18,6 +18,7 @@ from vera.models.base import Backbone
 from vera.nn.names import inside
 from vera.records import interrupt, screen
 from vera.tasks.base import Data
+from vera.train.evaluate import to_training
 from vera.train.feed import fed
 from vera.train.state import generators
 
@@ -46,7 +47,8 @@ def kept(backbone: Backbone, method: Method, data: Data, batch_size: int, autoca
         raise ConfigError(f"train.keep_features=true is for a head trained alone; {method.name} trains before it: {REMEDY}")
     if len(backbone.head) != 1:
         raise ConfigError(f"train.keep_features=true needs a head of one module; {REMEDY}")
-    of_batches = [n for n, m in backbone.model.named_modules() if isinstance(m, _NormBase) and not inside(n, backbone.head)]
+    norms = [(name, module) for name, module in backbone.model.named_modules() if isinstance(module, _BatchNorm)]
+    of_batches = [name for name, norm in norms if norm.running_mean is None and not inside(name, backbone.head)]
     if of_batches:
         raise ConfigError(f"{of_batches[0]} normalises by the batch, so that features are no example's own; {REMEDY}")
     head = backbone.model.get_submodule(backbone.head[0])
@@ -56,8 +58,9 @@ def kept(backbone: Backbone, method: Method, data: Data, batch_size: int, autoca
         backbone.model.eval()
         splits = {"train": data.train, "evaluation": data.evaluation, "test": data.test}
         made = {split: reader.read(rows, batch_size) for split, rows in splits.items() if rows is not None}
-    backbone.model.train()
-    alone = OnFeatures(head).train()
+    alone = OnFeatures(head)
+    for model in (backbone.model, alone):
+        to_training(model)
     return replace(backbone, model=alone), replace(
         data, **made, collate=collate, on_device=dict, lengths=None, test_lengths=None
     )
@@ -94,7 +97,7 @@ class _Reader:
     def check(self, examples: Sequence[Any]) -> None:
         """Raises ConfigError unless the logits are the head's, of features that training mode draws nothing for."""
         batch = self.data.collate([examples[row] for row in range(min(2, len(examples)))])
-        self.model.train()
+        to_training(self.model)
         *_, drawn = self.features(batch)
         if drawn:
             raise ConfigError(f"this backbone has dropout, so that its features differ in every step; {REMEDY}")

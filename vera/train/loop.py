@@ -33,7 +33,7 @@ from vera.records.kept import weights_hash
 from vera.seeds import generator, seed_everything
 from vera.tasks.base import Data, Final, Task
 from vera.train import features, state
-from vera.train.evaluate import finish, predict
+from vera.train.evaluate import finish, predict, to_training
 from vera.train.feed import fed
 from vera.train.optim import lr_factor, optimizer, set_lr
 from vera.train.processes import on_gpu, together
@@ -80,6 +80,7 @@ class Loop:
     that of the whole batch's mean loss, so all hold the same weights. Only the main one writes.
 
     before_write: called by the main process before anything is written; it raises when the run has become another worker's.
+    ran: what the record is to say of this start: when it was (started) and which code runs (git_sha, git_dirty, versions).
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Loop:
         on_progress: Callable[[int, int, float | None], None] = lambda step, total, loss: None,
         on_log: Callable[[dict[str, float], int], None] = lambda values, step: None,
         before_write: Callable[[], None] = lambda: None,
+        ran: dict[str, Any] | None = None,
     ):
         self.run, self.config = run, run.train
         self.backbone, self.method, self.task, self.data = backbone, method, task, data
@@ -114,7 +116,7 @@ class Loop:
             shard(backbone.model, self.parameters.values(), self.accelerator.device)
         else:
             reuse.to(backbone.model, self.accelerator.device)
-        backbone.model.train()
+        to_training(backbone.model)
         self.optimizer = optimizer(groups, run.train)
         self.computed = backbone  # what a batch goes through
         self._took = 0.0
@@ -130,6 +132,8 @@ class Loop:
         if run.train.max_steps is not None:
             self.total = min(self.total, run.train.max_steps)
         self.step = 0
+        self.started = {"step": 0, **(ran or {}), **self._worked()}
+        self.earlier: list[dict[str, Any]] = []  # the same of each earlier start that this one goes on from
         # Of this process's share of the batches: summed over the processes when they are told.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         self.counted = {"examples": 0, "tokens": 0}
@@ -387,6 +391,7 @@ class Loop:
             "final": asdict(self.final),
             "spent": self.spent,
             "weights": self.weights,
+            "starts": [*self.earlier, self.started],
         }
         trained = self.method.trained(self.backbone)
         kept = {"trained": trained, "chosen": self.chosen, "method": self.method.state(self.backbone)}
@@ -428,6 +433,15 @@ class Loop:
         for key, value in self._sources().items():
             if progress.get(key) != value:
                 raise TrainingError(f"{self.work} holds the state of another run (its {key} differs); delete it to start again")
+        self.earlier = progress.get("starts", [])
+        now = self.started["precision"]
+        for start in self.earlier:
+            if start.get("precision", now) != now:
+                raise TrainingError(
+                    f"{self.work} holds a run that began in {start['precision']} on {start.get('device')}, and this start "
+                    f"computes in {now} on {self.started['device']}; go on where it began, or delete it to start again"
+                )
+        self.started["step"] = progress["step"]
         self.method.restore(self.backbone, kept["trained"])
         self.method.restore_state(self.backbone, kept["method"])
         self.chosen = kept["chosen"]
@@ -438,17 +452,41 @@ class Loop:
         self.loss_sum.copy_(own["loss_sum"])
         log.info("resuming at step %d of %d", self.step, self.total)
 
+    def notes(self) -> dict[str, Any]:
+        """What the record should say of the training: what earlier starts had that differs from the last one, and when no step
+        could change anything."""
+        found: dict[str, Any] = {}
+        resumed = [
+            {"step": start.get("step"), "started": start.get("started"), **changed}
+            for start in self.earlier
+            if (changed := _changed(start, self.started))
+        ]
+        if resumed:
+            found["resumed"] = resumed
+        if not any(lr_factor(step, self.total, self.config) for step in range(self.total)):
+            found["untrained"] = "the only step is the first of the warm-up, at rate 0"
+        return found
+
     def cost(self) -> dict[str, Any]:
         """The record's cost."""
+        return {**self.spent, "steps": self.step, "processes": self.processes.count, **self._worked()}
+
+    def _worked(self) -> dict[str, Any]:
+        """On what it computes, and in which precision."""
         gpu = self.accelerator.device.type == "cuda"
         return {
-            **self.spent,
-            "steps": self.step,
-            "processes": self.processes.count,
             "device": torch.cuda.get_device_name() if gpu else "cpu",
             "precision": precision_of(self.accelerator, self.backbone.model, self.config.tf32),
             "threads": torch.get_num_threads(),
         }
+
+
+def _changed(start: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier start says of code and machine that differs now; of the versions those that do."""
+    keys = ("git_sha", "git_dirty", "device", "threads")
+    changed = {key: start[key] for key in keys if key in start and start[key] != now.get(key)}
+    versions = {key: value for key, value in start.get("versions", {}).items() if now.get("versions", {}).get(key) != value}
+    return {**changed, "versions": versions} if versions else changed
 
 
 def similar_lengths(examples: list[Any], length: Callable[[Any], int], tokens: int, size: int) -> list[list[Any]]:

@@ -32,6 +32,14 @@ class _Scores(TypedDict):
     metrics: dict[str, float | None]
 
 
+class _Start(TypedDict, total=False):
+    step: int
+    started: str
+    versions: dict[str, str]
+    device: str
+    precision: str
+
+
 class _Progress(TypedDict):
     """What the loop reads of `progress` when it goes on; it may hold more."""
 
@@ -40,6 +48,7 @@ class _Progress(TypedDict):
     final: dict[Literal["metrics", "files", "notes"], dict[str, Any]]
     spent: dict[str, float | None]
     weights: NotRequired[dict[Literal["best", "last"], Digest]]
+    starts: NotRequired[list[_Start]]
 
 
 _PROGRESS = TypeAdapter(_Progress)

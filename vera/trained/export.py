@@ -35,6 +35,7 @@ from vera.methods.vera import Vera
 from vera.models.base import Backbone
 from vera.models.gpt2 import join_attention
 from vera.models.text import reads_last_token
+from vera.nn.base_layer import matrix, transposed
 from vera.nn.inject import replace_module
 from vera.nn.linear import VeraLinear
 from vera.nn.names import inside
@@ -289,12 +290,12 @@ def _write_merged(run, record, backbone, method, folder, rank) -> list[str]:
         lost = 0.0
         for name, (base, A, B) in _factors(backbone, method).items():
             _mergeable(name, base)
-            W0, update = base.weight.float().cpu(), B @ A
-            W = W0 + update
-            base.weight.copy_(W.to(base.weight.dtype))
+            update = B @ A
+            W = matrix(base).float().cpu() + update
+            matrix(base).copy_(W.to(base.weight.dtype))
             if not torch.isfinite(base.weight).all():
                 raise AdapterError(f"merging into {name} gives weights that are not finite in {base.weight.dtype}")
-            lost = max(lost, ((base.weight.float().cpu() - W).norm() / update.norm().clamp_min(1e-30)).item())
+            lost = max(lost, ((matrix(base).float().cpu() - W).norm() / update.norm().clamp_min(1e-30)).item())
             replace_module(model, name, base)
         dtype = str(model.dtype).removeprefix("torch.")
         if model.dtype != torch.float32:
@@ -315,7 +316,7 @@ def _write_merged(run, record, backbone, method, folder, rank) -> list[str]:
 
 
 def _mergeable(name: str, base: nn.Module) -> None:
-    if type(base) is not nn.Linear and not hasattr(base, "nf"):
+    if type(base) is not nn.Linear and not transposed(base):
         raise AdapterError(f"{name} is a {type(base).__name__}, into which nothing can be merged; export with --to lora")
     if quantised(base.weight):
         raise AdapterError(f"{name} is quantised, so nothing can be merged into it; export with --to lora")

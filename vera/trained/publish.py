@@ -113,8 +113,13 @@ def card(
     exported: the README that `export` wrote, whose table of the record's identity is kept.
     """
     made, epoch, reported = record.provenance, getattr(record.scores, checkpoint).epoch, record.reported(checkpoint)
-    rows = made.eval_rows if made.test_rows is None else made.test_rows
-    where = "the test set, which chose nothing" if made.test_rows is not None else "the rows that chose the best epoch"
+    texts = [name for name in reported if name != "log_likelihood"] if "outputs" in made.notes else []
+    where = f"on the {made.eval_rows:,} rows that chose the best epoch"
+    if made.test_rows is not None:
+        where = f"on the {made.test_rows:,} rows of the test set, which chose nothing"
+    elif texts:
+        where = f"{', '.join(texts)} of the texts that it wrote for the {made.notes['outputs']:,} inputs of the test set, "
+        where += f"log_likelihood on {made.eval_rows:,} other rows"
     task, model = build(record.run.config["task"], "task"), record.run.model
     seeds = store.by_cell().get(record.run.cell_id, [record])
     base = made.model_source if made.model_commit else None
@@ -157,7 +162,7 @@ def card(
 |---|---:|---:|---:|---:|
 {chr(10).join(scores)}
 
-Scores are of the {checkpoint} epoch ({epoch}), on the {rows:,} rows of {where}; fractions, not percent.
+Scores are of the {checkpoint} epoch ({epoch}), {where}; nothing is in percent.
 
 ## Use
 
