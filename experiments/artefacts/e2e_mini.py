@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from experiments.engine.render import Table
-from experiments.engine.rows import Asked, over_seeds, rows, score, seconds, steps, trained
+from experiments.engine.rows import Asked, over_seeds, rows, score, steps, trained
 
-METHODS = {"full": "Full", "lora": "LoRA r=4", "vera": "VeRA r=256"}
+METHODS = {"full": "Full", "adapter_l": "AdapterL", "lora": "LoRA r=4", "vera": "VeRA r=256"}
 METRICS = {"BLEU": (100, 1), "NIST": (1, 2), "NIST_py": (1, 2), "METEOR": (100, 1), "ROUGE_L": (100, 1), "CIDEr": (1, 2)}
 TITLES = {"NIST_py": "NIST (-p)", "ROUGE_L": "ROUGE-L"}
 
@@ -13,7 +13,7 @@ TITLES = {"NIST_py": "NIST (-p)", "ROUGE_L": "ROUGE-L"}
 def build(asked: Asked) -> list[Table]:
     """One line a method, the five metrics of the last epoch in Table 3's units."""
     columns = {"Trained": trained, **{TITLES.get(name, name): score(name, *unit) for name, unit in METRICS.items()}}
-    columns |= {"Steps": steps, "Seconds": seconds}
+    columns |= {"Steps": steps}
     entries = [
         asked.entry([label], ["model=gpt2_mini", "task=e2e", f"method={method}"], stat="last")
         for method, label in METHODS.items()
@@ -25,7 +25,7 @@ def build(asked: Asked) -> list[Table]:
         "data to table works; it says little about GPT-2 medium.",
         f"{epoch} epoch, {over_seeds(asked.stat).lower()}; BLEU, METEOR and ROUGE-L x 100. NIST in both modes of the "
         "official scorer: its Perl script, and its option -p. References are the challenge's own, untokenised.",
-        "Every output is in results/outputs; scripts/score_e2e.py gives the same scores again. Seconds are those of two "
-        "CPU cores without other work.",
+        "Every output is in results/outputs; scripts/score_e2e.py gives the same scores again. Learning rates: "
+        "conf/recipe/gpt2_mini.yaml says how they were searched.",
     ]
     return [Table("e2e_mini", "E2E with a small GPT-2", ["Method", *columns], rows(entries, columns), notes)]
