@@ -35,7 +35,7 @@ def tests() -> str:
     """pytest's last line on the tests marked gpu. Raises NeedsMore where pytest is not there, RuntimeError where one fails."""
     if missing(("pytest",)):
         raise NeedsMore("pytest")
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-m", "gpu", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-m", "gpu", "tests/test_gpu.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "VERA_GPU_TOY": "1"})
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()]
     if done.returncode:

@@ -25,8 +25,8 @@ AT = 5
 
 def widen() -> None:
     """A Llama whose products do not depend on how a batch is cut into pieces as much as bf16's do."""
-    settings = Llama._settings
-    Llama._settings = lambda self: settings(self) if self.quantisation == "nf4" else {"dtype": torch.float32}
+    settings = Llama.settings.fget
+    Llama.settings = property(lambda self: settings(self) if self.quantisation == "nf4" else {"dtype": torch.float32})
 
 
 def stopped(what: str):
