@@ -78,12 +78,8 @@ def _gains(setting: Setting, asked: Asked) -> Iterator[tuple[str, Entry, Entry, 
         baseline, *entries = alike([baseline, *entries])
     for label, entry in zip(setting.methods, entries, strict=True):
         gains = by_seed(entry.records, baseline.records, epoch_of(entry.stat))
-        yield (
-            label,
-            entry,
-            baseline,
-            summarise(list(gains.values())) if gains and not any(map(math.isnan, gains.values())) else None,
-        )
+        known = gains and not any(map(math.isnan, gains.values()))
+        yield label, entry, baseline, summarise(list(gains.values())) if known else None
 
 
 def published() -> dict[str, float]:
