@@ -15,6 +15,7 @@ import pytest
 from tests import forked
 from tests.conftest import REHEARSAL, ROOT
 from tests.system.faults import comparable, kept
+from vera.config import compose as vera_compose
 from vera.errors import TrainingError
 from vera.io.files import move_folder, write_atomic
 from vera.records import interrupt
@@ -42,10 +43,12 @@ def raw(record):
     return json.loads(record.to_json())
 
 
-@pytest.fixture
-def whole(compose, tmp_path):
+@pytest.fixture(scope="module")
+def whole(cache, tmp_path_factory):
     """The uninterrupted run: record and kept weights."""
-    run = compose(*LONG, f"results_dir={tmp_path / 'whole'}", f"work_dir={tmp_path / 'whole' / 'work'}")
+    folder = tmp_path_factory.mktemp("whole")
+    where = [f"cache_dir={cache}", f"results_dir={folder}", f"work_dir={folder / 'work'}"]
+    run = vera_compose([*REHEARSAL, *where, *LONG])
     return comparable(raw(execute(run))), weights(run)
 
 
