@@ -15,10 +15,12 @@ from scipy.stats import t as student
 from experiments.engine.published import Statistic
 from vera.config.memory import composed
 from vera.records.record import Record
+from vera.records.sources import CONFIGURED
 
 PAPER_SEEDS = 5
 
-COMPARED = ("backbone", "data", "version")  # what runs have in common whose scores are compared; version: of model and task
+# What runs have in common whose scores are compared; version: of model and task. Of CONFIGURED older records say nothing.
+COMPARED = ("backbone", *CONFIGURED, "data", "version")
 WORKED = ("device", "processes", "precision")  # and those whose memory is; for seconds also the threads
 
 Cells = Mapping[str, list[Record]]  # by cell_id, each list by seed
@@ -29,7 +31,7 @@ class Summary:
     """n seeds of one cell: median, mean, sample standard deviation and interval of the median (`median_interval`).
 
     A collapsed seed counts as minus infinity, the worst rank. std and interval are None for a single seed, std also where a
-    seed has collapsed. `mixed` names what the seeds should have in common and do not: backbone, data or precision.
+    seed has collapsed. `mixed` names what the seeds should have in common and do not (`sources`).
     cell: the cell_id of the records, "" where the values come from no records.
     """
 
@@ -109,12 +111,14 @@ def of_records(summary: Summary, records: Sequence[Record]) -> Summary:
     return replace(summary, mixed=mixed, cell=records[0].run.cell_id)
 
 
-def sources(records: Sequence[Record], names: Sequence[str] = ("backbone", "data", "precision")) -> dict[str, set[str]]:
+def sources(
+    records: Sequence[Record], names: Sequence[str] = ("backbone", *CONFIGURED, "data", "precision")
+) -> dict[str, set[str]]:
     """What runs should have in common, and all values of it that these have."""
-    return {name: {_made_with(record)[name] for record in records} for name in names}
+    return {name: {made for record in records if (made := _made_with(record)[name]) is not None} for name in names}
 
 
-def _made_with(record: Record) -> dict[str, str]:
+def _made_with(record: Record) -> dict[str, str | None]:
     source, cost, config = record.provenance, record.cost, record.run.config
     earlier = source.notes.get("resumed", [])  # starts on another machine
 
@@ -123,6 +127,7 @@ def _made_with(record: Record) -> dict[str, str]:
 
     return {
         "backbone": source.model_fingerprint,
+        **{note: source.notes.get(note) for note in CONFIGURED},
         "data": source.data_fingerprint,  # a task's, not of the rows that a seed draws from it
         "version": ", ".join(f"{group} {config[group].get('version')}" for group in ("model", "task")),
         "device": over("device", cost.device),
@@ -138,7 +143,8 @@ def unlike(records: Sequence[Record], names: Sequence[str] = COMPARED) -> list[s
     for name in names:
         whose: dict[str, set[str]] = {}
         for record in records:
-            whose.setdefault(_made_with(record)[name], set()).add(record.run.method)
+            if (value := _made_with(record)[name]) is not None:
+                whose.setdefault(value, set()).add(record.run.method)
         if len(whose) > 1:
             values = "; ".join(f"{value}: {', '.join(sorted(methods))}" for value, methods in sorted(whose.items()))
             found.append(f"{name} ({values})")

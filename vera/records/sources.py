@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +22,8 @@ from vera.io.files import write_atomic
 from vera.records.record import LOCAL, Record
 
 KINDS = {"model": ("weights", "model_fingerprint", "model_source"), "task": ("rows", "data_fingerprint", "data_source")}
+# A record's notes: fingerprints of what decides a backbone's numbers beside its weights, and what they are of.
+CONFIGURED = {"configuration": "configuration (config.json)", "preprocessing": "tokenizer or image processor"}
 
 
 @dataclass(frozen=True)
@@ -80,19 +82,29 @@ def _files(root: Path) -> Iterator[Path]:
 _stamped = lru_cache(maxsize=64)(stamp)  # looked at once a process, as rows are read: a sweep asks for each of its runs
 
 
-def recall(run: RunConfig, source: Local) -> str | None:
-    """The fingerprint of these files, where a run has taken it before."""
+def prints(group: str, fingerprint: str, notes: dict[str, Any]) -> dict[str, str]:
+    """The fingerprints, by name, that tell what a group reads now from what a record was made from."""
+    return {KINDS[group][0]: fingerprint, **configured(notes)}
+
+
+def configured(notes: Mapping[str, Any]) -> dict[str, str]:
+    """The CONFIGURED of a record's notes or a backbone's: of one that was made here, or is older than they are, none."""
+    return {note: str(notes[note]) for note in CONFIGURED if note in notes}
+
+
+def recall(run: RunConfig, source: Local) -> dict[str, str] | None:
+    """The `prints` of these files, where a run has taken them before."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(_memory(run, source).read_bytes())["fingerprint"])
+        return dict(json.loads(_memory(run, source).read_bytes())["prints"])
     return None
 
 
-def remember(run: RunConfig, source: Local, fingerprint: str) -> None:
-    """Keep the fingerprint of files that have been read, and were the same before. A full disk costs time, nothing else."""
+def remember(run: RunConfig, source: Local, found: dict[str, str]) -> None:
+    """Keep the `prints` of files that have been read, and were the same before. A full disk costs time, nothing else."""
     now = " ".join(stamp(path) for path in source.given.values())
     if now == source.stamp:
         with suppress(OSError):
-            write_atomic(_memory(run, source), json.dumps({"fingerprint": fingerprint}))
+            write_atomic(_memory(run, source), json.dumps({"prints": found}))
 
 
 def _memory(run: RunConfig, source: Local) -> Path:
@@ -106,24 +118,27 @@ def unknown(run: RunConfig, record: Record) -> list[Local]:
     is known not to be the record's."""
     missing = []
     for source in local(run).values():
-        fingerprint = recall(run, source)
-        if fingerprint is None:
+        found = recall(run, source)
+        if found is None:
             missing.append(source)
         else:
-            compare(record, source.group, fingerprint, source.named)
+            compare(record, source.group, found, source.named)
     return missing
 
 
-def compare(record: Record, group: str, fingerprint: str, named: str) -> None:
-    """Raises RecordError, with both sources, when a record was made from something else."""
+def compare(record: Record, group: str, found: dict[str, str], named: str) -> None:
+    """Raises RecordError, with both sources, when a record was made from something else than these `prints` are of. What an
+    older record does not note is not compared."""
     what, key, source = KINDS[group]
-    recorded = getattr(record.provenance, key)
-    if fingerprint != recorded:
-        where = getattr(record.provenance, source)
-        raise RecordError(
-            f"its record was made from other {what}: {where}, fingerprint {recorded}, and {named} has {fingerprint}; "
-            f"give the {what} that it was made from, or another results_dir= for these"
-        )
+    recorded = {**record.provenance.notes, what: getattr(record.provenance, key)}
+    for name, fingerprint in found.items():
+        if fingerprint != recorded.get(name, fingerprint):
+            where = getattr(record.provenance, source)
+            other = f"another {CONFIGURED[name]}" if name in CONFIGURED else f"other {what}"
+            raise RecordError(
+                f"its record was made from {other}: {where}, fingerprint {recorded[name]}, and {named} has {fingerprint}; "
+                f"give the {what} that it was made from, or another results_dir= for these"
+            )
 
 
 def not_given(run: RunConfig, record: Record) -> list[str]:

@@ -30,6 +30,7 @@ from vera.models import reuse
 from vera.models.base import Backbone
 from vera.records import interrupt, screen
 from vera.records.kept import weights_hash
+from vera.records.sources import CONFIGURED, configured
 from vera.seeds import generator, seed_everything
 from vera.tasks.base import Data, Final, Task
 from vera.train import features, state
@@ -421,6 +422,7 @@ class Loop:
             "cell_id": self.run.cell_id,
             "model_fingerprint": self.backbone.fingerprint,
             "data_fingerprint": self.data.fingerprint,
+            **configured(self.backbone.notes),
         }
 
     def _resume(self) -> None:
@@ -431,7 +433,7 @@ class Loop:
             return
         progress, kept, own = found
         for key, value in self._sources().items():
-            if progress.get(key) != value:
+            if progress.get(key, value if key in CONFIGURED else None) != value:  # an older state has none of these
                 raise TrainingError(f"{self.work} holds the state of another run (its {key} differs); delete it to start again")
         self.earlier = progress.get("starts", [])
         now = self.started["precision"]
