@@ -516,6 +516,10 @@ PAIRS = [
     ("tuple", "The first is wrong.\n(4, 9)", (4, 9)),
     ("tuple", "So the tuple is (9, 2).", (9, 2)),
     ("tuple", "scores = (9, 2)\nThe first is right.", (9, 2)),
+    ("tuple", "Final scores (Assistant 2, Assistant 1): (8, 9)", None),
+    ("tuple", "Final scores (Assistant 1, Assistant 2), 1 to 10: (8, 9)", None),
+    ("tuple", "Final scores (Assistant 1, Assistant 2): (8, 9)", (8, 9)),
+    ("tuple", "Assistant 2 is right and Assistant 1 is not, so the tuple is (2, 9).", (2, 9)),
     ("tuple", "They meet in the point (3, 4)", None),
     ("tuple", "(9, 2) or (2, 9)", None),
     ("tuple", "8 9", None),
@@ -679,6 +683,9 @@ def test_without_the_official_wording_nothing_is_asked_unless_ours_is_chosen(tmp
     record = grade(prompts="own")
     assert record.judge["prompts"] == "own" and not record.questions.official
     assert notes == ["not official: the questions and the judge's wording; Tables 4 and 13 do not show the scores"]
+    one, there.script = chosen.model_copy(update={"grading": "single"}), lambda n, body: "Rating: [[5]]"
+    judge(files[:1], one, settings(there, prompts="own"), KEY, tmp_path, tmp_path / "cache", on_note=notes.append)
+    assert "wording and the way of grading; Tables 4 and 13 do not" in notes[-1]
 
 
 def test_a_file_of_prompts_that_is_not_the_official_one(server, tmp_path, ask):
