@@ -534,7 +534,7 @@ def test_a_run_that_was_not_trained_or_not_kept_cannot_answer(compose, trained):
         answer(compose("model=digits_vit", "task=digits", "method=head"), settings())
     unkept = compose(*BASE, "method=lora", "method.rank=2", "model.quantisation=none", "train.save=false")
     execute(unkept)
-    with pytest.raises(ModelError, match=r"holds no trained weights; was it trained with train\.save=true"):
+    with pytest.raises(ModelError, match=r"kept no weights of its last epoch: train\.save=false, so those in"):
         answer(unkept, settings())
 
 
