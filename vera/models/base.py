@@ -168,8 +168,8 @@ class Model(Component):
         self._check_weights(source, model, lacking, head)
         notes: dict[str, Any] = {"head": head} if self.head == "auto" else {}
         if self.source_kind != "made here":  # conf/ decides what is
-            defaults = {} if model.config.has_no_defaults_at_init else type(model.config)().to_dict()
-            notes |= {"configuration": prints.configuration(written, defaults), "preprocessing": preprocessing}
+            configuration = prints.configuration(written, prints.defaults(model.config))
+            notes |= {"configuration": configuration, "preprocessing": preprocessing}
         return Backbone(
             model=model,
             preprocess=preprocess,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers import PretrainedConfig
 
 # Keys of config.json that change no number here: what it is called and by whom it was written, what a run decides in its place
 # (dtype and labels), what a forward pass keeps. Those that begin with "_" are of this kind, too.
@@ -47,6 +48,14 @@ def configuration(found: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
 
     usual = deciding(defaults)
     return digest({k: v for k, v in deciding(found).items() if k == "model_type" or k not in usual or usual[k] != v})
+
+
+def defaults(config: PretrainedConfig) -> dict[str, Any]:
+    """The configuration that a family has by default; of one that has none, such as a pair of two models, nothing."""
+    try:
+        return type(config)().to_dict()
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return {}
 
 
 def tokens(tokenizer: Any) -> str:
