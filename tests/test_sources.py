@@ -156,7 +156,7 @@ def test_a_backbone_is_more_than_its_weights(what, compose, tmp_path, cache, as_
     """Another activation or vocabulary beside the same weights: no record, no export, no prepared row answers for it."""
     source = tiny_checkpoint({"family": "roberta", **SIZES}, cache)
     given = shutil.copytree(source, tmp_path / "given")
-    own = ["model=auto_text", "model.name=mine", "model.size=full", "task=rte", "method=lora", "train.save=true"]
+    own = ["model=roberta_base", "model.size=full", "~model.full", "task=rte", "method=lora", "train.save=true"]
     own += ["train.max_steps=1", f"work_dir={tmp_path / 'work' / 'results'}"]
     run = compose(*own, f"model.path={given}")
     record, path = execute(run), Store(run.results_dir).path(run.run_name)
@@ -181,7 +181,7 @@ def test_a_backbone_is_more_than_its_weights(what, compose, tmp_path, cache, as_
         with pytest.raises(RecordError, match=f"its record was made from {said}: local folder, fingerprint"):
             repeated()
     out = [f"model.path={given}", f"cache_dir={cache}"]
-    with pytest.raises(ModelError, match=f"was trained with {said} of mine than the one at hand"):
+    with pytest.raises(ModelError, match=f"was trained with {said} of roberta_base than the one at hand"):
         export(path, tmp_path / "out", "merged", overrides=out)
     older = json.loads(path.read_text())  # from before this was noted
     for note in sources.CONFIGURED:
