@@ -132,6 +132,20 @@ def test_long_examples_are_cut_and_counted_and_hopeless_ones_left_out(backbone, 
     assert max(lengths) == 220
 
 
+def test_a_score_over_a_part_of_the_held_out_rows_is_warned_of(backbone, tmp_path, warned):
+    rows = numbered(40)
+    for row in rows[::2]:
+        row["instruction"] = "y" * 400
+    task = alpaca(f"task.data_dir={write_rows(tmp_path / 'rows.json', rows)}", "task.max_length=220", "task.held_out=10")
+    data = task.load(backbone, 0)
+    train, held = 30 - len(data.train), 10 - len(data.evaluation)
+    assert train + held == 20 and 0 < held < 10
+    assert warned() == [
+        f"task=alpaca, task.max_length=220: {train} of 30 train and {held} of 10 evaluation rows are left out, as nothing of "
+        "their response fits or is there; the scores are over the others"
+    ]
+
+
 def test_the_rows_of_a_subset_are_the_same_for_every_seed_and_never_held_out(backbone, tmp_path):
     path = write_rows(tmp_path / "rows.json", numbered(50))
     some = alpaca(f"task.data_dir={path}", "task.held_out=10", "task.rows=20")
