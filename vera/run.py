@@ -148,7 +148,7 @@ def check_sources(run: RunConfig, record: Record) -> None:
         return
     screen.doing("loading the backbone")
     backbone, task = _load(run)
-    found = {"model": backbone.fingerprint, "task": task.load(backbone, run.seed).fingerprint}
+    found = _prints(backbone, task.load(backbone, run.seed))
     for source in missing:
         sources.remember(run, source, found[source.group])
         sources.compare(record, source.group, found[source.group], source.named)
@@ -166,8 +166,13 @@ def prepare(run: RunConfig, shared: bool = False) -> tuple[Backbone, Method, Tas
     screen.doing("preparing the data")
     data = split(task, task.load(backbone, run.seed))
     for source in read.values():
-        sources.remember(run, source, {"model": backbone.fingerprint, "task": data.fingerprint}[source.group])
+        sources.remember(run, source, _prints(backbone, data)[source.group])
     return backbone, method, task, data
+
+
+def _prints(backbone: Backbone, data: Data) -> dict[str, dict[str, str]]:
+    read = {"model": (backbone.fingerprint, backbone.notes), "task": (data.fingerprint, data.notes)}
+    return {group: sources.prints(group, fingerprint, notes) for group, (fingerprint, notes) in read.items()}
 
 
 def _load(run: RunConfig, shared: bool = False) -> tuple[Backbone, Task]:

@@ -20,6 +20,8 @@ from vera.io.files import write_atomic
 from vera.records.record import LOCAL, Record
 
 KINDS = {"model": ("weights", "model_fingerprint", "model_source"), "task": ("rows", "data_fingerprint", "data_source")}
+DRAWN = "few_shot_images"  # a record's note: fingerprint of the images that its seed drew, where the task's leaves them out
+PRETRAINED = "pretrained_on"  # and of what a backbone was pretrained on here, whose weights may differ by processor
 
 
 @dataclass(frozen=True)
@@ -69,24 +71,34 @@ def stamp(path: str) -> str:
 _stamped = lru_cache(maxsize=64)(stamp)  # looked at once a process, as rows are read: a sweep asks for each of its runs
 
 
-def recall(run: RunConfig, source: Local) -> str | None:
-    """The fingerprint of these files, where a run has taken it before."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(_memory(run, source).read_bytes())["fingerprint"])
+def prints(group: str, fingerprint: str, notes: dict[str, Any]) -> dict[str, str]:
+    """The fingerprints, by name, that tell what a group reads now from what a record was made from."""
+    if group == "model" and PRETRAINED in notes:
+        return {PRETRAINED: notes[PRETRAINED]}
+    drawn = {DRAWN: notes[DRAWN]} if group == "task" and DRAWN in notes else {}
+    return {KINDS[group][0]: fingerprint, **drawn}
+
+
+def recall(run: RunConfig, source: Local) -> dict[str, str] | None:
+    """The `prints` of these files, where a run has taken them before."""
+    for seed in (run.seed, None):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return dict(json.loads(_memory(run, source, seed).read_bytes())["prints"])
     return None
 
 
-def remember(run: RunConfig, source: Local, fingerprint: str) -> None:
-    """Keep the fingerprint of files that have been read, and were the same before. A full disk costs time, nothing else."""
+def remember(run: RunConfig, source: Local, found: dict[str, str]) -> None:
+    """Keep the `prints` of files that have been read, and were the same before; for this seed alone where it draws from them.
+    A full disk costs time, nothing else."""
     now = " ".join(stamp(path) for path in source.given.values())
     if now == source.stamp:
         with suppress(OSError):
-            write_atomic(_memory(run, source), json.dumps({"fingerprint": fingerprint}))
+            write_atomic(_memory(run, source, run.seed if DRAWN in found else None), json.dumps({"prints": found}))
 
 
-def _memory(run: RunConfig, source: Local) -> Path:
+def _memory(run: RunConfig, source: Local, seed: int | None) -> Path:
     settings = hashed(source.group, getattr(run, source.group), run.follows_seed, run.unhashed)
-    key = json.dumps([settings, sorted(source.given), source.stamp], sort_keys=True)
+    key = json.dumps([settings, sorted(source.given), source.stamp, seed], sort_keys=True)
     return Path(run.cache_dir) / "sources" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
@@ -95,24 +107,26 @@ def unknown(run: RunConfig, record: Record) -> list[Local]:
     is known not to be the record's."""
     missing = []
     for source in local(run).values():
-        fingerprint = recall(run, source)
-        if fingerprint is None:
+        found = recall(run, source)
+        if found is None:
             missing.append(source)
         else:
-            compare(record, source.group, fingerprint, source.named)
+            compare(record, source.group, found, source.named)
     return missing
 
 
-def compare(record: Record, group: str, fingerprint: str, named: str) -> None:
-    """Raises RecordError, with both sources, when a record was made from something else."""
+def compare(record: Record, group: str, found: dict[str, str], named: str) -> None:
+    """Raises RecordError, with both sources, when a record was made from something else than these `prints` are of. What an
+    older record does not note is not compared."""
     what, key, source = KINDS[group]
-    recorded = getattr(record.provenance, key)
-    if fingerprint != recorded:
-        where = getattr(record.provenance, source)
-        raise RecordError(
-            f"its record was made from other {what}: {where}, fingerprint {recorded}, and {named} has {fingerprint}; "
-            f"give the {what} that it was made from, or another results_dir= for these"
-        )
+    recorded = {**record.provenance.notes, what: getattr(record.provenance, key)}
+    for name, fingerprint in found.items():
+        if fingerprint != recorded.get(name, fingerprint):
+            where = getattr(record.provenance, source)
+            raise RecordError(
+                f"its record was made from other {what}: {where}, fingerprint {recorded[name]}, and {named} has {fingerprint}; "
+                f"give the {what} that it was made from, or another results_dir= for these"
+            )
 
 
 def not_given(run: RunConfig, record: Record) -> list[str]:
