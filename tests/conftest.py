@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -81,6 +82,13 @@ def compose(cache, tmp_path):
         )
 
     return make
+
+
+@pytest.fixture
+def warned(caplog, monkeypatch):
+    """warned() -> the warnings so far."""
+    monkeypatch.setattr(logging.getLogger("vera"), "propagate", True)  # a command in this process may have turned it off
+    return lambda: [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
 @pytest.fixture(scope="session")

@@ -31,9 +31,9 @@ def test_one_sided_p_is_the_textbook_one():
 
 def test_a_deviation_is_tested_with_the_published_spread_where_there_is_one():
     values = [0.85, 0.86, 0.84, 0.87, 0.85]
-    assert deviation_p(values, 0.80, None) == pytest.approx(ttest_1samp(values, 0.80).pvalue)
-    assert deviation_p(values, 0.80, 0.05) > deviation_p(values, 0.80, None)  # a spread makes the same gap less certain
-    assert deviation_p([0.8], 0.8, 0.1) is None and deviation_p([0.8, 0.8], 0.8, None) == 1.0
+    assert deviation_p(values, 0.80, None, 5) == pytest.approx(ttest_1samp(values, 0.80).pvalue)
+    assert deviation_p(values, 0.80, 0.05, 5) > deviation_p(values, 0.80, None, 5)  # a spread makes the same gap less certain
+    assert deviation_p([0.8], 0.8, 0.1, 5) is None and deviation_p([0.8, 0.8], 0.8, None, 5) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from vera.config import build, choice
 from vera.config import compose as compose_run
 from vera.config.paths import work_of
 from vera.errors import ConfigError, ModelError, RecordError
+from vera.records.kept import kept
 from vera.records.store import Store
 from vera.run import execute
 from vera.seeds import seed_everything
@@ -97,6 +98,28 @@ def own(run, folder, which="best"):
     if model_config.modality == "text" and run.method.get("train_head") is False:
         plain.classifier.load_state_dict(backbone.model.classifier.state_dict())
     return logits(backbone.model, model_config.modality), plain, model_config.modality
+
+
+def test_weights_of_an_earlier_run_of_this_name_never_leave_under_a_record_that_kept_none(compose, tmp_path):
+    """Trained again without keeping anything, beside what the first run kept."""
+    given = ["train.max_steps=2", "method=vera", f"work_dir={tmp_path / 'work' / 'results'}"]
+    first = compose(*given, "train.save=true")
+    record, path = execute(first), Store(first.results_dir).path(first.run_name)
+    assert kept(record, first.work_dir, "best")[1] == record.weights["best"]
+    path.unlink()
+    again = execute(compose(*given, "train.save=false"))
+    folder = Path(first.work_dir) / again.name
+    assert again.name == record.name and (folder / "best").is_dir()
+    for source in (path, folder):
+        with pytest.raises(
+            ModelError, match=r"kept no weights of its best epoch: train\.save=false, so those in .* are not its"
+        ):
+            export(source, tmp_path / "out", "lora")
+    collapsed = record.model_copy(update={"collapsed": "a loss that is not finite", "weights": {}})
+    with pytest.raises(ModelError, match="kept no weights of its last epoch: it has collapsed"):
+        kept(collapsed, first.work_dir, "last")
+    older = record.model_copy(update={"weights": {}})  # from before records named them
+    assert kept(older, first.work_dir, "best")[1] == record.weights["best"]
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name not in ("full", "adapter", "gpt2 ia3", "relu", *ANY_PEFT)])

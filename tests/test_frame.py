@@ -15,6 +15,7 @@ from experiments.engine.rows import Asked
 from tests.conftest import ROOT
 from tests.test_experiments import by_cell, record
 from vera.commands import run as command
+from vera.config import cell_id
 from vera.errors import ConfigError, RecordError
 from vera.records.record import Record
 from vera.records.store import Store
@@ -69,6 +70,25 @@ def test_a_key_younger_than_a_record_has_the_value_that_means_as_before(tmp_path
     assert sorted(found["train.evaluate"]) == ["epoch", "epoch", "last", "last"] and "train.decay_biases_and_norms" not in found
     shown = pivot(store.records(), ["method", "train.decay_biases_and_norms"], [], where=["train.evaluate=epoch"])
     assert shown.rows == [["lora", "False", "60.0±14.1 (n=2)"]]
+
+
+def test_versions_and_fingerprints_of_one_component_are_told_apart(tmp_path):
+    """Those of two models or tasks differ anyway: their names do."""
+    store = Store(tmp_path)
+    store.write(record(LORA, 0, 0.5))
+    store.write(
+        record(["model=roberta_base", "task=rte", "method=adapter_p"], 0, 0.9, model_fingerprint="r", data_fingerprint="s")
+    )
+    assert not {"method.version", "model_fingerprint", "data_fingerprint"} & {*vera.frame(tmp_path)}
+    raw = json.loads(record(LORA, 1, 0.7, model_fingerprint="n", data_fingerprint="e").to_json())
+    raw["run"]["config"]["task"]["version"] += 1
+    raw["run"]["cell_id"] = cell_id(raw["run"]["config"], raw["run"]["follows_seed"])
+    store.write(Record.model_validate(raw))
+    found = vera.frame(tmp_path).set_index("task").loc["digits"].set_index("seed").sort_index()
+    assert found["task.version"].diff().iloc[1] == 1 and "model.version" not in found and "method.version" not in found
+    assert found.model_fingerprint.tolist() == ["m", "n"] and found.data_fingerprint.tolist() == ["d", "e"]
+    with pytest.raises(ConfigError, match=r"2 cells in one place \(task\.version: "):
+        pivot([made for made in store.records() if made.run.task == "digits"], ["method"], ["task"])
 
 
 def test_a_row_an_epoch(results):

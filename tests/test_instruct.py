@@ -1,9 +1,11 @@
 """Instruction tuning: Alpaca's rows, Llama on 4-bit weights, answers question by question, from training to a judged table."""
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from vera.commands import run as command
 from vera.config import build, checked, choices, compose, resolve
 from vera.errors import ConfigError, DataError, ModelError, RecordError
 from vera.judge.endpoint import JudgeSettings
-from vera.judge.grade import judge
+from vera.judge.grade import judge, read_answers
 from vera.judge.judgement import Judged
 from vera.judge.questions import QuestionSource, load_questions
 from vera.methods.base import count
@@ -128,6 +130,20 @@ def test_long_examples_are_cut_and_counted_and_hopeless_ones_left_out(backbone, 
     assert len(data.train) + len(data.evaluation) == 18
     lengths = [len(example["input_ids"]) for example in [*data.train, *data.evaluation]]
     assert max(lengths) == 220
+
+
+def test_a_score_over_a_part_of_the_held_out_rows_is_warned_of(backbone, tmp_path, warned):
+    rows = numbered(40)
+    for row in rows[::2]:
+        row["instruction"] = "y" * 400
+    task = alpaca(f"task.data_dir={write_rows(tmp_path / 'rows.json', rows)}", "task.max_length=220", "task.held_out=10")
+    data = task.load(backbone, 0)
+    train, held = 30 - len(data.train), 10 - len(data.evaluation)
+    assert train + held == 20 and 0 < held < 10
+    assert warned() == [
+        f"task=alpaca, task.max_length=220: {train} of 30 train and {held} of 10 evaluation rows are left out, as nothing of "
+        "their response fits or is there; the scores are over the others"
+    ]
 
 
 def test_the_rows_of_a_subset_are_the_same_for_every_seed_and_never_held_out(backbone, tmp_path):
@@ -348,11 +364,65 @@ def test_answers_are_kept_question_by_question_and_go_on_after_a_crash(trained, 
     assert again[2] is False and again[0] == record and len(calls) == count
 
 
+def test_the_cost_of_answers_is_that_of_all_calls(trained, monkeypatch):
+    import vera.trained.answers as module
+
+    real, batches = module.answer_batch, []
+
+    def crash(*given):
+        batches.append(given)
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    clock, calendar, precisions = itertools.count(0.0, 2.0), iter("abcdefgh"), iter(["fp32", "bf16"])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # a batch takes two seconds
+    monkeypatch.setattr(module, "now", lambda: next(calendar))
+    monkeypatch.setattr(module, "precision_of", lambda *_: next(precisions))
+    monkeypatch.setattr(module, "answer_batch", crash)
+    one = settings("mt_bench", "answers.batch_size=1")
+    with pytest.raises(KeyboardInterrupt):
+        answer(trained, one)
+    record, path, _ = answer(trained, one)
+    assert record.cost["seconds"] == 6.0 and record.provenance["started"] == "a"
+    assert (record.cost["device"], record.cost["precision"]) == ("cpu", "bf16, fp32")
+    monkeypatch.setattr(module, "precision_of", lambda *_: "fp32")
+    first, *rest = path.read_text().splitlines()  # as an older version wrote it
+    old = {key: value for key, value in json.loads(first).items() if key not in module.Made.model_fields}
+    path.write_text("\n".join([json.dumps(old), *rest[:1], ""]))
+    path.with_suffix(".json").unlink()
+    mixed, _, computed = answer(trained, one)
+    assert computed and mixed.cost == {**record.cost, "seconds": None, "device": None, "precision": None}
+    assert mixed.provenance["started"] is None
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), "seconds": "long"}), *rest, ""]))
+    path.with_suffix(".json").unlink()
+    with pytest.raises(RecordError, match="line 1: not an answer"):
+        answer(trained, one)
+
+
+def test_answers_that_were_changed_after_their_record_are_no_runs_own(trained):
+    asked = settings()
+    record, path, _ = answer(trained, asked)
+    questions = load_questions(asked.questions, "")
+    assert read_answers(path, questions, 2).record == record
+    text = path.read_text()
+    path.write_text(text.replace('"turns": ["', '"turns": ["better ', 1))
+    for read in (lambda: read_answers(path, questions, 2), lambda: answer(trained, asked)):
+        with pytest.raises(RecordError, match=r"was changed after its record was written .* remove both and answer again"):
+            read()
+    older = record.model_copy(update={"sha256": None})  # from before records held it
+    path.with_suffix(".json").write_text(older.to_json())
+    assert read_answers(path, questions, 2).record == older
+
+
 def test_another_setting_or_the_bare_backbone_makes_other_answers(trained):
     first = answer(trained, settings())
     longer = answer(trained, settings("mt_bench", "answers.decoding.max_new_tokens=9"))
     bare = answer(trained, settings("mt_bench", "answers.checkpoint=none"))
     assert len({first[1], longer[1], bare[1]}) == 3 and "--bare--" in bare[1].name and bare[0].run is None
+    assert (bare[0].backbone["size"], bare[0].backbone["quantisation"]) == ("tiny", "none") and first[0].backbone is None
+    assert bare[0].provenance["model_fingerprint"] == first[0].provenance["model_fingerprint"]
     faster = answer(trained, settings("mt_bench", "answers.batch_size=2"))
     assert faster[1] == first[1] and faster[2] is False
 
@@ -478,7 +548,7 @@ def test_a_run_that_was_not_trained_or_not_kept_cannot_answer(compose, trained):
         answer(compose("model=digits_vit", "task=digits", "method=head"), settings())
     unkept = compose(*BASE, "method=lora", "method.rank=2", "model.quantisation=none", "train.save=false")
     execute(unkept)
-    with pytest.raises(ModelError, match=r"holds no trained weights; was it trained with train\.save=true"):
+    with pytest.raises(ModelError, match=r"kept no weights of its last epoch: train\.save=false, so those in"):
         answer(unkept, settings())
 
 
@@ -525,7 +595,7 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
     assert [row[-1] for row in table.rows if row[2] == "ours"] == ["6.00 (n=1)", "8.00 (n=1)"]
     assert any("gpt-4-0613" in note and "declared to stand for gpt-4" in note for note in table.notes)
     assert any("2 of 3 verdicts could be read" in note for note in table.notes)
-    assert judged_table(results).rows[0][4:8] == ["gpt-4-0613", "gpt-4", "official", "own"]
+    assert judged_table(results).rows[0][4:9] == ["gpt-4-0613", "gpt-4", "official", "pairwise", "own"]
     bare = {**raw, "identity": "0" * 64, "questions": {**raw["questions"], "name": "mt_bench"}}
     bare["answers"] = [{"name": "x", "sha256": "y", "model": "llama_13b", "checkpoint": None, "run": None}]
     bare["scores"] = raw["scores"][:1]

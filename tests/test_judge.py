@@ -468,6 +468,12 @@ RATINGS = [
     ("[[3]] or rather [[4]]", None),
     ("Rating: [[3]]\nOr rather:\nRating: [[4]]", None),
     ("Rating: [[7]]\nThe answer could be longer.", None),
+    ("I cannot give this a rating of [[10]].", None),
+    ("We would not go as far as a score of [[9]].", None),
+    ("It is not an answer that I can give a score of [[9]].", None),
+    ("I don’t think that it earns a rating of [[10]].", None),
+    ("With a source we would have given a score of [[9]].", None),
+    ("It is not complete, so I would give it a rating of [[4]].", 4),
     ("Rating: [[0]]", None),
     ("Rating: [[11]]", None),
     ("Rating: 7", None),
@@ -489,6 +495,17 @@ PAIRS = [
     ("pair", "The matrix is [[1, 2]]", None),
     ("pair", "8 9\nBoth are fine", None),
     ("pair", "Scores: [[8, 12]]", None),
+    ("pair", "Scores: [[8/10]]", None),
+    ("pair", "Scores (A, B): [[8, 9]]", (8, 9)),
+    ("pair", "Scores (a, b): [[8, 9]]", (8, 9)),
+    ("pair", "Scores (B, A): [[8, 9]]", None),
+    ("pair", "Scores (as a tuple of B, A): [[8, 9]]", None),
+    ("pair", "Scores for B and A: [[8, 9]]", None),
+    ("pair", "For B and A, scores: [[8, 9]]", None),
+    ("pair", "I would give B and A scores of [[8, 9]]", None),
+    ("pair", "**Scores (B, A):**\n[[8, 9]]", None),
+    ("pair", "B is better than A, so my scores: [[8, 9]]", (8, 9)),
+    ("pair", "B is better than A.\n[[8, 9]]", (8, 9)),
     ("first line", "8 6\nBoth are fine.", (8, 6)),
     ("first line", "\n 8.5, 6 \nx", (8.5, 6)),
     ("first line", "(8, 6)", None),
@@ -499,6 +516,10 @@ PAIRS = [
     ("tuple", "The first is wrong.\n(4, 9)", (4, 9)),
     ("tuple", "So the tuple is (9, 2).", (9, 2)),
     ("tuple", "scores = (9, 2)\nThe first is right.", (9, 2)),
+    ("tuple", "Final scores (Assistant 2, Assistant 1): (8, 9)", None),
+    ("tuple", "Final scores (Assistant 1, Assistant 2), 1 to 10: (8, 9)", None),
+    ("tuple", "Final scores (Assistant 1, Assistant 2): (8, 9)", (8, 9)),
+    ("tuple", "Assistant 2 is right and Assistant 1 is not, so the tuple is (2, 9).", (2, 9)),
     ("tuple", "They meet in the point (3, 4)", None),
     ("tuple", "(9, 2) or (2, 9)", None),
     ("tuple", "8 9", None),
@@ -662,6 +683,9 @@ def test_without_the_official_wording_nothing_is_asked_unless_ours_is_chosen(tmp
     record = grade(prompts="own")
     assert record.judge["prompts"] == "own" and not record.questions.official
     assert notes == ["not official: the questions and the judge's wording; Tables 4 and 13 do not show the scores"]
+    one, there.script = chosen.model_copy(update={"grading": "single"}), lambda n, body: "Rating: [[5]]"
+    judge(files[:1], one, settings(there, prompts="own"), KEY, tmp_path, tmp_path / "cache", on_note=notes.append)
+    assert "wording and the way of grading; Tables 4 and 13 do not" in notes[-1]
 
 
 def test_a_file_of_prompts_that_is_not_the_official_one(server, tmp_path, ask):

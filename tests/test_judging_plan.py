@@ -1,11 +1,17 @@
 """What Tables 4 and 13 need beside training: answers, the untuned backbone's too, and the judge's requests."""
 
+import json
+
 import pytest
 
 from experiments.engine import judging
-from experiments.engine.judged import join
-from vera.config import checked, compose, resolve
+from experiments.engine.comparison import compare
+from experiments.engine.judged import join, table
+from experiments.engine.rows import Asked
+from tests.test_experiments import record as made_up
+from vera.config import checked, compose, hashed, resolve
 from vera.judge.judgement import Answers, Judged, write
+from vera.records.store import Store
 from vera.trained.answers import AnswerSettings
 
 
@@ -121,3 +127,112 @@ def test_answers_written_otherwise_than_conf_has_it_and_cut_ones_are_noted(tmp_p
         assert text in "".join(notes)
     (folder / "answers" / f"{name}.json").unlink()
     assert any("their record is not here" in note for note in next(iter(join({}, folder).notes.values())))
+
+
+def changed(path, **values):
+    """A record with other values, in its place."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_scores_of_weights_and_answers_that_are_gone_are_left_out_and_wanted_again(tmp_path):
+    keys = ["model=llama_7b", "task=alpaca", "method=lora"]
+    run = compose(keys)
+    name = judged_files(tmp_path, run, "mt_bench", {"model": "gpt-4"})
+    own = tmp_path / "answers" / f"{name}.json"
+    changed(own, adapter_sha256="1" * 64)
+    (tmp_path / "runs").mkdir()
+
+    def shown(**weights):
+        record = made_up(keys, 0, -1.0).model_copy(update={"weights": weights})
+        Store(tmp_path).path(record.name).write_text(record.to_json())
+        cells = join(Store(tmp_path).by_cell(), tmp_path)
+        score = cells[run.cell_id][0].scores.last.metrics.get("judged:mt_bench")
+        notes = [note for note in cells.notes["judged:mt_bench"] if note.startswith(name) and "not written as" not in note]
+        plan = judging.judging("table4", tmp_path)
+        return score, notes, sum(asked.stem is not None for asked in plan.asked), plan.left
+
+    assert shown(last="1" * 64, best="2" * 64) == (5.0, [], 1, 1280)
+    score, (note,), answered, left = shown(last="2" * 64, best="1" * 64)  # trained again
+    assert (score, answered, left) == (None, 0, 1440) and "left out" in note and "11111111" in note and "22222222" in note
+    score, (note,), *_ = shown()  # trained again without keeping its weights, or before records named them
+    assert score == 5.0 and "whether these are answers of the weights that its run has now is not known" in note
+    changed(own, sha256="3" * 64)  # written anew; the verdicts are of a file of zeros
+    score, (note,), answered, left = shown(last="1" * 64)
+    assert (score, answered, left) == (None, 1, 1440) and "was written anew (judge again)" in note
+    changed(own, sha256="0" * 64)
+    assert shown(last="1" * 64) == (5.0, [], 1, 1280)
+
+
+def bare_files(folder, model, backbone, fingerprint=None, index=""):
+    """The same for a backbone as it is."""
+    name = judged_files(folder, compose(["model=llama_7b", "task=alpaca", "method=lora"]), "mt_bench", {"model": "gpt-4"})
+    (folder / "answers" / f"{name}.json").rename(own := folder / "answers" / f"bare{index}.json")
+    (folder / "judged" / "x.json").rename(judged := folder / "judged" / f"bare{index}.json")
+    about = {"model": model, "run": None, "checkpoint": None}
+    changed(own, **about, backbone=backbone, provenance={"model_fingerprint": fingerprint})
+    graded = {"name": f"{model}--bare--mt_bench--aaaaaaaa", "sha256": "0" * 64, **about}
+    changed(judged, answers=[graded])
+
+
+def test_a_bare_backbone_of_other_settings_is_not_the_tables(tmp_path):
+    def settings(*overrides):
+        return hashed("model", compose(["model=llama_13b", "task=alpaca", *overrides]).model)
+
+    def shown(folder, *overrides):
+        cells = join({}, folder, overrides=overrides)
+        (notes,) = cells.notes.values()
+        rows = [row for row in compare("table4", Asked(cells, overrides))[0].rows if row[1:3] == ["No tuning", "ours"]]
+        answered = sum(asked.stem is not None for asked in judging.judging("table4", folder, overrides).asked)
+        return [row[-1] for row in rows], " ".join(notes), answered
+
+    small = ["model.size=tiny", "model.quantisation=none"]
+    for name, backbone in (("own", settings()), ("small", settings(*small)), ("older", None)):
+        bare_files(tmp_path / name, "llama_13b", backbone)
+    row, notes, answered = shown(tmp_path / "own")
+    assert (row, answered) == (["5.00 (n=1)"], 1) and "left out" not in notes and "not known" not in notes
+    row, notes, answered = shown(tmp_path / "small")
+    assert (row, answered) == ([], 0) and "conf/model/llama_13b.yaml has (quantisation=none, size=tiny)" in notes
+    row, notes, _ = shown(tmp_path / "small", *small)
+    assert row == ["5.00 (n=1)"] and "left out" not in notes
+    assert shown(tmp_path / "own", *small)[0] == []
+    row, notes, answered = shown(tmp_path / "older")
+    assert (row, answered) == (["5.00 (n=1)"], 1) and "with which settings this backbone answered is not known" in notes
+
+
+def test_a_bare_backbone_of_other_weights_than_the_runs_is_noted(tmp_path):
+    run = compose(["model=llama_7b", "task=alpaca", "method=lora"])
+    bare_files(tmp_path, "llama_7b", None, "before")
+    name = judged_files(tmp_path, run, "mt_bench", {"model": "gpt-4"})
+    for fingerprint, expected in (("after", 2), ("before", 0)):
+        changed(tmp_path / "answers" / f"{name}.json", provenance={"model_fingerprint": fingerprint})
+        (notes,) = join({}, tmp_path).notes.values()
+        unlike = [note for note in notes if note.startswith("Not like with like") and "backbone" in note]
+        assert len(unlike) == expected and all("before" in note or name in note for note in unlike)
+
+
+def test_another_way_of_grading_is_left_out(tmp_path):
+    """Of two seeds the second was graded one answer at a time, where Vicuna Eval is graded side by side."""
+    run = compose(["model=llama_7b", "task=alpaca_10k", "method=lora"])
+    name = judged_files(tmp_path, run, "vicuna_bench", {"model": "gpt-4"})
+    cells = join({}, tmp_path)
+    assert not cells.bare and any(
+        "graded single, where conf/questions/vicuna_bench.yaml has pairwise" in n for n in cells.notes["judged:vicuna_bench"]
+    )
+    shown = table(tmp_path)
+    assert [row[shown.columns.index("Grading")] for row in shown.rows] == ["single"]
+    found = json.loads((tmp_path / "judged" / "x.json").read_text())
+    (answer,), (score,) = found["answers"], found["scores"]
+    other = {**answer, "name": "other", "run": {**answer["run"], "seed": 1}}
+    changed(
+        tmp_path / "judged" / "x.json",
+        answers=[other, {**other, "name": "third", "run": {**other["run"], "method": "vera", "cell_id": "x"}}],
+        scores=[score, score],
+    )
+    cells = join({}, tmp_path)
+    notes = cells.notes["judged:vicuna_bench"]
+    assert not any("left out" in note for note in notes) and any("grading: pairwise" in note for note in notes)
+    # one side is of answers that were written anew: neither is shown
+    changed(tmp_path / "judged" / "x.json", answers=[other, {**answer, "sha256": "4" * 64}], scores=[score, score])
+    changed(tmp_path / "answers" / f"{name}.json", sha256="0" * 64)
+    (note,) = join({}, tmp_path).notes["judged:vicuna_bench"]
+    assert note.startswith(f"{name}, other: left out")

@@ -17,13 +17,13 @@ def test_a_sweep_through_a_launcher(name, train, compose, tmp_path):
     package, extra, _, keys = LAUNCHERS[name]
     if not installed(package):
         pytest.skip(f"no {package}; pip install -c constraints.txt -e '.[{extra}]'")
-    same = ["method=full", "train.max_steps=6", "train.clip=0", "train.warmup_ratio=0", "train.head_lr=1.0"]
-    execute(compose(*same, "train.lr=0.01"))
-    sweep = ["-m", *same, "train.lr=0.01,0.02,1e30", f"work_dir={tmp_path / 'work'}", *keys]
+    same = ["method=lora", "train.max_steps=6"]
+    execute(compose(*same, "method.targets=[query]"))
+    sweep = ["-m", *same, "method.targets=[query],[value],[nowhere]", f"work_dir={tmp_path / 'work'}", *keys]
     done = train(*sweep, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), RAY_ADDRESS="")
     output = done.stdout + done.stderr
     assert done.returncode == 1, output
-    lines = [line for line in output.splitlines() if "digits_vit--digits--full--" in line]
+    lines = [line for line in output.splitlines() if "digits_vit--digits--lora--" in line]
     words = [next(word for word in ("already done", "error: ", "accuracy") if word in line) for line in lines]
     assert sorted(words) == ["accuracy", "already done", "error: "] and "Traceback" not in output, output
     assert len(Store(tmp_path / "results").records()) == 2

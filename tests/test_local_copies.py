@@ -4,6 +4,7 @@ import io
 import json
 import logging
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +12,7 @@ from huggingface_hub import HfApi, constants
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from vera.config import build
+from vera.config import build, choice
 from vera.config import compose as compose_run
 from vera.config.paths import readable
 from vera.errors import DataError
@@ -121,7 +122,7 @@ SPLITS = {  # files below a folder; those of the split test of the configuration
 @pytest.mark.parametrize("case", SPLITS)
 def test_a_split_is_read_from_one_place(case, tmp_path):
     names, wanted = SPLITS[case]
-    root = tmp_path / "test"  # its own name says nothing
+    root = tmp_path / "rte"
     for name in names:
         (root / f"{name}.parquet").parent.mkdir(parents=True, exist_ok=True)
         (root / f"{name}.parquet").touch()
@@ -130,6 +131,57 @@ def test_a_split_is_read_from_one_place(case, tmp_path):
     else:
         with pytest.raises(DataError, match=wanted):
             tables.split_files(root, "test", "rte")
+
+
+def test_the_files_of_a_misspelt_configuration_are_not_anothers(tmp_path, monkeypatch, no_network):
+    """Where it has no folder, only a folder of its own name is its own."""
+    folder = tmp_path / "test"  # its own name says nothing of splits either
+    write(folder / "data" / "train-00000-of-00001.parquet", [("a", "b", "yes"), ("c", "d", "no")], ("one", "two", "said"))
+    write(folder / "other.parquet", [("a",)], ("one",))
+    assert tables.split_files(folder, "test") == tables.split_files(folder, "train", "labled") == []
+    for subset in (None, "default"):
+        assert tables.split_files(folder, "train", subset) == [folder / "data" / "train-00000-of-00001.parquet"]
+    own = {**choice("task", "sick"), "name": "mine", "files": {}, "hub": "me/mine", "hub_subset": "labled", "held_out": 0.5}
+    own |= {"splits": {"train": "train"}, "texts": ["one", "two"], "label": "said", "labels": ["no", "yes"]}
+    with pytest.raises(DataError, match=r"holds no files of the split train in a folder labled"):
+        build({**own, "data_dir": str(folder)}, "task").source_rows()
+    monkeypatch.setattr(hub, "snapshot", lambda *_: folder)
+    with pytest.raises(DataError, match=r"data set me/mine \(labled\) cannot be loaded"):
+        build({**own, "data_dir": None}, "task").source_rows()
+
+
+@pytest.mark.parametrize("name", ["rte", "sst2"])
+def test_classes_are_read_by_the_names_that_a_file_gives_its_indices(name, tmp_path):
+    """As the datasets library writes them: two files of one split may count in different orders."""
+    names = {"rte": ["entailment", "not_entailment"], "sst2": ["negative", "positive"]}[name]
+    texts = {"rte": ["sentence1", "sentence2"], "sst2": ["sentence"]}[name]
+
+    def save(path, names, labels):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kinds = {**dict.fromkeys(texts, datasets.Value("string")), "label": datasets.ClassLabel(names=names)}
+        columns = {**{text: ["x"] * len(labels) for text in texts}, "label": labels}
+        datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)).to_parquet(path)
+
+    folder = tmp_path / name
+    save(folder / "train-00000-of-00002.parquet", names, [0, 1, 1])
+    save(folder / "train-00001-of-00002.parquet", names[::-1], [0, 1, 1])
+    save(folder / "validation.parquet", names[::-1], [1, 0])
+    rows, _, _ = task(name, f"task.data_dir={folder}").source_rows()
+    assert [label for _, label in rows["train"]] == [0, 1, 1, 1, 0, 0] and [label for _, label in rows["validation"]] == [0, 1]
+    made = draft.text_files(
+        "mine", folder / "train-00000-of-00002.parquet", texts, "label", {"validation": folder / "validation.parquet"}
+    )
+    assert made["labels"] == names
+    found, _, _ = build(made, "task").source_rows()
+    assert [label for _, label in found["train"]] == [0, 1, 1] and [label for _, label in found["validation"]] == [0, 1]
+    save(folder / "validation.parquet", names, [1, -1])
+    with pytest.raises(DataError, match=r"validation\.parquet, row 1: unknown label -1"):
+        task(name, f"task.data_dir={folder}").source_rows()
+    with pytest.raises(DataError, match=r"validation\.parquet, row 1, column 'label': '-1' is not one of"):
+        build(made, "task").source_rows()
+    save(folder / "validation.parquet", ["a", "b"], [1, 0])
+    with pytest.raises(DataError, match=r"validation\.parquet, row 0: unknown label 'b'; allowed: "):
+        task(name, f"task.data_dir={folder}").source_rows()
 
 
 def test_two_configurations_are_not_joined(tmp_path):

@@ -13,7 +13,7 @@ from vera.commands import serve_mixed
 from vera.config import build, choice
 from vera.errors import ConfigError, ModelError
 from vera.models import base, found
-from vera.models.tiny import byte_tokenizer, image_processor
+from vera.models.tiny import END, byte_tokenizer, bytes_of, causal_tokenizer, image_processor
 from vera.run import execute, prepare
 from vera.seeds import seed_everything
 from vera.train.loop import Loop
@@ -143,6 +143,23 @@ def test_a_row_s_scores_do_not_depend_on_its_batch(config, cache, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="neither a padding nor an end token"):
         loaded(tmp_path, cache)
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_two_texts_are_never_glued_together(between, folders, cache, tmp_path):
+    path = folders("bert") if between else tmp_path
+    if not between:
+        t.GPT2Model(t.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=257)).save_pretrained(path)
+        causal_tokenizer(bytes_of([END])).save_pretrained(path)
+    _, backbone = loaded(path, cache)
+    task = build({**choice("task", "rte"), "synthetic": True, "data_dir": None}, "task")
+    texts = [pair for pair, _ in task.source_rows()[0]["train"]]
+    data, tokenizer = task.load(backbone, 0), backbone.preprocess
+    found = [tokenizer.decode(example["input_ids"]) for example in data.train]
+    if between:
+        assert found == [f"<s>{first}</s></s>{second}</s>" for first, second in texts] and "pairs" not in data.notes
+    else:
+        assert found == [f"{first}\n{second}" for first, second in texts] and "line break" in data.notes["pairs"]
 
 
 def test_without_a_checkpoint_the_rehearsal_is_some_small_model(cache):

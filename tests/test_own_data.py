@@ -15,6 +15,7 @@ from vera.config import build, choice
 from vera.config.components import new_yaml
 from vera.errors import ConfigError, DataError
 from vera.io import hub
+from vera.io.rows import read_csv
 from vera.run import execute, prepare
 from vera.tasks import draft
 
@@ -127,6 +128,13 @@ def test_the_hub_is_read_by_columns(tmp_path, monkeypatch):
         ("train.csv", "first,second,verdict\na,,yes\n", r"train.csv:2: second is empty"),
         ("train.csv", "first,second,verdict\na,b\n", r"train.csv:2 has 2 fields, expected 3"),
         ("train.tsv", "first\tsecond\tverdict\na\t \tyes\n", r"train.tsv:2, column 'second': "),
+        ("train.csv", 'first,second,verdict\na,b,no\n"say \\"hi\\"",b,no\n', r"train.csv:3: .*expected after.* written twice"),
+        ("train.csv", 'first,second,verdict\n"say,b,no\nhi,b,no\n', r"train.csv:2: unexpected end of data; .* written twice"),
+        (
+            "train.tsv",
+            'first\tsecond\tverdict\n"a" or "b"\tb\tno\n"He ""x"" said"\tb\tno\n',
+            r"train.tsv:3, column 'first': \"He \"\"x\"\" said\" is quoted as in CSV",
+        ),
         ("train.jsonl", '{"first": "a", "second": "b", "verdict": "no"}\n[1]\n', r"train.jsonl:2 is not an object"),
         ("train.jsonl", '{"first": "a", "second": "b", "verdict": "no"}\n{"first": 1\n', r"train.jsonl:2 is not JSON"),
         ("train.jsonl", '{"first": 1, "second": "b", "verdict": "no"}\n', r"train.jsonl:1, column 'first': 1 is no text"),
@@ -199,10 +207,41 @@ def test_a_yaml_is_drafted_from_a_file_and_works(tmp_path, monkeypatch):
         ([1.0, 0.0], ["0", "1"]),
         (["0.5", "3"], []),
         ([str(i) for i in range(30)], []),
+        ([5, 1, 4, 2, 3, 3], ["1", "2", "3", "4", "5"]),
+        (["-1", "1", "1"], ["-1", "1"]),
+        (["-1", "0", "0.5"], []),
     ],
 )
 def test_labels_are_found_and_scores_told_from_classes(values, labels):
     assert draft.labels_of([("x", value) for value in values], "y") == labels
+
+
+@pytest.mark.parametrize(
+    ("values", "message", "classes"),
+    [
+        ([0, 1, 2, -1], "x:3, column 'y': -1 beside other classes is the hub's mark of a missing label", ["-1", "0", "1", "2"]),
+        (["yes", "no", "-1"], "x:2, column 'y': -1 beside other classes", ["-1", "no", "yes"]),
+        (
+            [*range(77), *range(77)],
+            "x:0 and on, column 'y': 77 different whole numbers may be classes or scores",
+            [str(i) for i in range(77)],
+        ),
+        (["neg", "pos", "neg "], "x:2, column 'y': 'neg ' and 'neg' (x:0) would be two classes", ["neg", "neg ", "pos"]),
+        (["neg", "pos", "Pos"], "x:2, column 'y': 'Pos' and 'pos' (x:1) would be two classes", ["Pos", "neg", "pos"]),
+        (["1", "0", "1.0"], "x:2, column 'y': '1.0' and '1' (x:0) would be two classes", ["0", "1", "1.0"]),
+    ],
+)
+def test_labels_that_may_be_meant_otherwise_are_asked_for(values, message, classes):
+    rows = [(f"x:{row}", value) for row, value in enumerate(values)]
+    with pytest.raises(DataError) as caught:
+        draft.labels_of(rows, "y")
+    assert str(caught.value).startswith(message) and "--classes" in str(caught.value)
+    assert draft.labels_of(rows, "y", "classes") == classes
+    if "no" in values or "pos" in values:
+        with pytest.raises(DataError, match="is no score"):
+            draft.labels_of(rows, "y", "scores")
+    else:
+        assert draft.labels_of(rows, "y", "scores") == []
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), "", [1, 2], "NA"])
@@ -255,6 +294,25 @@ def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path):
         draft.instructions("mine", tmp_path / "chat.jsonl", {"instruction": "question", "output": "answer"})
 
 
+STRAY = {  # a file, and the line of a value that holds other rows since its first quote is not doubled
+    'first,verdict\n"tall,yes\n12 wide,no\n8 high",no\n': 2,
+    'verdict,first\nno,low\nyes,"tall\nno,12 wide\nno,8 high"\nyes,x\n': 3,
+    'first,second,verdict\na,b,no\nc,"tall,no\na,12"" wide, or more,no\nc,8 high",no\n': 3,
+    'first,verdict\n"one, two\r\nand three\nfour, five",no\nx,yes\n': None,
+    'verdict,first\nno,"one\ntwo, three\n\nfour"\nyes,x\n': None,
+    'first,second,verdict\n"a,b","c\nd, e, f",no\nx,y,yes\n': None,
+}
+
+
+@pytest.mark.parametrize("text", STRAY)
+def test_rows_that_a_quote_swallows_are_warned_of(text, tmp_path, warned):
+    (tmp_path / "a.csv").write_text(text, newline="")
+    columns = ("first", "verdict")
+    assert len(list(read_csv(tmp_path / "a.csv", columns))) < len(text.splitlines()) - 1
+    line = STRAY[text]
+    assert len(warned()) == (line is not None) and all(f"a.csv:{line}: a quoted value" in said for said in warned())
+
+
 def test_the_command_prints_the_yaml_and_three_rows(tmp_path, monkeypatch, capsys):
     write(tmp_path / "all.csv")
     arguments = ["task.py", "mine", str(tmp_path / "all.csv"), "--label", "verdict", "--print"]
@@ -275,6 +333,11 @@ def test_rows_are_shown_as_a_model_s_tokenizer_reads_them(tmp_path, cache):
     lines = draft.look(made, AutoTokenizer.from_pretrained(chosen))
     assert lines[-1].startswith("<s> ") and lines[-1].count("</s>") == 3
     assert command.tokenizer("gpt3") is None  # which has no weights
+    assert not any("max_length" in line for line in lines)
+    write(tmp_path / "train.csv", [*ROWS, ("a dog " * 300, "runs", "no"), ("a", "cat " * 300, "yes")])
+    made = draft.text_files("mine", tmp_path / "train.csv", ["first"], "verdict", {"validation": tmp_path / "all.csv"})
+    said = draft.look(made, AutoTokenizer.from_pretrained(chosen))[2]
+    assert said == "1 of the first 26 train rows have more than max_length=128 tokens: cut"
 
 
 def test_folders_of_images_are_a_task(tmp_path, compose):

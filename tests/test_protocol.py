@@ -4,14 +4,16 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from scipy.stats import ttest_ind
 
 from experiments.engine import protocol, published
 from experiments.engine.comparison import compare, studies
 from experiments.engine.rows import Asked
 from tests.conftest import ROOT
-from vera.config import CONF_DIR, choices, compose, resolve
+from vera.config import CONF_DIR, choices, compose, dotted, resolve
 from vera.errors import ConfigError
 
 TASKS = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
@@ -82,7 +84,7 @@ def test_the_other_side_is_one_override(name):
     for overrides, key, value in sides:
         if (key, str(value), overrides[2]) not in seen:  # once a method: the rest differs in the task
             seen.add((key, str(value), overrides[2]))
-            assert protocol._value(compose(overrides), key) == value
+            assert dotted.get(compose(overrides).scientific, key) == value
     assert seen or name in ("table4", "table5")
 
 
@@ -226,6 +228,27 @@ def test_bitfit_is_shown_and_compared_on_its_own_metrics(monkeypatch):
     assert lines["paper"][at] == "92.7 F1" and lines["ours"][at] == "92.7 (n=1) F1"
     assert lines["paper"][table.columns.index("STS-B")] == "90.8 Spearman"
     assert lines["ours"][at].deviation == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("seeds", [None, 2, 3, 20])
+def test_a_printed_spread_is_over_the_seeds_that_its_row_names(seeds, monkeypatch):
+    """Textbook: Welch's test of two samples, of which one is known by mean, standard deviation and size."""
+    from tests.test_experiments import by_cell, record
+
+    source = published.load("table2")
+    row = row_of("table2", "roberta_base", "vera", "0.043M")
+    other = row.model_copy(update={"study": row.study.model_copy(update={"seeds": seeds})})
+    rows = [other if r == row else r for r in source.rows]
+    monkeypatch.setattr("experiments.engine.comparison.load", lambda name: source.model_copy(update={"rows": rows}))
+    values = [0.880, 0.886, 0.883, 0.890, 0.879]
+    found = by_cell(*(record(row.overrides("mrpc"), seed, value) for seed, value in enumerate(values)))
+    tables = [compare("table2", Asked(found, stat=stat))[0] for stat in (None, "best")]
+    at = tables[0].columns.index("MRPC")
+    one, best = (next(r for r in table.rows if r[:3] == ["Base", row.label, "ours"])[at] for table in tables)
+    printed = np.array([1, -1] * 500)[: seeds or 5] * 1.0
+    printed = 89.5 + 0.5 * (printed - printed.mean()) / printed.std(ddof=1)
+    assert one.p == pytest.approx(ttest_ind([100 * v for v in values], printed, equal_var=False).pvalue)
+    assert best.startswith("89.0") and best.p is None  # the best of several is no mean
 
 
 def test_a_row_in_a_metric_that_its_task_does_not_compute_is_one_line(tmp_path):

@@ -111,6 +111,40 @@ def test_the_hubs_answer_is_one_line(made, tmp_path, monkeypatch):
     assert (sent["repo_id"], sent["folder_path"]) == ("me/x", tmp_path)
 
 
+def test_of_an_earlier_version_goes_what_any_form_writes_and_nothing_else(made, tmp_path, cache, monkeypatch):
+    root, runs = made
+    record = Store(root / "results").path(runs[0].run_name)
+    written = set()
+    for form in ("peft", "merged"):
+        out = tmp_path / form
+        publish.prepare(record, "me/x", out, form, work=root / "work", overrides=[f"cache_dir={cache}"])
+        written |= {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert {"adapter_config.json", "model.safetensors", "config.json", "tokenizer.json"} < written
+    sharded = {"model.safetensors.index.json", "model-00001-of-00002.safetensors", "runs/another.json"}
+    own = {
+        "LICENSE",
+        "notes.md",
+        "eval/config.json",
+        "eval/model.safetensors",
+        "logs/runs/x.json",
+        "figure.png",
+        "model-card.pdf",
+    }
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo, **keys: repo)
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda self, **keys: sorted(written | sharded | own | {".gitattributes"}))
+    gone = []
+
+    def upload_folder(self, repo_id, folder_path, commit_message, delete_patterns):
+        found = self._prepare_folder_deletions(
+            repo_id=repo_id, repo_type=None, revision=None, path_in_repo="", delete_patterns=delete_patterns
+        )
+        gone.extend(operation.path_in_repo for operation in found)
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    publish.upload(tmp_path / "peft", "me/x", private=True)
+    assert set(gone) == written - {"README.md"} | sharded
+
+
 def test_the_card_shows_test_scores_where_there_are_some_and_code_that_parses(made):
     root, runs = made
     record = Store(root / "results").find(runs[0].run_name)

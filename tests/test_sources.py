@@ -86,6 +86,37 @@ def test_an_edit_that_keeps_size_and_time_is_seen(compose, tmp_path, as_in_a_new
         execute(run)
 
 
+def test_files_behind_linked_folders_are_seen_and_a_link_upwards_ends(tmp_path):
+    """GLUE's tasks linked into one folder; a link in a linked folder; one back to where it came from."""
+    elsewhere = [rte(tmp_path / name / "RTE") for name in ("first", "second")]
+    (tmp_path / "glue").mkdir()
+    for name, folder in zip(("RTE", "again"), elsewhere, strict=True):
+        (tmp_path / "glue" / name).symlink_to(folder)
+    (elsewhere[0] / "inside").symlink_to(elsewhere[1])
+    (elsewhere[0] / "up").symlink_to(tmp_path / "glue")
+    (elsewhere[0] / "gone").symlink_to(tmp_path / "nowhere")
+    seen = [sources.stamp(tmp_path / "glue")]
+    for folder in elsewhere:
+        rte(folder, ROWS[:5])
+        seen.append(sources.stamp(tmp_path / "glue"))
+    (elsewhere[0] / "inside").unlink()
+    seen.append(sources.stamp(tmp_path / "glue"))
+    (elsewhere[0] / "inside").symlink_to(rte(tmp_path / "third"))
+    seen += [sources.stamp(tmp_path / "glue")] * 2
+    assert len(set(seen)) == 5
+
+
+def test_a_record_does_not_answer_for_rows_that_changed_behind_a_link(compose, tmp_path, as_in_a_new_process):
+    (tmp_path / "glue").mkdir()
+    (tmp_path / "glue" / "RTE").symlink_to(rte(tmp_path / "mine"))
+    run = compose(*OWN, f"task.data_dir={tmp_path / 'glue'}")
+    execute(run)
+    rte(tmp_path / "mine", ROWS[::-1])
+    as_in_a_new_process()
+    with pytest.raises(RecordError, match="made from other rows"):
+        execute(run)
+
+
 def test_other_weights_are_refused(compose, tmp_path, cache):
     tiny = compose("method=head")
     execute(tiny)

@@ -7,6 +7,7 @@ import torch
 from vera.config import build, choices, compose
 from vera.errors import ConfigError, DataError
 from vera.models.base import Model
+from vera.tasks import base
 from vera.tasks.glue import SUBSETS
 from vera.tasks.images import few_shot
 from vera.tasks.metrics import METRICS
@@ -191,12 +192,22 @@ def test_padding_goes_to_the_longest_of_the_batch_not_to_the_maximum(compose):
     assert lengths == [len(example["input_ids"]) for example in two]
 
 
-def test_long_inputs_are_cut_and_counted(compose):
-    run = compose("model=roberta_base", "task=rte", "task.max_length=16")
-    task, loader = build(run.task, "task"), build(run.model, "model")
-    data = task.load(loader.load(2, run.cache_dir), 0)
-    assert max(len(example["input_ids"]) for example in data.train) == 16
-    assert 0 < data.notes["truncated"]["train"] <= len(data.train)
+def test_long_inputs_are_cut_counted_and_warned_of_once(compose, warned, monkeypatch):
+    monkeypatch.setattr(base, "_PREPARED", {})
+    run = compose("model=roberta_base", "task=rte")
+    backbone = build(run.model, "model").load(2, run.cache_dir)
+    whole = build(run.task, "task").load(backbone, 0)
+    assert not any(whole.notes["truncated"].values()) and warned() == []
+    longer = {
+        split: sum(len(example["input_ids"]) > 24 for example in examples)
+        for split, examples in (("train", whole.train), ("validation", whole.evaluation))
+    }
+    task = build({**run.task, "max_length": 24}, "task")
+    data, _ = (task.load(backbone, seed) for seed in (0, 1))
+    assert max(len(example["input_ids"]) for example in data.train) == 24
+    assert data.notes["truncated"] == longer and min(longer.values()) > 0
+    train, validation = longer.values()
+    assert warned() == [f"task=rte, task.max_length=24: {train} of 24 train and {validation} of 16 validation rows are cut"]
 
 
 def test_more_tokens_than_positions_are_refused(compose):

@@ -80,6 +80,20 @@ def test_what_differs_is_named(recorded):
     assert {value.name for value in found.differing(1e-6)} == {"epoch 1 f1", "parameters.total"}
 
 
+@pytest.mark.parametrize(("more", "tolerance", "status"), [(0.0, 0.0, 0), (1e-3, 0.01, 0), (1e-3, 0.0, 1)])
+def test_other_conditions_are_listed_whatever_comes_out(recorded, capsys, more, tolerance, status):
+    """Also where a tolerance hides what they changed."""
+    raw = json.loads(recorded[0].to_json())
+    for entry in raw["scores"]["history"]:
+        entry["train_loss"] += more
+    raw["provenance"].update(model_fingerprint="0" * 16, data_fingerprint="1" * 16)
+    assert report(compare(recorded[0], Record.model_validate(raw)), tolerance) == status
+    said = " ".join(capsys.readouterr().out.split())
+    made = recorded[0].provenance
+    assert f"model_fingerprint: recorded {made.model_fingerprint}, here {'0' * 16}" in said
+    assert f"data_fingerprint: recorded {made.data_fingerprint}, here {'1' * 16}" in said
+
+
 EDITS = {
     "best by accuracy: accuracy": lambda raw: raw["scores"]["best_each"]["accuracy"]["metrics"].update(accuracy=0.9),
     "best by accuracy: epoch": lambda raw: raw["scores"]["best_each"]["accuracy"].update(epoch=99),

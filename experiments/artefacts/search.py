@@ -6,8 +6,7 @@ import yaml
 
 from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
-from experiments.engine.tuning import leaves
-from vera.config import choices, conf_file
+from vera.config import choices, conf_file, dotted
 
 COLUMNS = ["Recipe", "Task", "Chosen", "Trials", "Seeds", "Runs", "Steps", "Search", "Chosen on"]
 TAKES = ((), "it is made from the recipes that make tune has written")
@@ -21,7 +20,7 @@ def build(asked: Asked) -> list[Table]:
         by_hand += tuned is None
         for task, cell in (tuned or {}).items():
             source = cell["source"]
-            chosen = [f"{key}={value}" for key, value in leaves({k: v for k, v in cell.items() if k != "source"})]
+            chosen = [f"{key}={value}" for key, value in dotted.leaves({k: v for k, v in cell.items() if k != "source"})]
             seeds = ", ".join(map(str, source["seeds"]))
             counts = [str(len(source["cells"])), seeds, str(source["runs"]), f"{source['steps']:,}"]
             lines.append([name, task, " ".join(chosen), *counts, source["search"], source["chosen_on"]])

@@ -209,7 +209,7 @@ def detectable(differences: Sequence[float], power: float = 0.8, level: float = 
     return float(brentq(short, 0.0, 30.0)) * statistics.stdev(differences) / len(differences) ** 0.5
 
 
-def deviation_p(values: Sequence[float], printed: float, spread: float | None, seeds: int = PAPER_SEEDS) -> float | None:
+def deviation_p(values: Sequence[float], printed: float, spread: float | None, seeds: int) -> float | None:
     """Two-sided p that the values and a published figure have one mean; None for a single value.
 
     Welch's test where the figure comes with a standard deviation (over `seeds` runs), else Student's against a constant.

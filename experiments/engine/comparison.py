@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from experiments.engine.accounting import trained
 from experiments.engine.aggregate import (
+    PAPER_SEEDS,
     Cells,
     Summary,
     common,
@@ -158,8 +159,9 @@ def _ours(published: Published, row: Row, found: Cells, stat: Statistic, average
     columns = published.columns_of(row)
     summaries = {k: _summary(c, found[c.task], epoch_of(stat)) for k, c in columns.items()}
     texts = {k: _named(number(summaries[k], c.scale, c.digits, stat), row, k, published) for k, c in columns.items()}
-    compared = _comparable(published, row)
-    values = [_beside(texts[k], summaries[k], row.cells.get(k) if compared else None, c, stat) for k, c in columns.items()]
+    printed = row.cells if _comparable(published, row) else {}
+    seeds = (row.study and row.study.seeds) or PAPER_SEEDS
+    values = [_beside(texts[k], summaries[k], printed.get(k), c, stat, seeds) for k, c in columns.items()]
     counts = {record.parameters.adapter for records in found.values() for record in records} or trained(row)
     line = [published.models[row.model], row.label, "ours", " / ".join(f"{n:,}" for n in sorted(counts)) or DASH, *values]
     if averages:
@@ -169,8 +171,10 @@ def _ours(published: Published, row: Row, found: Cells, stat: Statistic, average
     return line
 
 
-def _beside(text: str, summary: Summary | None, printed: str | None, column: Column, stat: Statistic) -> str:
-    """Our figure with its deviation from the printed one, where there is one to compare with."""
+def _beside(text: str, summary: Summary | None, printed: str | None, column: Column, stat: Statistic, seeds: int) -> str:
+    """Our figure with its deviation from the printed one, whose ± is over `seeds` runs, where there is one to compare with.
+
+    A best seed is not tested: tests compare means."""
     if summary is None or summary.collapsed:
         return text
     if printed is None:
@@ -178,7 +182,8 @@ def _beside(text: str, summary: Summary | None, printed: str | None, column: Col
     value, _, beside = printed.partition("±")
     centre, spread = float(value) / column.scale, float(beside) / column.scale if beside else None
     deviation = column.scale * summary.centre(stat) - float(value)
-    return Sourced(text, summary.cell, deviation, deviation_p(summary.values, centre, spread))
+    p = deviation_p(summary.values, centre, spread, seeds) if stat != "best" else None
+    return Sourced(text, summary.cell, deviation, p)
 
 
 def _untrained(published: Published, row: Row, cells: Cells, averages: bool) -> list[str] | None:

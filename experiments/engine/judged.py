@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from experiments.engine.aggregate import Cells
-from experiments.engine.published import judged_metric
+from experiments.engine.published import judged_metric, judged_tasks
 from experiments.engine.render import DASH, Table
-from vera.config import choices, resolve
-from vera.errors import RecordError
+from vera.config import choices, hashed, resolve
+from vera.config.memory import composed
+from vera.errors import ConfigError, RecordError
 from vera.judge.judgement import Answers, Judged, find_all
+from vera.judge.questions import own_grading
 from vera.records.record import Record
 
 PAPER_JUDGE = "gpt-4"
@@ -18,7 +20,7 @@ PAPER_JUDGE = "gpt-4"
 
 class Judgements(Mapping[str, list[Record]]):
     """Cells whose records hold judges' scores. bare: scores of backbones without training, by model and metric; notes: who
-    judged, by metric, as a table shows it."""
+    judged, and which scores are left out, by metric, as a table shows it."""
 
     def __init__(self, cells: Cells, scores: dict[tuple, tuple[float, str]], notes: dict[str, list[str]]):
         self._cells, self._scores, self.notes = cells, scores, notes
@@ -34,12 +36,13 @@ class Judgements(Mapping[str, list[Record]]):
         return len(self._cells)
 
 
-def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
+def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE, overrides: Sequence[str] = ()) -> Cells:
     """The cells with each run's mean score among its metrics, at the epoch whose weights answered.
 
     judge: a name, or several with commas between. Only records of these judges count, and of those that are declared to stand
-    for one of them (judge.counts_as); with the official questions and wording. Raises RecordError when two of them grade the
-    same answers: nothing says which one to take.
+    for one of them (judge.counts_as); with the official questions and wording. overrides: of every run, as for `unfit`. Scores
+    of what is not there any more, of another backbone or of another way of grading are left out, with a note. Raises
+    RecordError when two records grade the same answers: nothing says which one to take.
     """
     scores: dict[tuple, tuple[float, str]] = {}
     notes: dict[str, set[str]] = {}
@@ -47,11 +50,17 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
     written = {record.name: record for record in find_all(Answers, results / "answers")}
     settings: dict[str, dict[str, list[str]]] = {}
     marked: dict[str, dict[str, list[str]]] = {}
+    backbones: dict[tuple[str, str], dict[str, list[str]]] = {}
     for record in find_all(Judged, results / "judged"):
         if not counts(record, names):
             continue
+        metric = judged_metric(record.questions.name)
+        problem = _graded_otherwise(record) or outdated(record, written, cells, overrides)
+        if problem:
+            marked.setdefault(metric, {}).setdefault(f"left out, {problem}", []).extend(a["name"] for a in record.answers)
+            continue
         for answer, score in zip(record.answers, record.scores, strict=True):
-            run, metric = answer["run"], judged_metric(record.questions.name)
+            run, own = answer["run"], written.get(answer["name"])
             if answer["model"] is None:  # another program's answers
                 continue
             key = (answer["model"], metric) if run is None else (run["cell_id"], run["seed"], answer["checkpoint"], metric)
@@ -62,16 +71,75 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE) -> Cells:
                 )
             scores[key] = (score["mean"], record.name)
             notes.setdefault(metric, set()).update(_about(record, answer["name"], score["n"]))
-            own = written.get(answer["name"])
             settings.setdefault(metric, {}).setdefault(_how(record, own), []).append(answer["name"])
-            for mark in _marks(record.questions.name, own):
+            for mark in _marks(record.questions.name, own, cells):
                 marked.setdefault(metric, {}).setdefault(mark, []).append(answer["name"])
+            if own is not None and (weights := own.provenance.get("model_fingerprint")):
+                backbones.setdefault((metric, own.model), {}).setdefault(weights, []).append(answer["name"])
     for metric, marks in marked.items():
-        notes[metric] |= {f"{', '.join(sorted(named))}: {mark}." for mark, named in marks.items()}
+        notes[metric] = notes.get(metric, set()) | {f"{', '.join(sorted(named))}: {mark}." for mark, named in marks.items()}
     for metric, ways in settings.items():
         if len(ways) > 1:
             notes[metric] |= {f"Not like with like: {', '.join(sorted(named))}: {how}." for how, named in ways.items()}
-    return Judgements(cells, scores, {metric: sorted(found) for metric, found in notes.items()}) if scores else cells
+    for (metric, _), found in backbones.items():
+        if len(found) > 1:
+            notes[metric] |= {f"Not like with like: {', '.join(sorted(named))}: backbone {it}." for it, named in found.items()}
+    return Judgements(cells, scores, {metric: sorted(found) for metric, found in notes.items()}) if notes else cells
+
+
+def _graded_otherwise(record: Judged) -> str | None:
+    """Why a table shows no scores of this way of grading."""
+    usual = own_grading(record.questions.name)
+    if usual in (None, record.grading):
+        return None
+    return f"graded {record.grading}, where conf/questions/{record.questions.name}.yaml has {usual}"
+
+
+def outdated(record: Judged, written: Mapping[str, Answers], cells: Cells, overrides: Sequence[str] = ()) -> str | None:
+    """Why a table shows none of a record's scores: one of its answers (a pair stands or falls together) was written anew since,
+    or is `unfit`. written: what answers/ holds, by name."""
+    for graded in record.answers:
+        answers = written.get(graded["name"])
+        if answers is None:
+            continue
+        if answers.sha256 not in (None, graded["sha256"]):
+            return f"graded before {answers.name} was written anew (judge again)"
+        if problem := unfit(answers, cells, overrides):
+            return problem
+    return None
+
+
+def unfit(answers: Answers, cells: Cells, overrides: Sequence[str] = ()) -> str | None:
+    """Why answers are not those that a table asks for: of other weights than the run's record names, or of a backbone with
+    other settings than conf/model (with overrides of every run) has. None also where one side does not say.
+    """
+    if answers.run is None:
+        other = _other_settings(answers, overrides)
+        return f"{answers.name} is of other settings than conf/model/{answers.model}.yaml has ({other})" if other else None
+    run, used = _run(answers, cells), answers.adapter_sha256
+    own = run.weights.get(answers.checkpoint) if run else None
+    if own is None or used is None or own == used:
+        return None
+    return f"{answers.name} is of other weights ({used[:8]}) than its run has now ({own[:8]}); answer and judge again"
+
+
+def _run(answers: Answers, cells: Cells) -> Record | None:
+    """The record of the run that answered, where it is here."""
+    return next((r for r in cells.get(answers.run.cell_id, ()) if r.run.seed == answers.run.seed), None)
+
+
+def _other_settings(answers: Answers, overrides: Sequence[str]) -> str | None:
+    """The settings of an untrained backbone that differ from those of its yaml."""
+    task = judged_tasks().get(answers.questions.name)
+    if answers.backbone is None or task is None or answers.model not in choices("model"):
+        return None
+    of_model = [text for text in overrides if text.lstrip("+~").startswith(("model.", "scale="))]
+    try:
+        usual = hashed("model", composed([f"model={answers.model}", f"task={task}", *of_model]).model)
+    except ConfigError as error:
+        return str(error)
+    keys = sorted(key for key in {**usual, **answers.backbone} if usual.get(key) != answers.backbone.get(key))
+    return ", ".join(f"{key}={answers.backbone.get(key)}" for key in [key for key in keys if key in usual] or keys)
 
 
 def counts(record: Judged, judges: set[str]) -> bool:
@@ -82,15 +150,22 @@ def counts(record: Judged, judges: set[str]) -> bool:
 
 def _how(record: Judged, answers: Answers | None) -> str:
     """How answers were written and graded, where rows of one table may differ in it."""
-    judge = {key: record.judge[key] for key in ("model", "orders", "temperature")} | {"rule": _rule(record)}
+    judge = {key: record.judge[key] for key in ("model", "orders", "temperature")}
+    judge |= {"rule": _rule(record), "grading": record.grading}
     return f"answers {'not here' if answers is None else _flat(answers.settings.get('decoding', {}))}; judge {_flat(judge)}"
 
 
-def _marks(questions: str, answers: Answers | None) -> list[str]:
+def _marks(questions: str, answers: Answers | None, cells: Cells) -> list[str]:
     """What answers have otherwise than conf/answers has it for these questions, and what they lack."""
     if answers is None:
         return ["how these answers were written is not known, since their record is not here"]
-    marks = [f"{answers.cut} answers were cut at max_new_tokens"] * bool(answers.cut)
+    run, unknown = answers.run and _run(answers, cells), ""
+    if answers.run is None and answers.backbone is None:
+        unknown = "with which settings this backbone answered"
+    elif run and None in (run.weights.get(answers.checkpoint), answers.adapter_sha256):
+        unknown = "whether these are answers of the weights that its run has now"
+    marks = [f"{unknown} is not known, since no record says it"] * bool(unknown)
+    marks += [f"{answers.cut} answers were cut at max_new_tokens"] * bool(answers.cut)
     marks += [f"{answers.shortened} questions lost earlier turns, to fit the model"] * bool(answers.shortened)
     if questions in choices("answers"):
         own = resolve("run", [f"answers={questions}"])["answers"]
@@ -113,7 +188,8 @@ def _about(record: Judged, name: str, read: int) -> list[str]:
     lines = [
         f"Judged by {judge['model']} (answering as {served})"
         + (f", declared to stand for {stands}" if stands else "")
-        + f"; verdicts read by the rule {_rule(record)!r}, orders: {judge['orders']}, temperature {judge['temperature']}."
+        + f"; verdicts read by the rule {_rule(record)!r}, grading: {record.grading}, orders: {judge['orders']}, temperature "
+        f"{judge['temperature']}."
     ]
     if read < record.verdicts:
         lines.append(f"{name}: {read} of {record.verdicts} verdicts could be read; the mean is over these.")
@@ -150,6 +226,7 @@ def table(results: Path) -> Table | None:
                     record.judge["model"],
                     record.judge.get("counts_as") or DASH,
                     record.judge["prompts"],
+                    record.grading,
                     _rule(record),
                     f"{score['mean']:.2f}",
                     *(f"{score['by_turn'][turn]:.2f}" if turn in score["by_turn"] else DASH for turn in ("1", "2")),
@@ -166,6 +243,7 @@ def table(results: Path) -> Table | None:
         "Judge",
         "Stands for",
         "Wording",
+        "Grading",
         "Rule",
         "Mean",
         "Turn 1",
@@ -175,8 +253,9 @@ def table(results: Path) -> Table | None:
     notes = [
         "Mean score from 1 to 10 over the verdicts that could be read (Read: of how many). A pair is two lines, one a side.",
         "A method that is a dash: the backbone as it is, or answers that another program wrote.",
+        "Grading: one answer at a time (single) or two side by side (pairwise).",
         "Rule: how scores were read out of the verdicts, own or FastChat's (judge.parse).",
         f"Tables 4 and 13 take the scores of {PAPER_JUDGE}, and of judges declared to stand for it (judge.counts_as), with the "
-        "official questions and wording (scripts/tables.py --judge for another).",
+        "official questions, wording and grading (scripts/tables.py --judge for another), of the weights that runs have now.",
     ]
     return Table("judged", "What judges said", columns, sorted(rows), notes)

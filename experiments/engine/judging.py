@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.engine.aggregate import epoch_of
-from experiments.engine.judged import PAPER_JUDGE, counts
+from experiments.engine.judged import PAPER_JUDGE, counts, outdated, unfit
 from experiments.engine.published import Row, load, names, run_of
 from experiments.engine.render import DASH, Table
 from vera.config import checked, resolve
@@ -16,6 +16,7 @@ from vera.errors import ConfigError
 from vera.judge.endpoint import JudgeSettings
 from vera.judge.judgement import Answers, Judged, find_all
 from vera.judge.questions import QuestionSource
+from vera.records.store import Store
 
 OF_THE_JUDGE = ("judge.", "judging=", "questions.")
 COLUMNS = ["Fills", "Questions", "Answers wanted", "Done", "Graded", "Requests", "Left", "US$ left"]
@@ -83,9 +84,12 @@ def judging(name: str, results: Path, overrides: Sequence[str] = ()) -> Judging 
     source = checked(QuestionSource, values["questions"], "questions")
     settings = checked(JudgeSettings, values["judge"], "judge")
     of_runs, seeds = _seeds(of_runs)
-    answered = [a for a in find_all(Answers, results / "answers") if a.questions.name == column.judged]
+    cells = Store(results).by_cell()
+    written = {a.name: a for a in find_all(Answers, results / "answers") if a.questions.name == column.judged}
+    answered = [a for a in written.values() if not unfit(a, cells, of_runs)]
     judged = [j for j in find_all(Judged, results / "judged") if j.questions.name == column.judged]
-    graded = {answer["name"] for j in judged if counts(j, {PAPER_JUDGE, settings.model}) for answer in j.answers}
+    counted = [j for j in judged if j.grading == source.grading and counts(j, {PAPER_JUDGE, settings.model})]
+    graded = {a["name"] for j in counted if not outdated(j, written, cells, of_runs) for a in j.answers}
     # A pair stands side by side, LoRA first, as the paper's samples do.
     lines = [
         _asked(name, row, seed, column.task, column.judged, of_runs, answered, graded, str(results))

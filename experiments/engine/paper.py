@@ -21,7 +21,7 @@ from vera.records.store import Store
 
 def ask(results: Path, overrides: Sequence[str] = (), stat: Statistic | None = None, judge: str = PAPER_JUDGE) -> Asked:
     """For what a results folder gives, with the scores of a judge. Raises RecordError for an invalid record."""
-    return Asked(join(Store(results).by_cell(), results, judge), overrides, stat, results)
+    return Asked(join(Store(results).by_cell(), results, judge, overrides), overrides, stat, results)
 
 
 def heeding(chosen: Sequence[str], given: Collection[str], named: bool) -> list[str]:

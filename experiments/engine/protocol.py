@@ -12,7 +12,7 @@ import yaml
 
 from experiments.engine.published import FOLDER, Runs, rows_of
 from experiments.engine.render import DASH, Table, markdown
-from vera.config import CONF_DIR, GROUPS, RunConfig, Strict, checked, recipe
+from vera.config import CONF_DIR, GROUPS, RunConfig, Strict, checked, dotted, recipe
 from vera.config.memory import composed
 from vera.errors import ConfigError
 
@@ -55,7 +55,7 @@ def statements(name: str) -> dict[str, list[str]]:
     if not path.is_file():
         return {}
     loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    keys = [key for group in GROUPS for key, value in _leaves(loaded.get(group) or {}, group) if value is not None]
+    keys = [key for group in GROUPS for key, value in dotted.leaves(loaded.get(group) or {}, f"{group}.") if value is not None]
     said: dict[str, list[str]] = {}
     rest = None
     for source, named in (loaded.get("sources") or {}).items():
@@ -85,7 +85,7 @@ def settings(row: Runs, tasks: Sequence[str]) -> list[Setting]:
     printing = {source: found.printed[name] for source, found in sources().items() if name in found.printed}
     lines = []
     for key in dict.fromkeys([*said, *row.variant, *(key for printed in printing.values() for key in printed)]):
-        values = {task: _value(run, key) for task, run in runs.items()}
+        values = {task: dotted.get(run.scientific, key) for task, run in runs.items()}
         if all(value is None for value in values.values()):
             continue
         found = {source: {t: _printed(of, key, row, t, run) for t, run in runs.items()} for source, of in printing.items()}
@@ -125,24 +125,11 @@ def _printed(printed: dict[str, Any], key: str, row: Runs, task: str, run: RunCo
     value = printed.get(key)
     while isinstance(value, dict) and "one_of" not in value:
         value = next((value[name] for name in (row.params, task, row.model) if name in value), None)
-    return _value(run, value[1:]) if isinstance(value, str) and value.startswith("=") else value
+    return dotted.get(run.scientific, value[1:]) if isinstance(value, str) and value.startswith("=") else value
 
 
 def _agrees(value: Any, printed: Any) -> bool:
     return value in printed["one_of"] if isinstance(printed, dict) else value == printed
-
-
-def _value(run: RunConfig, key: str) -> Any:
-    """A dotted key of a composed run; None where it has no such key."""
-    found: Any = run.scientific
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
-
-
-def _leaves(values: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    pairs = [(f"{prefix}.{key}", value) for key, value in values.items()]
-    return [leaf for key, value in pairs for leaf in (_leaves(value, key) if isinstance(value, dict) else [(key, value)])]
 
 
 def table(name: str) -> Table:

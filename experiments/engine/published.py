@@ -53,6 +53,12 @@ class Column(Strict):
         return self.metric or (judged_metric(self.judged) if self.judged else None)
 
 
+def judged_tasks() -> dict[str, str]:
+    """By question set, the task whose runs answer it, in the tables that show judges' scores."""
+    columns = [column for name in names() for column in load(name).columns.values()]
+    return {column.judged: column.task for column in columns if column.judged}
+
+
 def judged_metric(questions: str) -> str:
     """How the judge's mean score on a question set is called among a record's metrics."""
     return f"judged:{questions}"

@@ -152,7 +152,7 @@ def _cell(text: str) -> dict[str, Any]:
     if text.deviation is not None:
         gap = f"{text.deviation:+.2f} from the paper"
         if text.p is None:
-            shown.update(tone="single", title=f"{gap}, one seed: no test")
+            shown.update(tone="single", title=f"{gap}, no test")
         else:
             tone = "same" if text.p >= LEVEL else "above" if text.deviation > 0 else "below"
             shown.update(tone=tone, title=f"{gap}, p = {text.p:.3f}")

@@ -32,7 +32,8 @@ def answer(cfg: DictConfig, run: RunConfig) -> str:
         record, path, computed = compute(run, checked(AnswerSettings, values, "answers"), shown)
     notes = [f"{record.cut} answers cut at max_new_tokens"] * bool(record.cut)
     notes += [f"{record.shortened} questions shortened"] * bool(record.shortened)
-    done = f"{record.cost['seconds']:.1f} s" if computed else "already done"
+    seconds = record.cost["seconds"]
+    done = "already done" if not computed else "done" if seconds is None else f"{seconds:.1f} s"
     return "  ".join([f"{path}", f"{record.questions.count} questions", *notes, done])
 
 

@@ -26,6 +26,7 @@ from vera.models.base import SAFE, check_whole
 from vera.models.text import agree_on_padding
 from vera.models.tiny import tiny_checkpoint
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter
+from vera.tasks.text import columns_for
 
 TINY = {"family": "roberta", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 
@@ -64,7 +65,9 @@ def _serve(options: argparse.Namespace) -> int:
     print(f"{len(bank)} adapters of {bank.adapter_bytes:,} bytes; {len(requests)} requests in one batch", file=sys.stderr)
 
     def answers(model, rows: list[dict]) -> list:
-        encoded = [tokenizer(row["text"], row.get("pair"), truncation=True) for row in rows]  # each as if it were alone
+        texts = [[text for text in (row["text"], row.get("pair")) if text is not None] for row in rows]
+        inputs = [[text for (text,) in columns_for(tokenizer, [pair])] for pair in texts]
+        encoded = [tokenizer(*pair, truncation=True) for pair in inputs]  # each as if it were alone
         batch = tokenizer.pad(encoded, return_tensors="pt").to(options.device)
         if not options.generate:
             with torch.no_grad():

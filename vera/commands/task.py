@@ -2,6 +2,7 @@
 
 python scripts/task.py entails SICK_train.txt --text sentence_A,sentence_B --label entailment_judgment
 python scripts/task.py chat answers.jsonl --instruction question --output answer
+python scripts/task.py intents intents.csv --text text --label intent --classes          numbers that are classes
 python scripts/task.py pets /data/pets                  a folder of images: train/<class>/*.jpg, test/<class>/*.jpg
 
 Files of the other splits are looked for beside the training file (SICK_trial.txt, dev.csv, test.jsonl); --validation and --test
@@ -27,6 +28,9 @@ def main() -> int:
     parser.add_argument("file", type=Path, metavar="FILE", help="CSV, TSV, JSON lines or parquet, or a folder of images")
     parser.add_argument("--text", metavar="COLUMN[,COLUMN]", help="the column of the text, or two of a pair")
     parser.add_argument("--label", metavar="COLUMN")
+    kind = parser.add_mutually_exclusive_group()
+    for name, help in (("classes", "each different label is a class"), ("scores", "the labels are scores")):
+        kind.add_argument(f"--{name}", action="store_const", const=name, dest="kind", help=help)
     parser.add_argument("--validation", type=Path, metavar="FILE")
     parser.add_argument("--test", type=Path, metavar="FILE")
     for field in ("instruction", "input", "output"):
@@ -47,7 +51,7 @@ def main() -> int:
     else:
         others = {split: path for split in ("validation", "test") if (path := getattr(options, split)) is not None}
         texts = options.text.split(",") if options.text else []
-        settings = draft.text_files(options.name, options.file, texts, options.label, others)
+        settings = draft.text_files(options.name, options.file, texts, options.label, others, options.kind)
         lines = draft.look(settings, tokenizer(options.model))
     print(draft.as_yaml(settings))
     print("\n".join(lines))

@@ -47,7 +47,7 @@ def report(found: "Comparison", tolerance: float) -> int:
         for value in differing:
             table.add_row(value.name, _shown(value.recorded), _shown(value.repeated), f"{value.difference:.3g}")
         out.print(table)
-    if found.conditions and (differing or tolerance == 0):
+    if found.conditions:
         print("what differs around the run:" if differing else "equal although this differs:")
         for name, recorded, here in found.conditions:
             print(f"  {name}: recorded {recorded}, here {here}")

@@ -219,7 +219,8 @@ def load_rows(data: HubData, instead: str) -> tuple[dict[str, Rows], str | None]
             raise DataError(
                 f"data set {name}, {split}: no column {missing[0]!r}; it has {', '.join(loaded[split].column_names)}"
             )
-        values = zip(*(loaded[split][column] for column in data.columns), strict=True)
+        classes = {column: getattr(loaded[split].features[column], "names", None) for column in data.columns}
+        values = zip(*(tables.by_name(loaded[split][column], names) for column, names in classes.items()), strict=True)
         rows[split] = [(f"{name}, {split} row {index}", row) for index, row in enumerate(values)]
     return rows, sha
 

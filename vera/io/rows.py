@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from vera.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 def read_text(path: str | Path) -> str:
@@ -45,24 +48,26 @@ def read_csv(
     """("file:line", the named columns) of every row below the header; a quoted value may hold line breaks.
 
     Blank lines at the end are passed over. Raises DataError for a file that is missing, empty or not UTF-8, a column that is
-    missing or there twice, a row with another number of fields than the header, or an empty value in a column that is not in
-    `may_be_empty`.
+    missing or there twice, a row with another number of fields than the header, quotes that do not fit, or an empty value in a
+    column that is not in `may_be_empty`. Warns of a value that seems to hold whole rows: what stands after a quote that belongs
+    to the text and is not doubled.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    text = read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
     except csv.Error as error:
-        raise DataError(f"{path}:1: {error}") from None
+        raise DataError(f"{path}:1: {_explained(error)}") from None
     if header is None:
         raise DataError(f"{path} is empty")
     wanted = positions(f"{path}:1", columns, header)
-    found, blank = False, None
+    found, blank, swallowed = False, None, {}
     while True:
         where = f"{path}:{reader.line_num + 1}"
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise DataError(f"{where}: {error}") from None
+            raise DataError(f"{where}: {_explained(error)}") from None
         if row is None:
             break
         if not row:  # legal at the end alone
@@ -77,6 +82,38 @@ def read_csv(
             if not value.strip() and column not in may_be_empty:
                 raise DataError(f"{where}: {column} is empty")
         found = True
+        if held := _held(row, delimiter):
+            swallowed[where] = held
         yield where, values
     if not found:
         raise DataError(f"{path} has no rows below its header")
+    if swallowed:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        known = {(column, value) for row in rows for column, value in enumerate(row) if "\n" not in value}
+        places = [where for where, held in swallowed.items() if held & known]
+        if places:
+            log.warning(
+                "%s: a quoted value of several lines seems to hold whole rows (%d such in this file); a quote that belongs to "
+                "the text is written twice",
+                places[0],
+                len(places),
+            )
+
+
+def _explained(error: csv.Error) -> str:
+    of_quotes = "expected after" in str(error) or "end of data" in str(error)
+    return f"{error}" + ("; a quote inside a quoted value is written twice" if of_quotes else "")
+
+
+def _held(row: list[str], delimiter: str) -> set[tuple[int, str]]:
+    """(column, value) of the rows that a value of several lines would hold if its opening quote were a part of the text."""
+    held = set()
+    for position, value in enumerate(row):
+        lines = value.split("\n")
+        for number, line in enumerate(lines if len(lines) > 1 else ()):
+            first, last = number == 0, number == len(lines) - 1
+            start, stop = position if first else 0, position + 1 if last else len(row)
+            parts = list(enumerate(line.rstrip("\r").split(delimiter), start=start))
+            if len(parts) == stop - start:  # and then its own value, which the quotes belong to, is no evidence
+                held |= set(parts[first : len(parts) - last])
+    return {(column, part) for column, part in held if part.strip()}

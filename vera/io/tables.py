@@ -1,14 +1,14 @@
 """Rows of a local copy of a hub data set, as `hf download` and the hub's cache lay it out: parquet, JSON or JSON lines.
 
 A split's files are called after it, `<split>-00000-of-00002.parquet` or `<split>.jsonl`, or lie in a folder of its name. Those
-of a configuration ("rte") lie in a folder of that name, or in none of a configuration. Nothing is copied to the datasets cache.
+of a configuration ("rte") lie in a folder of that name. Nothing is copied to the datasets cache.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ _SHARD = re.compile(r"^(?P<name>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})$")
 def split_files(folder: Path, split: str, subset: str | None = None, formats: Sequence[str] = FORMATS) -> list[Path]:
     """The files of one split, in order; none where the folder has none of it.
 
-    Without a folder of the subset's name only what no other configuration can have counts: files in `folder`, in data/ or in a
-    folder of the split. Raises DataError when a shard is missing, and for a split that is there more than once.
+    Those of a subset (but "default") lie in a folder of its name, which may be `folder` itself: there, only what no other
+    configuration can have counts, files in `folder`, in data/ or in a folder of the split. Raises DataError when a shard is
+    missing, and for a split that is there more than once.
     """
     inside = folder / subset if subset and (folder / subset).is_dir() else folder
+    if inside == folder and subset not in (None, "default", folder.absolute().name):
+        return []
     anywhere = subset is None or inside != folder
     every = [path for path in sorted(inside.rglob("*")) if path.suffix in formats and _belongs(path, inside, split, anywhere)]
     found = next(filter(None, ([path for path in every if path.suffix == ending] for ending in formats)), [])
@@ -70,7 +73,8 @@ def _check_shards(files: list[Path]) -> None:
 
 
 def read_columns(files: Sequence[Path], columns: Sequence[str]) -> list[tuple[str, tuple[Any, ...]]]:
-    """("file, row N" or "file:line", values of the columns) of every row. Raises DataError, naming it, for what is no table."""
+    """("file, row N" or "file:line", values of the columns) of every row, classes as `by_name` gives them. Raises DataError,
+    naming it, for what is no table."""
     rows = []
     for path in files:
         if path.suffix == ".parquet":
@@ -88,7 +92,24 @@ def _parquet(path: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
         table = pyarrow.parquet.read_table(path, columns=list(columns))
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
-    return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
+    return list(zip(*(by_name(table[name].to_pylist(), _classes(table.schema, name)) for name in columns), strict=True))
+
+
+def by_name(values: Iterable[Any], names: Sequence[str] | None) -> list[Any]:
+    """Class indices as their names, where a file says what they stand for: two files may count in different orders. An index
+    without a name, such as -1 for a missing label, stays."""
+    if names is None:
+        return list(values)
+    return [names[value] if isinstance(value, int) and 0 <= value < len(names) else value for value in values]
+
+
+def _classes(schema: pyarrow.Schema, column: str) -> list[str] | None:
+    """The names of a column's classes, as the datasets library writes them into a parquet file."""
+    try:
+        feature = read_json((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        return [str(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else None
+    except (KeyError, TypeError, ValueError):  # other metadata than the library's say nothing of classes
+        return None
 
 
 def parquet_columns(path: Path) -> list[str]:

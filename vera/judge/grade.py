@@ -21,7 +21,16 @@ from vera.io.files import append_line, locked, read_json, read_lines
 from vera.judge.endpoint import Endpoint, ItemError, JudgeSettings, Reply
 from vera.judge.judgement import SCHEMA, Answers, Judged, digest, find, judged_name, write
 from vera.judge.prompts import Prompt, Prompts, own_prompts, read_prompts
-from vera.judge.questions import Id, Question, QuestionSet, QuestionSource, described, load_questions, parse_turns
+from vera.judge.questions import (
+    Id,
+    Question,
+    QuestionSet,
+    QuestionSource,
+    described,
+    load_questions,
+    own_grading,
+    parse_turns,
+)
 from vera.judge.sources import Found, fetch, in_folder
 from vera.judge.verdicts import read_verdict
 from vera.records import interrupt
@@ -48,20 +57,24 @@ class AnswerFile:
 
 
 def read_answers(path: str | Path, questions: QuestionSet, turns: int) -> AnswerFile:
-    """Answers from a JSONL file (ours or FastChat's model_answer). Raises DataError when it does not fit the questions."""
+    """Answers from a JSONL file (ours or FastChat's model_answer). Raises DataError when it does not fit the questions, and
+    RecordError when it is not the file that its record is about."""
     path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    sha256 = hashlib.sha256(data).hexdigest()
     record = find(Answers, path.with_suffix(".json"))
+    if record is not None:
+        record.check(path, sha256)
     if record is not None and record.questions.sha256 != questions.sha256:
         raise DataError(f"{path} answers another version of {record.questions.name} than the questions at hand")
     given = parse_turns(Found(data, str(path), "", False), turns)
     missing = [question.id for question in questions.questions if question.id not in given]
     if missing:
         raise DataError(f"{path} has no answer to question {missing[0]}" + f" and {len(missing) - 1} more" * (len(missing) > 1))
-    return AnswerFile(path.stem, hashlib.sha256(data).hexdigest(), given, record)
+    return AnswerFile(path.stem, sha256, given, record)
 
 
 @dataclass(frozen=True)
@@ -160,6 +173,7 @@ def judge(
     answers = [read_answers(path, questions, source.turns) for path in paths]
     prompts = find_prompts(source, settings.prompts, cache_dir)
     not_official = ["the questions"] * (not questions.official) + ["the judge's wording"] * (prompts.source != "official")
+    not_official += ["the way of grading"] * (source.grading != (own_grading(source.name) or source.grading))
     if not_official and not source.synthetic:
         on_note(f"not official: {' and '.join(not_official)}; Tables 4 and 13 do not show the scores")
     wanted = {item.key: item for item in items(questions, source, settings.orders)}

@@ -37,9 +37,14 @@ class Answers(Strict):
     identity      SHA-256 of everything that decides them: run, trained weights, questions and settings.
     run           the training run; null for the backbone as it is.
     checkpoint    which epoch's weights, best or last; null for the backbone as it is. adapter_sha256: of these weights.
+    backbone      of the backbone as it is: its settings that count (vera.config.hashed); null for a run, whose config has them.
     settings      chat template, stop strings, lengths and sampling, as configured.
+    sha256        of the file of answers; as `backbone`, null in records from before they held it.
     cut           answers that ended because max_new_tokens was reached; shortened: questions whose earlier turns were dropped
                   from the left to fit the model.
+    cost          seconds that writing took (without loading the model) and tokens written, over all calls; device and
+                  precision, all of them where calls differ. provenance.started is of the first call. Null where an older
+                  version began the answers.
     """
 
     schema_: Literal[1] = Field(alias="schema")
@@ -49,8 +54,10 @@ class Answers(Strict):
     run: Run | None
     checkpoint: Literal["best", "last"] | None
     adapter_sha256: str | None
+    backbone: dict[str, Any] | None = None
     questions: Questions
     settings: dict[str, Any]
+    sha256: Digest | None = None
     cut: Count
     shortened: Count
     cost: dict[str, int | Finite | str | None]
@@ -59,6 +66,14 @@ class Answers(Strict):
     @property
     def name(self) -> str:
         return f"{answers_name(self.model, self.run)}--{self.questions.name}--{self.identity[:8]}"
+
+    def check(self, path: Path, found: str) -> None:
+        """Raises RecordError when the answers at `path`, of SHA-256 `found`, are not those that this record is about."""
+        if self.sha256 not in (None, found):
+            raise RecordError(
+                f"{path} was changed after its record was written (SHA-256 {found[:8]}, not {self.sha256[:8]}); remove both "
+                "and answer again"
+            )
 
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, indent=1) + "\n"
@@ -130,6 +145,11 @@ class Judged(Strict):
         if any(answer["run"] is not None and len(answer["run"]) != 5 for answer in self.answers):
             raise ValueError("a run is named by model, task, method, seed and cell_id")
         return self
+
+    @property
+    def grading(self) -> str:
+        """One answer at a time, or two side by side (vera.judge.questions.Grading)."""
+        return "single" if len(self.answers) == 1 else "pairwise"
 
     @property
     def name(self) -> str:

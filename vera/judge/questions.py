@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from vera import config  # composing, which brings Hydra, for those who ask for it
 from vera.config import Name, Strict
 from vera.errors import DataError
 from vera.judge.judgement import Questions
@@ -47,6 +48,13 @@ class QuestionSource(Strict):
     files: QuestionFiles
     data_dir: str | None = None
     synthetic: bool = False
+
+
+def own_grading(name: str) -> Grading | None:
+    """How conf/questions has a question set graded; None for a set that is not there."""
+    if name not in config.choices("questions"):
+        return None
+    return config.resolve("judge", [f"questions={name}"])["questions"]["grading"]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ LONGEST = 240  # characters at the end of a line that are looked at
 _N = r"([0-9]+(?:\.[0-9]+)?)"
 _SHAPES = {
     "rating": rf"\[\[\s*{_N}\s*\]\]",
-    "pair": rf"\[\[\s*{_N}\s*[,;/ ]\s*{_N}\s*\]\]",
+    "pair": rf"\[\[\s*{_N}\s*[,; ]\s*{_N}\s*\]\]",
     "tuple": rf"\(\s*{_N}\s*,\s*{_N}\s*\)",
 }
 _MARKUP = "*_~`\"'“”>#| \t\r"
@@ -34,6 +34,26 @@ _FIRST_PERSON = r"\b(?:I|we)(?:['’]\w+)?\b[^.!?]{0,120}\b(?:ratings?|scores?|g
 _BEFORE = (
     r"(?:^|(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)[.!?]\s+"
     rf"|(?:(?:^|[^\w\s'’]\s*)(?:{{word}}){_GAP}{{link}}|{_FIRST_PERSON}){_GAP})"
+)
+# Words with which a first person says what a score is not, or would be: of the clause up to the form.
+_NOT = re.compile(
+    r"n['’]t\b|\b(?:not|never|no|none|nor|neither|cannot|without|hardly|barely|scarcely|rarely|seldom|refuse|decline|hesitate"
+    r"|unable|reluctant|instead|short of|below|above|than|if|unless|had|(?:could|would|might|should|must)(?: \w+)? have)\b",
+    re.I,
+)
+_PERSON = re.compile(r"(?:I|we)\b", re.I)
+_CLAUSE = re.compile(r"[.!?,;:–—]")
+# The two answers by the names that a verdict may give them; a small "a" is a name only before a small "b".
+_NAMES = re.compile(
+    r"(?P<first>(?-i:A)\b|\ba(?=\W+(?:(?:and|then|to|vs)\W+)?b\b)|(?<!\d)1(?!\d)|\b(?:first|former)\b)"
+    r"|(?P<second>(?-i:B)\b|\bb\b|(?<!\d)2(?!\d)|\b(?:second|latter)\b)",
+    re.I,
+)
+# A beginning of a sentence that does no more than name the answers.
+_NAMING = re.compile(
+    r"(?:[\W_]|\b(?:for|in|the|order|of|and|then|to|vs|answers?|assistants?|responses?|models?|ais?|[ab12]|2nd|1st|first|second"
+    r"|former|latter)(?=\b|[ab12]\b))*",
+    re.I,
 )
 _AFTER = r"(?:\s*(?:/|out of)\s*10)?\s*[.!]*"
 
@@ -81,12 +101,33 @@ def _at_the_end(text: str, form: str) -> tuple[float, ...] | None:
     The prompt for mathematics lets reasons follow its tuple, so that one line of its own that calls it scores will do.
     """
     lines = _lines(_FENCE.sub(lambda fence: _prose(fence, form), text))
-    ends = [_AT_THE_END[form].search(line if len(line) <= LONGEST else f"x{line[-LONGEST:]}") for line in lines]
+    ends = [
+        _end(line if len(line) <= LONGEST else f"x{line[-LONGEST:]}", form, above)
+        for above, line in zip(["", *lines], lines, strict=False)
+    ]
     stated = {_numbers(found) for found in ends if found}
     if not ends or len(stated) != 1:
         return None
     labelled = form == "tuple" and any(found and found.start() == 0 and found.group()[0] not in "(" for found in ends)
     return stated.pop() if ends[-1] or labelled else None
+
+
+def _end(line: str, form: str, above: str) -> re.Match[str] | None:
+    """The form at the end of a line; None as well where the words before it, or a line above that leads to it with a colon,
+    say that it is no score, or the second answer's before the first's."""
+    found = _AT_THE_END[form].search(line)
+    if found is None:
+        return None
+    label, before = line[found.start() : found.start(1)], line[: found.start()]
+    if _PERSON.match(label) and _NOT.search(_CLAUSE.split(before)[-1] + label):
+        return None
+    lead = re.split(r"[.!?]\s", before)[-1]
+    if above.endswith((":", "：")) and not (before + label).strip("[( "):
+        lead = above
+    elif not _NAMING.fullmatch(lead):
+        lead = ""
+    named = _NAMES.search(lead + label)
+    return None if form != "rating" and named and named.lastgroup == "second" else found
 
 
 def _prose(fence: re.Match[str], form: str) -> str:

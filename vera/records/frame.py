@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from vera.records.store import Store
 if TYPE_CHECKING:
     import pandas
 
-NOT_SETTINGS = {"name", "neutral", "version", "facts", "_target_"}  # of a group, as far as telling runs apart goes
+NOT_SETTINGS = {"name", "neutral", "facts", "_target_"}  # of a group, as far as telling runs apart goes
+PRINTS = {"model_fingerprint": "model", "data_fingerprint": "task"}  # of the provenance, and what they are a model's or task's
 
 
 def frame(results_dir: str | Path = "results", history: bool = False) -> pandas.DataFrame:
@@ -24,7 +25,9 @@ def frame(results_dir: str | Path = "results", history: bool = False) -> pandas.
     Columns: model, task, method, seed, cell (eight digits of the cell_id); parameters and head_parameters (trained);
     best_epoch; for each metric (a fraction) best_*, last_* and, where the epoch was chosen on other rows, test_*; collapsed
     (null, or why); seconds, steps, peak_memory_bytes, device; commit; and each key of the configuration that is not the same
-    in all of them, as model.*, task.*, method.* or train.*, null for a run that has no such key.
+    in all of them, as model.*, task.*, method.* or train.*, null for a run that has no such key. Where one model, task or
+    method has records of several versions, model.version, task.version or method.version; where one model or task has several
+    fingerprints, model_fingerprint or data_fingerprint.
 
     history: one row an evaluated epoch instead: epoch, step, train_loss and the metrics by their names, of the rows that choose
     the epoch. Raises RecordError for a folder without records, or with an invalid one.
@@ -35,8 +38,9 @@ def frame(results_dir: str | Path = "results", history: bool = False) -> pandas.
     if not records:
         raise RecordError(f"{results_dir} holds no record: there is nothing in {Store(results_dir).runs}")
     settings = varying([record.run.config for record in records])
+    prints = [key for key, group in PRINTS.items() if _several((r.run.config[group]["name"], _print(r, key)) for r in records)]
     rows = [
-        {**identity(record), **part, **chosen}
+        {**identity(record), **part, **chosen, **{key: _print(record, key) for key in prints}}
         for record, chosen in zip(records, settings, strict=True)
         for part in (_epochs(record) if history else [_scores(record)])
     ]
@@ -75,11 +79,26 @@ def _epochs(record: Record) -> Iterator[dict[str, Any]]:
 
 
 def varying(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each configuration the keys, dotted, in whose values they differ; a seed that follows the run's differs as well."""
+    """For each configuration the keys, dotted, in whose values they differ; a seed that follows the run's differs as well. A
+    version where one component has several: by another name it is another one anyway."""
     flat = [dict(leaves(config)) for config in configs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     differing = [key for key in keys if any(settings.get(key) != flat[0].get(key) for settings in flat)]
+    for group in GROUPS:
+        versions = ((str(config[group].get("name")), config[group].get("version")) for config in configs)
+        if (key := f"{group}.version") in differing and not _several(versions):
+            differing.remove(key)
     return [{key: settings.get(key) for key in differing} for settings in flat]
+
+
+def _several(pairs: Iterable[tuple[str, Any]]) -> bool:
+    """Whether one name stands with several values."""
+    distinct = set(pairs)
+    return len(distinct) > len({name for name, _ in distinct})
+
+
+def _print(record: Record, key: str) -> str:
+    return str(getattr(record.provenance, key))
 
 
 def leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -44,15 +44,26 @@ def weights_hash(folder: Path) -> str:
 def kept(record: Record, work_dir: str | Path, checkpoint: Checkpoint) -> tuple[Path, str]:
     """The folder of a finished run's "best" or "last" weights, and their hash.
 
-    Raises ModelError when there are none, or when they are not those that the record names. (Records from before they named
-    any are taken at their word.)
+    Raises ModelError when there are none, or when they are not those that the record names: in the folder of a run that kept
+    none, an earlier run's may lie. (Records from before they named any are taken at their word.)
     """
     folder = Path(work_dir) / record.name / checkpoint
+    own = record.weights.get(checkpoint)
+    if own is None and not _older(record):
+        why = f"it has collapsed ({record.collapsed})" if record.collapsed else "train.save=false"
+        raise ModelError(
+            f"{record.name} kept no weights of its {checkpoint} epoch: {why}, so those in {folder}, if any, are not its own; "
+            "train it again with train.save=true and another results_dir="
+        )
     found = weights_hash(folder)
-    own = record.weights.get(checkpoint, found)
-    if found != own:
+    if own is not None and found != own:
         raise ModelError(
             f"{folder} holds the weights of another run of this name (SHA-256 {found[:8]}; the record of {record.name} names "
             f"{own[:8]}); give the work_dir where this one's are, or train it again with a work_dir of its own"
         )
     return folder, found
+
+
+def _older(record: Record) -> bool:
+    """Whether a record may be from before records named the weights that their runs kept."""
+    return not record.weights and record.collapsed is None and record.run.config["train"].get("save") is not False

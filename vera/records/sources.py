@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,8 +58,7 @@ def stamp(path: str) -> str:
     root = Path(path)
     digest = hashlib.sha256()
     try:
-        files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
-        for file in files:
+        for file in [root] if root.is_file() else sorted(_files(root)):
             about = file.stat()
             name = file.relative_to(root.parent if root.is_file() else root)
             digest.update(
@@ -66,6 +67,16 @@ def stamp(path: str) -> str:
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror or error}") from None
     return digest.hexdigest()
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """The files below a folder, in linked folders as well, but for links to a folder that they lie in."""
+    above = {str(root): (os.path.realpath(root),)}  # by folder where it and those that it lies in really are
+    for folder, inside, names in os.walk(root, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in inside}
+        inside[:] = [name for name in inside if real[name] not in above[folder]]
+        above |= {os.path.join(folder, name): (*above[folder], real[name]) for name in inside}
+        yield from (file for name in names if (file := Path(folder, name)).is_file())
 
 
 _stamped = lru_cache(maxsize=64)(stamp)  # looked at once a process, as rows are read: a sweep asks for each of its runs

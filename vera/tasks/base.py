@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,8 @@ from typing_extensions import TypedDict
 from vera.config import Component, Operational, Validation
 from vera.io.hub import HubData
 from vera.models.base import Backbone
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -138,7 +141,25 @@ class Task(Component):
         if key not in _PREPARED:
             _PREPARED.clear()
             _PREPARED[key] = prepare()
+            self._warn_of_length(_PREPARED[key])
         return _PREPARED[key]
+
+    def _warn_of_length(self, data: Data) -> None:
+        """One line when rows were cut at `max_length` or left out: notes["truncated"] and notes["dropped"], by split."""
+        cut, dropped = data.notes.get("truncated", {}), data.notes.get("dropped", {})
+        kept = {"train": data.train, "validation": data.evaluation, "evaluation": data.evaluation, "test": data.test}
+
+        def counted(found: dict[str, int]) -> str:
+            said = [f"{n} of {len(kept[split] or ()) + dropped.get(split, 0)} {split}" for split, n in found.items() if n]
+            return f"{' and '.join(said)} rows" if said else ""
+
+        said = [f"{counted(cut)} are cut"] if counted(cut) else []
+        if counted(dropped):
+            said.append(f"{counted(dropped)} are left out, as nothing of their response fits or is there")
+        if any(dropped.get(split) for split in kept if split != "train"):
+            said.append("the scores are over the others")
+        if said:
+            log.warning("task=%s, task.max_length=%s: %s", self.name, getattr(self, "max_length", None), "; ".join(said))
 
     def kept(self, logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What `score` needs of an evaluated batch, one row an example: by default the logits [N, outputs] and labels [N]."""

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -15,17 +15,28 @@ from vera.errors import ConfigError, DataError
 from vera.io.tables import read_objects
 from vera.tasks import image_rows
 from vera.tasks.files import SPLITS, TextFiles, columns_of, label_of, read_table
+from vera.tasks.text import columns_for
 
 MOST_CLASSES = 1000
-FEW_NUMBERS = 20  # more different numbers than this are taken for scores
+FEW_NUMBERS = 20  # so many whole numbers are taken for classes
+MEASURED = 1000  # training rows whose tokens are counted
 END = "...\n"  # of a yaml that is one word
 BESIDE = {"validation": ("val", "dev", "trial"), "test": ("test",)}  # how files beside a training file begin
 
+Kind = Literal["classes", "scores"]
+
 
 def text_files(
-    name: str, train: Path, texts: Sequence[str], label: str | None, others: dict[str, Path], max_length: int = 128
+    name: str,
+    train: Path,
+    texts: Sequence[str],
+    label: str | None,
+    others: dict[str, Path],
+    kind: Kind | None = None,
+    max_length: int = 128,
 ) -> dict[str, Any]:
     """Settings of a TextFiles task. others: files of the other splits; those that are not given are looked for beside `train`.
+    kind: what the labels are; None: what they look like.
 
     Raises ConfigError for columns that were not named, DataError for a file that cannot be read.
     """
@@ -39,7 +50,7 @@ def text_files(
             f"name the columns of the text (one, or two with a comma) and of the label; {train} has {', '.join(columns)}"
         )
     found = [(where, row[-1]) for where, row in read_table(train, (*texts, label))]
-    labels = labels_of(found, label)
+    labels = labels_of(found, label, kind)
     metrics = (["accuracy", "f1_macro"] if len(labels) > 2 else ["accuracy", "f1"]) if labels else ["pearson", "spearmanr"]
     return {
         "_target_": "vera.tasks.files.TextFiles",
@@ -70,24 +81,61 @@ def _beside(train: Path) -> dict[str, Path]:
     return found
 
 
-def labels_of(rows: list[tuple[str, Any]], column: str) -> list[str]:
+def labels_of(rows: list[tuple[str, Any]], column: str, kind: Kind | None = None) -> list[str]:
     """The classes in ("file:line", value) of a column, in the order of numbers or of the alphabet; [] for scores.
 
-    Raises DataError, also for scores among which one word stands, such as NA, which would make each of them a class.
+    Without a `kind` numbers are classes where they are whole and at most FEW_NUMBERS different ones, and scores where one has a
+    fraction or where no two rows have the same. Raises DataError for what may be either, for labels that differ in spaces or
+    case alone, for -1 beside other classes (the hub's mark for a missing label), and for one word among scores, such as NA,
+    which would make each of them a class.
     """
-    texts = [(label_of(where, column, value), where) for where, value in rows]
-    places = dict(reversed(texts))  # the first of each
+    places: dict[str, str] = {}  # the first of each
+    for where, value in rows:
+        places.setdefault(label_of(where, column, value), where)
     numbers = {text: _number(text) for text in places}
     words = [text for text, number in numbers.items() if number is None]
     found = [number for number in numbers.values() if number is not None]
-    scores = len(found) > FEW_NUMBERS or any(not number.is_integer() for number in found)
-    if scores and len(words) == 1:
+    whole = all(number.is_integer() for number in found)
+    scores = kind == "scores" or (kind is None and (len(found) > FEW_NUMBERS or not whole))
+    if scores and words and (kind or len(words) == 1):
         raise DataError(f"{places[words[0]]}, column {column!r}: {words[0]!r} among {len(found)} different numbers is no score")
-    if not words:
-        return [] if scores else sorted(places, key=numbers.get)
+    if kind is None and whole:
+        _check_missing(places, numbers, column)
+        if scores and not words and len(places) < len(rows):
+            raise DataError(
+                f"{rows[0][0]} and on, column {column!r}: {len(places)} different whole numbers may be classes or scores; "
+                "say which with --classes or --scores"
+            )
+    if scores and not words:
+        return []
+    if kind is None:
+        _check_alike(places, numbers, column)
     if not 2 <= len(places) <= MOST_CLASSES:
         raise DataError(f"{rows[0][0]} and on, column {column!r}: {len(places)} different values, which are no classes")
-    return sorted(places)
+    return sorted(places) if words else sorted(places, key=numbers.get)
+
+
+def _check_missing(places: dict[str, str], numbers: dict[str, float | None], column: str) -> None:
+    """Raises DataError for -1 beside words, or beside 0 and up; -1 and 1 alone are two classes."""
+    missing = next((text for text, number in numbers.items() if number == -1), None)
+    found = [number for number in numbers.values() if number is not None]
+    if missing is not None and (len(found) < len(numbers) or (0 in found and min(found) == -1)):
+        raise DataError(
+            f"{places[missing]}, column {column!r}: {missing} beside other classes is the hub's mark of a missing label; "
+            "remove such rows, or say --classes where it is a class and --scores where it is a score"
+        )
+
+
+def _check_alike(places: dict[str, str], numbers: dict[str, float | None], column: str) -> None:
+    """Raises DataError for two labels that differ in spaces, in case, or in how one number is written."""
+    seen: dict[str | float, str] = {}
+    for text, number in numbers.items():
+        other = seen.setdefault(" ".join(text.split()).casefold() if number is None else number, text)
+        if other != text:
+            raise DataError(
+                f"{places[text]}, column {column!r}: {text!r} and {other!r} ({places[other]}) would be two classes; write them "
+                "alike, or say --classes where they are two"
+            )
 
 
 def _number(text: str) -> float | None:
@@ -161,11 +209,17 @@ def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> lis
         counted = Counter(names[int(label)] for _, label in found) if names else Counter()
         said = ", ".join(f"{label} {counted[label]}" for label in names or ()) or "scores"
         lines.append(f"{split}: {len(found)} rows; {said}")
-    for texts, label in rows["train"][:shown]:
-        encoded = list(texts)
-        if tokenizer is not None:
-            encoded = tokenizer.convert_ids_to_tokens(
-                tokenizer(*texts, truncation=True, max_length=task.max_length)["input_ids"]
+    read = []
+    if tokenizer is not None:
+        columns = columns_for(tokenizer, [texts for texts, _ in rows["train"][:MEASURED]])
+        lengths = [len(ids) for ids in tokenizer(*columns, verbose=False)["input_ids"]]
+        cut = sum(length > task.max_length for length in lengths)
+        if cut:
+            lines.append(
+                f"{cut} of the first {len(lengths)} train rows have more than max_length={task.max_length} tokens: cut"
             )
+        read = tokenizer(*(column[:shown] for column in columns), truncation=True, max_length=task.max_length)["input_ids"]
+    for row, (texts, label) in enumerate(rows["train"][:shown]):
+        encoded = tokenizer.convert_ids_to_tokens(read[row]) if read else list(texts)
         lines.append(f"{' '.join(encoded)} -> {label}" + (f" ({task.class_names[int(label)]})" if task.class_names else ""))
     return lines

@@ -34,7 +34,8 @@ class TextFiles(TextTask):
     files      by split, below data_dir; their endings say how they are read. data_dir: the folder.
     hub        or a data set's id there, hub_subset its configuration, splits by our names; data_dir: a local copy of it.
     texts      the column of the text, or two of a pair; label: the column of the label.
-    labels     what the files print, in the order of the class indices; []: a score, any number.
+    labels     what the files print, in the order of the class indices, and the names of those of a parquet file or hub that has
+               indices with names; []: a score, any number.
     metrics    by name (vera.tasks.metrics), of all of which more is better.
 
     With train, validation and test the epoch is chosen on validation and test is read once. With two of them the second is
@@ -195,6 +196,17 @@ def columns_of(path: Path) -> list[str]:
     return next(csv.reader([first]), []) if ending == ".csv" else first.split("\t")
 
 
+def _unquoted(where: str, columns: tuple[str, ...], row: list[str]) -> tuple[str, ...]:
+    """A row of a file without quoting. Raises DataError for a value in which quotes are doubled, as in CSV."""
+    for column, value in zip(columns, row, strict=True):
+        if len(value) > 1 and value[0] == value[-1] == '"' and '""' in value[1:-1]:
+            raise DataError(
+                f"{where}, column {column!r}: {value[:60]} is quoted as in CSV, and these files are read without quotes; "
+                "write it as .csv, or without quoting"
+            )
+    return tuple(row)
+
+
 def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, tuple[Any, ...]]]:
     """("file:line", values of the columns) of every row of a file, which is read by its ending (READ). Raises DataError."""
     ending = path.suffix.lower()
@@ -203,5 +215,5 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, tuple[An
     if ending == ".csv":
         return [(where, tuple(row)) for where, row in read_csv(path, columns)]
     if ending in (".tsv", ".txt"):
-        return [(where, tuple(row)) for where, row in read_tsv(path, columns, header=True)]
+        return [(where, _unquoted(where, columns, row)) for where, row in read_tsv(path, columns, header=True)]
     return tables.read_columns([path], columns)

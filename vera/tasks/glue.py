@@ -22,7 +22,7 @@ class Subset:
     """One GLUE task: its folder, the columns of its TSV files (text columns, then the label) and its labels.
 
     labels   what the files print, in the order of the class indices; None for a score from 0 to 5.
-    texts    the hub's names of the text columns.
+    texts    the hub's names of the text columns; names: its names of the labels, where they are others.
     """
 
     folder: str
@@ -30,12 +30,16 @@ class Subset:
     texts: tuple[str, ...]
     labels: tuple[str, ...] | None
     header: bool = True
+    names: tuple[str, ...] | None = None
 
 
 SUBSETS = {
-    "sst2": Subset("SST-2", ("sentence", "label"), ("sentence",), ("0", "1")),
-    "mrpc": Subset("MRPC", ("#1 String", "#2 String", "Quality"), ("sentence1", "sentence2"), ("0", "1")),
-    "cola": Subset("CoLA", ("3", "1"), ("sentence",), ("0", "1"), header=False),
+    "sst2": Subset("SST-2", ("sentence", "label"), ("sentence",), ("0", "1"), names=("negative", "positive")),
+    "mrpc": Subset(
+        *("MRPC", ("#1 String", "#2 String", "Quality"), ("sentence1", "sentence2"), ("0", "1")),
+        names=("not_equivalent", "equivalent"),
+    ),
+    "cola": Subset("CoLA", ("3", "1"), ("sentence",), ("0", "1"), header=False, names=("unacceptable", "acceptable")),
     "qnli": Subset("QNLI", ("question", "sentence", "label"), ("question", "sentence"), ("entailment", "not_entailment")),
     "rte": Subset("RTE", ("sentence1", "sentence2", "label"), ("sentence1", "sentence2"), ("entailment", "not_entailment")),
     "stsb": Subset("STS-B", ("sentence1", "sentence2", "score"), ("sentence1", "sentence2"), None),
@@ -110,12 +114,16 @@ class Glue(TextTask):
         return splits
 
     def _checked(self, rows: hub.Rows) -> list[Row]:
-        """Rows as the hub's files have them: texts, then a class index or a score."""
+        """Rows as the hub's files have them: texts, then a class (its name, or its index) or a score."""
+        subset = SUBSETS[self.subset]
+        named = {name: index for names in (subset.labels, subset.names) for index, name in enumerate(names or ())}
         found = []
         for where, (*texts, label) in rows:
             if not all(isinstance(text, str) for text in texts):
-                raise DataError(f"{where}: {', '.join(SUBSETS[self.subset].texts)} must be texts")
-            found.append((tuple(texts), _checked_label(where, label, SUBSETS[self.subset].labels)))
+                raise DataError(f"{where}: {', '.join(subset.texts)} must be texts")
+            if isinstance(label, str) and named and label not in named:
+                raise DataError(f"{where}: unknown label {label!r}; allowed: {', '.join(named)}")
+            found.append((tuple(texts), _checked_label(where, named.get(label, label), subset.labels)))
         return found
 
 

@@ -19,7 +19,8 @@ IGNORED = -100
 class LanguageTask(Task):
     """An example is a prompt and a target; the model is trained on the target given the prompt.
 
-    max_length       longest example in tokens, prompt and target together; longer ones are cut, and counted in the record.
+    max_length       longest example in tokens, prompt and target together; longer ones are cut, as
+                     the record and a warning say.
     label_smoothing  e of (1 - e) * negative log-likelihood + e * mean negative log-probability over the vocabulary.
 
     Each epoch is scored by `log_likelihood`, the mean log-probability of a target token of the evaluation set, without

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,13 +17,14 @@ from vera.seeds import derive
 from vera.tasks.base import Data, Task
 
 WORDS = "the a cat dog house runs sleeps red blue small old under over and not"  # of the synthetic rows
+PAIR = ("a cat", "the dog")  # that shows what a tokenizer puts between two texts
 
 Row = tuple[tuple[str, ...], float]  # texts, class index or score
 Splits = dict[str, list[Row]]  # train, validation, and test where there is one
 
 
 class TextTask(Task):
-    """max_length  longest input in tokens; longer ones are cut, and counted in the record.
+    """max_length  longest input in tokens; longer ones are cut, counted in the record, and warned of.
 
     A subclass says how many `outputs` there are (1: a score) and what `source_rows` are: (rows of the splits "train",
     "validation" and, where there is one, "test", where they come from, the hub's commit).
@@ -72,7 +73,9 @@ class TextTask(Task):
                 raise DataError(f"{source}: the {split} split has {said}; a correlation with it is undefined")
 
     def _tokenise(self, tokenizer, rows: list[Row], split: str, notes: dict[str, Any]) -> list[dict[str, Any]]:
-        columns = [list(column) for column in zip(*(texts for texts, _ in rows), strict=True)]
+        columns = columns_for(tokenizer, [texts for texts, _ in rows])
+        if len(columns) < len(rows[0][0]):
+            notes["pairs"] = "joined with a line break: this tokenizer puts nothing between two texts"
         encoded = tokenizer(*columns, truncation=False, verbose=False)
         notes["truncated"][split] = sum(len(ids) > self.max_length for ids in encoded["input_ids"])
         if notes["truncated"][split]:
@@ -94,6 +97,18 @@ class TextTask(Task):
             return batch
 
         return collate
+
+
+def columns_for(tokenizer, rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """What a tokenizer is given of rows of one text or of a pair: the first texts, and the second. A pair is one text, joined
+    with a line break, where the tokenizer would put nothing between the two, as GPT-2's."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    if len(columns) == 2:
+        alone = [token for text in PAIR for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        both = tokenizer(*PAIR)["input_ids"]
+        if any(both[start : start + len(alone)] == alone for start in range(len(both))):
+            return [["\n".join(pair) for pair in zip(*columns, strict=True)]]
+    return columns
 
 
 def fingerprint(rows: Splits, plain: Callable[[float], float] = lambda label: round(label, 3)) -> str:

@@ -22,7 +22,7 @@ from vera.methods.base import Method
 from vera.models.base import Backbone, Model
 from vera.models.decoding import Decoding, Draws, generate_ids, text_of
 from vera.records.kept import Checkpoint, kept
-from vera.records.record import Record, Run
+from vera.records.record import Finite, Record, Run
 from vera.records.store import Store
 from vera.run import code, now
 from vera.seeds import generator
@@ -144,16 +144,13 @@ def answer(
     with locked(path.parent, path.stem, TrainingError(f"another process is writing {path}")):
         found = find(Answers, path.with_suffix(".json"))
         if found is not None:
+            found.check(path, _hash(path))
             return found, path, False
-        started, began = now(), time.monotonic()
         missing = _missing(path, questions)
-        backbone, where = None, None
         if missing:
             backbone, method = loaded or _load(run, trained, folder)
-            where = _write(run, settings, backbone, method, questions, missing, path, on_progress)
-        record = _record(
-            run, settings, identity, trained, weights, used, path, where, started, time.monotonic() - began, backbone
-        )
+            _write(run, settings, backbone, method, questions, missing, path, on_progress)
+        record = _record(run, settings, identity, trained, weights, used, path)
         write(path.with_suffix(".json"), record)
     return record, path, True
 
@@ -171,6 +168,14 @@ def _trained(run: RunConfig) -> Record:
     return record
 
 
+def _hash(path: Path) -> str:
+    """SHA-256, in hex, of a file of answers. Raises RecordError when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
 def _missing(path: Path, questions: QuestionSet) -> list[Question]:
     done = {line["question_id"] for line in _lines(path)}
     return [question for question in questions.questions if question.id not in done]
@@ -182,6 +187,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             value = read_json(line)
             value["question_id"], value["choices"][0]["turns"], value["cut"], value["shortened"]
+            value |= Made.model_validate({key: value[key] for key in Made.model_fields if key in value}).model_dump()
         except (ValueError, LookupError, TypeError):
             raise RecordError(f"{path}, line {number}: not an answer") from None
         found.append(value)
@@ -201,28 +207,40 @@ def _load(run: RunConfig, trained: Record | None, folder: Path | None) -> tuple[
     return backbone, method
 
 
-def _write(run, settings, backbone, method, questions, missing, path, on_progress) -> dict[str, str]:
-    """Answer what is missing, a batch at a time, every turn of it; returns device and precision."""
+def _write(run, settings, backbone, method, questions, missing, path, on_progress) -> None:
+    """Answer what is missing, a batch at a time, every turn of it, and say in each line how it was made."""
     accelerator = make_accelerator(run.device, run.train.precision)
     backbone.model.to(accelerator.device).eval()
+    device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu"
+    precision = precision_of(accelerator, backbone.model)
     done = len(questions.questions) - len(missing)
     on_progress(done, len(questions.questions))
     merged = contextlib.nullcontext() if method is None else method.merged(backbone)
     with merged, torch.inference_mode(), accelerator.autocast():
         for start in range(0, len(missing), settings.batch_size):
             batch = missing[start : start + settings.batch_size]
-            for line in answer_batch(backbone, settings, batch):
+            asked, began = now(), time.monotonic()
+            lines = answer_batch(backbone, settings, batch)
+            seconds = (time.monotonic() - began) / len(batch)
+            made = Made(asked=asked, seconds=seconds, device=device, precision=precision, fingerprint=backbone.fingerprint)
+            for line in lines:
                 try:
-                    append_line(path, json.dumps(line, ensure_ascii=False))
+                    append_line(path, json.dumps({**line, **made.model_dump()}, ensure_ascii=False))
                 except OSError as error:
                     raise RecordError(f"{path} cannot be written: {error.strerror or error}") from None
             done += len(batch)
             on_progress(done, len(questions.questions))
-    gpu = accelerator.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if gpu else "cpu",
-        "precision": precision_of(accelerator, backbone.model),
-    }
+
+
+class Made(Strict):
+    """How one line was made, since several calls may write a file: when it was asked for, its share of its batch's seconds,
+    where, and with which backbone. An older version said nothing of it."""
+
+    asked: str | None = None
+    seconds: Finite | None = None
+    device: str | None = None
+    precision: str | None = None
+    fingerprint: str | None = None
 
 
 def answer_batch(backbone: Backbone, settings: AnswerSettings, batch: list[Question]) -> list[dict[str, Any]]:
@@ -266,26 +284,43 @@ def _shortened(prompt: list[int], room: int, begin: int | None) -> list[int]:
     return prompt if len(prompt) <= room else prompt[:head] + prompt[len(prompt) - room + head :]
 
 
-def _record(run, settings, identity, trained, weights, used, path, where, started, seconds, backbone) -> Answers:
+def _record(run, settings, identity, trained, weights, used, path) -> Answers:
     lines = _lines(path)
-    identity_of_run = Run(**trained.run.model_dump()) if trained else None
+
+    def all_of(key: str) -> list[Any] | None:
+        """What the lines have under a key; None when one of them does not say."""
+        values = [line[key] for line in lines]
+        return None if None in values else values
+
+    def each(key: str) -> str | None:
+        values = all_of(key)
+        return None if values is None else ", ".join(sorted(set(values)))
+
+    started, seconds = all_of("asked"), all_of("seconds")
     return Answers(
         schema=SCHEMA,
         status="done",
         identity=identity,
         model=run.model["name"],
-        run=identity_of_run,
+        run=Run(**trained.run.model_dump()) if trained else None,
         checkpoint=None if trained is None else settings.checkpoint,
         adapter_sha256=weights,
+        backbone=hashed("model", run.model) if trained is None else None,
         questions=used,
         settings=settings.public,
+        sha256=_hash(path),
         cut=sum(sum(line["cut"]) for line in lines),
         shortened=sum(any(line["shortened"]) for line in lines),
-        cost={"seconds": seconds, "tokens": sum(sum(line["tokens"]) for line in lines), **(where or {})},
+        cost={
+            "seconds": None if seconds is None else sum(seconds),
+            "tokens": sum(sum(line["tokens"]) for line in lines),
+            "device": each("device"),
+            "precision": each("precision"),
+        },
         provenance={
-            "started": started,
+            "started": None if started is None else min(started),
             "finished": now(),
             **code(),
-            "model_fingerprint": trained.provenance.model_fingerprint if trained else backbone and backbone.fingerprint,
+            "model_fingerprint": trained.provenance.model_fingerprint if trained else each("fingerprint"),
         },
     )

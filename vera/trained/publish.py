@@ -23,6 +23,12 @@ from vera.trained import export
 FORMS: tuple[export.Form, ...] = ("peft", "lora", "merged")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TASKS = {"text": "text-classification", "generation": "text-generation", "image": "image-classification"}
+# What `export` writes in any form: of an earlier version of a repository it is deleted, and nothing else is.
+WRITTEN = ("adapter_config.json", "adapter_model.safetensors", "runs/*.json")
+WRITTEN += ("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.jinja")
+WRITTEN += ("model.safetensors", "model.safetensors.index.json", "model-[0-9]*-of-[0-9]*.safetensors")
+WRITTEN += ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model")
+WRITTEN += ("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 _LOCAL = "local folder"  # what a record says of weights or rows that came from a path
 
 
@@ -69,11 +75,12 @@ def prepare(
 
 
 def upload(folder: Path, repo: str, private: bool) -> str:
-    """Send a prepared folder to the hub; returns its address. Raises ConfigError with the hub's answer."""
-    api = HfApi()
+    """Send a prepared folder to the hub; returns its address. What an earlier version of the repository has of WRITTEN and
+    this one lacks is deleted with it: others would load it. Raises ConfigError with the hub's answer."""
+    api, said = HfApi(), "Adapter, record and model card"
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Adapter, record and model card")
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=said, delete_patterns=list(WRITTEN))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ConfigError(f"{repo} was not published: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from None
     return str(address)
