@@ -121,7 +121,7 @@ def analyse(monkeypatch, *arguments):
     return command("analyse", [*map(str, arguments)])
 
 
-def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
+def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys, caplog):
     rehearsal = ["scale=rehearsal", "device=cpu", "progress=false", "train.max_steps=2"]
     where = ["--results", tmp_path / "results", "--work", tmp_path / "work"]
     flags = [part for override in rehearsal for part in ("--with", override)]
@@ -156,6 +156,13 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys):
 
     path = tmp_path / "results" / "runs" / f"{norms['runs'][0]}.json"
     content = json.loads(path.read_text())
+    for changed in ({"weights": {**content["weights"], "best": "0" * 64}}, {"weights": {}}):  # trained again, and not saved
+        path.write_text(json.dumps({**content, **changed}))
+        for module in (figure3_magnitudes, figure5_similarity):
+            caplog.clear()
+            table = module.build(asked)[1]
+            assert table.rows == [["–"] * len(table.columns)]
+            assert f"measures what {norms['runs'][0]} was before it was trained again: scripts/analyse.py" in caplog.text
     content["provenance"]["model_fingerprint"] = "other"
     path.write_text(json.dumps(content))
     for measured in ("figure3_mini", "figure5_mini"):

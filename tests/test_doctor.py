@@ -84,6 +84,7 @@ def test_a_model_that_is_there(server):
         ),
         ({"files": ("config.json", "model.safetensors")}, TODO, "no tokenizer", "save_pretrained"),
         ({"files": ("model.safetensors",)}, TODO, "no config.json", "save_pretrained"),
+        ({"files": (*TEXT_FILES, "adapter_config.json")}, TODO, "holds a PEFT adapter", "save_pretrained"),
     ],
 )
 def test_a_model_that_the_hub_refuses(repository, status, found, remedy, server):
@@ -177,7 +178,7 @@ def test_a_copy_in_the_cache_is_judged_as_a_run_without_a_network_reads_it(serve
 def test_local_paths_are_read_here(server, tmp_path):
     (tmp_path / "model").mkdir()
     folder = f"model.path={tmp_path / 'model'}"
-    assert "holds no config.json" in model_line(*RTE, folder)[0].found
+    assert "no config.json" in model_line(*RTE, folder)[0].found
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"")
     assert "no weights in safetensors" in model_line(*RTE, folder)[0].found

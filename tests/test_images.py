@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from transformers import ViTImageProcessor
 
 from vera.config import build
-from vera.errors import DataError
+from vera.errors import DataError, RecordError, TrainingError
 from vera.io import hub
-from vera.run import execute
-from vera.tasks import image_cache, image_rows
+from vera.models.image import Pixels
+from vera.run import check_sources, execute, prepare
+from vera.tasks import image_cache, image_rows, images
 from vera.tasks.image_rows import from_folder, synthetic
+from vera.train.loop import Loop
 
 CLASSES = 3
 SHAPES = {"task.classes": CLASSES, "task.train_per_class": 4}
@@ -140,8 +144,6 @@ def test_what_remains_is_evaluated_where_there_is_no_test_set(folders, load, dec
 
 
 def test_changed_images_are_decoded_again(folders, load, decoded):
-    from vera.tasks import images
-
     _, before = load("cifar100", f"task.data_dir={folders}")
     digit(3).save(folders / "test" / "digit_1" / "002.png")
     images._read.cache_clear()  # another process
@@ -256,8 +258,6 @@ def test_unreadable_images_are_counted_and_named_and_nothing_is_kept(folders, lo
     assert all(f"digit_1/{name}" in text for name in broken) and "_io" not in text
     for name in broken:
         digit(3).save(folders / "test" / "digit_1" / name)
-    from vera.tasks import images
-
     images._read.cache_clear()  # another process
     assert len(load("cifar100", f"task.data_dir={folders}")[1].evaluation) == CLASSES * 5
 
@@ -337,6 +337,14 @@ def test_folders_of_another_layout_are_refused(folders, load, tmp_path):
     (folders / "test" / "digit_1").rename(folders / "test" / "digit_x")
     with pytest.raises(DataError, match=r"train and test do not name the same classes: 'digit_1' differs"):
         load("cifar100", f"task.data_dir={folders}")
+    (folders / "test" / "digit_x").rename(folders / "test" / "digit_1")
+    write_folder(folders / "validation", 60, 2)
+    both = ["task.train_splits=[train,validation]", f"task.data_dir={folders}"]
+    assert len(load("cifar100", *both)[1].train) == CLASSES * 4
+    (folders / "validation" / "digit_0").rename(folders / "validation" / "digit_9")
+    images._read.cache_clear()  # another process
+    with pytest.raises(DataError, match=r"train and validation do not name the same classes: 'digit_0' differs"):
+        load("cifar100", *both)
     (tmp_path / "p").mkdir()
     table(0, 6).to_parquet(tmp_path / "p" / "train.parquet")
     with pytest.raises(DataError, match=r"holds no parquet file of the split 'test'"):
@@ -373,6 +381,71 @@ def test_a_record_holds_the_rows_and_no_path_and_the_cell_no_machine(folders, co
     assert str(tmp_path) not in record.to_json() and len(record.provenance.notes["few_shot_rows"]) == 12
     assert compose(*settings, f"task.data_dir={tmp_path}", "task.workers=0").cell_id == run.cell_id
     assert (record.provenance.train_rows, record.provenance.eval_rows) == (12, 15)
+
+
+def test_training_splits_with_their_classes_in_another_order_are_refused(load, tmp_path):
+    for split, start, names in (("train", 0, "zero one two"), ("more", 10, "two one zero"), ("test", 50, "zero one two")):
+        made = table(start, 6)
+        made.cast_column("fine_label", datasets.ClassLabel(names=names.split())).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(DataError, match=r"train and more do not name the same classes: 'their order' differs; give all splits"):
+        load("cifar100", f"task.data_dir={tmp_path}", "task.train_splits=[train,more]")
+
+
+FEW = ["model=vit_base", "task=cifar100", "task.classes=3", "task.train_per_class=4", "task.synthetic=false", "method=head"]
+
+
+def test_other_training_images_with_the_same_labels_are_other_rows(folders, compose, tmp_path):
+    """The task's fingerprint, one for all seeds, leaves out what a seed draws."""
+    write_folder(tmp_path / "other" / "train", 10, 6)
+    shutil.copytree(folders / "test", tmp_path / "other" / "test")
+
+    def run(folder, seed=0, *more):
+        return compose(*FEW, f"task.data_dir={folder}", f"cache_dir={tmp_path / 'cache'}", f"seed={seed}", *more)
+
+    record, second = execute(run(folders)), execute(run(folders, 1))
+    moved = shutil.copytree(folders, tmp_path / "moved")
+    other = tmp_path / "other"
+    assert run(other).cell_id == run(folders).cell_id
+    for seed, made in ((0, record), (1, second)):
+        assert execute(run(folders, seed)) == execute(run(moved, seed)) == made
+        for _ in range(2):  # read, and remembered
+            with pytest.raises(
+                RecordError, match=r"made from other rows: local folder, fingerprint \w+, and task.data_dir=\S+other"
+            ):
+                execute(run(other, seed))
+    older = json.loads(record.to_json())
+    del older["provenance"]["notes"]["few_shot_images"]
+    check_sources(run(other), type(record).model_validate(older))
+
+    interrupted = run(folders, 0, "train.max_steps=2", "train.checkpoint_seconds=0")
+    Loop(interrupted, *prepare(interrupted), tmp_path / "work").fit()
+    with pytest.raises(TrainingError, match=r"state of another run \(its few_shot_images differs\)"):
+        resumed = run(other, 0, "train.max_steps=2")
+        Loop(resumed, *prepare(resumed), tmp_path / "work").fit()
+
+
+@pytest.mark.parametrize(("size", "workers"), [((10, 12), 0), ((9, 10), 1)])
+def test_images_that_the_processor_leaves_in_unlike_sizes_are_named(size, workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_cache, "FEW", 0)
+    whole = synthetic(2, 20, "train")  # 10 x 12 each
+    odd = {"bytes": encoded(Image.new("RGB", size)), "path": None}
+    encoded_images = [*whole.data[:]["image"][:36], odd, *whole.data[:]["image"][37:]]
+    rows = image_rows.Rows(image_rows._dataset(encoded_images), whole.labels, None, "train", "odd")
+    pixels = Pixels(ViTImageProcessor(do_resize=False), 3)
+    with pytest.raises(
+        DataError, match=rf"^train row 36 becomes 3 x {size[1]} x {size[0]} uint8, where 3 x 10 x 12 uint8 is"
+    ) as error:
+        image_cache.prepare(rows, None, pixels, tmp_path, workers)
+    assert "do_resize" in str(error.value) and not list(tmp_path.rglob("pixels.u8"))
+    kept = image_cache.prepare(rows, np.arange(36), pixels, tmp_path, workers)
+    assert kept.pixels.shape == (36, 3, 10, 12)
+
+
+def test_pixels_of_more_than_8_bits_are_refused(tmp_path):
+    pixels = Pixels(ViTImageProcessor(size={"height": 4, "width": 4}), 3)
+    pixels.resize = lambda image: np.zeros((3, 4, 4), np.float32)
+    with pytest.raises(DataError, match=r"train row 0 becomes 3 x 4 x 4 float32, where 3 x 4 x 4 uint8 is expected"):
+        image_cache.prepare(synthetic(2, 1, "train"), None, pixels, tmp_path, 0)
 
 
 def test_recipes_hold_the_values_of_table_11(compose):

@@ -3,6 +3,7 @@
 import argparse
 import json
 
+import peft
 import pytest
 import torch
 import transformers as t
@@ -11,7 +12,7 @@ from vera.commands import model as command
 from vera.commands import serve_mixed
 from vera.config import build, choice
 from vera.errors import ConfigError, ModelError
-from vera.models import found
+from vera.models import base, found
 from vera.models.tiny import END, byte_tokenizer, bytes_of, causal_tokenizer, image_processor
 from vera.run import execute, prepare
 from vera.seeds import seed_everything
@@ -248,6 +249,40 @@ def test_the_command_prints_what_it_would_adapt_and_a_yaml_that_works(folders, c
         command.look("nobody/nothing", "text", "mine")
     with pytest.raises(ConfigError, match=r"model\.checkpoint: .* got '/nowhere/at/all'"):
         command.look("/nowhere/at/all", "text", "mine")
+
+
+@pytest.mark.parametrize("kind", ["auto_text", "auto_image", "auto_causal"])
+def test_a_checkpoint_with_a_peft_adapter_beside_it_is_refused(kind, cache, tmp_path, monkeypatch):
+    """transformers would load the adapter as a part of the backbone."""
+    torch.manual_seed(0)
+    if kind == "auto_image":
+        config, made = t.ViTConfig(**SIZES, image_size=16, patch_size=8), t.AutoModelForImageClassification
+        image_processor(config).save_pretrained(tmp_path)
+    else:
+        config, made = FAMILIES["qwen3"], t.AutoModelForCausalLM
+        byte_tokenizer().save_pretrained(tmp_path)
+    made.from_config(config).save_pretrained(tmp_path)
+    whole = {path.name for path in tmp_path.iterdir()}
+    targets = ["query", "q_proj"]
+    peft.get_peft_model(made.from_config(config), peft.LoraConfig(r=2, target_modules=targets)).save_pretrained(tmp_path)
+    said = "holds a PEFT adapter, .* merge it first"
+    with pytest.raises(ModelError, match=said):
+        loaded(tmp_path, cache, kind)
+    with pytest.raises(ModelError, match=said):
+        command.look(str(tmp_path), kind.removeprefix("auto_"), "mine")
+    with monkeypatch.context() as patched, pytest.raises(ModelError, match=said):  # as from the hub, whose files are not listed
+        patched.setattr(base.Model, "lacking", lambda *_: None)
+        loaded(tmp_path, cache, kind)
+    options = argparse.Namespace(model=str(tmp_path), generate=1, labels=3, device="cpu")
+    if kind == "auto_causal":
+        with pytest.raises(ModelError, match=said):
+            serve_mixed._load(options)
+    for name in whole:
+        (tmp_path / name).unlink()
+    with pytest.raises(ModelError, match=said):  # an adapter alone
+        loaded(tmp_path, cache, kind)
+    with pytest.raises(ModelError, match=said):
+        command.look(str(tmp_path), kind.removeprefix("auto_"), "mine")
 
 
 def test_an_encoder_is_no_language_model_unless_it_is_made_causal(cache, tmp_path):

@@ -211,6 +211,39 @@ def test_a_record_of_local_rows_says_that_it_was_not_compared(compose, tmp_path)
     assert sources.local(compose("model=roberta_base", "task=rte", "task.data_dir=/nowhere")) == {}  # synthetic rows
 
 
+def test_another_corpus_of_a_backbone_made_here_is_refused_and_other_weights_of_it_are_not(compose, tmp_path):
+    """model.data_dir is no part of a cell: what a GPT-2 was pretrained on is compared, not its weights."""
+
+    def corpus(folder, place):
+        folder.mkdir()
+        rows = "".join(f'"name[P{i}], eatType[pub]",P{i} is a nice pub near the {place}.\n' for i in range(60))
+        (folder / "trainset.csv").write_text("mr,ref\n" + rows)
+        return folder
+
+    small = [
+        "model.architecture.n_embd=16",
+        "model.architecture.n_layer=1",
+        "model.pretrain.epochs=1",
+        "model.pretrain.window=16",
+    ]
+    small += ["model.pretrain.vocabulary=300", "model.pretrain.bf16=false", "model.size=full", "task.decoding=null"]
+    small += ["model=gpt2_mini", "task=e2e", "method=vera", "task.primary=log_likelihood", f"cache_dir={tmp_path / 'cache'}"]
+    river, city = corpus(tmp_path / "river", "river"), corpus(tmp_path / "city", "city")
+    run = compose(*small, f"model.data_dir={river}")
+    record = execute(run)
+    assert execute(run) == record
+    other = compose(*small, f"model.data_dir={city}")
+    assert other.cell_id == run.cell_id
+    for _ in range(2):
+        with pytest.raises(
+            RecordError, match=r"other weights: pretrained on E2E .*, fingerprint \w+, and model.data_dir=\S+city"
+        ):
+            execute(other)
+    elsewhere = record.model_copy(update={"provenance": record.provenance.model_copy(update={"model_fingerprint": "f" * 16})})
+    check_sources(run, elsewhere)
+    assert sources.not_given(compose(*small), record) == ["model.data_dir"]
+
+
 def test_what_changes_while_it_is_read_is_not_remembered(compose, tmp_path):
     data = rte(tmp_path / "mine")
     run = compose(*OWN, f"task.data_dir={data}")

@@ -69,6 +69,28 @@ def test_a_configuration_is_compared_where_both_records_note_it(note):
     assert summarise_records([*old[:2], *other[2:]]).mixed == () and summarise_records([*one[:2], *other[2:]]).mixed == (note,)
 
 
+def test_other_images_drawn_by_one_seed_are_unlike():
+    def drawn(method, images, seeds=3, rows=(4, 2)):
+        return [
+            run.model_copy(
+                update={
+                    "provenance": run.provenance.model_copy(
+                        update={"notes": {"few_shot_rows": list(rows), "few_shot_images": f"{images}{run.run.seed}"}}
+                    )
+                }
+            )
+            for run in runs([*DIGITS, f"method={method}"], 0.5, seeds)
+        ]
+
+    vera, lora, other = drawn("vera", "a"), drawn("lora", "a"), drawn("lora", "b")
+    assert unlike([*vera, *lora]) == [] and len(common(vera, lora)[0]) == 3
+    assert unlike([*vera, *other]) == ["images of seed 0 (a0: vera; b0: lora)"] and common(vera, other) == ([], [])
+    assert len(common(vera, [*other[:1], *lora[1:]])[0]) == 2
+    older = runs([*DIGITS, "method=lora"], 0.5, 3)
+    assert unlike([*vera, *older]) == [] and len(common(vera, older)[0]) == 3
+    assert unlike([*vera, *drawn("lora", "c", rows=(4, 2, 3))]) == []  # more of them, as a setting says
+
+
 def test_versions_of_the_model_are_told_apart():
     old = [older(made, 7) for made in runs([*DIGITS, "method=lora"], 0.7)]
     new = runs([*DIGITS, "method=vera"], 0.8)

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from experiments.engine.published import Statistic
 from vera.config.memory import composed
 from vera.records.record import Record
-from vera.records.sources import CONFIGURED
+from vera.records.sources import CONFIGURED, DRAWN
 
 PAPER_SEEDS = 5
 
@@ -128,7 +128,7 @@ def _made_with(record: Record) -> dict[str, str | None]:
     return {
         "backbone": source.model_fingerprint,
         **{note: source.notes.get(note) for note in CONFIGURED},
-        "data": source.data_fingerprint,  # a task's, not of the rows that a seed draws from it
+        "data": source.data_fingerprint,  # a task's, not of what a seed draws from it, which `unlike` compares seed by seed
         "version": ", ".join(f"{group} {config[group].get('version')}" for group in ("model", "task")),
         "device": over("device", cost.device),
         "processes": str(cost.processes),
@@ -138,17 +138,27 @@ def _made_with(record: Record) -> dict[str, str | None]:
 
 
 def unlike(records: Sequence[Record], names: Sequence[str] = COMPARED) -> list[str]:
-    """For each of these names in which records of one model and task differ: the name, each value, and the methods with it."""
-    found = []
-    for name in names:
-        whose: dict[str, set[str]] = {}
+    """For each of these names in which records of one model and task differ: the name, each value, and the methods with it.
+    With "data" also the first seed that has drawn other images in the same places."""
+    found = [_apart(name, [(_made_with(record)[name], record) for record in records]) for name in names]
+    if "data" in names:
+        drawn: dict[tuple[int, str], list[tuple[str | None, Record]]] = {}
         for record in records:
-            if (value := _made_with(record)[name]) is not None:
-                whose.setdefault(value, set()).add(record.run.method)
-        if len(whose) > 1:
-            values = "; ".join(f"{value}: {', '.join(sorted(methods))}" for value, methods in sorted(whose.items()))
-            found.append(f"{name} ({values})")
-    return found
+            notes = record.provenance.notes
+            if DRAWN in notes:
+                drawn.setdefault((record.run.seed, str(notes["few_shot_rows"])), []).append((notes[DRAWN], record))
+        found += [part for (seed, _), of in sorted(drawn.items()) if (part := _apart(f"images of seed {seed}", of))][:1]
+    return [part for part in found if part]
+
+
+def _apart(name: str, values: list[tuple[str | None, Record]]) -> str:
+    """The name, each value of it that a record says and the methods with that; "" where there is one value."""
+    whose: dict[str, set[str]] = {}
+    for value, record in values:
+        if value is not None:
+            whose.setdefault(value, set()).add(record.run.method)
+    listed = "; ".join(f"{value}: {', '.join(sorted(methods))}" for value, methods in sorted(whose.items()))
+    return f"{name} ({listed})" if len(whose) > 1 else ""
 
 
 def pairs(ours: Sequence[Record], others: Sequence[Record], compared: bool = True) -> list[tuple[Record, Record]]:

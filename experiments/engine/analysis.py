@@ -11,13 +11,15 @@ from typing import Any
 from experiments import RESULTS
 from vera.config.memory import composed
 from vera.errors import RecordError
+from vera.records.record import Record
+from vera.records.store import Store
 
 log = logging.getLogger(__name__)
 
 
 def of_runs(name: str, results: Path, *cells: Sequence[str]) -> dict[str, Any] | None:
-    """A measurement of the runs of these cells (overrides); None, and a line that says so, where it is of other ones or over
-    several backbones. What it was given beside them is in its `with`."""
+    """A measurement of the runs of these cells (overrides); None, and a line that says so, where it is of other ones, of what
+    has been trained again since, or over several backbones. What it was given beside them is in its `with`."""
     found = read(name, results)
     if found is None:
         return None
@@ -30,6 +32,15 @@ def of_runs(name: str, results: Path, *cells: Sequence[str]) -> dict[str, Any] |
             *(name, name, ", ".join(sorted(measured)), ", ".join(sorted(wanted))),
         )
         return None
+    store = Store(results)
+    for run, measured_as in found.get("trained", {}).items():
+        record = store.find(run)
+        if record is not None and mark(record) != measured_as:
+            log.warning(
+                "%s: analysis/%s.json measures what %s was before it was trained again: scripts/analyse.py measures it anew",
+                *(name, name, run),
+            )
+            return None
     if len(backbones := found.get("backbone", [])) > 1:
         log.warning(
             "%s: analysis/%s.json measures runs of unlike backbones (%s), which show nothing together: scripts/analyse.py",
@@ -37,6 +48,11 @@ def of_runs(name: str, results: Path, *cells: Sequence[str]) -> dict[str, Any] |
         )
         return None
     return found
+
+
+def mark(record: Record) -> str:
+    """Tells what a run has trained from what another run of its name has: by its weights, or else by when it was finished."""
+    return record.weights.get("best", record.provenance.finished)
 
 
 def decisive(name: str, results: Path, *cells: Sequence[str]) -> dict[str, Any] | None:

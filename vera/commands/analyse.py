@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiments.artefacts.figure3_magnitudes import MEASURED as FIGURE3
 from experiments.artefacts.figure5_similarity import MEASURED as FIGURE5
-from experiments.engine import arguments
+from experiments.engine import analysis, arguments
 from experiments.engine.aggregate import unlike
 from vera.config import RunConfig, compose
 from vera.config.paths import work_of
@@ -128,6 +128,7 @@ def about(runs: list[tuple[RunConfig, Path]], store: Store) -> dict:
     return {
         "seeds": sorted({record.run.seed for record in records}),
         "runs": [record.name for record in records],
+        "trained": {record.name: analysis.mark(record) for record in records},
         "git_sha": sorted({str(record.provenance.git_sha) for record in records}),
         "backbone": sorted({record.provenance.model_fingerprint for record in records}),
     }

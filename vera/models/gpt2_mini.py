@@ -15,13 +15,14 @@ from tokenizers.trainers import BpeTrainer
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from vera.config import Place
+from vera.config import Source
 from vera.errors import DataError, ModelError
 from vera.io.cache import make_folder
 from vera.io.rows import read_csv
 from vera.models.base import Architecture
 from vera.models.gpt2 import Gpt2
 from vera.models.tiny import END, Pretraining, bytes_of, causal_tokenizer, check_keys
+from vera.records.sources import PRETRAINED
 from vera.seeds import forked, generator, threads
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Gpt2Mini(Gpt2):
     """data_dir: a folder with the challenge's trainset.csv; by default the task's own. `architecture` and `pretrain` decide the
     weights together with that file; a finished model is cached in a folder."""
 
-    data_dir: Annotated[str | None, Place]
+    data_dir: Annotated[str | None, Source]
     architecture: Architecture
     pretrain: LanguagePretraining
 
@@ -67,6 +68,9 @@ class Gpt2Mini(Gpt2):
 
         name = hashlib.sha256(key.encode()).hexdigest()[:8]
         return str(make_folder(Path(cache_dir) / self.name / name, "config.json", make))
+
+    def _notes(self, source: str) -> dict[str, Any]:
+        return {} if self.size == "tiny" or self.path else {PRETRAINED: Path(source).name}  # named after recipe and references
 
     def _public(self, source: str) -> str:
         return super()._public(source) if self.size == "tiny" or self.path else "pretrained on E2E training references"

@@ -22,8 +22,10 @@ from vera.io.files import write_atomic
 from vera.records.record import LOCAL, Record
 
 KINDS = {"model": ("weights", "model_fingerprint", "model_source"), "task": ("rows", "data_fingerprint", "data_source")}
-# A record's notes: fingerprints of what decides a backbone's numbers beside its weights, and what they are of.
+# Notes of a record. CONFIGURED: fingerprints of what decides a backbone's numbers beside its weights, and what they are of.
 CONFIGURED = {"configuration": "configuration (config.json)", "preprocessing": "tokenizer or image processor"}
+DRAWN = "few_shot_images"  # a record's note: fingerprint of the images that its seed drew, where the task's leaves them out
+PRETRAINED = "pretrained_on"  # and of what a backbone was pretrained on here, whose weights may differ by processor
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ _stamped = lru_cache(maxsize=64)(stamp)  # looked at once a process, as rows are
 
 def prints(group: str, fingerprint: str, notes: dict[str, Any]) -> dict[str, str]:
     """The fingerprints, by name, that tell what a group reads now from what a record was made from."""
-    return {KINDS[group][0]: fingerprint, **configured(notes)}
+    if group == "model" and PRETRAINED in notes:
+        return {PRETRAINED: notes[PRETRAINED]}
+    drawn = {DRAWN: notes[DRAWN]} if group == "task" and DRAWN in notes else {}
+    return {KINDS[group][0]: fingerprint, **drawn, **configured(notes)}
 
 
 def configured(notes: Mapping[str, Any]) -> dict[str, str]:
@@ -94,22 +99,24 @@ def configured(notes: Mapping[str, Any]) -> dict[str, str]:
 
 def recall(run: RunConfig, source: Local) -> dict[str, str] | None:
     """The `prints` of these files, where a run has taken them before."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return dict(json.loads(_memory(run, source).read_bytes())["prints"])
+    for seed in (run.seed, None):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return dict(json.loads(_memory(run, source, seed).read_bytes())["prints"])
     return None
 
 
 def remember(run: RunConfig, source: Local, found: dict[str, str]) -> None:
-    """Keep the `prints` of files that have been read, and were the same before. A full disk costs time, nothing else."""
+    """Keep the `prints` of files that have been read, and were the same before; for this seed alone where it draws from them.
+    A full disk costs time, nothing else."""
     now = " ".join(stamp(path) for path in source.given.values())
     if now == source.stamp:
         with suppress(OSError):
-            write_atomic(_memory(run, source), json.dumps({"prints": found}))
+            write_atomic(_memory(run, source, run.seed if DRAWN in found else None), json.dumps({"prints": found}))
 
 
-def _memory(run: RunConfig, source: Local) -> Path:
+def _memory(run: RunConfig, source: Local, seed: int | None) -> Path:
     settings = hashed(source.group, getattr(run, source.group), run.follows_seed, run.unhashed)
-    key = json.dumps([settings, sorted(source.given), source.stamp], sort_keys=True)
+    key = json.dumps([settings, sorted(source.given), source.stamp, seed], sort_keys=True)
     return Path(run.cache_dir) / "sources" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 

@@ -25,7 +25,7 @@ from vera.tasks.image_rows import Rows
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raised when the bytes below change their meaning
+FORMAT = 3  # raised when the bytes below change their meaning, or may have been wrong
 BATCH = 32
 FEW = 256  # images that are not worth starting processes for
 NAMED = 5
@@ -72,7 +72,7 @@ def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, worker
     with (folder / PIXELS).open("wb") as file:
         for index, batch in enumerate(loader):
             screen.doing("decoding images", index * BATCH, len(wanted))
-            for image in batch:
+            for position, image in enumerate(batch, start=index * BATCH):
                 if isinstance(image, str):
                     bad.append(image)
                     continue
@@ -81,6 +81,12 @@ def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, worker
                 if shape is None:
                     shape = array.shape
                     _check_space(folder, len(wanted) * array.size, rows.where)
+                if array.shape != shape or array.dtype != np.uint8:
+                    raise DataError(
+                        f"{rows.name(int(wanted[position]))} becomes {_size(array.shape)} {array.dtype}, where {_size(shape)} "
+                        "uint8 is expected, as of the first image: the model's image processor has to give every image one "
+                        "size in 8 bits (do_resize with height and width, or do_center_crop, in its preprocessor_config.json)"
+                    )
                 digest.update(of_bytes)
                 file.write(array.tobytes())
     if bad:
@@ -125,6 +131,10 @@ def opened(encoded: bytes) -> tuple[Image.Image, bool]:
         except Exception:  # of a block that is cut off or no EXIF at all: the pixels are whole
             return image, False
     return image, not any("EXIF" in str(complaint.message) for complaint in complaints)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _workers(images: int, asked: int | None) -> int:

@@ -60,8 +60,21 @@ class Rows:
         return str(label) if self.names is None else f"{label} ({self.names[label]})"
 
 
+def check_classes(splits: list[Rows]) -> None:
+    """Raises DataError where two splits that name their classes do not give one index one name."""
+    named = [rows for rows in splits if rows.names is not None]
+    for rows in named[1:]:
+        first = named[0]
+        if list(rows.names or ()) != list(first.names or ()):
+            odd = sorted(set(rows.names or ()) ^ set(first.names or ())) or ["their order"]
+            raise DataError(
+                f"{first.where} and {rows.where} do not name the same classes: {odd[0]!r} differs; give all splits the same "
+                "classes in the same order"
+            )
+
+
 def joined(parts: list[Rows]) -> Rows:
-    """Several splits as one, one after the other."""
+    """Several splits, whose classes agree, as one, one after the other."""
     if len(parts) == 1:
         return parts[0]
     return Rows(

@@ -16,6 +16,7 @@ from vera.config import HubId, Operational, Place, Source
 from vera.errors import ConfigError, DataError
 from vera.io.hub import HubData
 from vera.models.base import Backbone
+from vera.records.sources import DRAWN
 from vera.seeds import derive
 from vera.tasks import image_cache, image_rows
 from vera.tasks.base import Data, Task
@@ -64,9 +65,10 @@ class Images(FewShot):
 
     def load(self, backbone: Backbone, seed: int) -> Data:
         pool, evaluation, source, commit = _read(self.model_dump_json())
-        chosen = None
+        chosen, notes = None, {}
         if self.train_per_class is not None:
             chosen = few_shot(pool.labels, range(self.classes), self.train_per_class, seed, pool.class_name)
+            notes["few_shot_rows"] = chosen.tolist()
         if evaluation is None:  # everything that was not drawn, from one array of all images
             rest = np.setdiff1d(np.arange(len(pool)), chosen)
             everything = self._prepare(backbone, pool, None)
@@ -82,7 +84,10 @@ class Images(FewShot):
             train = Examples(few.pixels, labels, np.arange(len(labels)))
             evaluated = Examples(everything.pixels, evaluation.labels, np.arange(len(evaluation)))
             fingerprints = [everything.fingerprint, _fingerprint(evaluation.labels)]
-            fingerprints += [few.fingerprint] if chosen is None else []  # those that a seed draws differ by seed
+            if chosen is None:
+                fingerprints.append(few.fingerprint)
+            else:  # differs by seed
+                notes[DRAWN] = few.fingerprint
         return Data(
             train=train,
             evaluation=evaluated,
@@ -91,10 +96,7 @@ class Images(FewShot):
             source=source,
             commit=commit,
             fingerprint=hashlib.sha256(" ".join([*fingerprints, _fingerprint(pool.labels)]).encode()).hexdigest()[:16],
-            notes={
-                **({} if chosen is None else {"few_shot_rows": chosen.tolist()}),
-                **_passed_over([pool, evaluation], prepared),
-            },
+            notes={**notes, **_passed_over([pool, evaluation], prepared)},
         )
 
     def strata(self, examples):
@@ -147,14 +149,11 @@ def _read(task: str) -> tuple[Rows, Rows | None, str, str | None]:
     missing = [split for split in settings.eval_splits if split not in found]
     if missing:
         raise DataError(f"task.data_dir={settings.data_dir} holds no folder {missing[0]!r} to evaluate on")
+    image_rows.check_classes(list(found.values()))
     pool = image_rows.joined([found[split] for split in settings.train_splits if split in found])
     if not settings.eval_splits:
         return pool, None, source, commit
-    evaluation = image_rows.joined([found[split] for split in settings.eval_splits])
-    if pool.names is not None and evaluation.names is not None and list(pool.names) != list(evaluation.names):
-        odd = sorted(set(pool.names) ^ set(evaluation.names)) or ["their order"]
-        raise DataError(f"{pool.where} and {evaluation.where} do not name the same classes: {odd[0]!r} differs")
-    return pool, evaluation, source, commit
+    return pool, image_rows.joined([found[split] for split in settings.eval_splits]), source, commit
 
 
 def _passed_over(rows: list[Rows | None], prepared: list[image_cache.Prepared]) -> dict[str, int]:
