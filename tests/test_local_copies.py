@@ -122,7 +122,7 @@ SPLITS = {  # files below a folder; those of the split test of the configuration
 @pytest.mark.parametrize("case", SPLITS)
 def test_a_split_is_read_from_one_place(case, tmp_path):
     names, wanted = SPLITS[case]
-    root = tmp_path / "rte"
+    root = tmp_path / "R-TE"  # letters decide, as STS-B is stsb
     for name in names:
         (root / f"{name}.parquet").parent.mkdir(parents=True, exist_ok=True)
         (root / f"{name}.parquet").touch()

@@ -25,12 +25,12 @@ _SHARD = re.compile(r"^(?P<name>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})$")
 def split_files(folder: Path, split: str, subset: str | None = None, formats: Sequence[str] = FORMATS) -> list[Path]:
     """The files of one split, in order; none where the folder has none of it.
 
-    Those of a subset (but "default") lie in a folder of its name, which may be `folder` itself: there, only what no other
-    configuration can have counts, files in `folder`, in data/ or in a folder of the split. Raises DataError when a shard is
-    missing, and for a split that is there more than once.
+    Those of a subset (but "default") lie in a folder of its name, which may be `folder` itself (STS-B is stsb): there, only what
+    no other configuration can have counts, files in `folder`, in data/ or in a folder of the split. Raises DataError when a shard
+    is missing, and for a split that is there more than once.
     """
     inside = folder / subset if subset and (folder / subset).is_dir() else folder
-    if inside == folder and subset not in (None, "default", folder.absolute().name):
+    if inside == folder and subset not in (None, "default") and _letters(folder.absolute().name) != _letters(subset):
         return []
     anywhere = subset is None or inside != folder
     every = [path for path in sorted(inside.rglob("*")) if path.suffix in formats and _belongs(path, inside, split, anywhere)]
@@ -45,6 +45,10 @@ def split_files(folder: Path, split: str, subset: str | None = None, formats: Se
         )
     _check_shards(found)
     return found
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _belongs(path: Path, folder: Path, split: str, anywhere: bool) -> bool:
