@@ -24,7 +24,7 @@ FORMS: tuple[export.Form, ...] = ("peft", "lora", "merged")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TASKS = {"text": "text-classification", "generation": "text-generation", "image": "image-classification"}
 # What `export` writes in any form: of an earlier version of a repository it is deleted, and nothing else is.
-WRITTEN = ("adapter_config.json", "adapter_model.safetensors", "runs/*.json")
+WRITTEN: tuple[str, ...] = ("adapter_config.json", "adapter_model.safetensors", "runs/*.json")
 WRITTEN += ("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.jinja")
 WRITTEN += ("model.safetensors", "model.safetensors.index.json", "model-[0-9]*-of-[0-9]*.safetensors")
 WRITTEN += ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model")
