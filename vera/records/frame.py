@@ -127,4 +127,3 @@ def _neutral(group: str, name: str, version: Any, *_: Path) -> dict[str, Any]:
     except ConfigError:
         return {}
     return here.get("neutral") or {} if here["version"] == version else {}
-
