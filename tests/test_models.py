@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast, ViTImageProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    ViTImageProcessor,
+)
 
 from vera.config import build, compose
 from vera.config.architecture import misfit
@@ -188,6 +195,38 @@ def test_the_fingerprint_of_a_configuration_is_of_what_decides_numbers():
         assert prints.configuration({**CONFIG, **other}, USUAL) != found, other
 
 
+# As transformers 4 wrote them; what a copy has in their place was derived or renamed on reading.
+WRITTEN = {
+    "llama": {"hidden_size": 64, "num_attention_heads": 4, "rope_theta": 5e5},
+    "qwen2": {"hidden_size": 64, "num_hidden_layers": 2, "rope_theta": 1e6, "sliding_window": 32, "use_sliding_window": False},
+    "gpt_neox": {"rotary_emb_base": 10000, "rotary_pct": 0.5, "torch_dtype": "float16"},
+    "modernbert": {"num_hidden_layers": 4, "global_attn_every_n_layers": 3, "local_rope_theta": 1e4},
+    "deberta-v2": {"pos_att_type": "p2c|c2p", "relative_attention": True},
+    "bert": {"gradient_checkpointing": False, "position_embedding_type": "absolute", "hidden_act": "relu"},
+}
+WRITTEN["llama"] |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+
+
+@pytest.mark.parametrize("family", WRITTEN)
+def test_a_copy_of_a_configuration_has_its_fingerprint(family, tmp_path):
+    def of(**values):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **values}))
+        read = AutoConfig.from_pretrained(tmp_path)
+        return read, prints.configuration(read.to_dict(), prints.defaults(read))
+
+    read, found = of(**WRITTEN[family])
+    read.save_pretrained(tmp_path / "copied")
+    copied = json.loads((tmp_path / "copied" / "config.json").read_text())
+    assert copied != {"model_type": family, **WRITTEN[family]} and of(**copied)[1] == found
+    assert of()[1] != found
+
+
+def test_a_window_that_is_taken_away_is_another_configuration(tmp_path):
+    """null where the family has a number by default, as Mistral 0.2 has it."""
+    windowed, whole = (MistralConfig(sliding_window=window) for window in (4096, None))
+    assert len({prints.configuration(config.to_dict(), prints.defaults(config)) for config in (windowed, whole)}) == 2
+
+
 def edited(change):
     """The byte tokenizer with an edit of its tokenizer.json."""
     content = json.loads(byte_tokenizer().backend_tokenizer.to_str())
@@ -219,7 +258,10 @@ def test_the_fingerprint_of_a_tokenizer_is_of_what_it_makes_of_texts(tmp_path):
     assert found == "9f3affbc0d995849"
     own(["before it", "something was cut and padded"], truncation=True, max_length=5, padding="max_length")
     own.save_pretrained(tmp_path)
+    written = (tmp_path / "tokenizer.json").read_bytes()
     assert found == prints.tokens(own) == prints.tokens(AutoTokenizer.from_pretrained(tmp_path)) == prints.tokens(edited(len))
+    own.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == written and own.backend_tokenizer.truncation["max_length"] == 5
     left = byte_tokenizer()
     left.truncation_side = "left"
     assert len({found, prints.tokens(left), *(prints.tokens(each) for each in TOKENIZERS.values())}) == 2 + len(TOKENIZERS)

@@ -158,7 +158,7 @@ class Model(Component):
         try:
             self._check_config(source, where)
             model, preprocess, info = self._load(source, outputs, where)
-            written, _ = PretrainedConfig.get_config_dict(source, **where)
+            read = AutoConfig.from_pretrained(source, **where)  # without what this run sets in it
             preprocessing = (prints.pixels if self.modality == "image" else prints.tokens)(preprocess)
         except (OSError, ValueError, RuntimeError, KeyError, ImportError, StrictDataclassError) as error:
             raise ModelError(self._unreachable(source, error)) from None
@@ -173,7 +173,7 @@ class Model(Component):
         self._check_weights(source, model, lacking, head)
         notes: dict[str, Any] = {"head": head} if self.head == "auto" else {}
         if self.source_kind != "made here":  # conf/ decides what is
-            configuration = prints.configuration(written, prints.defaults(model.config))
+            configuration = prints.configuration(read.to_dict(), prints.defaults(read))
             notes |= {"configuration": configuration, "preprocessing": preprocessing}
         return Backbone(
             model=model,

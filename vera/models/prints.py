@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,8 @@ from transformers import PretrainedConfig
 # Keys of config.json that change no number here: what it is called and by whom it was written, what a run decides in its place
 # (dtype and labels), what a forward pass keeps. Those that begin with "_" are of this kind, too.
 NEUTRAL = {"transformers_version", "name_or_path", "architectures", "auto_map", "custom_pipelines", "task_specific_params"}
-NEUTRAL |= {
-    "tokenizer_class",
-    "processor_class",
-    "finetuning_task",
-    "dtype",
-    "torch_dtype",
-    "num_labels",
-    "id2label",
-    "label2id",
-}
-NEUTRAL |= {"problem_type", "use_cache", "gradient_checkpointing"}
+NEUTRAL |= {"tokenizer_class", "processor_class", "finetuning_task", "dtype", "torch_dtype"}
+NEUTRAL |= {"num_labels", "id2label", "label2id", "problem_type", "use_cache", "gradient_checkpointing"}
 
 TEXTS = [
     "The quick brown fox can't jump over 12,345.67 lazy dogs!  Déjà-vu: naïve Straße, \u4f60\u597d, \U0001f642.",
@@ -36,18 +28,19 @@ TEXTS = [
 ]
 
 
-def configuration(found: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """Of a config.json, as it was read: its keys but for NEUTRAL ones and those at the family's `defaults`."""
+def configuration(found: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    """Of a configuration as transformers reads it, with every key: those but for NEUTRAL ones that its family's `defaults`
+    have otherwise."""
 
-    def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
+    def deciding(found: Mapping[str, Any], usual: Any) -> dict[str, Any]:
+        usual = usual if isinstance(usual, Mapping) else {}
         return {
-            key: deciding(value) if isinstance(value, Mapping) else value
-            for key, value in values.items()
-            if value is not None and key not in NEUTRAL and not key.startswith("_")
+            key: deciding(value, usual.get(key)) if isinstance(value, Mapping) else value
+            for key, value in found.items()
+            if not (key in NEUTRAL or key.startswith("_")) and (key == "model_type" or usual.get(key) != value)
         }
 
-    usual = deciding(defaults)
-    return digest({k: v for k, v in deciding(found).items() if k == "model_type" or k not in usual or usual[k] != v})
+    return digest(deciding(found, usual))
 
 
 def defaults(config: PretrainedConfig) -> dict[str, Any]:
@@ -66,10 +59,24 @@ def tokens(tokenizer: Any) -> str:
     roles = [getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "pad", "cls", "sep", "unk", "mask")]
     special = tokenizer.convert_ids_to_tokens([each for each in roles if each is not None])
     texts = [*TEXTS, some, " x ".join(special)]
-    whole, pairs = tokenizer(texts, verbose=False), tokenizer(texts, texts[::-1], verbose=False)
-    cut = tokenizer(texts, texts[::-1], truncation=True, max_length=16)
-    written = [tokenizer.decode(ids, skip_special_tokens=skip) for ids in whole["input_ids"] for skip in (True, False)]
+    with _as_it_was(tokenizer):
+        whole, pairs = tokenizer(texts, verbose=False), tokenizer(texts, texts[::-1], verbose=False)
+        cut = tokenizer(texts, texts[::-1], truncation=True, max_length=16)
+        written = [tokenizer.decode(ids, skip_special_tokens=skip) for ids in whole["input_ids"] for skip in (True, False)]
     return digest([vocabulary, roles, *(dict(sorted(made.items())) for made in (whole, pairs, cut)), written])
+
+
+@contextmanager
+def _as_it_was(tokenizer: Any) -> Iterator[None]:
+    """A call leaves its truncation and padding in a fast tokenizer, and save_pretrained would write them to tokenizer.json."""
+    if not tokenizer.is_fast:
+        yield
+        return
+    backend = tokenizer.backend_tokenizer
+    truncation, padding = backend.truncation, backend.padding
+    yield
+    backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
+    backend.no_padding() if padding is None else backend.enable_padding(**padding)
 
 
 def pixels(processor: Any) -> str:
