@@ -80,6 +80,12 @@ def test_versions_and_fingerprints_of_one_component_are_told_apart(tmp_path):
         record(["model=roberta_base", "task=rte", "method=adapter_p"], 0, 0.9, model_fingerprint="r", data_fingerprint="s")
     )
     assert not {"method.version", "model_fingerprint", "data_fingerprint"} & {*vera.frame(tmp_path)}
+    for seed, notes in enumerate(({}, {"configuration": "c"}, {"configuration": "c"}), start=2):  # older ones say nothing of it
+        store.write(record(["model=roberta_base", "task=rte", "method=head"], seed, 0.9, notes=notes))
+    assert "configuration" not in vera.frame(tmp_path)
+    store.write(record(["model=roberta_base", "task=rte", "method=head"], 5, 0.9, notes={"configuration": "d"}))
+    said = vera.frame(tmp_path).set_index("seed").configuration.loc[[2, 3, 4, 5]]
+    assert said.isna().tolist() == [True, False, False, False] and said.dropna().tolist() == ["c", "c", "d"]
     raw = json.loads(record(LORA, 1, 0.7, model_fingerprint="n", data_fingerprint="e").to_json())
     raw["run"]["config"]["task"]["version"] += 1
     raw["run"]["cell_id"] = cell_id(raw["run"]["config"], raw["run"]["follows_seed"])

@@ -1,16 +1,21 @@
 """Backbones: the digits ViT from its own seed, local paths, sources without paths of this machine."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast, ViTImageProcessor
 
 from vera.config import build, compose
 from vera.config.architecture import misfit
 from vera.errors import ConfigError, ModelError
+from vera.models import prints
 from vera.models.base import weights_fingerprint
 from vera.models.digits import pretrain
+from vera.models.image import Pixels
 from vera.models.tiny import byte_tokenizer
 
 
@@ -159,6 +164,77 @@ def test_fingerprint_sees_the_backbone_and_not_the_head(cache):
     with torch.no_grad():
         next(backbone.model.vit.parameters()).add_(1e-3)
     assert weights_fingerprint(backbone.model, backbone.head) != backbone.fingerprint
+
+
+CONFIG = {"model_type": "bert", "hidden_size": 8, "hidden_act": "gelu", "rope": {"theta": 1.0}, "_name_or_path": "x"}
+USUAL = {"model_type": "bert", "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "initializer_range": 0.02, "pad_token_id": 0}
+
+
+def test_the_fingerprint_of_a_configuration_is_of_what_decides_numbers():
+    found = prints.configuration(CONFIG, USUAL)
+    assert found == "208d41175d1e7b61"  # in any process, on any machine
+    same = {"transformers_version": "4", "id2label": {"0": "no"}, "dtype": "float16", "hidden_dropout_prob": 0.1, "sep": None}
+    assert prints.configuration({**CONFIG, **same}, USUAL) == found
+    assert prints.configuration({key: CONFIG[key] for key in reversed(CONFIG) if key != "hidden_act"}, USUAL) == found
+    assert prints.configuration(CONFIG, {**USUAL, "younger": 1}) == found
+    for other in (
+        {"hidden_act": "relu"},
+        {"hidden_dropout_prob": 0.0},
+        {"initializer_range": 0.1},
+        {"pad_token_id": 1},
+        {"rope": {"theta": 2.0}},
+        {"model_type": "roberta"},
+    ):
+        assert prints.configuration({**CONFIG, **other}, USUAL) != found, other
+
+
+def edited(change):
+    """The byte tokenizer with an edit of its tokenizer.json."""
+    content = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    change(content)
+    special = {
+        f"{role}_token": getattr(byte_tokenizer(), f"{role}_token") for role in ("bos", "eos", "pad", "cls", "sep", "unk")
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), **special, mask_token="<mask>")
+
+
+def swap(content, a="a", b="b"):
+    words = content["model"]["vocab"]
+    words[a], words[b] = words[b], words[a]
+
+
+TOKENIZERS = {
+    "two ids": edited(swap),
+    "lower case": edited(lambda content: content.update(normalizer={"type": "Lowercase"})),
+    "no pairs": edited(lambda content: content.update(post_processor=None)),
+    "a space before": edited(lambda content: content["pre_tokenizer"].update(add_prefix_space=True)),
+    "a merge": edited(lambda content: content["model"].update(merges=[["t", "h"]]) or content["model"]["vocab"].update(th=300)),
+    "another padding token": PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer, pad_token="</s>"),
+}
+
+
+def test_the_fingerprint_of_a_tokenizer_is_of_what_it_makes_of_texts(tmp_path):
+    own = byte_tokenizer()
+    found = prints.tokens(own)
+    assert found == "9f3affbc0d995849"
+    own(["before it", "something was cut and padded"], truncation=True, max_length=5, padding="max_length")
+    own.save_pretrained(tmp_path)
+    assert found == prints.tokens(own) == prints.tokens(AutoTokenizer.from_pretrained(tmp_path)) == prints.tokens(edited(len))
+    left = byte_tokenizer()
+    left.truncation_side = "left"
+    assert len({found, prints.tokens(left), *(prints.tokens(each) for each in TOKENIZERS.values())}) == 2 + len(TOKENIZERS)
+
+
+def test_the_fingerprint_of_an_image_processor_is_of_the_pixels_that_it_makes(tmp_path):
+    def of(**more):
+        made = {"size": {"height": 8, "width": 8}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, **more}
+        ViTImageProcessor(**made).save_pretrained(tmp_path)
+        return prints.pixels(Pixels(AutoImageProcessor.from_pretrained(tmp_path, backend="pil"), 3))
+
+    others = [{"size": {"height": 8, "width": 9}}, {"resample": 0}, {"image_mean": [0.5, 0.5, 0.4]}, {"image_std": [0.25] * 3}]
+    others += [{"rescale_factor": 1 / 127}, {"do_normalize": False}]
+    assert of() == of() == "09de59c206da5fab"
+    assert len({of(), *(of(**other) for other in others)}) == 1 + len(others)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "P"])

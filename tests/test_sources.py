@@ -5,12 +5,18 @@ import os
 import shutil
 
 import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from vera.errors import RecordError
+from tests.test_verify import SIZES
+from vera.checks.verify import repeat
+from vera.config import build
+from vera.errors import ModelError, RecordError
+from vera.models.tiny import tiny_checkpoint
 from vera.records import sources, sweep
 from vera.records.store import Store
 from vera.run import check_sources, execute
 from vera.tasks import base, glue
+from vera.trained.export import export
 
 ROWS = [
     (f"The cat {i} sleeps.", f"A cat {'sleeps' if i % 2 else 'runs'}.", ("entailment", "not_entailment")[i % 2])
@@ -131,6 +137,58 @@ def test_other_weights_are_refused(compose, tmp_path, cache):
     changed = record.model_copy(update={"provenance": record.provenance.model_copy(update={"model_fingerprint": "f" * 16})})
     with pytest.raises(RecordError, match=r"other weights: local folder, fingerprint f{16}, and model.path="):
         check_sources(compose(*own, f"model.path={folder}"), changed)
+
+
+def edit(path, **values):
+    """A JSON file with other values, or with two letters of its vocabulary changed round."""
+    content = json.loads(path.read_text())
+    for key, value in values.items():
+        content[key] = value(content[key]) if callable(value) else value
+    path.write_text(json.dumps(content))
+
+
+def swapped(model):
+    return {**model, "vocab": {**model["vocab"], "a": model["vocab"]["b"], "b": model["vocab"]["a"]}}
+
+
+@pytest.mark.parametrize("what", ["configuration", "tokenizer"])
+def test_a_backbone_is_more_than_its_weights(what, compose, tmp_path, cache, as_in_a_new_process):
+    """Another activation or vocabulary beside the same weights: no record, no export, no prepared row answers for it."""
+    source = tiny_checkpoint({"family": "roberta", **SIZES}, cache)
+    given = shutil.copytree(source, tmp_path / "given")
+    own = ["model=roberta_base", "model.size=full", "~model.full", "task=rte", "method=lora", "train.save=true"]
+    own += ["train.max_steps=1", f"work_dir={tmp_path / 'work' / 'results'}"]
+    run = compose(*own, f"model.path={given}")
+    record, path = execute(run), Store(run.results_dir).path(run.run_name)
+    copied = tmp_path / "copied"  # as transformers writes it
+    AutoModelForSequenceClassification.from_pretrained(given).base_model.save_pretrained(copied)
+    AutoTokenizer.from_pretrained(given).save_pretrained(copied)
+    assert execute(compose(*own, f"model.path={copied}")) == record
+    before = build(run.task, "task").load(build(run.model, "model").load(2, cache), 0)
+    if what == "configuration":
+        edit(given / "config.json", hidden_act="relu")
+    else:
+        edit(given / "tokenizer.json", model=swapped)
+    after = build(run.task, "task").load(build(run.model, "model").load(2, cache), 0)
+    assert ([row["input_ids"] for row in after.train] == [row["input_ids"] for row in before.train]) == (
+        what == "configuration"
+    )
+    as_in_a_new_process()
+    said = {"configuration": r"another configuration \(config\.json\)", "tokenizer": "another tokenizer or image processor"}[
+        what
+    ]
+    for repeated in (lambda: execute(run), lambda: repeat(record, [f"model.path={given}", f"cache_dir={cache}"])):
+        with pytest.raises(RecordError, match=f"its record was made from {said}: local folder, fingerprint"):
+            repeated()
+    out = [f"model.path={given}", f"cache_dir={cache}"]
+    with pytest.raises(ModelError, match=f"was trained with {said} of roberta_base than the one at hand"):
+        export(path, tmp_path / "out", "merged", overrides=out)
+    older = json.loads(path.read_text())  # from before this was noted
+    for note in sources.CONFIGURED:
+        del older["provenance"]["notes"][note]
+    path.write_text(json.dumps(older))
+    assert execute(run).cost.steps == 1
+    export(path, tmp_path / "out", "merged", overrides=out)
 
 
 def test_a_sweep_starts_what_it_cannot_compare(compose, tmp_path, monkeypatch, as_in_a_new_process):

@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -364,10 +365,18 @@ def test_the_state_of_another_run_is_refused(compose, tmp_path):
     loop.fit()
     with pytest.raises(TrainingError, match=r"state of another run \(its cell_id differs"):
         Loop(other, *prepare(other), tmp_path).fit()
-    backbone, method, task, data = prepare(run)
-    backbone.fingerprint = "another"
-    with pytest.raises(TrainingError, match="its model_fingerprint differs"):
-        Loop(run, backbone, method, task, data, tmp_path).fit()
+    for changed, what in (
+        ({"fingerprint": "another"}, "model_fingerprint"),
+        ({"notes": {"configuration": "b"}}, "configuration"),
+    ):
+        made = []
+        for values in ({"notes": {"configuration": "a"}}, changed):
+            backbone, method, task, data = prepare(run)
+            made.append(Loop(run, replace(backbone, **values), method, task, data, tmp_path / what))
+        made[0].fit()
+        with pytest.raises(TrainingError, match=f"its {what} differs"):
+            made[1].fit()
+    Loop(run, *prepare(run), tmp_path).fit()  # neither says anything of a configuration
     (tmp_path / "state.safetensors").write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(TrainingError, match="not the state of this run"):
         Loop(run, *prepare(run), tmp_path).fit()

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.artefacts import digits
 from experiments.engine import claims, pareto, tuning
-from experiments.engine.aggregate import common, unlike
+from experiments.engine.aggregate import common, summarise_records, unlike
 from experiments.engine.pivot import pivot
 from experiments.engine.published import choice
 from experiments.engine.registry import artefact
@@ -15,6 +15,7 @@ from tests.test_experiments import by_cell, record
 from vera.config import cell_id
 from vera.errors import ConfigError
 from vera.records.record import Record
+from vera.records.sources import CONFIGURED
 from vera.records.store import Store
 
 DIGITS = ["model=digits_vit", "task=digits"]
@@ -55,6 +56,17 @@ def test_pairs_of_unlike_runs_are_left_out(what):
     ((of, values),) = [found.split(" ", 1) for found in unlike([*vera, *lora])]
     first, second = ("d", "e") if what == "data" else ("m", "n")
     assert of == what and values == f"({first}: lora, vera; {second}: lora)"
+
+
+@pytest.mark.parametrize("note", CONFIGURED)
+def test_a_configuration_is_compared_where_both_records_note_it(note):
+    old, one, other = (
+        runs([*DIGITS, f"method={method}"], 0.7, **({"notes": {note: value}} if value else {}))
+        for method, value in (("lora", None), ("vera", "one"), ("lora", "other"))
+    )
+    assert unlike([*old, *one]) == [] and len(common(one, old)[0]) == 5
+    assert unlike([*one, *other]) == [f"{note} (one: vera; other: lora)"] and common(one, other) == ([], [])
+    assert summarise_records([*old[:2], *other[2:]]).mixed == () and summarise_records([*one[:2], *other[2:]]).mixed == (note,)
 
 
 def test_other_images_drawn_by_one_seed_are_unlike():

@@ -94,6 +94,21 @@ def test_other_conditions_are_listed_whatever_comes_out(recorded, capsys, more, 
     assert f"data_fingerprint: recorded {made.data_fingerprint}, here {'1' * 16}" in said
 
 
+def test_another_configuration_is_a_condition_and_no_number(recorded, capsys):
+    """Where both say it: an older record does not."""
+
+    def noted(**notes):
+        raw = json.loads(recorded[0].to_json())
+        raw["provenance"]["notes"] |= notes
+        return Record.model_validate(raw)
+
+    found = compare(noted(configuration="a", preprocessing="same"), noted(configuration="b", preprocessing="same"))
+    assert not found.differing() and found.conditions == [("configuration", "a", "b")] and report(found, 0.0) == 0
+    assert "configuration: recorded a, here b" in capsys.readouterr().out
+    for pair in ((noted(), noted(configuration="b")), (noted(configuration="b"), noted())):
+        assert not compare(*pair).differing() and not compare(*pair).conditions
+
+
 EDITS = {
     "best by accuracy: accuracy": lambda raw: raw["scores"]["best_each"]["accuracy"]["metrics"].update(accuracy=0.9),
     "best by accuracy: epoch": lambda raw: raw["scores"]["best_each"]["accuracy"].update(epoch=99),

@@ -9,6 +9,7 @@ from experiments.engine.aggregate import common, detectable, exceeds_p, paired, 
 from experiments.engine.published import load
 from experiments.engine.render import DASH, Table, figure, signed
 from experiments.engine.rows import Asked, Entry, n, over_seeds, rows, score, scores, seconds, steps, trained
+from vera.records.sources import CONFIGURED
 
 SWEEP = "glue_minilm"
 PROBE = "probe_minilm"
@@ -53,10 +54,11 @@ def build(asked: Asked) -> list[Table]:
         for method, label in METHODS.items()
     }
     yardstick, foreign = {}, []
-    backbones = sources([record for entry in entries.values() for record in entry.records], ("backbone",))["backbone"]
+    backbones = sources([record for entry in entries.values() for record in entry.records], ("backbone", *CONFIGURED))
+    same = all(found <= {measured.get(name)} for name, found in backbones.items() if name == "backbone" or name in measured)
     for task, column in columns.items():
         data = sources([record for method in METHODS for record in entries[task, method].records], ("data",))["data"]
-        like = backbones <= {measured.get("backbone")} and data <= {probe.get(task, {}).get("data_fingerprint")}
+        like = same and data <= {probe.get(task, {}).get("data_fingerprint")}
         yardstick[task] = probe[task]["metrics"][column.metric] if task in probe and like else None
         foreign += [column.label] * (task in probe and not like)
     of_probe = [

@@ -15,11 +15,12 @@ from scipy.stats import t as student
 from experiments.engine.published import Statistic
 from vera.config.memory import composed
 from vera.records.record import Record
-from vera.records.sources import DRAWN
+from vera.records.sources import CONFIGURED, DRAWN
 
 PAPER_SEEDS = 5
 
-COMPARED = ("backbone", "data", "version")  # what runs have in common whose scores are compared; version: of model and task
+# What runs have in common whose scores are compared; version: of model and task. Of CONFIGURED older records say nothing.
+COMPARED = ("backbone", *CONFIGURED, "data", "version")
 WORKED = ("device", "processes", "precision")  # and those whose memory is; for seconds also the threads
 
 Cells = Mapping[str, list[Record]]  # by cell_id, each list by seed
@@ -30,7 +31,7 @@ class Summary:
     """n seeds of one cell: median, mean, sample standard deviation and interval of the median (`median_interval`).
 
     A collapsed seed counts as minus infinity, the worst rank. std and interval are None for a single seed, std also where a
-    seed has collapsed. `mixed` names what the seeds should have in common and do not: backbone, data or precision.
+    seed has collapsed. `mixed` names what the seeds should have in common and do not (`sources`).
     cell: the cell_id of the records, "" where the values come from no records.
     """
 
@@ -110,12 +111,14 @@ def of_records(summary: Summary, records: Sequence[Record]) -> Summary:
     return replace(summary, mixed=mixed, cell=records[0].run.cell_id)
 
 
-def sources(records: Sequence[Record], names: Sequence[str] = ("backbone", "data", "precision")) -> dict[str, set[str]]:
+def sources(
+    records: Sequence[Record], names: Sequence[str] = ("backbone", *CONFIGURED, "data", "precision")
+) -> dict[str, set[str]]:
     """What runs should have in common, and all values of it that these have."""
-    return {name: {_made_with(record)[name] for record in records} for name in names}
+    return {name: {made for record in records if (made := _made_with(record)[name]) is not None} for name in names}
 
 
-def _made_with(record: Record) -> dict[str, str]:
+def _made_with(record: Record) -> dict[str, str | None]:
     source, cost, config = record.provenance, record.cost, record.run.config
     earlier = source.notes.get("resumed", [])  # starts on another machine
 
@@ -124,6 +127,7 @@ def _made_with(record: Record) -> dict[str, str]:
 
     return {
         "backbone": source.model_fingerprint,
+        **{note: source.notes.get(note) for note in CONFIGURED},
         "data": source.data_fingerprint,  # a task's, not of what a seed draws from it, which `unlike` compares seed by seed
         "version": ", ".join(f"{group} {config[group].get('version')}" for group in ("model", "task")),
         "device": over("device", cost.device),
@@ -138,7 +142,7 @@ def unlike(records: Sequence[Record], names: Sequence[str] = COMPARED) -> list[s
     With "data" also the first seed that has drawn other images in the same places."""
     found = [_apart(name, [(_made_with(record)[name], record) for record in records]) for name in names]
     if "data" in names:
-        drawn: dict[tuple[int, str], list[tuple[str, Record]]] = {}
+        drawn: dict[tuple[int, str], list[tuple[str | None, Record]]] = {}
         for record in records:
             notes = record.provenance.notes
             if DRAWN in notes:
@@ -147,11 +151,12 @@ def unlike(records: Sequence[Record], names: Sequence[str] = COMPARED) -> list[s
     return [part for part in found if part]
 
 
-def _apart(name: str, values: list[tuple[str, Record]]) -> str:
-    """The name, each value of it and the methods with that; "" where there is one value."""
+def _apart(name: str, values: list[tuple[str | None, Record]]) -> str:
+    """The name, each value of it that a record says and the methods with that; "" where there is one value."""
     whose: dict[str, set[str]] = {}
     for value, record in values:
-        whose.setdefault(value, set()).add(record.run.method)
+        if value is not None:
+            whose.setdefault(value, set()).add(record.run.method)
     listed = "; ".join(f"{value}: {', '.join(sorted(methods))}" for value, methods in sorted(whose.items()))
     return f"{name} ({listed})" if len(whose) > 1 else ""
 

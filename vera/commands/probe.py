@@ -23,6 +23,7 @@ from vera.commands import ROOT
 from vera.config import build, compose
 from vera.config.paths import readable
 from vera.io.files import write_atomic
+from vera.records.sources import configured
 from vera.run import code
 from vera.tasks.text import fingerprint
 
@@ -45,6 +46,7 @@ def main() -> int:
     content = {
         "what": "linear models on mean-pooled embeddings of the frozen backbone, scored on GLUE's development sets",
         "backbone": backbone.fingerprint,
+        **configured(backbone.notes),
         "git_sha": made_by["git_sha"],
         "git_dirty": made_by["git_dirty"],
         "versions": {key: made_by["versions"][key] for key in ("torch", "transformers", "scikit-learn", "numpy")},

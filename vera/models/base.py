@@ -22,7 +22,7 @@ from vera.config.architecture import FIT, misfit, misfit_of_path
 from vera.errors import ConfigError, ModelError
 from vera.io import hub
 from vera.io.cache import make_folder
-from vera.models import found
+from vera.models import found, prints
 from vera.models.tiny import architecture, tiny_checkpoint
 from vera.nn.names import inside
 from vera.seeds import forked
@@ -37,7 +37,9 @@ class Backbone:
     head         names of the head's modules; none for a language model, which keeps its own.
     source       checkpoint id or folder; commit: its hub commit, or None.
     fingerprint  SHA-256 (16 digits) over the backbone's weights, head excluded.
-    notes        what a record should say of it: what was found in it where its yaml leaves that open.
+    preprocessing  fingerprint of the tokenizer or image processor.
+    notes        what a record should say of it: what was found in it where its yaml leaves that open; of what is not made here
+                 also the fingerprints of its configuration and of its preprocessing (vera.models.prints).
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class Backbone:
     source: str
     commit: str | None
     fingerprint: str
+    preprocessing: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -155,6 +158,8 @@ class Model(Component):
         try:
             self._check_config(source, where)
             model, preprocess, info = self._load(source, outputs, where)
+            written, _ = PretrainedConfig.get_config_dict(source, **where)
+            preprocessing = (prints.pixels if self.modality == "image" else prints.tokens)(preprocess)
         except (OSError, ValueError, RuntimeError, KeyError, ImportError, StrictDataclassError) as error:
             raise ModelError(self._unreachable(source, error)) from None
         check_whole(model, source)
@@ -166,6 +171,10 @@ class Model(Component):
         if missing:
             raise ModelError(f"{self.name}: {source} has no module {missing[0]!r} to serve as the head")
         self._check_weights(source, model, lacking, head)
+        notes: dict[str, Any] = {"head": head} if self.head == "auto" else {}
+        if self.source_kind != "made here":  # conf/ decides what is
+            configuration = prints.configuration(written, prints.defaults(model.config))
+            notes |= {"configuration": configuration, "preprocessing": preprocessing}
         return Backbone(
             model=model,
             preprocess=preprocess,
@@ -173,7 +182,8 @@ class Model(Component):
             source=self._public(source),
             commit=hub_commit,
             fingerprint=weights_fingerprint(model, head),
-            notes={**({"head": head} if self.head == "auto" else {}), **self._notes(source)},
+            preprocessing=preprocessing,
+            notes={**notes, **self._notes(source)},
         )
 
     def _check_config(self, source: str, where: dict[str, Any]) -> None:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from vera.config import GROUPS, beside, choice, conf_folders, younger
 from vera.errors import ConfigError, RecordError
 from vera.records.record import Record
+from vera.records.sources import CONFIGURED, configured
 from vera.records.store import Store
 
 if TYPE_CHECKING:
     import pandas
 
 NOT_SETTINGS = {"name", "neutral", "facts", "_target_"}  # of a group, as far as telling runs apart goes
-PRINTS = {"model_fingerprint": "model", "data_fingerprint": "task"}  # of the provenance, and what they are a model's or task's
+# Fingerprints in the provenance and its notes, and whether they are a model's or a task's.
+PRINTS = {"model_fingerprint": "model", "data_fingerprint": "task", **dict.fromkeys(CONFIGURED, "model")}
 
 
 def frame(results_dir: str | Path = "results", history: bool = False) -> pandas.DataFrame:
@@ -27,7 +29,7 @@ def frame(results_dir: str | Path = "results", history: bool = False) -> pandas.
     (null, or why); seconds, steps, peak_memory_bytes, device; commit; and each key of the configuration that is not the same
     in all of them, as model.*, task.*, method.* or train.*, null for a run that has no such key. Where one model, task or
     method has records of several versions, model.version, task.version or method.version; where one model or task has several
-    fingerprints, model_fingerprint or data_fingerprint.
+    fingerprints, model_fingerprint, configuration, preprocessing or data_fingerprint.
 
     history: one row an evaluated epoch instead: epoch, step, train_loss and the metrics by their names, of the rows that choose
     the epoch. Raises RecordError for a folder without records, or with an invalid one.
@@ -38,10 +40,14 @@ def frame(results_dir: str | Path = "results", history: bool = False) -> pandas.
     if not records:
         raise RecordError(f"{results_dir} holds no record: there is nothing in {Store(results_dir).runs}")
     settings = varying([record.run.config for record in records])
-    prints = [key for key, group in PRINTS.items() if _several((r.run.config[group]["name"], _print(r, key)) for r in records)]
+    prints = {key: [_print(record, key) for record in records] for key in PRINTS}
+    for key, group in PRINTS.items():
+        named = zip((record.run.config[group]["name"] for record in records), prints[key], strict=True)
+        if not _several((name, value) for name, value in named if value is not None):
+            del prints[key]
     rows = [
-        {**identity(record), **part, **chosen, **{key: _print(record, key) for key in prints}}
-        for record, chosen in zip(records, settings, strict=True)
+        {**identity(record), **part, **chosen, **{key: values[index] for key, values in prints.items()}}
+        for index, (record, chosen) in enumerate(zip(records, settings, strict=True))
         for part in (_epochs(record) if history else [_scores(record)])
     ]
     for key in dict.fromkeys(key for row in rows for key in row):
@@ -97,8 +103,9 @@ def _several(pairs: Iterable[tuple[str, Any]]) -> bool:
     return len(distinct) > len({name for name, _ in distinct})
 
 
-def _print(record: Record, key: str) -> str:
-    return str(getattr(record.provenance, key))
+def _print(record: Record, key: str) -> str | None:
+    """None of what an older record does not note."""
+    return configured(record.provenance.notes).get(key) if key in CONFIGURED else getattr(record.provenance, key)
 
 
 def leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:

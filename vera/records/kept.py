@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vera.errors import ModelError
 from vera.records.record import Record
+from vera.records.sources import CONFIGURED, configured
 
 Checkpoint = Literal["best", "last"]
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -62,6 +64,21 @@ def kept(record: Record, work_dir: str | Path, checkpoint: Checkpoint) -> tuple[
             f"{own[:8]}); give the work_dir where this one's are, or train it again with a work_dir of its own"
         )
     return folder, found
+
+
+def check_backbone(record: Record, fingerprint: str, notes: Mapping[str, Any]) -> None:
+    """Raises ModelError unless a backbone with this fingerprint and these notes is the one that a run was trained on. What an
+    older record does not note is not compared."""
+    made, model = record.provenance, record.run.model
+    if fingerprint != made.model_fingerprint:
+        raise ModelError(f"{record.name} was trained on other weights of {model} than the ones at hand")
+    recorded = configured(made.notes)
+    for note, found in configured(notes).items():
+        if found != recorded.get(note, found):
+            raise ModelError(
+                f"{record.name} was trained with another {CONFIGURED[note]} of {model} than the one at hand (fingerprint "
+                f"{recorded[note]}, here {found}); give the folder or commit that it was trained with"
+            )
 
 
 def _older(record: Record) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +22,8 @@ from vera.io.files import write_atomic
 from vera.records.record import LOCAL, Record
 
 KINDS = {"model": ("weights", "model_fingerprint", "model_source"), "task": ("rows", "data_fingerprint", "data_source")}
+# Notes of a record. CONFIGURED: fingerprints of what decides a backbone's numbers beside its weights, and what they are of.
+CONFIGURED = {"configuration": "configuration (config.json)", "preprocessing": "tokenizer or image processor"}
 DRAWN = "few_shot_images"  # a record's note: fingerprint of the images that its seed drew, where the task's leaves them out
 PRETRAINED = "pretrained_on"  # and of what a backbone was pretrained on here, whose weights may differ by processor
 
@@ -87,7 +89,12 @@ def prints(group: str, fingerprint: str, notes: dict[str, Any]) -> dict[str, str
     if group == "model" and PRETRAINED in notes:
         return {PRETRAINED: notes[PRETRAINED]}
     drawn = {DRAWN: notes[DRAWN]} if group == "task" and DRAWN in notes else {}
-    return {KINDS[group][0]: fingerprint, **drawn}
+    return {KINDS[group][0]: fingerprint, **drawn, **configured(notes)}
+
+
+def configured(notes: Mapping[str, Any]) -> dict[str, str]:
+    """The CONFIGURED of a record's notes or a backbone's: of one that was made here, or is older than they are, none."""
+    return {note: str(notes[note]) for note in CONFIGURED if note in notes}
 
 
 def recall(run: RunConfig, source: Local) -> dict[str, str] | None:
@@ -134,8 +141,9 @@ def compare(record: Record, group: str, found: dict[str, str], named: str) -> No
     for name, fingerprint in found.items():
         if fingerprint != recorded.get(name, fingerprint):
             where = getattr(record.provenance, source)
+            other = f"another {CONFIGURED[name]}" if name in CONFIGURED else f"other {what}"
             raise RecordError(
-                f"its record was made from other {what}: {where}, fingerprint {recorded[name]}, and {named} has {fingerprint}; "
+                f"its record was made from {other}: {where}, fingerprint {recorded[name]}, and {named} has {fingerprint}; "
                 f"give the {what} that it was made from, or another results_dir= for these"
             )
 

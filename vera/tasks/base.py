@@ -137,7 +137,7 @@ class Task(Component):
     def once(self, backbone: Backbone, prepare: Callable[[], Data]) -> Data:
         """What `prepare` gives, made once for the runs of a sweep with this task and backbone that follow one another, whatever
         their seeds and methods."""
-        key = (type(self), self.model_dump_json(), backbone.source, backbone.fingerprint)
+        key = (type(self), self.model_dump_json(), backbone.source, backbone.fingerprint, backbone.preprocessing)
         if key not in _PREPARED:
             _PREPARED.clear()
             _PREPARED[key] = prepare()

@@ -14,15 +14,16 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from vera.config import RunConfig, Strict, build, component, hashed
-from vera.errors import ConfigError, ModelError, RecordError, TrainingError
+from vera.errors import ConfigError, RecordError, TrainingError
 from vera.io.files import append_line, locked, read_json, read_lines
 from vera.judge.judgement import SCHEMA, Answers, answers_name, digest, find, write
 from vera.judge.questions import Question, QuestionSet, QuestionSource, described, load_questions
 from vera.methods.base import Method
 from vera.models.base import Backbone, Model
 from vera.models.decoding import Decoding, Draws, generate_ids, text_of
-from vera.records.kept import Checkpoint, kept
+from vera.records.kept import Checkpoint, check_backbone, kept
 from vera.records.record import Finite, Record, Run
+from vera.records.sources import configured
 from vera.records.store import Store
 from vera.run import code, now
 from vera.seeds import generator
@@ -137,7 +138,7 @@ def answer(
     loaded = None
     if trained is None and run.model.get("path") is not None:  # a path is no name: weights of a folder by what they are
         loaded = _load(run, None, None)
-        about = {**about, "fingerprint": loaded[0].fingerprint}
+        about = {**about, "fingerprint": loaded[0].fingerprint, **configured(loaded[0].notes)}
     identity = digest([about, weights, used.model_dump(), settings.public])
     stem = f"{answers_name(run.model['name'], trained.run if trained else None)}--{used.name}--{identity[:8]}"
     path = Path(run.results_dir) / "answers" / f"{stem}.jsonl"
@@ -200,8 +201,7 @@ def _load(run: RunConfig, trained: Record | None, folder: Path | None) -> tuple[
     backbone = model_config.load(0, Path(run.cache_dir))
     if trained is None:
         return backbone, None
-    if backbone.fingerprint != trained.provenance.model_fingerprint:
-        raise ModelError(f"{run.run_name} was trained on other weights of {run.model['name']} than the ones at hand")
+    check_backbone(trained, backbone.fingerprint, backbone.notes)
     method: Method = build(run.method, "method")
     method.load(backbone, model_config, folder)
     return backbone, method

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vera.checks.verify import read_record, run_of
 from vera.config import RunConfig, build, component
 from vera.config.paths import work_of
-from vera.errors import AdapterError, ConfigError, ModelError, RecordError
+from vera.errors import AdapterError, ConfigError, RecordError
 from vera.io.files import move_folder, read_json, write_atomic
 from vera.methods import fused
 from vera.methods.adalora import AdaLora
@@ -39,7 +39,7 @@ from vera.nn.base_layer import matrix, transposed
 from vera.nn.inject import replace_module
 from vera.nn.linear import VeraLinear
 from vera.nn.names import inside
-from vera.records.kept import kept
+from vera.records.kept import check_backbone, kept
 from vera.records.record import Record
 from vera.records.store import Store
 from vera.seeds import seed_everything
@@ -161,8 +161,7 @@ def _load(run: RunConfig, record: Record, method: Method, folder: Path) -> Backb
     task, model_config = build(run.task, "task"), build(run.model, "model")
     seed_everything(run.seed, "head")
     backbone = model_config.load(task.outputs, Path(run.cache_dir))
-    if backbone.fingerprint != record.provenance.model_fingerprint:
-        raise ModelError(f"{record.name} was trained on other weights of {run.model['name']} than the ones at hand")
+    check_backbone(record, backbone.fingerprint, backbone.notes)
     method.load(backbone, model_config, folder)
     backbone.model.eval()
     return backbone
