@@ -179,6 +179,8 @@ def test_classes_are_read_by_the_names_that_a_file_gives_its_indices(name, tmp_p
         task(name, f"task.data_dir={folder}").source_rows()
     with pytest.raises(DataError, match=r"validation\.parquet, row 1, column 'label': '-1' is not one of"):
         build(made, "task").source_rows()
+    with pytest.raises(DataError, match=rf"'{names[0]}' is not one of task\.labels: 0, 1; indices that have names there are"):
+        build({**made, "labels": [0, 1]}, "task").source_rows()
     save(folder / "validation.parquet", ["a", "b"], [1, 0])
     with pytest.raises(DataError, match=r"validation\.parquet, row 0: unknown label 'b'; allowed: "):
         task(name, f"task.data_dir={folder}").source_rows()
