@@ -93,9 +93,7 @@ def test_other_images_drawn_by_one_seed_are_unlike():
 
 
 def test_pairs_as_one_text_are_other_data_than_pairs_without_anything_between():
-    old, new = (
-        runs([*DIGITS, f"method={method}"], 0.7, **said) for method, said in (("lora", {}), ("vera", {"notes": JOINED}))
-    )
+    old, new = runs([*DIGITS, "method=lora"], 0.7), runs([*DIGITS, "method=vera"], 0.7, notes=JOINED)
     assert unlike([*old, *new]) == ["data (d: lora; d, pairs joined: vera)"] and common(new, old) == ([], [])
     assert summarise_records([*old[:2], *new[2:]]).mixed == ("data",)
 

@@ -38,7 +38,8 @@ _BEFORE = (
 # Words with which a first person says what a score is not, or would be: of the clause up to the form.
 _NOT = re.compile(
     r"n['’]t\b|\b(?:not|never|no|none|nor|neither|cannot|without|hardly|barely|scarcely|rarely|seldom|refuse|decline|hesitate"
-    r"|unable|reluctant|instead|short of|below|above|than|if|unless|had|(?:could|would|might|should|must)(?: \w+)? have(?! to))\b",
+    r"|unable|reluctant|instead|short of|below|above|than|if|unless|had"
+    r"|(?:could|would|might|should|must)(?: \w+)? have(?! to))\b",
     re.I,
 )
 _PERSON = re.compile(r"(?:I|we)\b", re.I)

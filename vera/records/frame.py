@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vera.config import GROUPS, beside, choice, conf_folders, younger
+from vera.config import GROUPS, beside, choice, conf_folders, dotted, younger
 from vera.errors import ConfigError, RecordError
 from vera.records.record import Record
 from vera.records.sources import CONFIGURED, configured
@@ -115,7 +115,8 @@ def leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         values = config[group]
         name = "default" if group == "train" else str(values.get("name"))
         values = beside(values, younger(values, _neutral(group, name, values.get("version"), *conf_folders())))
-        yield from _leaves({key: value for key, value in values.items() if key not in NOT_SETTINGS}, group)
+        for key, value in dotted.leaves({key: value for key, value in values.items() if key not in NOT_SETTINGS}, f"{group}."):
+            yield key, ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=1024)
@@ -126,11 +127,3 @@ def _neutral(group: str, name: str, version: Any, *_: Path) -> dict[str, Any]:
     except ConfigError:
         return {}
     return here.get("neutral") or {} if here["version"] == version else {}
-
-
-def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}", ", ".join(map(str, value)) if isinstance(value, list) else value
