@@ -223,6 +223,13 @@ def test_another_way_of_grading_is_left_out(tmp_path):
     found = json.loads((tmp_path / "judged" / "x.json").read_text())
     (answer,), (score,) = found["answers"], found["scores"]
     other = {**answer, "name": "other", "run": {**answer["run"], "seed": 1}}
+
+    def graded():
+        return sum(asked.graded for asked in judging.judging("table13", tmp_path).asked)
+
+    assert graded() == 0
+    changed(tmp_path / "judged" / "x.json", answers=[answer, other], scores=[score, score])
+    assert graded() == 1
     changed(
         tmp_path / "judged" / "x.json",
         answers=[other, {**other, "name": "third", "run": {**other["run"], "method": "vera", "cell_id": "x"}}],

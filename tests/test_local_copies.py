@@ -150,11 +150,18 @@ def test_the_files_of_a_misspelt_configuration_are_not_anothers(tmp_path, monkey
         build({**own, "data_dir": None}, "task").source_rows()
 
 
-@pytest.mark.parametrize("name", ["rte", "sst2"])
+NAMES = {  # as the hub has them
+    "sst2": ["negative", "positive"],
+    "cola": ["unacceptable", "acceptable"],
+    "mrpc": ["not_equivalent", "equivalent"],
+    "rte": ["entailment", "not_entailment"],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_classes_are_read_by_the_names_that_a_file_gives_its_indices(name, tmp_path):
     """As the datasets library writes them: two files of one split may count in different orders."""
-    names = {"rte": ["entailment", "not_entailment"], "sst2": ["negative", "positive"]}[name]
-    texts = {"rte": ["sentence1", "sentence2"], "sst2": ["sentence"]}[name]
+    names, texts = NAMES[name], ["sentence"] if name in ("sst2", "cola") else ["sentence1", "sentence2"]
 
     def save(path, names, labels):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,9 +186,24 @@ def test_classes_are_read_by_the_names_that_a_file_gives_its_indices(name, tmp_p
         task(name, f"task.data_dir={folder}").source_rows()
     with pytest.raises(DataError, match=r"validation\.parquet, row 1, column 'label': '-1' is not one of"):
         build(made, "task").source_rows()
+    with pytest.raises(DataError, match=rf"'{names[0]}' is not one of task\.labels: 0, 1; indices that have names there are"):
+        build({**made, "labels": [0, 1]}, "task").source_rows()
     save(folder / "validation.parquet", ["a", "b"], [1, 0])
     with pytest.raises(DataError, match=r"validation\.parquet, row 0: unknown label 'b'; allowed: "):
         task(name, f"task.data_dir={folder}").source_rows()
+
+
+def test_classes_of_the_hub_are_read_by_their_names_in_every_split(monkeypatch):
+    def split(*names):
+        kinds = datasets.Features({"text": datasets.Value("string"), "said": datasets.ClassLabel(names=[*names])})
+        return datasets.Dataset.from_dict({"text": ["a", "b", "c"], "said": [0, 1, -1]}, features=kinds)
+
+    loaded = datasets.DatasetDict(train=split("no", "yes"), test=split("yes", "no"))
+    monkeypatch.setattr(hub, "commit", lambda *_: (COMMIT, True))
+    monkeypatch.setattr(hub, "load_dataset", lambda *_: (loaded, COMMIT))
+    rows, _ = hub.load_rows(hub.HubData("me/mine", "main", None, ("train", "test"), ("text", "said")), "")
+    found = {name: [row for _, row in rows[name]] for name in rows}
+    assert found == {"train": [("a", "no"), ("b", "yes"), ("c", -1)], "test": [("a", "yes"), ("b", "no"), ("c", -1)]}
 
 
 def test_two_configurations_are_not_joined(tmp_path):

@@ -7,6 +7,9 @@ import peft
 import pytest
 import torch
 import transformers as t
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 
 from vera.commands import model as command
 from vera.commands import serve_mixed
@@ -16,6 +19,7 @@ from vera.models import base, found
 from vera.models.tiny import END, byte_tokenizer, bytes_of, causal_tokenizer, image_processor
 from vera.run import execute, prepare
 from vera.seeds import seed_everything
+from vera.tasks.text import columns_for
 from vera.train.loop import Loop
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -160,6 +164,13 @@ def test_two_texts_are_never_glued_together(between, folders, cache, tmp_path):
         assert found == [f"<s>{first}</s></s>{second}</s>" for first, second in texts] and "pairs" not in data.notes
     else:
         assert found == [f"{first}\n{second}" for first, second in texts] and "line break" in data.notes["pairs"]
+
+
+def test_a_tokenizer_that_knows_no_letter_of_ours_keeps_its_pairs():
+    tokenizer = Tokenizer(BPE(vocab={"[SEP]": 0, "漢": 1, "字": 2}, merges=[]))
+    tokenizer.post_processor = TemplateProcessing(pair="$A [SEP] $B [SEP]", special_tokens=[("[SEP]", 0)])
+    rows = [("漢", "字字"), ("字", "漢")]
+    assert columns_for(t.PreTrainedTokenizerFast(tokenizer_object=tokenizer), rows) == [["漢", "字"], ["字字", "漢"]]
 
 
 def test_without_a_checkpoint_the_rehearsal_is_some_small_model(cache):

@@ -209,6 +209,7 @@ def test_a_yaml_is_drafted_from_a_file_and_works(tmp_path, monkeypatch):
         ([str(i) for i in range(30)], []),
         ([5, 1, 4, 2, 3, 3], ["1", "2", "3", "4", "5"]),
         (["-1", "1", "1"], ["-1", "1"]),
+        ([-2, -1, 0, 1, 2], ["-2", "-1", "0", "1", "2"]),
         (["-1", "0", "0.5"], []),
     ],
 )
@@ -298,7 +299,9 @@ STRAY = {  # a file, and the line of a value that holds other rows since its fir
     'first,verdict\n"tall,yes\n12 wide,no\n8 high",no\n': 2,
     'verdict,first\nno,low\nyes,"tall\nno,12 wide\nno,8 high"\nyes,x\n': 3,
     'first,second,verdict\na,b,no\nc,"tall,no\na,12"" wide, or more,no\nc,8 high",no\n': 3,
+    'first,verdict\r\n"tall,yes\r\n12 wide,no\r\n8 high",no\r\n': 2,
     'first,verdict\n"one, two\r\nand three\nfour, five",no\nx,yes\n': None,
+    'first,verdict\n"one\ntwo",no\ntwo,yes\n': None,
     'verdict,first\nno,"one\ntwo, three\n\nfour"\nyes,x\n': None,
     'first,second,verdict\n"a,b","c\nd, e, f",no\nx,y,yes\n': None,
 }

@@ -20,6 +20,7 @@ from vera.records.store import Store
 
 DIGITS = ["model=digits_vit", "task=digits"]
 MINILM = ["model=minilm", "task=stsb"]
+JOINED = {"pairs": "joined with a line break"}
 OTHER = {"data": {"data_fingerprint": "e"}, "backbone": {"model_fingerprint": "n"}}
 
 
@@ -89,6 +90,12 @@ def test_other_images_drawn_by_one_seed_are_unlike():
     older = runs([*DIGITS, "method=lora"], 0.5, 3)
     assert unlike([*vera, *older]) == [] and len(common(vera, older)[0]) == 3
     assert unlike([*vera, *drawn("lora", "c", rows=(4, 2, 3))]) == []  # more of them, as a setting says
+
+
+def test_pairs_as_one_text_are_other_data_than_pairs_without_anything_between():
+    old, new = runs([*DIGITS, "method=lora"], 0.7), runs([*DIGITS, "method=vera"], 0.7, notes=JOINED)
+    assert unlike([*old, *new]) == ["data (d: lora; d, pairs joined: vera)"] and common(new, old) == ([], [])
+    assert summarise_records([*old[:2], *new[2:]]).mixed == ("data",)
 
 
 def test_versions_of_the_model_are_told_apart():

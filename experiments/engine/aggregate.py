@@ -128,7 +128,8 @@ def _made_with(record: Record) -> dict[str, str | None]:
     return {
         "backbone": source.model_fingerprint,
         **{note: source.notes.get(note) for note in CONFIGURED},
-        "data": source.data_fingerprint,  # a task's, not of what a seed draws from it, which `unlike` compares seed by seed
+        # A task's, not of what a seed draws from it, which `unlike` compares seed by seed; and whether pairs became one text.
+        "data": source.data_fingerprint + ", pairs joined" * ("pairs" in source.notes),
         "version": ", ".join(f"{group} {config[group].get('version')}" for group in ("model", "task")),
         "device": over("device", cost.device),
         "processes": str(cost.processes),

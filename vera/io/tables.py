@@ -116,10 +116,19 @@ def _classes(schema: pyarrow.Schema, column: str) -> list[str] | None:
         return None
 
 
+def class_names(path: Path, column: str) -> list[str] | None:
+    """The names of a column's classes in their order, where a parquet file says them. Raises DataError."""
+    return _classes(_schema(path), column)
+
+
 def parquet_columns(path: Path) -> list[str]:
     """The columns of a parquet file. Raises DataError."""
+    return _schema(path).names
+
+
+def _schema(path: Path) -> pyarrow.Schema:
     try:
-        return pyarrow.parquet.read_schema(path).names
+        return pyarrow.parquet.read_schema(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
 

@@ -38,23 +38,27 @@ _BEFORE = (
 # Words with which a first person says what a score is not, or would be: of the clause up to the form.
 _NOT = re.compile(
     r"n['’]t\b|\b(?:not|never|no|none|nor|neither|cannot|without|hardly|barely|scarcely|rarely|seldom|refuse|decline|hesitate"
-    r"|unable|reluctant|instead|short of|below|above|than|if|unless|had|(?:could|would|might|should|must)(?: \w+)? have)\b",
+    r"|unable|reluctant|instead|short of|below|above|than|if|unless|had"
+    r"|(?:could|would|might|should|must)(?: \w+)? have(?! to))\b",
     re.I,
 )
 _PERSON = re.compile(r"(?:I|we)\b", re.I)
 _CLAUSE = re.compile(r"[.!?,;:–—]")
-# The two answers by the names that a verdict may give them; a small "a" is a name only before a small "b".
-_NAMES = re.compile(
-    r"(?P<first>(?-i:A)\b|\ba(?=\W+(?:(?:and|then|to|vs)\W+)?b\b)|(?<!\d)1(?!\d)|\b(?:first|former)\b)"
-    r"|(?P<second>(?-i:B)\b|\bb\b|(?<!\d)2(?!\d)|\b(?:second|latter)\b)",
+# Where a first person begins anew and gives the score: what stands before ("I see no error, so") is not about it.
+_GIVES = re.compile(
+    r"(?:[,;:–—]|\b(?:so|and|but|hence)\b)\W*(?:(?:so|and|but|hence|thus|therefore|overall)\b\W*)*\b(?:I|we)(?:['’](?:d|ll))?"
+    r"(?:\s+(?:would|will|shall|must|have to|therefore|thus|still))*\s+(?:give|assign|award)\b",
     re.I,
 )
-# A beginning of a sentence that does no more than name the answers.
-_NAMING = re.compile(
-    r"(?:[\W_]|\b(?:for|in|the|order|of|and|then|to|vs|answers?|assistants?|responses?|models?|ais?|[ab12]|2nd|1st|first|second"
-    r"|former|latter)(?=\b|[ab12]\b))*",
-    re.I,
-)
+# The two answers by the names that a verdict may give them; a small "a" is a name only before a small "b", and a number only
+# after a word for an answer.
+_ANSWER = r"\b(?:answers?|assistants?|responses?|models?|ais?)"
+_FIRST = rf"(?:(?-i:\bA)\b|\ba(?=\W+(?:(?:and|then|to|vs)\W+)?b\b)|{_ANSWER}\W*1(?!\d)|\b(?:first|former|1st)\b)"
+_SECOND = rf"(?:\bb\b|{_ANSWER}\W*2(?!\d)|\b(?:second|latter|2nd)\b)"
+_NAMES = re.compile(rf"(?P<first>{_FIRST})|(?P<second>{_SECOND})", re.I)
+_BETWEEN = r"(?:['’]s)?\W+(?:(?:and|then|to|vs|the|answer|assistant|response|model|ai)\b\W*)*"
+_REVERSED = re.compile(rf"{_SECOND}{_BETWEEN}(?:{_FIRST}|1\b)|\b2{_BETWEEN}1\b|(?-i:\bb{_BETWEEN}a\b)", re.I)
+_SCORES = re.compile(r".*\b(?:ratings?|scores?|grades?|tuples?)\b", re.I)
 _AFTER = r"(?:\s*(?:/|out of)\s*10)?\s*[.!]*"
 
 
@@ -119,15 +123,19 @@ def _end(line: str, form: str, above: str) -> re.Match[str] | None:
     if found is None:
         return None
     label, before = line[found.start() : found.start(1)], line[: found.start()]
-    if _PERSON.match(label) and _NOT.search(_CLAUSE.split(before)[-1] + label):
-        return None
-    lead = re.split(r"[.!?]\s", before)[-1]
-    if above.endswith((":", "：")) and not (before + label).strip("[( "):
-        lead = above
-    elif not _NAMING.fullmatch(lead):
-        lead = ""
-    named = _NAMES.search(lead + label)
-    return None if form != "rating" and named and named.lastgroup == "second" else found
+    if _PERSON.match(label):
+        said = _CLAUSE.split(before)[-1] + label
+        anew = [given.end() for given in _GIVES.finditer(said)]
+        if _NOT.search(said, anew[-1] if anew else 0):
+            return None
+    if form != "rating":
+        leads = above.endswith((":", "：")) and not (before + label).strip("[( ")
+        text = above if leads else re.split(r"[.!?]\s", before)[-1] + label
+        called = _SCORES.match(text)
+        named = _NAMES.search(text, called.end()) if called else None
+        if _REVERSED.search(text) or (named and named.lastgroup == "second"):
+            return None
+    return found
 
 
 def _prose(fence: re.Match[str], form: str) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from vera.config import build
 from vera.errors import ConfigError, DataError
-from vera.io.tables import read_objects
+from vera.io.tables import class_names, read_objects
 from vera.tasks import image_rows
 from vera.tasks.files import SPLITS, TextFiles, columns_of, label_of, read_table
 from vera.tasks.text import columns_for
@@ -51,6 +51,8 @@ def text_files(
         )
     found = [(where, row[-1]) for where, row in read_table(train, (*texts, label))]
     labels = labels_of(found, label, kind)
+    if labels and train.suffix.lower() == ".parquet" and (names := class_names(train, label)):
+        labels.sort(key=lambda label: names.index(label) if label in names else -1)  # in the file's order: f1 is of the second
     metrics = (["accuracy", "f1_macro"] if len(labels) > 2 else ["accuracy", "f1"]) if labels else ["pearson", "spearmanr"]
     return {
         "_target_": "vera.tasks.files.TextFiles",

@@ -172,8 +172,10 @@ class TextFiles(TextTask):
             return tuple(texts), score
         label = label_of(where, self.label, label)
         if label not in self.class_names:
+            by_name = all(map(str.isdecimal, self.class_names)) and (self.hub is not None or ".parquet, row" in where)
             raise DataError(
                 f"{where}, column {self.label!r}: {label!r} is not one of task.labels: {', '.join(self.class_names)}"
+                + "; indices that have names there are read as these" * by_name
             )
         return tuple(texts), self.class_names.index(label)
 

@@ -106,7 +106,7 @@ def columns_for(tokenizer, rows: Sequence[Sequence[str]]) -> list[list[str]]:
     if len(columns) == 2:
         alone = [token for text in PAIR for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
         both = tokenizer(*PAIR)["input_ids"]
-        if any(both[start : start + len(alone)] == alone for start in range(len(both))):
+        if alone and any(both[start : start + len(alone)] == alone for start in range(len(both))):
             return [["\n".join(pair) for pair in zip(*columns, strict=True)]]
     return columns
 
