@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -422,6 +423,12 @@ def test_other_training_images_with_the_same_labels_are_other_rows(folders, comp
     with pytest.raises(TrainingError, match=r"state of another run \(its few_shot_images differs\)"):
         resumed = run(other, 0, "train.max_steps=2")
         Loop(resumed, *prepare(resumed), tmp_path / "work").fit()
+    *parts, data = prepare(interrupted)
+    silent = replace(data, notes={"few_shot_rows": data.notes["few_shot_rows"]})  # as a state from before this was noted
+    Loop(interrupted, *parts, silent, tmp_path / "older").fit()
+    again = Loop(interrupted, *prepare(interrupted), tmp_path / "older")
+    again.fit()
+    assert again.spent["restarts"] == 1
 
 
 @pytest.mark.parametrize(("size", "workers"), [((10, 12), 0), ((9, 10), 1)])

@@ -30,7 +30,7 @@ from vera.models import reuse
 from vera.models.base import Backbone
 from vera.records import interrupt, screen
 from vera.records.kept import weights_hash
-from vera.records.sources import CONFIGURED, DRAWN, configured
+from vera.records.sources import DRAWN, configured
 from vera.seeds import generator, seed_everything
 from vera.tasks.base import Data, Final, Task
 from vera.train import features, state
@@ -435,7 +435,7 @@ class Loop:
             return
         progress, kept, own = found
         for key, value in self._sources().items():
-            if progress.get(key, value if key in CONFIGURED else None) != value:  # an older state has none of these
+            if progress.get(key, value) != value:  # what an older state does not say is not compared
                 raise TrainingError(f"{self.work} holds the state of another run (its {key} differs); delete it to start again")
         self.earlier = progress.get("starts", [])
         now = self.started["precision"]
