@@ -100,3 +100,12 @@ def test_the_readme_shows_the_figures_of_the_tables():
         rows = [line for lines in tables for line in lines if line.startswith(f"| {label} |")]
         assert any(all(f" {value} " in row for value in values) for row in rows), f"{label}: {values}"
     (probe,) = (line for line in tables[1] if line.startswith("| Linear probe |"))
+    said = r"frozen embeddings has ([\d.]+) and ([\d.]+): on MRPC below every method that adapts the backbone, on STS-B above all\."
+    yardstick = [float(probe.split("|")[column]) for column in (3, 6)]
+    assert [*map(float, re.search(said, text).groups())] == yardstick
+    scores = {row[0]: [float(re.match(r"[\d.]+", cell)[0]) for cell in row[2:]] for row in cells[-5:]}
+    alone = scores.pop("Head only")
+    assert alone[0] < yardstick[0] < min(mrpc for mrpc, _ in scores.values())
+    assert yardstick[1] > max(stsb for _, stsb in [alone, *scores.values()])
+    assert "BitFit has the higher medians of the three" in text
+    assert all(a > b for other in ("LoRA r=8", "VeRA r=256") for a, b in zip(scores["BitFit"], scores[other], strict=True))
