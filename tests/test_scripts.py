@@ -124,8 +124,9 @@ def test_other_statistics_are_printed_and_overwrite_nothing(script, tmp_path):
 
 
 def make(*words):
-    """As from a shell, though make may run these tests: a make within a make says which directory it enters and leaves."""
-    shell = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    """As from a shell, though make may run these tests: a make within a make gets its variables, and says where it enters."""
+    ours = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "METHOD", "WORKERS", "ARTEFACT", "ARGS")
+    shell = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.run(["make", *words], capture_output=True, text=True, cwd=ROOT, env=shell)
 
 
