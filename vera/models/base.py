@@ -155,15 +155,16 @@ class Model(Component):
         if from_hub and not online:
             hub_commit = hub.cached_commit(source, self.revision)
         where = {**SAFE, "revision": self.revision, "local_files_only": not online}
+        made_here = self.source_kind == "made here"  # conf/ decides what is
         try:
             self._check_config(source, where)
             model, preprocess, info = self._load(source, outputs, where)
-            read = AutoConfig.from_pretrained(source, **where)  # without what this run sets in it
+            read = None if made_here else AutoConfig.from_pretrained(source, **where)  # without what this run sets in it
             preprocessing = (prints.pixels if self.modality == "image" else prints.tokens)(preprocess)
         except (OSError, ValueError, RuntimeError, KeyError, ImportError, StrictDataclassError) as error:
             raise ModelError(self._unreachable(source, error)) from None
         check_whole(model, source)
-        if self.source_kind != "made here":
+        if not made_here:
             self._check_fit(misfit(self.model_dump(), model.config.to_dict(), source))
         lacking = _names(info["missing_keys"]) | _names(info["mismatched_keys"])
         head = found.head(model, lacking) if self.head == "auto" else list(self.head)
@@ -172,7 +173,7 @@ class Model(Component):
             raise ModelError(f"{self.name}: {source} has no module {missing[0]!r} to serve as the head")
         self._check_weights(source, model, lacking, head)
         notes: dict[str, Any] = {"head": head} if self.head == "auto" else {}
-        if self.source_kind != "made here":  # conf/ decides what is
+        if read is not None:
             configuration = prints.configuration(read.to_dict(), prints.defaults(read))
             notes |= {"configuration": configuration, "preprocessing": preprocessing}
         return Backbone(

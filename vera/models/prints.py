@@ -74,9 +74,11 @@ def _as_it_was(tokenizer: Any) -> Iterator[None]:
         return
     backend = tokenizer.backend_tokenizer
     truncation, padding = backend.truncation, backend.padding
-    yield
-    backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
-    backend.no_padding() if padding is None else backend.enable_padding(**padding)
+    try:
+        yield
+    finally:
+        backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
+        backend.no_padding() if padding is None else backend.enable_padding(**padding)
 
 
 def pixels(processor: Any) -> str:

@@ -88,8 +88,12 @@ def prints(group: str, fingerprint: str, notes: dict[str, Any]) -> dict[str, str
     """The fingerprints, by name, that tell what a group reads now from what a record was made from."""
     if group == "model" and PRETRAINED in notes:
         return {PRETRAINED: notes[PRETRAINED]}
-    drawn = {DRAWN: notes[DRAWN]} if group == "task" and DRAWN in notes else {}
-    return {KINDS[group][0]: fingerprint, **drawn, **configured(notes)}
+    return {KINDS[group][0]: fingerprint, **noted(notes)}
+
+
+def noted(notes: Mapping[str, Any]) -> dict[str, str]:
+    """What the notes of a backbone, a task's rows or a record hold beside the fingerprints that every record has."""
+    return configured(notes) | ({DRAWN: str(notes[DRAWN])} if DRAWN in notes else {})
 
 
 def configured(notes: Mapping[str, Any]) -> dict[str, str]:

@@ -30,7 +30,7 @@ from vera.models import reuse
 from vera.models.base import Backbone
 from vera.records import interrupt, screen
 from vera.records.kept import weights_hash
-from vera.records.sources import DRAWN, configured
+from vera.records.sources import noted
 from vera.seeds import generator, seed_everything
 from vera.tasks.base import Data, Final, Task
 from vera.train import features, state
@@ -418,13 +418,12 @@ class Loop:
 
     def _sources(self) -> dict[str, str]:
         """What an unfinished run must have in common with the one that goes on from it."""
-        drawn = {DRAWN: self.data.notes[DRAWN]} if DRAWN in self.data.notes else {}
         return {
             "cell_id": self.run.cell_id,
             "model_fingerprint": self.backbone.fingerprint,
             "data_fingerprint": self.data.fingerprint,
-            **configured(self.backbone.notes),
-            **drawn,
+            **noted(self.backbone.notes),
+            **noted(self.data.notes),
         }
 
     def _resume(self) -> None:
