@@ -1,18 +1,16 @@
 """Table 12 on random weights: LoRA and VeRA, both at rank 64, on a 4-bit model of Llama 7B's shape (scripts/table12.py).
 
-Neither speed nor memory depends on the weights' values. A step is 16 rows of so many tokens, 4 at a time, as in Table 9. Each
-method runs in a process of its own, in turns; what can be compared is the ratio.
+Neither speed nor memory depends on the weights' values. A step is 16 rows of so many tokens, 4 at a time, as in Table 9. The
+methods take turns on one model; what can be compared is the ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import gc
 import importlib.util
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
@@ -20,9 +18,7 @@ from pathlib import Path
 
 from bench.plain import run_of
 from vera.config import build
-from vera.errors import ConfigError
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "table12.py"
 METHODS = ("lora", "vera")
 RANK = 64
 
@@ -47,9 +43,10 @@ def quantise(model, device: str, config):
                 compute_dtype=config.bnb_4bit_compute_dtype,
                 compress_statistics=config.bnb_4bit_use_double_quant,
                 quant_type=config.bnb_4bit_quant_type,
+                device="meta",
             )
             packed.weight = bnb.nn.Params4bit(
-                module.weight.data.cpu(),
+                module.weight.data,
                 requires_grad=False,
                 compress_statistics=config.bnb_4bit_use_double_quant,
                 quant_type=config.bnb_4bit_quant_type,
@@ -59,33 +56,43 @@ def quantise(model, device: str, config):
     return model
 
 
-def measure(method: str, steps: int, warmup: int, length: int, tiny: bool) -> dict:
-    """Seconds of each step after the warm-up, and the GPU allocator's peak in bytes over them (None on a CPU): of a run's own
-    steps on batches of its own loader, in bf16 where bitsandbytes is missing."""
+def random_model(tiny: bool, device: str):
+    """A model of Llama 7B's shape on the device, in NF4, or in bf16 where bitsandbytes is missing; and which of them."""
     import torch
     from transformers import LlamaForCausalLM
 
-    from vera.models.base import Backbone
     from vera.models.tiny import architecture
+
+    four_bits = importlib.util.find_spec("bitsandbytes") is not None
+    run = run_config("vera", four_bits)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        model = LlamaForCausalLM(architecture({**run.model["tiny"], "vocab_size": 257} if tiny else run.model["full"]))
+    torch.set_default_dtype(torch.float32)
+    if four_bits:
+        model = quantise(model, device, build(run.model, "model").settings["quantization_config"])
+    return model, four_bits
+
+
+def measure(method: str, model, four_bits: bool, steps: int, warmup: int, length: int) -> dict:
+    """Seconds of each step after the warm-up, and the GPU allocator's peak in bytes over them (None on a CPU): of a run's own
+    steps on batches of its own loader. The adapters are put on modules of their own around the model's tensors, which stay."""
+    import torch
+
+    from vera.models.base import Backbone
     from vera.tasks.base import Data
     from vera.tasks.language import collate
     from vera.train.loop import Loop
 
-    device = "cuda" if torch.cuda.is_available() and not tiny else "cpu"
-    four_bits = importlib.util.find_spec("bitsandbytes") is not None
+    device = model.device.type
     run = run_config(method, four_bits).model_copy(update={"device": device})
     model_config, task, adapter = build(run.model, "model"), build(run.task, "task"), build(run.method, "method")
-    shape = {**run.model["tiny"], "vocab_size": 257} if tiny else run.model["full"]
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        model = LlamaForCausalLM(architecture(shape))
-    torch.set_default_dtype(torch.float32)
-    if four_bits:
-        model = quantise(model, device, model_config.settings["quantization_config"])
-    backbone = Backbone(model, None, (), "random weights", None, "random")
+    kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    backbone = Backbone(copy.deepcopy(model, kept), None, (), "random weights", None, "random")
     adapter.attach(backbone, model_config)
-    ids = torch.randint(0, shape["vocab_size"], ((warmup + steps) * run.train.batch_size, length)).tolist()
+    torch.manual_seed(0)
+    ids = torch.randint(0, model.config.vocab_size, ((warmup + steps) * run.train.batch_size, length)).tolist()
     rows = [{"input_ids": row, "labels": row} for row in ids]
     data = Data(rows, rows[:1], partial(collate, pad=0), "random tokens", None, "random")
     seconds = []
@@ -107,33 +114,33 @@ def measure(method: str, steps: int, warmup: int, length: int, tiny: bool) -> di
     return {
         "method": method,
         "parameters": sum(parameter.numel() for parameter in loop.parameters.values()),
-        "weights": "NF4" if four_bits else "bf16",
         "seconds": seconds,
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
-        "torch": torch.__version__,
     }
 
 
-def one(method: str, options: argparse.Namespace) -> dict:
-    """A measurement in a process of its own; of the tiny model, which shows nothing, in this one."""
-    if options.tiny:
-        return measure(method, options.steps, options.warmup, options.length, True)
-    command = [sys.executable, str(SCRIPT), "--method", method]
-    command += [f"--{name}={getattr(options, name)}" for name in ("steps", "warmup", "length")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ConfigError(f"{method}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def compare(options: argparse.Namespace) -> dict:
-    """Runs in turns, every other round in the reverse order, and rows as in results/bench: ours is VeRA, other is LoRA."""
-    from bench.measure import ratio  # brings torch
+    """Both methods on one model in turns, every other round in the reverse order, and rows as in results/bench: ours is VeRA,
+    other is LoRA. Raises RuntimeError where a round leaves memory behind, which the next one's peak would count."""
+    import torch
 
-    rounds = [{method: one(method, options) for method in METHODS[:: -1 if i % 2 else 1]} for i in range(options.rounds)]
-    cases, weights = [], rounds[0]["vera"]["weights"]
-    shapes = f"{'tiny' if options.tiny else 'Llama 7B'}, {weights}, rank {RANK}, 4 x 4 rows of {options.length} tokens a step"
+    from bench.measure import machine, owned_bytes, ratio
+
+    device = "cuda" if torch.cuda.is_available() and not options.tiny else "cpu"
+    model, four_bits = random_model(options.tiny, device)
+    rounds: list[dict[str, dict]] = []
+    left: list[int] = []
+    for index in range(options.rounds):
+        rounds.append({})
+        for method in METHODS[:: -1 if index % 2 else 1]:
+            rounds[-1][method] = measure(method, model, four_bits, options.steps, options.warmup, options.length)
+            if device == "cuda":
+                gc.collect()  # Accelerate ties a model into a cycle
+                left.append(owned_bytes(device))
+    if left and max(left) > 1.01 * min(left):
+        raise RuntimeError(f"memory that rounds left behind, in MiB: {[value >> 20 for value in left]}")
+    cases, name = [], "tiny" if options.tiny else "Llama 7B"
+    shapes = f"{name}, {'NF4' if four_bits else 'bf16'}, rank {RANK}, 4 x 4 rows of {options.length} tokens a step"
     for case, what, unit, value in (
         ("table12_time", "seconds a training step, median", "s", lambda one: statistics.median(one["seconds"])),
         ("table12_memory", "peak memory in bytes", "bytes", lambda one: one["peak_memory_bytes"]),
@@ -153,8 +160,7 @@ def compare(options: argparse.Namespace) -> dict:
                 "shapes": shapes,
             }
         )
-    first = rounds[0]["vera"]
-    return {"machine": {"device": first["device"], "torch": first["torch"]}, "cases": cases}
+    return {"machine": machine(device), "cases": cases}
 
 
 def table(bench: dict | None):

@@ -10,7 +10,7 @@ from bench import cases, measure, table12
 from experiments.artefacts import bench as table
 from experiments.engine.render import markdown
 from experiments.engine.rows import Asked
-from vera.config import compose
+from vera.config import build, compose
 from vera.nn import VeraConfig, attach
 from vera.nn.functional import Plan
 
@@ -183,8 +183,11 @@ def test_table_12_measures_the_layers_that_a_run_has(method, cache, monkeypatch)
         return {(type(p).__name__, p.quant_type, p.compress_statistics) for p in found}
 
     real = prepare(run)[0].model
-    measured = []
-    whole = table12.quantise
-    monkeypatch.setattr(table12, "quantise", lambda *given: measured.append(whole(*given)) or measured[0])
-    table12.measure(method, 1, 0, 8, True)
-    assert kinds(measured[0]) == kinds(real) and weights(measured[0]) == weights(real) != set()
+    model, four_bits = table12.random_model(True, "cpu")
+    adapted, kind = [], type(build(run.method, "method"))
+    attach = kind.attach
+    monkeypatch.setattr(kind, "attach", lambda self, backbone, *rest: adapted.append(backbone) or attach(self, backbone, *rest))
+    table12.measure(method, model, four_bits, 1, 0, 8)
+    measured = adapted[0].model
+    assert four_bits and kinds(measured) == kinds(real) and weights(measured) == weights(real) != set()
+    assert kinds(model) == {"bitsandbytes.nn.modules.Linear4bit"}  # the other method finds it bare

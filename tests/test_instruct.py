@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -632,17 +631,18 @@ def test_table_12_has_dashes_without_a_gpu(monkeypatch, capsys):
 
 
 def test_table_12_measures_what_it_says(monkeypatch, tmp_path):
-    options = argparse.Namespace(tiny=True, steps=2, warmup=0, length=16, rounds=1)
-    vera = table12.one("vera", options)
+    options = argparse.Namespace(tiny=True, steps=2, warmup=0, length=16, rounds=2)
+    turns, whole = [], table12.measure
+    monkeypatch.setattr(table12, "measure", lambda *given: turns.append(whole(*given)) or turns[-1])
+    bench = table12.compare(options)
+    assert [one["method"] for one in turns] == ["lora", "vera", "vera", "lora"]
+    lora, vera = turns[:2]
     assert len(vera["seconds"]) == 2 and vera["peak_memory_bytes"] is None
     assert vera["parameters"] == 2 * (5 * 16 + 2 * 32 + 7 * 64)
-    with monkeypatch.context() as broken, pytest.raises(ConfigError, match="vera: no message"):
-        broken.setattr(sys, "executable", "/bin/false")
-        table12.one("vera", argparse.Namespace(**{**vars(options), "tiny": False}))
-    lora = table12.measure("lora", 1, 0, 16, True)
     assert lora["parameters"] == 2 * 64 * (4 * 32 + 3 * 48) and torch.get_default_dtype() == torch.float32
+    assert [case["case"] for case in bench["cases"]] == ["table12_time"] and bench["machine"]["kind"] == "cpu"
     lora, vera = {**lora, "seconds": [2.0], "peak_memory_bytes": 10e9}, {**vera, "seconds": [3.0], "peak_memory_bytes": 8e9}
-    monkeypatch.setattr(table12, "one", lambda method, _: {"lora": lora, "vera": vera}[method])
+    monkeypatch.setattr(table12, "measure", lambda method, *_: {"lora": lora, "vera": vera}[method])
     bench = table12.compare(options)
     assert [case["ratio"]["median"] for case in bench["cases"]] == [1.5, 0.8]
     assert table12.table(bench).rows[-1] == ["ours", "VeRA / LoRA", "1.500", "0.800"]

@@ -129,7 +129,7 @@ class Report:
     def table12(self) -> None:
         from bench.table12 import compare
 
-        names = {"steps": 1, "warmup": 0, "rounds": 1, "length": 8} if self.toy else {"steps": 4, "warmup": 2, "rounds": 6}
+        names = {"steps": 1, "warmup": 0, "rounds": 1, "length": 8} if self.toy else {"steps": 3, "warmup": 1, "rounds": 6}
         measured = compare(argparse.Namespace(**{"length": 512, **names}, tiny=self.toy))
         for row in measured["cases"]:
             print(f"({row['case']}) VeRA / LoRA, {row['what']}: {row['ratio']['median']:.3f}   {row['shapes']}", flush=True)

@@ -9,7 +9,7 @@ Both print ours beside the paper's; without a GPU ours are dashes.
 import argparse
 import json
 
-from bench.table12 import METHODS, compare, measure, table
+from bench.table12 import compare, table
 from experiments.artefacts.bench import ROUNDS
 from experiments.engine.render import show
 from vera.commands import ROOT
@@ -24,13 +24,9 @@ def main() -> int:
     rounds = f"times that both methods run, in turns (default: {ROUNDS}, the fewest that decide the claim of time)"
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=rounds)
     parser.add_argument("--length", type=int, default=512, help="tokens a row (default: 512)")
-    parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if min(options.rounds, options.steps, options.length) < 1 or options.warmup < 0:
         parser.error("--rounds, --steps and --length are 1 at least, --warmup 0")
-    if options.method:
-        print(json.dumps(measure(options.method, options.steps, options.warmup, options.length, options.tiny)))
-        return 0
     import torch
 
     if not torch.cuda.is_available() and not options.tiny:
