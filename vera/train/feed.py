@@ -18,7 +18,8 @@ def fed(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
     """The batches, ahead of a GPU; for a CPU as they are asked for, since nothing waits there while one is built."""
     if device.type != "cuda":
         return iter(batches)
-    return ahead(map(pinned, batches), begin=lambda: torch.cuda.set_device(device))
+    index = torch.cuda.current_device() if device.index is None else device.index  # Accelerate names a single GPU without
+    return ahead(map(pinned, batches), begin=lambda: torch.cuda.set_device(index))
 
 
 def ahead(batches: Iterable[Any], begin: Callable[[], None] = lambda: None) -> Iterator[Any]:
