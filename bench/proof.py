@@ -93,7 +93,7 @@ def padded(examples: list[dict[str, Any]], multiple: int = 1) -> dict[str, torch
 def loop_of(toy: bool, folder: str) -> Any:
     from vera.train.loop import Loop
 
-    changes = {"epochs": 1, "save": False, "micro_batch_tokens": 4096, "batch_size": 8 if toy else 64}
+    changes = {"epochs": 1, "save": False, "batch_size": 8 if toy else 64}
     run, *parts = rte_shaped("vera", toy, examples=24 if toy else None, **changes)
     return Loop(run, *parts, work=Path(folder) / "work")
 

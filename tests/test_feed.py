@@ -42,6 +42,16 @@ def test_a_reader_that_leaves_ends_the_thread_that_builds():
     assert not any(thread.name == "batches" for thread in threading.enumerate())
 
 
+@pytest.mark.parametrize(("named", "meant"), [("cuda", 3), ("cuda:1", 1)])
+def test_the_thread_of_a_gpu_is_on_that_gpu(named, meant, monkeypatch):
+    """Accelerate names the only GPU of a process without its index, which set_device does not take."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(torch._utils._get_device_index(device)))
+    monkeypatch.setattr(feed, "pinned", lambda batch: batch)
+    assert list(feed.fed([1, 2], torch.device(named))) == [1, 2] and chosen == [meant]
+
+
 @pytest.mark.parametrize("model", [(), TEXT])
 def test_a_run_fed_by_a_thread_is_the_same_run(model, compose, tmp_path, monkeypatch):
     run = compose(*model, "train.epochs=2", "train.max_steps=null", "train.batch_size=7", "train.micro_batch_size=3")

@@ -1,5 +1,6 @@
 """What the pages say can be followed: links, make targets, scripts, commands; and the site of them builds."""
 
+import json
 import re
 import subprocess
 import sys
@@ -40,6 +41,18 @@ def test_links_targets_and_scripts_exist(page):
         assert target in TARGETS, f"make {target}"
     for script in re.findall(r"(?:scripts|tests/system)/[a-z]\w*\.py", text):
         assert (ROOT / script).is_file(), script
+
+
+def test_the_speeds_that_the_page_shows_are_measured_ones():
+    """Each ratio in the two tables of docs/speed.md, which name their machines; kinds of row are compared by eye."""
+    text = prose(ROOT / "docs" / "speed.md")
+    tables = re.findall(r"\| \| ratio \| goal \|\n((?:\|.*\n)+)", text)
+    files = ("amd-epyc-avx-512-2-threads", "nvidia-h100-80gb-hbm3-16-threads")
+    for table, name in zip(tables, files, strict=True):
+        measured = json.loads((ROOT / "results" / "bench" / f"{name}.json").read_text())
+        ratios = {f"{row['ratio']['median']:.3f}" for row in measured["cases"]}
+        shown = [ratio for line in table.splitlines()[1:] for ratio in re.findall(r"\d\.\d{3}", line.split("|")[2])]
+        assert len(shown) > 10 and [ratio for ratio in shown if ratio not in ratios] == []
 
 
 def test_the_readme_is_short_and_every_page_is_in_the_site():
