@@ -178,6 +178,14 @@ def test_nothing_is_tested_over_unlike_data(name):
     assert "stsb: data (d: vera; e: lora)" in said(other[name])[0]
 
 
+def test_the_table_on_real_text_says_on_which_devices_it_was_computed():
+    vera, lora = (runs([*MINILM, f"method={method}"], 0.8) for method in ("vera", "lora"))
+    moved = [run.model_copy(update={"cost": run.cost.model_copy(update={"device": "H100"})}) for run in lora]
+    here, there = (built("glue_minilm", *vera, *other)["glue_minilm"].notes for other in (lora, moved))
+    assert not any("Computed" in note for note in here)
+    assert "Computed: STS-B on H100 (LoRA r=8) and on cpu (VeRA r=256). Rounding differs between devices." in there
+
+
 @pytest.mark.parametrize(("backbone", "data", "shown"), [("m", "d", True), ("n", "d", False), ("m", "e", False)])
 def test_the_linear_probe_is_no_yardstick_for_runs_of_other_rows_or_another_backbone(backbone, data, shown, tmp_path):
     tasks = {"stsb": {"metrics": {"pearson": 0.5}, "data_fingerprint": data}}

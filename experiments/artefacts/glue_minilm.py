@@ -77,6 +77,7 @@ def build(asked: Asked) -> list[Table]:
         "It is the yardstick: a comparison of methods counts where they reach it.",
         "Trained: parameters outside the head. Learning rates: conf/recipe/minilm.yaml says how they were searched.",
     ]
+    notes += _devices({column.label: [entries[task, method] for method in METHODS] for task, column in columns.items()})
     if foreign:
         notes.append(
             f"No linear probe for {', '.join(foreign)}: it was measured on other rows or another backbone than the runs "
@@ -89,6 +90,26 @@ def build(asked: Asked) -> list[Table]:
         tables.append(_cells(run, title, asked))
         tables.append(_tests(entries, yardstick, title, columns))
     return tables
+
+
+def _devices(found: dict[str, list[Entry]]) -> list[str]:
+    """Where the runs of each task were computed, if not all in one place: their rounding differs."""
+
+    def listed(methods: set[str]) -> str:
+        return ", ".join(sorted(methods))
+
+    places: dict[str, dict[str, set[str]]] = {}
+    for task, entries in found.items():
+        for entry in entries:
+            for record in entry.records:
+                places.setdefault(task, {}).setdefault(record.cost.device, set()).add(METHODS[record.run.method])
+    if len({device for devices in places.values() for device in devices}) < 2:
+        return []
+    told = [
+        f"{task} on {' and on '.join(f'{device} ({listed(of)})' for device, of in sorted(devices.items()))}"
+        for task, devices in places.items()
+    ]
+    return [f"Computed: {'; '.join(told)}. Rounding differs between devices."]
 
 
 def _cells(run: Sequence[Entry], title: str, asked: Asked) -> Table:
