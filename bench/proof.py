@@ -142,6 +142,7 @@ def trainer(loop: Any, folder: str, device: str, toy: bool) -> tuple[Callable[[]
         remove_unused_columns=False,
         **fast,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one, as ours; else DataParallel over all
     made = Trainer(
         model=peft.get_peft_model(model, config), args=arguments, train_dataset=loop.data.train, data_collator=_to_eights
     )
@@ -175,7 +176,7 @@ def looked_at(call: Callable[[], None], device: str, most: int = 12) -> dict[str
         if device == "cuda":
             torch.cuda.synchronize()
         wall = time.perf_counter() - began
-    kernels = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    kernels = [e for e in profiler.events() if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
     spent: dict[str, float] = {}
     for event in kernels:
         spent[event.name] = spent.get(event.name, 0.0) + event.time_range.elapsed_us() / 1e6

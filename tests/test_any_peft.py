@@ -156,6 +156,7 @@ def test_what_no_yaml_sets_is_what_this_release_of_peft_would_take(name):
         ("dora", {"use_dora": 1}, "method.settings.use_dora must be true or false; got 1"),
         ("shira", {"random_seed": None}, "method.settings.random_seed must be a whole number or a number; got None"),
         ("road", {"variant": "/etc/passwd"}, "variant must be one of road_1, road_2, road_4"),
+        ("boft", {"boft_n_butterfly_factor": 2}, "boft_n_butterfly_factor must be one of 1; got 2"),
         ("dora", {"r": 0}, "method.settings: PEFT .* refuses them for LORA|does not fit"),
     ],
 )

@@ -282,6 +282,23 @@ def left(backbone, method):
     return [int((layer.lora_E.default != 0).sum()) for layer in method.layers(backbone).values()]
 
 
+def test_adalora_prunes_where_operations_are_deterministic(fitted, monkeypatch):
+    """On a GPU torch refuses the k-th value there, for its index, which nobody takes."""
+    whole, pruned = torch.kthvalue, []
+
+    def on_a_gpu(*arguments, **named):
+        assert not torch.are_deterministic_algorithms_enabled()
+        pruned.append(whole(*arguments, **named))
+        return pruned[-1]
+
+    monkeypatch.setattr(torch, "kthvalue", on_a_gpu)
+    try:
+        fitted(*ADALORA, "train.max_steps=8", "train.deterministic=true")
+        assert pruned and torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_adalora_deals_out_the_ranks_on_schedule(fitted):
     seen = []
     loop = fitted(

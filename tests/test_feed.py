@@ -1,12 +1,16 @@
 """What keeps a GPU busy and may change no number: batches built ahead, a backbone that serves several runs, kept features."""
 
+import gc
 import threading
 import time
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.test_train import TEXT, same, trained
+from vera.config import build
 from vera.errors import ConfigError
 from vera.models import reuse
 from vera.run import execute, prepare
@@ -150,6 +154,29 @@ def test_runs_share_one_copy_on_the_device_while_it_is_that_of_the_weights(compo
     for name, parameter in third.items():
         assert torch.equal(parameter, fresh[name])
         assert name not in frozen[1:] or parameter.data_ptr() == first[name].data_ptr()
+
+
+def test_what_an_earlier_run_left_is_gone_before_a_gpu_takes_the_next_model(compose, monkeypatch):
+    """Accelerate ties a model into a cycle, which lives until the next collection; weights in 4 bits lie on the GPU."""
+    model_config = build(compose().model, "model")
+
+    class Tied:
+        pass
+
+    tied = Tied()
+    tied.itself, gone = tied, weakref.ref(tied)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    whole, found = type(model_config)._load, []
+    monkeypatch.setattr(type(model_config), "_load", lambda *given: found.append(gone()) or whole(*given))
+    gc.disable()
+    try:
+        del tied
+        assert gone() is not None
+        model_config.load(2, Path(compose().cache_dir))
+    finally:
+        gc.enable()
+    assert found == [None]
 
 
 def test_a_changed_weight_is_never_handed_on(compose):

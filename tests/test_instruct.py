@@ -23,7 +23,8 @@ from vera.checks.counts import account
 from vera.commands import answer as answer_command
 from vera.commands import run as command
 from vera.config import build, checked, choices, compose, resolve
-from vera.errors import ConfigError, DataError, ModelError, RecordError
+from vera.errors import Claimed, ConfigError, DataError, ModelError, RecordError
+from vera.io.files import locked
 from vera.judge.endpoint import JudgeSettings
 from vera.judge.grade import judge, read_answers
 from vera.judge.judgement import Judged
@@ -413,6 +414,14 @@ def test_answers_that_were_changed_after_their_record_are_no_runs_own(trained):
     older = record.model_copy(update={"sha256": None})  # from before records held it
     path.with_suffix(".json").write_text(older.to_json())
     assert read_answers(path, questions, 2).record == older
+
+
+def test_answers_that_another_worker_writes_are_come_back_to(trained):
+    _, path, _ = answer(trained, settings())
+    path.with_suffix(".json").unlink()
+    with locked(path.parent, path.stem, ConfigError("taken")), pytest.raises(Claimed, match=r"is writing .*\.jsonl"):
+        answer(trained, settings())
+    assert answer(trained, settings())[2]
 
 
 def test_another_setting_or_the_bare_backbone_makes_other_answers(trained):

@@ -30,6 +30,18 @@ def loader(*overrides):
     return build(compose(overrides).model, "model")
 
 
+def test_what_draws_in_between_leaves_the_generators_of_gpus(monkeypatch):
+    from vera.seeds import forked
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
+    before = torch.get_rng_state()
+    with forked(3, "tiny"):
+        drawn = torch.rand(2)
+    assert torch.equal(before, torch.get_rng_state())
+    with forked(3, "tiny"):
+        assert torch.equal(torch.rand(2), drawn)
+
+
 def test_pretraining_is_reproducible_from_its_own_seed(tmp_path):
     from vera.seeds import forked
 

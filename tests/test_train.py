@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from tests import forked
 from tests.conftest import REHEARSAL
-from vera.config import TrainConfig
+from vera.config import TrainConfig, build
 from vera.errors import ConfigError, TrainingError
 from vera.records.store import Store
 from vera.run import execute, prepare
@@ -327,7 +328,15 @@ def test_the_precision_of_bf16_weights_is_bf16_without_autocast(compose):
     run = compose("model=llama_7b", "task=alpaca", "method=lora", "model.quantisation=none")
     model = prepare(run)[0].model
     accelerator = make_accelerator("cpu", "auto")
-    assert precision_of(accelerator, model) == "bf16" and precision_of(accelerator, model.float()) == "fp32"
+    assert precision_of(accelerator, model) == "bf16"
+    bare = build(run.model, "model").load(0, Path(run.cache_dir)).model  # without a method, which freezes it
+    assert all(parameter.requires_grad for parameter in bare.parameters()) and precision_of(accelerator, bare) == "bf16"
+    assert precision_of(accelerator, model.float()) == "fp32"
+
+
+def test_a_gpu_s_first_product_may_be_another_run_s_before_deterministic_ones():
+    """cuBLAS reads this once in a process."""
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
 
 
 class Killed(BaseException):

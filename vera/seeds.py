@@ -44,10 +44,13 @@ def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
 
 @contextmanager
 def forked(seed: int, stream: str) -> Iterator[None]:
-    """Draw from one stream inside the block and leave all global generators as they were."""
+    """Draw from one stream inside the block and leave all global generators as they were; those of GPUs are not used."""
     python, numpy = random.getstate(), np.random.get_state()
+    value = derive(seed, stream)
     with torch.random.fork_rng(devices=[]):
-        seed_everything(seed, stream)
+        random.seed(value)
+        np.random.seed(value % 2**32)
+        torch.default_generator.manual_seed(value)  # torch.manual_seed would seed every GPU's, too
         try:
             yield
         finally:

@@ -84,7 +84,12 @@ class AdaLora(PeftMethod):
         config.total_step = total
         config.tinit = int(self.warmup * total)
         config.tfinal = min(int(self.final * total), total - 2)
-        self._tuner.update_and_allocate(step + 1)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)  # torch.kthvalue's index is not on a GPU; its value, which PEFT takes, is
+        try:
+            self._tuner.update_and_allocate(step + 1)
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
 
     def penalty(self, backbone):
         """gamma times the mean over all P and Q of || P'P - I || or || Q Q' - I || (Frobenius)."""

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from peft import PeftModel, PeftModelForSequenceClassification, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.boft import layer as boft
 from peft.utils import AuxiliaryTrainingWrapper
 from pydantic import PrivateAttr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -86,6 +87,8 @@ class AnyPeft(PeftMethod):
 
     def put_on(self, backbone, config):
         made = PeftModelForSequenceClassification if TYPES[self.type].prompts else PeftModel
+        if self.type == "BOFT":
+            boft._FBD_CUDA = False  # else it compiles that extension, which computes the same, layer by layer
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")

@@ -70,7 +70,8 @@ TYPES: dict[str, Type] = {
         },
     ),
     "BEFT": Type(""),
-    "BOFT": Type("boft_block_size boft_block_num boft_n_butterfly_factor boft_dropout"),
+    # Other factors need an extension that PEFT compiles where there is nvcc; elsewhere it takes 1 without a word.
+    "BOFT": Type("boft_block_size boft_block_num boft_dropout", {"boft_n_butterfly_factor": (1,)}),
     "C3A": Type("block_size", {"init_weights": (True, "gaussian", "kaiming_uniform", "xavier_uniform")}),
     "DEFT": Type("r init_scale para deft_dropout", {"decomposition_method": ("relu", "qr")}),
     "DELORA": Type("r delora_lambda module_dropout"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import hashlib
 import importlib.util
 from collections.abc import Callable
@@ -156,6 +157,11 @@ class Model(Component):
             hub_commit = hub.cached_commit(source, self.revision)
         where = {**SAFE, "revision": self.revision, "local_files_only": not online}
         made_here = self.source_kind == "made here"  # conf/ decides what is
+        if (
+            torch.cuda.is_initialized()
+        ):  # a model of an earlier run lies in a cycle (Accelerate's), perhaps on the GPU in 4 bits
+            gc.collect()
+            torch.cuda.empty_cache()
         try:
             self._check_config(source, where)
             model, preprocess, info = self._load(source, outputs, where)

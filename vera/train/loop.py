@@ -43,6 +43,10 @@ from vera.train.shard import average_gradients, shard
 log = logging.getLogger(__name__)
 
 
+# torch reads it once, at a process's first product, and refuses those of train.deterministic=true without it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """Accelerate for one run. precision "auto" is bf16 autocast on a GPU and fp32 elsewhere. Raises ConfigError."""
     gpu = on_gpu(device)
@@ -55,15 +59,14 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
 def precision_of(accelerator: Accelerator, model: nn.Module, tf32: bool = False) -> str:
     """In what the matrix products of a run are computed: bf16 under autocast, else in the precision of the frozen weights, of
     which bf16 ones (and 4-bit ones, whose products are) are not made fp32 by having no autocast. tf32: allowed on a GPU."""
-    half = any(p.dtype == torch.bfloat16 for p in model.parameters() if not p.requires_grad)
+    frozen = [p for p in model.parameters() if not p.requires_grad] or model.parameters()  # a model that nothing adapts
+    half = any(p.dtype == torch.bfloat16 for p in frozen)
     full = "tf32" if tf32 and accelerator.device.type == "cuda" else "fp32"
     return "bf16" if half or accelerator.mixed_precision == "bf16" else full
 
 
 def set_numerics(config: TrainConfig) -> None:
     """For this process, until the next run says otherwise: TF32, and whether operations must give the same each time."""
-    if config.deterministic:  # read when cuBLAS starts; torch refuses products without it
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.tf32

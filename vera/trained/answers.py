@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from vera.config import RunConfig, Strict, build, component, hashed
-from vera.errors import ConfigError, RecordError, TrainingError
+from vera.errors import Claimed, ConfigError, RecordError
 from vera.io.files import append_line, locked, read_json, read_lines
 from vera.judge.judgement import SCHEMA, Answers, answers_name, digest, find, write
 from vera.judge.questions import Question, QuestionSet, QuestionSource, described, load_questions
@@ -142,7 +142,7 @@ def answer(
     identity = digest([about, weights, used.model_dump(), settings.public])
     stem = f"{answers_name(run.model['name'], trained.run if trained else None)}--{used.name}--{identity[:8]}"
     path = Path(run.results_dir) / "answers" / f"{stem}.jsonl"
-    with locked(path.parent, path.stem, TrainingError(f"another process is writing {path}")):
+    with locked(path.parent, path.stem, Claimed(f"another process is writing {path}")):
         found = find(Answers, path.with_suffix(".json"))
         if found is not None:
             found.check(path, _hash(path))
