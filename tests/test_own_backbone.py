@@ -118,6 +118,21 @@ def test_the_rehearsal_is_the_checkpoint_s_own_architecture_small(family, folder
     assert sum(p.numel() for p in backbone.model.parameters()) < 30_000
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        t.FNetConfig(hidden_size=16, num_hidden_layers=1, intermediate_size=16, **TOKENS),
+        t.ConvBertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, **TOKENS),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_families_whose_scores_depend_on_the_padding_are_refused(config, cache, tmp_path):
+    t.AutoModel.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"a row's scores in (FNet|ConvBERT) depend on the padding"):
+        loaded(tmp_path, cache)
+
+
 @pytest.mark.parametrize("config", [FAMILIES["qwen3"], t.GPT2Config(n_embd=16, n_layer=2, n_head=2, **TOKENS)])
 def test_a_row_s_scores_do_not_depend_on_its_batch(config, cache, tmp_path):
     """A checkpoint whose config.json has another padding id than its tokenizer, which has none, and pads on the left."""

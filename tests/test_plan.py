@@ -78,7 +78,8 @@ def test_hours_without_records_follow_from_operations(folders):
     assert basis == "operations" and hours["training"] == pytest.approx(forward * 2 * 40 * facts["train_rows"] / per_hour)
     assert hours["evaluation"] == pytest.approx(forward * 40 * facts["eval_rows"] / per_hour) and not hours["decoding"]
     (capped,) = cells("glue_large", "method=vera", "task=rte", "train.max_steps=1")
-    assert folders.hours(capped)[0]["training"] < hours["training"]
+    short = folders.hours(capped)[0]
+    assert short["training"] < hours["training"] and short["evaluation"] == pytest.approx(hours["evaluation"] / 40)
     (every_tenth,) = cells("glue_large", "method=vera", "task=rte", "train.evaluate=10")
     assert folders.hours(every_tenth)[0]["evaluation"] == pytest.approx(hours["evaluation"] / 10)
 

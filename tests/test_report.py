@@ -182,6 +182,16 @@ def test_colours_follow_the_test():
     assert report._cell("not run (undecided in miniature)")["tone"] == "idle" and report._cell("1.0")["cell"] == ""
 
 
+def test_what_each_run_draws_by_its_seed_is_shown_as_that():
+    found = by_cell(*(record([*LARGE, "method=vera"], seed, 0.8) for seed in (3, 4)))
+    ((_, records),) = found.items()
+    assert [run.run.config["method"]["projection_seed"] for run in records] == [3, 4]
+    shown = report.provenance(found)
+    (cell,) = shown["cells"].values()
+    assert shown["pool"][cell["config"]["method"]]["projection_seed"] == "${seed}"
+    assert records[0].run.config["method"]["projection_seed"] == 3  # the record itself is as it was
+
+
 def test_every_run_has_a_state(folder):
     found = by_cell(record([*LARGE, "method=vera"], 7, 0.8))
     listed = {sweep["name"]: sweep for sweep in report._sweeps(found, folder)}
@@ -190,6 +200,7 @@ def test_every_run_has_a_state(folder):
     assert {"done": [], "failed": [0], "missing": [1, 2, 3, 4]} in states
     assert sum(len(seeds) for state in states for seeds in state.values()) == 42 * 5  # seven rows, six tasks
     assert listed["in no sweep"]["cells"][0]["seeds"]["done"] == [7]  # seed 7 is nobody's
+    assert len({len(sweep["line"]) for sweep in listed.values()}) == 1 and listed["in no sweep"]["line"][-1] == "recorded"
     assert Plan(folder).done == {path.stem for path in (folder / "runs").glob("*.json")}
 
 

@@ -9,6 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from experiments.engine import tuning
+from experiments.engine.tuning import choice
 from tests.conftest import REHEARSAL
 from tests.test_experiments import record
 from vera.commands import run as command
@@ -32,6 +33,7 @@ def made(run, score) -> Record:
         record([f"{group}={getattr(run, group)['name']}" for group in ("model", "task", "method")], run.seed, score).to_json()
     )
     raw["run"] |= {"cell_id": run.cell_id, "follows_seed": run.follows_seed, "config": json.loads(json.dumps(run.scientific))}
+    raw["cost"]["steps"] = run.train.max_steps or raw["cost"]["steps"]
     raw["scores"]["test"] = {"epoch": 1, "metrics": {run.task["primary"]: 1 - score}}
     return Record.model_validate(raw)
 
@@ -125,8 +127,8 @@ def test_the_grid_is_chosen_from_on_validation_rows_and_repeats_nothing(search):
     assert len(done) == 16 and [t.trial for t in again] == [t.trial for t in tried]
     said = tuning.table(tried, asked)
     assert said.rows[0][:5] == ["0.01", "0.001", "2", "0.9005±0.0007 (n=2)", "[0.9000, 0.9010]"]
-    assert any("best train.head_lr is the smallest" in note for note in said.notes)
-    assert not any("best train.lr is" in note for note in said.notes)
+    assert any(note.startswith("2 trials have the best median") for note in said.notes)  # of either head_lr
+    assert not any("it may lie beyond" in note for note in said.notes)
     edge = tuning.carry_out(search("train.lr=0.01,0.1"), compute)
     assert any("best train.lr is the smallest" in note for note in tuning.remarks(edge, search("train.lr=0.01,0.1")))
 
@@ -200,6 +202,51 @@ def test_successive_halving_trains_the_best_third_for_longer(search):
     assert [t.trial.steps for t in tried] == [30, 30, 10, 10, 10, 10, 10]
     assert {t.trial.values[0] for t in tried[:2]} == {t.trial.values[0] for t in tried[2:4]}
     assert tried[0].trial.values == ("0.01",) and {run.train.max_steps for run in done} == {10, 30}
+
+
+def test_a_rung_that_the_epochs_cut_short_is_no_rung(search):
+    asked = search("train.lr=1e-3,1e-2", steps=(10, 900))
+
+    def compute(runs):
+        for run in runs:
+            raw = json.loads(made(run, lr_score(run)).to_json())
+            raw["cost"]["steps"] = min(run.train.max_steps, 20)
+            Store(run.results_dir).write(Record.model_validate(raw))
+
+    with pytest.raises(ConfigError, match=r"--steps 900: train.epochs=\d+ ends after 20; give train.epochs"):
+        tuning.carry_out(asked, compute)
+
+
+def test_trials_of_two_precisions_choose_nothing(search, tmp_path):
+    asked = search("train.lr=1e-3,1e-2")
+
+    def compute(runs):
+        for run in runs:
+            raw = json.loads(made(run, lr_score(run)).to_json())
+            raw["cost"]["precision"] = "bf16" if run.train.lr == 0.01 else "fp32"
+            Store(run.results_dir).write(Record.model_validate(raw))
+
+    with pytest.raises(ConfigError, match="not like with like, in precision"):
+        tuning.recipe_of(tuning.carry_out(asked, compute), asked, tmp_path)
+
+
+def test_a_tie_is_told_and_is_no_edge(search):
+    asked = search("train.lr=1e-4,1e-3,1e-2")
+    tried = tuning.carry_out(asked, computing(lambda run: 0.2)[0])
+    told = " ".join(choice.remarks(tried, asked))
+    assert "3 trials have the best median" in told and "may lie beyond" not in told
+    tried = tuning.carry_out(search("train.lr=1e-2,1e-1,1"), computing()[0])
+    assert "have the best median" not in " ".join(choice.remarks(tried, asked))
+
+
+def test_two_searches_cannot_make_a_recipe_of_epochs_and_steps(search, tmp_path):
+    asked = search("train.lr=1e-3,1e-2", "train.max_steps=150")
+    path, text = tuning.recipe_of(tuning.carry_out(asked, computing()[0]), asked, tmp_path)
+    write_atomic(path, text)
+    words = ["model=minilm", "task=rte", "method=vera", f"results_dir={tmp_path / 'tune'}", "train.lr=1e-3,1e-2"]
+    other = tuning.read([*words, "train.epochs=3"], [100])
+    with pytest.raises(ConfigError, match=r"another task has put train\.epochs or train\.max_steps into .*vera_minilm\.yaml"):
+        tuning.recipe_of(tuning.carry_out(other, computing()[0]), other, tmp_path)
 
 
 def test_the_recipe_gets_a_cell_and_other_tasks_keep_what_they_have(search, tmp_path):

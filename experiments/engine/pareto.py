@@ -126,7 +126,7 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
 def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
     """Score against each cost, the front as a line; stem.pdf, .png and .svg, [] when there is nothing to draw."""
     found = [entry for entry in entries(asked, model, task) if math.isfinite(entry.summary().median)]
-    on = fronts(found)
+    on = {which: chosen for which, chosen in fronts(found).items() if any(cost(entry, which) for entry in found)}
     if not on:
         return []
     canvas, panels = plots.panels(4.2 * len(on), 3.4, len(on))

@@ -139,7 +139,8 @@ def estimate(run: RunConfig) -> dict[str, float] | None:
     examples = train.epochs * rows
     if train.max_steps is not None:
         examples = min(examples, train.max_steps * train.batch_size)
-    evaluations = {"epoch": train.epochs, "last": 1}.get(str(train.evaluate)) or math.ceil(train.epochs / int(train.evaluate))
+    epochs = min(train.epochs, math.ceil(examples / rows))
+    evaluations = {"epoch": epochs, "last": 1}.get(str(train.evaluate)) or math.ceil(epochs / int(train.evaluate))
     if train.keep_features:
         examples, evaluations = min(examples, rows), 1
     trained = _passes(run) * examples

@@ -6,6 +6,7 @@ The page needs nothing but itself: style, script, pictures and provenance are in
 from __future__ import annotations
 
 import base64
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from experiments.engine.plan import COLUMNS, Plan, failure, figures
 from experiments.engine.render import DASH, Sourced, Table, notes_of
 from experiments.engine.sweeps import Cell, cells, own_sweeps, sweeps
 from experiments.engine.verdicts import IN_MINIATURE
+from vera.config import dotted
 from vera.records.record import Record
 
 FOLDER = Path(__file__).resolve().parent / "page"
@@ -188,7 +190,8 @@ def _sweeps(found: Cells, results: Path) -> list[dict[str, Any]]:
     states = [_recorded(records) for records in others if records]
     if states:
         count = str(sum(map(len, others)))
-        recorded = [count, count, "0", "0", DASH, "recorded"]
+        known = {"Runs": count, "Done": count, "Failed": "0", "Missing": "0", "From": "recorded"}
+        recorded = [known.get(column, DASH) for column in COLUMNS if column != "Rehearsed"]
         listed.append({"name": "in no sweep", "fills": "", "line": recorded, "cells": states})
     return listed
 
@@ -238,12 +241,20 @@ def provenance(found: Cells) -> dict[str, Any]:
             "model": run.model,
             "task": run.task,
             "method": run.method,
-            "config": {group: place(_plain(values)) for group, values in sorted(run.config.items())},
+            "config": {group: place(_plain(values)) for group, values in sorted(_of_all_seeds(records[0]).items())},
             "metric": records[0].scores.primary,
             "parameters": records[0].parameters.model_dump(),
             "runs": [_run(record, place) for record in records],
         }
     return {"cells": known, "pool": pool}
+
+
+def _of_all_seeds(record: Record) -> dict[str, Any]:
+    """A cell's config, with ${seed} where each run of it has its own seed."""
+    config = copy.deepcopy(record.run.config)
+    for key in record.run.follows_seed:
+        dotted.put(config, key, "${seed}")
+    return config
 
 
 def _run(record: Record, place) -> dict[str, Any]:

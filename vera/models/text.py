@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from vera.models.base import Layout, Model
 
@@ -34,6 +34,10 @@ def reads_last_token(model: nn.Module) -> bool:
     return hasattr(model, "score") or model.config.model_type in ("ctrl", "modernbert-decoder")
 
 
+# Their layers mix a row's tokens with the padding of its batch: without a mask, or by a convolution over it.
+MIX_PADDING = {"fnet": "FNet", "convbert": "ConvBERT"}
+
+
 class TextClassifier(Model):
     """A model of transformers' sequence-classification family with its tokenizer."""
 
@@ -44,6 +48,9 @@ class TextClassifier(Model):
 
     def _load(self, source, outputs, where):
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        kind = AutoConfig.from_pretrained(source, **where).model_type
+        if kind in MIX_PADDING:
+            raise ValueError(f"a row's scores in {MIX_PADDING[kind]} depend on the padding of its batch, and so on batch sizes")
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
             **where,

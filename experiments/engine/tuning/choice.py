@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from experiments.engine.aggregate import unlike
+from experiments.engine.aggregate import COMPARED, unlike
 from experiments.engine.render import Table, interval, number
 from experiments.engine.tuning.searches import Search, three_splits
 from experiments.engine.tuning.trials import Tried
@@ -66,7 +66,13 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
         return [*said, f"The trials are not like with like, in {', '.join(differing)}; nothing is chosen."]
     best = tried[0]
     rung = [found for found in tried if found.trial.steps == best.trial.steps]
+    most = None if best.summary is None else best.summary.median
+    tied = [other.trial for other in rung if other.summary is not None and other.summary.median == most]
+    if len(tied) > 1:
+        said.append(f"{len(tied)} trials have the best median; the one with the best worst seed, or the first, is taken.")
     for index, found in enumerate(search.axes):
+        if len({trial.values[index] for trial in tied}) > 1:
+            continue
         values = found.points or tuple(other.trial.values[index] for other in tried)
         edge = _edge(best.trial.values[index], values)
         if edge:
@@ -81,7 +87,7 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
 
 
 def apart(tried: Sequence[Tried]) -> list[str]:
-    return unlike([record for found in tried for record in found.records])
+    return unlike([record for found in tried for record in found.records], (*COMPARED, "precision"))
 
 
 def _edge(value: str, values: Sequence[str]) -> str | None:

@@ -85,6 +85,10 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path | None = None
     sources = {"sources": {"ours: chosen by make tune, as `tuned` says": searched}}
     order = ["defaults", "tuned", *GROUPS]
     made = {key: held[key] for key in order if key in held} | sources
+    if {"epochs", "max_steps"} <= made.get("train", {}).keys():
+        raise ConfigError(
+            f"a search of another task has put train.epochs or train.max_steps into {there}, and a recipe has one of them"
+        )
     _check_kept(best.run, [*choices_, *_aside(search)], {key: part for key, part in made.items() if key != "defaults"}, search)
     lead = (
         f"# {method} on {model}, chosen by `make tune`: a cell of `tuned` a task, with its source; its runs are in {FOLDER}.\n"

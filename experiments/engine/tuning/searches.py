@@ -51,7 +51,8 @@ class Search:
         """What was searched, as a person reads it."""
         over = " ".join(f"{axis.key}={axis.text}" for axis in self.axes)
         halving = f", of each rung the best third goes on ({', '.join(map(str, self.steps))} steps)" if self.steps[1:] else ""
-        return f"{self.sampler}, {self.trials} trials over {over}{halving}"
+        most = "up to " if self.sampler == "random" else ""  # what is drawn twice is tried once
+        return f"{self.sampler}, {most}{self.trials} trials over {over}{halving}"
 
 
 @dataclass(frozen=True)

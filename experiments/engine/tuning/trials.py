@@ -62,6 +62,10 @@ def _tried(trial: Trial, run: RunConfig, seeds: Sequence[int]) -> Tried:
     records = [record for record in found if record is not None]
     if len(records) < len(seeds):
         return Tried(trial, run, records)
+    if short := [record.cost.steps for record in records if not record.collapsed and record.cost.steps < (trial.steps or 0)]:
+        raise ConfigError(
+            f"--steps {trial.steps}: train.epochs={run.train.epochs} ends after {short[0]}; give train.epochs for all of them"
+        )
     # The validation rows' best epoch, whatever the record says of test rows.
     values = [-math.inf if r.collapsed else r.scores.best.metrics[r.scores.primary] for r in records]
     return Tried(trial, run, records, of_records(summarise([value for value in values if value is not None]), records))
