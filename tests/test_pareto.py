@@ -70,6 +70,14 @@ def test_a_collapsed_method_is_on_no_front():
     assert pareto.table(Asked(cells), "digits_vit", "digits", "x").rows[0][-1] == "–"
 
 
+def test_the_head_alone_has_no_front_of_parameters_to_draw(tmp_path):
+    """It trains none of the backbone's: nothing to draw against."""
+    asked = Asked(by_cell(*runs("head", 0.50, 0, 1.0)))
+    drawn = pareto.draw(asked, "digits_vit", "digits", tmp_path / "front")
+    assert {path.suffix for path in drawn} == {".pdf", ".png", ".svg"}  # against seconds
+    assert "parameters" not in (tmp_path / "front.svg").read_text()
+
+
 def test_the_command_writes_table_and_figure(tmp_path, capsys):
     store = Store(tmp_path)
     for item in CALM:
