@@ -102,23 +102,45 @@ def test_the_readme_shows_the_figures_of_the_tables():
     assert len(cells) > 8
     text = " ".join(prose(ROOT / "README.md").split())
     tests = (ROOT / "results" / "tables" / "glue_minilm_tests.md").read_text()
+    difference = r"(\S+ \[.*?\])"
     for pair, said in (
-        ("VeRA r=256 - LoRA r=8", r"VeRA - LoRA is (.*?\]) points on MRPC and (.*?\]) on STS-B \(n=5\)"),
-        ("Full fine-tuning - LoRA r=8", r"Full fine-tuning - LoRA is (.*?\]) and (.*?\])\."),
+        (
+            "VeRA r=256 - LoRA r=8",
+            rf"VeRA - LoRA is {difference} points on MRPC, {difference} on CoLA and {difference} on STS-B \(n=5\)",
+        ),
+        ("Full fine-tuning - LoRA r=8", rf"Full fine-tuning - LoRA is {difference}, {difference} and {difference}\."),
     ):
-        for task, difference in zip(("MRPC", "STS-B"), re.search(said, text).groups(), strict=True):
-            assert f"| {task} | {pair} | 5 | {difference} |" in tests
+        for task, shown in zip(("MRPC", "CoLA", "STS-B"), re.search(said, text).groups(), strict=True):
+            assert f"| {task} | {pair} | 5 | {shown} |" in tests
+    below = re.search(r"\| CoLA \| VeRA r=256 - LoRA r=8 \| 5 \| \S+ \[(\S+), (\S+)\]", tests)
+    assert "(n=5): worse on CoLA, where" in text and float(below[2]) < 0
+    longer, usual = (
+        json.loads((ROOT / "results" / "runs" / f"minilm--cola--vera--{cell}--s0.json").read_text())["scores"]["best"][
+            "metrics"
+        ]
+        for cell in ("35cba7e3", "73327fba")
+    )
+    rises = [f"{100 * scores['matthews_correlation']:.1f}" for scores in (longer, usual)]
+    assert f"where VeRA still rises (seed 0 has {rises[0]} after twelve epochs, {rises[1]} after four)" in text
     tables = [(ROOT / "results" / "tables" / f"{name}.md").read_text().splitlines() for name in ("digits", "glue_minilm")]
     for label, *values in cells:
         rows = [line for lines in tables for line in lines if line.startswith(f"| {label} |")]
         assert any(all(f" {value} " in row for value in values) for row in rows), f"{label}: {values}"
     (probe,) = (line for line in tables[1] if line.startswith("| Linear probe |"))
-    said = r"embeddings has ([\d.]+) and ([\d.]+): on MRPC below every method that adapts the backbone, on STS-B above all\."
-    yardstick = [float(probe.split("|")[column]) for column in (3, 6)]
-    assert [*map(float, re.search(said, text).groups())] == yardstick
-    scores = {row[0]: [float(re.match(r"[\d.]+", cell)[0]) for cell in row[2:]] for row in cells[-5:]}
+    yardstick = dict(zip(("MRPC", "CoLA", "RTE", "STS-B"), map(float, probe.split("|")[3:7]), strict=True))
+    said = r"embeddings has (\S+) on MRPC, below .*?, (\S+) on CoLA, and (\S+) on STS-B, above all\. "
+    said += r"On RTE none reaches its (\S+):"
+    found = dict(zip(("MRPC", "CoLA", "STS-B", "RTE"), map(float, re.search(said, text).groups()), strict=True))
+    assert found == yardstick
+    values = {row[0]: [float(re.match(r"[\d.]+", cell)[0]) for cell in row[2:]] for row in cells[-5:]}
+    scores = {method: dict(zip(yardstick, row, strict=True)) for method, row in values.items()}
     alone = scores.pop("Head only")
-    assert alone[0] < yardstick[0] < min(mrpc for mrpc, _ in scores.values())
-    assert yardstick[1] > max(stsb for _, stsb in [alone, *scores.values()])
-    assert "BitFit has the higher medians of the three" in text
-    assert all(a > b for other in ("LoRA r=8", "VeRA r=256") for a, b in zip(scores["BitFit"], scores[other], strict=True))
+    assert alone["MRPC"] < yardstick["MRPC"] < min(row["MRPC"] for row in scores.values())
+    assert all(yardstick[task] > max(row[task] for row in (alone, *scores.values())) for task in ("STS-B", "RTE"))
+    assert "BitFit has the highest median of the three adapters on MRPC and STS-B, the lowest on CoLA" in text
+    for other in ("LoRA r=8", "VeRA r=256"):
+        assert all(scores["BitFit"][task] > scores[other][task] for task in ("MRPC", "STS-B"))
+        assert scores["BitFit"]["CoLA"] < scores[other]["CoLA"]
+    assert "full fine-tuning learns the training rows by heart and no more" in text
+    runs = [json.loads(path.read_text()) for path in (ROOT / "results" / "runs").glob("minilm--rte--full--*.json")]
+    assert len(runs) == 5 and all(run["scores"]["history"][-1]["train_loss"] < 0.05 for run in runs)
