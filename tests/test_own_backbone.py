@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from vera.commands import model as command
 from vera.commands import serve_mixed
 from vera.config import build, choice
-from vera.errors import ConfigError, ModelError
+from vera.errors import ConfigError, DataError, ModelError
 from vera.models import base, found
 from vera.models.tiny import END, byte_tokenizer, bytes_of, causal_tokenizer, image_processor
 from vera.run import execute, prepare
@@ -131,6 +131,8 @@ def test_families_whose_scores_depend_on_the_padding_are_refused(config, cache, 
     byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"a row's scores in (FNet|ConvBERT) depend on the padding"):
         loaded(tmp_path, cache)
+    with pytest.raises(DataError, match="depend on the padding"):
+        serve_mixed._load(argparse.Namespace(model=str(tmp_path), generate=0, labels=3, device="cpu"))
 
 
 @pytest.mark.parametrize("config", [FAMILIES["qwen3"], t.GPT2Config(n_embd=16, n_layer=2, n_head=2, **TOKENS)])

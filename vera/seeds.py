@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,10 +31,13 @@ def derive(seed: int, stream: str, index: int = 0) -> int:
 
 def seed_everything(seed: int, stream: str, index: int = 0) -> None:
     """Seed Python, numpy and torch (every device) from one stream."""
-    value = derive(seed, stream, index)
+    _seed(derive(seed, stream, index), torch.manual_seed)
+
+
+def _seed(value: int, seed_torch: Callable[[int], object]) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)
-    torch.manual_seed(value)
+    seed_torch(value)
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
@@ -46,11 +49,8 @@ def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
 def forked(seed: int, stream: str) -> Iterator[None]:
     """Draw from one stream inside the block and leave all global generators as they were; those of GPUs are not used."""
     python, numpy = random.getstate(), np.random.get_state()
-    value = derive(seed, stream)
     with torch.random.fork_rng(devices=[]):
-        random.seed(value)
-        np.random.seed(value % 2**32)
-        torch.default_generator.manual_seed(value)  # torch.manual_seed would seed every GPU's, too
+        _seed(derive(seed, stream), torch.default_generator.manual_seed)  # torch.manual_seed would seed every GPU's, too
         try:
             yield
         finally:

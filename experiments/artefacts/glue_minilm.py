@@ -102,8 +102,8 @@ def _devices(found: dict[str, list[Entry]]) -> list[str]:
     places: dict[str, dict[str, set[str]]] = {}
     for task, entries in found.items():
         for entry in entries:
-            for record in entry.records:
-                places.setdefault(task, {}).setdefault(record.cost.device, set()).add(METHODS[record.run.method])
+            for device in sources(entry.records, ("device",))["device"]:  # of starts on another one, too
+                places.setdefault(task, {}).setdefault(device, set()).add(entry.labels[-1])
     if len({device for devices in places.values() for device in devices}) < 2:
         return []
     told = [

@@ -88,7 +88,7 @@ class AnyPeft(PeftMethod):
     def put_on(self, backbone, config):
         made = PeftModelForSequenceClassification if TYPES[self.type].prompts else PeftModel
         if self.type == "BOFT":
-            boft._FBD_CUDA = False  # else it compiles that extension, which computes the same, layer by layer
+            boft._FBD_CUDA = False  # else PEFT compiles an extension here, and tries again for each layer where it cannot
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")

@@ -157,10 +157,8 @@ class Model(Component):
             hub_commit = hub.cached_commit(source, self.revision)
         where = {**SAFE, "revision": self.revision, "local_files_only": not online}
         made_here = self.source_kind == "made here"  # conf/ decides what is
-        if (
-            torch.cuda.is_initialized()
-        ):  # a model of an earlier run lies in a cycle (Accelerate's), perhaps on the GPU in 4 bits
-            gc.collect()
+        if torch.cuda.is_initialized():
+            gc.collect()  # a model of an earlier run, which lies in a cycle (Accelerate's), perhaps on the GPU in 4 bits
             torch.cuda.empty_cache()
         try:
             self._check_config(source, where)

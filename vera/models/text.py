@@ -6,9 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from vera.models.base import Layout, Model
+
+# Their layers mix a row's tokens with the padding of its batch: without a mask, or by a convolution over it.
+MIX_PADDING = {"fnet": "FNet", "convbert": "ConvBERT"}
 
 
 def agree_on_padding(tokenizer: Any, model: nn.Module) -> None:
@@ -17,8 +20,10 @@ def agree_on_padding(tokenizer: Any, model: nn.Module) -> None:
     A language model finds a row's last token by its configuration's id, and GPT-2 counts positions from the left, padding
     included. XLNet, whose positions are relative and whose last place is read, keeps its side.
 
-    Raises ValueError for a tokenizer with neither a padding nor an end token.
+    Raises ValueError for a tokenizer with neither a padding nor an end token, and for MIX_PADDING.
     """
+    if (kind := model.config.model_type) in MIX_PADDING:
+        raise ValueError(f"a row's scores in {MIX_PADDING[kind]} depend on the padding of its batch, and so on batch sizes")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
@@ -34,10 +39,6 @@ def reads_last_token(model: nn.Module) -> bool:
     return hasattr(model, "score") or model.config.model_type in ("ctrl", "modernbert-decoder")
 
 
-# Their layers mix a row's tokens with the padding of its batch: without a mask, or by a convolution over it.
-MIX_PADDING = {"fnet": "FNet", "convbert": "ConvBERT"}
-
-
 class TextClassifier(Model):
     """A model of transformers' sequence-classification family with its tokenizer."""
 
@@ -48,9 +49,6 @@ class TextClassifier(Model):
 
     def _load(self, source, outputs, where):
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-        kind = AutoConfig.from_pretrained(source, **where).model_type
-        if kind in MIX_PADDING:
-            raise ValueError(f"a row's scores in {MIX_PADDING[kind]} depend on the padding of its batch, and so on batch sizes")
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
             **where,
