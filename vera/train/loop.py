@@ -187,6 +187,16 @@ class Loop:
                 self._score_test(self.data.test)
         self.spent["seconds"] += time.monotonic() - self._clock
         self._settle()
+        if (left := self.unreached()) and self.processes.main:
+            log.warning(
+                "%s: nothing that is scored depends on %d of the %d trained tensors, such as %s",
+                *(self.run.run_name, len(left), len(self.parameters), left[0]),
+            )
+
+    def unreached(self) -> list[str]:
+        """Trained parameters on which no loss depended, such as those of an adapter on a layer that the model never calls."""
+        state = self.optimizer.state
+        return [name for name, parameter in self.parameters.items() if state and not state.get(parameter)]
 
     @contextlib.contextmanager
     def _until_collapsed(self) -> Iterator[None]:
@@ -468,8 +478,8 @@ class Loop:
         log.info("resuming at step %d of %d", self.step, self.total)
 
     def notes(self) -> dict[str, Any]:
-        """What the record should say of the training: what earlier starts had that differs from the last one, and when no step
-        could change anything."""
+        """What the record should say of the training: what earlier starts had that differs from the last one, when no step can
+        have changed anything, and which of the counted parameters none has reached."""
         found: dict[str, Any] = {}
         resumed = [
             {"step": start.get("step"), "started": start.get("started"), **changed}
@@ -480,6 +490,8 @@ class Loop:
             found["resumed"] = resumed
         if not any(lr_factor(step, self.total, self.config) for step in range(self.total)):
             found["untrained"] = "the only step is the first of the warm-up, at rate 0"
+        if left := self.unreached():
+            found["unreached"] = {"names": left, "parameters": sum(self.parameters[name].numel() for name in left)}
         return found
 
     def cost(self) -> dict[str, Any]:
