@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, TorchDynamoPlugin
 from torch import nn
 
 from vera.config import RunConfig, TrainConfig
@@ -48,12 +48,21 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
-    """Accelerate for one run. precision "auto" is bf16 autocast on a GPU and fp32 elsewhere. Raises ConfigError."""
+    """Accelerate for one run. precision "auto" is bf16 autocast on a GPU and fp32 elsewhere. Raises ConfigError.
+
+    What Accelerate would else take from the environment, where `accelerate config` or a shell has put it for other programs, is
+    said here: it would divide each loss by ACCELERATE_GRADIENT_ACCUMULATION_STEPS, and compile the model."""
     gpu = on_gpu(device)
     AcceleratorState._reset_state(reset_partial_state=True)  # the last run of this sweep may have had another precision
     mixed = {"auto": "bf16" if gpu else "no", "bf16": "bf16", "fp32": "no"}[precision]
     gradients_alone = DistributedDataParallelKwargs(broadcast_buffers=False)  # what is frozen is the same everywhere
-    return Accelerator(cpu=not gpu, mixed_precision=mixed, kwargs_handlers=[gradients_alone])
+    return Accelerator(
+        cpu=not gpu,
+        mixed_precision=mixed,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),
+        kwargs_handlers=[gradients_alone],
+    )
 
 
 def precision_of(accelerator: Accelerator, model: nn.Module, tf32: bool = False) -> str:
@@ -463,7 +472,7 @@ class Loop:
         self.chosen = kept["chosen"]
         self.step, self.history, self.spent = progress["step"], progress["history"], progress["spent"]
         self.final = Final(**progress["final"])
-        self.weights = progress.get("weights", {})
+        self.weights = progress.get("weights", {}) if self.config.save else {}  # of an epoch that may no longer be the best
         self.spent["restarts"] += 1
         self.loss_sum.copy_(own["loss_sum"])
         log.info("resuming at step %d of %d", self.step, self.total)
