@@ -94,7 +94,7 @@ def build(asked: Asked) -> list[Table]:
         tables.append(_cells(run, title, asked))
         tables.append(_tests(entries, yardstick, title, columns))
     longer = _longer(asked, entries, columns["cola"])
-    return tables + [longer] * (longer is not None)
+    return tables if longer is None else [*tables, longer]
 
 
 def _longer(asked: Asked, entries: dict[tuple[str, str], Entry], column: Column) -> Table | None:
