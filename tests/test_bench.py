@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import cases, measure, table12
 from experiments.artefacts import bench as table
@@ -34,6 +35,31 @@ def test_operations_of_a_step_are_the_promised_ones(plan):
     x = torch.randn(N, D_IN, requires_grad=True)
     found = measure.multiply_adds(lambda: layer(x).sum().backward())
     assert found == pytest.approx(FROZEN + PROMISED[plan], rel=2e-3)  # a product of matrix and vector, P d or b P, comes on top
+
+
+class _Started(TorchDispatchMode):
+    """Counts operations that start a kernel: all but views and empty tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation._schema.name.removeprefix("aten::")
+        self.count += not (operation.is_view or name in ("empty_like", "detach", "squeeze_", "_unsafe_view"))
+        return operation(*args, **(kwargs or {}))
+
+
+def test_under_autocast_a_step_starts_fewer_operations_than_pefts_vera_and_lora():
+    """What decides on a GPU that waits for the CPU (docs/speed.md)."""
+    inputs, counts = torch.randint(5, 99, (2, 8)), {}
+    for name, model in cases.methods(lambda: cases.roberta(64, 2), cases.QUERY_VALUE, 64, 8).items():
+        for _ in range(2):  # the first step rounds A for all that come
+            started = _Started()
+            with started:
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = model(input_ids=inputs).last_hidden_state.float().pow(2).mean()
+                loss.backward()
+        counts[name] = started.count
+    assert counts["ours"] < counts["LoRA r=8"] < counts["PEFT VeRA"], counts
 
 
 def test_calls_take_turns_and_the_first_round_is_not_timed():

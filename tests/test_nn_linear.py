@@ -1,10 +1,12 @@
 """The adapted linear map against the formula written out."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
@@ -100,7 +102,7 @@ def test_gradients_are_exact_in_double_precision(name):
     def call(x, b, d):
         if plan.order == "weight":
             u = projected(x, A, x, layer) if plan.through_u else None
-            return WeightOrder.apply(x, layer.weight, layer.bias, A, B, b, d, u, plan.through_u, plan.keep_weight)
+            return WeightOrder.apply(x, None, layer.weight, layer.bias, A, B, b, d, u, plan.through_u, plan.keep_weight)
         return ActivationOrder.apply(x, layer.weight, layer.bias, A, B, b, d, projected(x, A, x, layer))
 
     assert torch.autograd.gradcheck(call, (x, b, d))
@@ -201,6 +203,90 @@ def test_order_follows_from_operations():
     assert plan(1, 768, 768, 1024, training=False, input_gradient=False).order == "activation"
 
 
+def test_in_half_precision_dw_is_composed_where_that_saves_a_quarter():
+    """RoBERTa-base with its rank above half its width, -large with a quarter of it, MiniLM with two thirds, one token."""
+    assert plan(8192, 768, 768, 1024, half=True) == Plan("weight", through_u=False, keep_weight=True)
+    assert plan(8192, 768, 768, 1024, training=False, input_gradient=False, half=True).order == "weight"
+    assert plan(4096, 1024, 1024, 256, half=True).order == "activation"
+    rows = (64, 256, 1024, 4096, 32768)
+    assert {plan(n, 384, 384, 256, half=True).order for n in rows} == {"activation"}
+    assert {plan(n, 384, 384, 256, False, False, half=True).order for n in rows} == {"activation"}
+    assert plan(1, 768, 768, 1024, training=False, input_gradient=False, half=True).order == "activation"
+
+
+@every_plan
+def test_under_autocast_gradients_of_all_orders_are_those_of_the_formula_first_and_second(name):
+    torch.manual_seed(0)
+    layer = randomise(make(rank=30)).up
+    layer.plan = PLANS[name]
+    x, g = torch.randn(200, 12, requires_grad=True), torch.randn(200, 20)
+    vectors = [layer.vectors["default"].b, layer.vectors["default"].d]
+
+    def derivatives(call, half):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            h = call(x).float()
+        firsts = torch.autograd.grad((h.pow(2) * g).sum(), [x, *vectors], create_graph=True)
+        return [*firsts, *torch.autograd.grad(sum(first.pow(2).sum() for first in firsts), [x, *vectors])]
+
+    found, wanted = derivatives(layer, True), derivatives(lambda x: reference(layer, x), False)
+    assert all(value.dtype == torch.float32 for value in found)
+    close(found, wanted, 0.03)
+
+
+@every_plan
+def test_a_backward_pass_under_autocast_gives_the_same_gradients(name):
+    layer = randomise(make(rank=30)).up
+    layer.plan = PLANS[name]
+    x, g = torch.randn(200, 12, requires_grad=True), torch.randn(200, 20).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        h = layer(x)
+        inside = torch.autograd.grad(h, [x, *layer.vectors["default"].parameters()], g, retain_graph=True)
+    outside = torch.autograd.grad(h, [x, *layer.vectors["default"].parameters()], g)
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+
+
+@pytest.mark.parametrize("name", ["activation", "weight from G"])
+def test_layers_that_read_one_x_under_autocast_keep_one_copy_in_half_precision(name):
+    layers = nn.ModuleDict({name: nn.Linear(12, 12) for name in "qkv"})
+    randomise(attach(layers, VeraConfig(rank=12, targets=("q", "k", "v"))))
+    x = torch.randn(64, 12, requires_grad=True)
+    kept, there = {}, {t.untyped_storage().data_ptr() for t in (*layers.parameters(), *layers.buffers())}
+
+    def pack(t):
+        if t.untyped_storage().data_ptr() not in there and t.numel() >= 64 * 12:
+            kept[t.untyped_storage().data_ptr()] = t
+        return t
+
+    for _, layer in vera_layers(layers):
+        layer.plan = PLANS[name]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        total = sum(layer(x) for layer in layers.values())
+    assert [t.dtype for t in kept.values()] == [torch.bfloat16]
+    total.sum().backward()
+    assert x.grad.dtype == torch.float32 and x.grad.abs().max() > 0
+
+
+def test_the_half_precision_copy_of_a_follows_it_and_is_not_stored(tmp_path):
+    model = randomise(make())
+    projection = model.up.projections["default"]
+    x = torch.randn(5, 12)
+
+    def output():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return model.up(x).float()
+
+    before = output()
+    assert projection.in_half(12, torch.bfloat16).data_ptr() == projection.in_half(12, torch.bfloat16).data_ptr()
+    size = len(pickle.dumps(model))
+    with torch.no_grad():
+        projection.A.mul_(-3)
+    bare = F.linear(x.bfloat16(), model.up.weight.bfloat16(), model.up.bias.bfloat16()).float()
+    close([output() - bare], [-3 * (before - bare)], 0.05)
+    projection.A = projection.A / -3
+    close([output()], [before], 0.01)
+    assert len(pickle.dumps(model)) == size and torch.equal(copy.deepcopy(model).up(x), model.up(x))
+
+
 @pytest.mark.parametrize(("name", "allowed"), [("activation", 7), ("weight from u", 7 + 20 * 12 / 64)])
 def test_nothing_as_wide_as_the_layer_is_kept_for_backward(name, allowed):
     """`allowed` numbers a row of 64 rows; tensors that exist anyway (parameters, A, B) are not counted."""
@@ -220,11 +306,13 @@ def test_nothing_as_wide_as_the_layer_is_kept_for_backward(name, allowed):
     assert kept <= 64 * allowed
 
 
+@every_plan
 @pytest.mark.parametrize("training", [True, False])
-def test_half_precision_weights_do_not_swallow_a_small_update(training):
+def test_half_precision_weights_do_not_swallow_a_small_update(training, name):
     """dW far below a digit of a bf16 W0, many rows: the composed weight would equal W0."""
     model = randomise(make()).to(torch.bfloat16)
     layer = model.up
+    layer.plan = PLANS[name]
     with torch.no_grad():
         layer.weight.fill_(64.0)
         layer.bias.zero_()

@@ -178,5 +178,9 @@ def test_the_command_prints_the_plan_and_the_commands(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("demo", "results_dir=mine", *here)
     assert "where they are looked for is --results" in capsys.readouterr().err
+    for name, words in (("tables", ("demo",)), ("pareto", ())):
+        with pytest.raises(SystemExit):
+            command(name, [*words, "results_dir=mine", *here])
+        assert "where they are looked for is --results" in capsys.readouterr().err
     wrong = run("nothing", *here, code=1).err
     assert wrong.startswith("error: nothing is called 'nothing'") and wrong.count("\n") == 1

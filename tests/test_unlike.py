@@ -195,6 +195,19 @@ def test_the_table_on_real_text_says_on_which_devices_it_was_computed():
     assert "Computed: STS-B on H100 (LoRA r=8) and on cpu (VeRA r=256). Rounding differs between devices." in there
 
 
+def test_longer_runs_are_compared_with_the_recipes_and_with_lora_for_as_long():
+    cola = ["model=minilm", "task=cola"]
+    usual = [*runs([*cola, "method=lora"], 0.3), *runs([*cola, "method=vera"], 0.1)]
+    assert "glue_minilm_long" not in built("glue_minilm", *usual)
+    longer = runs([*cola, "method=vera", "train.epochs=12"], 0.4)
+    rows = {tuple(row[:2]): row for row in built("glue_minilm", *usual, *longer)["glue_minilm_long"].rows}
+    recipes, twelve = rows["VeRA r=256", "the recipe's"], rows["VeRA r=256", "train.epochs=12"]
+    assert (recipes[-2], recipes[-1].split()[0]) == ("–", "-20.0")
+    assert (twelve[-2].split()[0], twelve[-1]) == ("+30.0", "–")  # LoRA has not been trained for as long
+    rows = built("glue_minilm", *usual, *longer, *runs([*cola, "method=lora", "train.epochs=12"], 0.5))["glue_minilm_long"].rows
+    assert [row[-1].split()[0] for row in rows if row[0] == "VeRA r=256"] == ["-20.0", "-10.0"]
+
+
 @pytest.mark.parametrize(("backbone", "data", "shown"), [("m", "d", True), ("n", "d", False), ("m", "e", False)])
 def test_the_linear_probe_is_no_yardstick_for_runs_of_other_rows_or_another_backbone(backbone, data, shown, tmp_path):
     tasks = {"stsb": {"metrics": {"pearson": 0.5}, "data_fingerprint": data}}

@@ -29,10 +29,15 @@ def parsed(parser: ArgumentParser) -> Namespace:
         parser.error(f"one artefact at a time, not {' and '.join(names)}; keys are KEY=VALUE")
     options.artefact = names[0] if names else None
     options.given = [*keys, *options.overrides]
-    if hasattr(options, "results") and any(key.startswith("results_dir=") for key in options.given):
-        parser.error("results_dir= says where runs go; where they are looked for is --results FOLDER")
-    options.overrides = readable(options.given)
+    options.overrides = keys_of(parser, options, options.given)
     return options
+
+
+def keys_of(parser: ArgumentParser, options: Namespace, given: list[str]) -> list[str]:
+    """Keys as written, with paths as Hydra's grammar reads them. Ends with a usage error for one that is an option."""
+    if hasattr(options, "results") and any(key.startswith("results_dir=") for key in given):
+        parser.error("results_dir= says where runs go; where they are looked for is --results FOLDER")
+    return readable(given)
 
 
 def results(parser: ArgumentParser) -> None:

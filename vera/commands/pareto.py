@@ -10,7 +10,6 @@ from experiments.engine import arguments, pareto
 from experiments.engine.paper import ask
 from experiments.engine.render import markdown, show
 from vera.config import choices
-from vera.config.paths import readable
 from vera.errors import ConfigError
 from vera.io.files import write_atomic
 
@@ -25,7 +24,7 @@ def main() -> int:
     for group, name in (("model", model), ("task", task)):
         if name not in choices(group):
             raise ConfigError(f"{group}={name}: no such choice; allowed: {', '.join(choices(group))}")
-    asked = ask(options.results, readable([f"{key}={value}" for key, value in given.items()]))
+    asked = ask(options.results, arguments.keys_of(parser, options, [f"{key}={value}" for key, value in given.items()]))
     name = re.sub(r"[^\w.+-]", "_", "_".join([f"{model}_{task}", *asked.overrides]))
     made = pareto.table(asked, model, task, name)
     if not made.rows and any(asked.shown.values()):

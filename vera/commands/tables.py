@@ -17,7 +17,6 @@ from experiments.engine.judged import PAPER_JUDGE
 from experiments.engine.paper import ask, draw, heeding, tables, write
 from experiments.engine.pivot import pivot
 from experiments.engine.render import show
-from vera.config.paths import readable
 from vera.project import project
 from vera.records.store import Store
 
@@ -47,7 +46,8 @@ def main() -> int:
     pivoted.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="records that have it alone")
     pivoted.add_argument("--recipes", action="store_true", help="the cells that model, task and method alone make")
     options = parser.parse_intermixed_args()
-    options.overrides = readable([*(name for name in options.names if "=" in name), *options.overrides])
+    given = [*(name for name in options.names if "=" in name), *options.overrides]
+    options.overrides = arguments.keys_of(parser, options, given)
     options.names = [name for name in options.names if "=" not in name]
     if options.rows or options.columns or options.metric or options.where or options.recipes:
         return by_keys(parser, options)
@@ -57,11 +57,11 @@ def main() -> int:
     if unknown:
         parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(everything)}")
     elsewhere = options.results.resolve() != RESULTS and str(options.results) != "results"
-    given = {"with": options.overrides, "stat": options.stat, "results": elsewhere, "judge": options.judge}
+    bear = {"with": options.overrides, "stat": options.stat, "results": elsewhere, "judge": options.judge}
     usual = not options.overrides and options.stat is None and options.judge in (None, PAPER_JUDGE)
     writes = usual or options.out is not None
     out = arguments.target(parser, options.out, options.results) if writes else options.results
-    heeded = heeding(chosen, [option for option, value in given.items() if value], bool(options.names))
+    heeded = heeding(chosen, [option for option, value in bear.items() if value], bool(options.names))
     if heeded != chosen:
         print(f"left out, since the options do not bear on them: {', '.join(n for n in chosen if n not in heeded)}")
     asked = ask(options.results, options.overrides, options.stat, options.judge or PAPER_JUDGE)

@@ -14,6 +14,8 @@ Operations are counted in multiply-adds.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import wraps
 from typing import NamedTuple
 
 import torch
@@ -25,14 +27,16 @@ from torch.utils.weak import TensorWeakRef
 # What one elementwise pass over a number costs, in multiply-adds of a large product. Measured on two CPU cores with AVX-512:
 # 22 (98e9 multiply-adds and 4.4e9 numbers a second).
 PASS = 24
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Plan(NamedTuple):
     """How one adapted layer is evaluated; decided by `plan` from shapes alone.
 
-    order        "activation": u = A x and two thin products; "weight": W = W0 + diag(b) B diag(d) A and one product.
+    order        "activation": u = A x and two thin products; "weight": W = W0 + diag(b) B diag(d) A and one product, or, where
+                 half precision computes, dW = diag(b) B diag(d) A and two, since W0 + dW would lose a small dW to rounding.
     through_u    weight order: P is made from u = A x, not from G = g^T x.
-    keep_weight  weight order: W is kept for backward, not composed again.
+    keep_weight  weight order: W (or dW) is kept for backward, not composed again.
     """
 
     order: str
@@ -40,14 +44,23 @@ class Plan(NamedTuple):
     keep_weight: bool = True
 
 
-def plan(rows: int, d_in: int, d_out: int, rank: int, training: bool = True, input_gradient: bool = True) -> Plan:
+def plan(
+    rows: int,
+    d_in: int,
+    d_out: int,
+    rank: int,
+    training: bool = True,
+    input_gradient: bool = True,
+    half: bool = False,
+) -> Plan:
     """The order with the fewest operations on top of the frozen products, for N = rows.
 
     training: b or d needs a gradient. input_gradient: x does. W is kept for backward where it is at most half as large as x.
+    half: half precision computes. The weight order then has to save a quarter of the operations, or the other is taken.
     """
     compose = d_in * d_out * (rank + PASS)
     activation = rows * (rank * (d_in + d_out) + PASS * d_out)
-    weight = compose
+    weight = compose + half * rows * (d_in * d_out + PASS * d_out)
     keep_weight = 2 * d_out <= rows
     through_u = True
     if training:
@@ -57,14 +70,31 @@ def plan(rows: int, d_in: int, d_out: int, rank: int, training: bool = True, inp
         weight += min(from_u, from_G)
     if input_gradient:
         activation += rows * (rank * (d_in + d_out) + PASS * d_in)
-        weight += 0 if keep_weight else compose
-    return Plan("weight", through_u, keep_weight) if weight < activation else Plan("activation")
+        weight += half * rows * (d_in * d_out + PASS * d_in) + (0 if keep_weight else compose)
+    enough = 0.75 * activation if half else activation
+    return Plan("weight", through_u, keep_weight) if weight < enough else Plan("activation")
 
 
 def compose(W0: Tensor, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
     """W0 + diag(b) B diag(d) A, [m, n], summed in float32 at least."""
     wide = torch.promote_types(W0.dtype, torch.float32)
-    return torch.addmm(W0.to(wide), _scaled(B, b, d).to(wide), A.to(wide))
+    return torch.addmm(W0.to(wide), _scaled(B, b, d, wide), A.to(wide))
+
+
+def _composed(x: Tensor, W0: Tensor, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
+    """The weight order's W in the dtype of x, or its dW where that is a half precision."""
+    if x.dtype in HALF:
+        return _scaled(B, b, d, x.dtype) @ A.to(x.dtype)
+    return compose(W0, A, B, b, d).to(x.dtype)
+
+
+def _by_weight(x: Tensor, W0: Tensor, bias: Tensor | None, W: Tensor) -> Tensor:
+    """h of what `_composed` gave."""
+    if x.dtype not in HALF:
+        return F.linear(x, W, bias)
+    h = F.linear(x, W0.to(x.dtype), bias)
+    _rows(h).addmm_(_rows(x), W.T)
+    return h
 
 
 def adapted_linear(
@@ -72,9 +102,9 @@ def adapted_linear(
 ) -> Tensor:
     """x W0^T + bias + diag(b) B diag(d) A x in the dtype of x, which other operands are cast to; no gradients."""
     if order == "weight":
-        return F.linear(x, compose(W0, A, B, b, d).to(x.dtype), bias)
+        return _by_weight(x, W0, bias, _composed(x, W0, A, B, b, d))
     h = F.linear(x, W0.to(x.dtype), bias)
-    _rows(h).addmm_(_rows(x) @ A.to(x.dtype).T, _scaled(B, b, d).to(x.dtype).T)
+    _rows(h).addmm_(_rows(x) @ A.to(x.dtype).T, _scaled(B, b, d, x.dtype).T)
     return h
 
 
@@ -97,9 +127,13 @@ def ordinary(*tensors: Tensor) -> bool:
     return all(type(tensor) is Tensor or type(tensor) is nn.Parameter for tensor in tensors)
 
 
-def _scaled(B: Tensor, b: Tensor, d: Tensor) -> Tensor:
-    """diag(b) B diag(d), [m, r], in the wider dtype of B and b."""
-    return (B * d).mul_(b.unsqueeze(1))
+def _scaled(B: Tensor, b: Tensor, d: Tensor, dtype: torch.dtype) -> Tensor:
+    """diag(b) B diag(d), [m, r], in the wider dtype of B and b, rounded once to `dtype`."""
+    scaled = B * d
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return (scaled * b.unsqueeze(1)).to(dtype)
+    # One kernel multiplies and rounds.
+    return torch.mul(scaled, b.unsqueeze(1), out=scaled if scaled.dtype == dtype else torch.empty_like(scaled, dtype=dtype))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -121,16 +155,44 @@ class _Product(torch.autograd.Function):
         return (None, None) if g is None else ((g @ ctx.A.to(g.dtype)).view(ctx.shape), None)
 
 
-class _Last(threading.local):
-    """The latest u = A x of this thread, what it was made of and who has read it. It lives as long as a graph needs it."""
+class _Rounded(torch.autograd.Function):
+    """x in another dtype, on the same terms as `_Product`."""
 
-    u: TensorWeakRef | None = None
+    @staticmethod
+    def forward(ctx, x, dtype):
+        ctx.set_materialize_grads(False)
+        ctx.of = x.dtype
+        return x.to(dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        return None if g is None else g.to(ctx.of), None
+
+
+class _Last(threading.local):
+    """What layers of this thread have last made of an x to share it: what it was made of and who has read it. It lives as long
+    as a graph needs it."""
+
+    made: TensorWeakRef | None = None
     of: TensorWeakRef | None = None
     state: tuple = ()
     readers: set[int] = set()
 
 
 _last = _Last()
+
+
+def _shared(of: Tensor, state: tuple, reader: object, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` gives of a tensor as it is now, made once for layers that ask in turn."""
+    state = (of._version, *state)
+    if _last.of is not None and _last.of() is of and _last.state == state and id(reader) not in _last.readers:
+        made = _last.made()
+        if made is not None:
+            _last.readers.add(id(reader))
+            return made
+    made = make()
+    _last.made, _last.of, _last.state, _last.readers = TensorWeakRef(made), TensorWeakRef(of), state, {id(reader)}
+    return made
 
 
 def projected(x: Tensor, A: Tensor, of: Tensor, reader: object) -> Tensor:
@@ -143,21 +205,35 @@ def projected(x: Tensor, A: Tensor, of: Tensor, reader: object) -> Tensor:
     if torch.compiler.is_compiling() or of.is_inference() or A.is_inference():
         return _rows(x) @ A.to(x.dtype).T
     tracked = x.requires_grad and torch.is_grad_enabled()
-    state = (tracked, of._version, x.dtype, A.data_ptr(), A._version, A.shape, A.stride(), A.dtype, A.device)
-    if _last.of is not None and _last.of() is of and _last.state == state and id(reader) not in _last.readers:
-        u = _last.u()
-        if u is not None:
-            _last.readers.add(id(reader))
-            return u
-    u = _Product.apply(x, A) if tracked else _rows(x) @ A.to(x.dtype).T
-    _last.u, _last.of, _last.state, _last.readers = TensorWeakRef(u), TensorWeakRef(of), state, {id(reader)}
-    return u
+    state = (tracked, x.dtype, A.data_ptr(), A._version, A.shape, A.stride(), A.dtype, A.device)
+    return _shared(of, state, reader, lambda: _Product.apply(x, A) if tracked else _rows(x) @ A.to(x.dtype).T)
+
+
+def rounded(x: Tensor, dtype: torch.dtype, reader: object) -> Tensor:
+    """x in another dtype to compute with, shared as u is in `projected`: its gradient is folded into that of x."""
+    if x.dtype == dtype or torch.compiler.is_compiling() or x.is_inference():
+        return x.to(dtype)
+    tracked = x.requires_grad and torch.is_grad_enabled()
+    return _shared(x, (tracked, dtype), reader, lambda: _Rounded.apply(x, dtype) if tracked else x.to(dtype))
 
 
 def _vector_gradients(product: Tensor, B: Tensor, b: Tensor, d: Tensor, need_b: bool, need_d: bool):
     """db and dd from g^T u, [m, r]."""
-    P = product.to(b.dtype).mul_(B)
+    P = product.mul_(B) if product.dtype == b.dtype else product * B.to(b.dtype)
     return P @ d if need_b else None, b @ P if need_d else None
+
+
+def _without_autocast(backward):
+    """A backward pass whose dtypes are those of what it is given, also where it is called under autocast."""
+
+    @wraps(backward)
+    def called(ctx, g):
+        if not torch.is_autocast_enabled(g.device.type):
+            return backward(ctx, g)
+        with torch.autocast(g.device.type, enabled=False):
+            return backward(ctx, g)
+
+    return called
 
 
 class ActivationOrder(torch.autograd.Function):
@@ -170,11 +246,12 @@ class ActivationOrder(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W0, bias, A, B, b, d, u):
         h = F.linear(x, W0.to(x.dtype), bias)
-        _rows(h).addmm_(u, _scaled(B, b, d).to(x.dtype).T)
+        _rows(h).addmm_(u, _scaled(B, b, d, x.dtype).T)
         ctx.save_for_backward(u if any(ctx.needs_input_grad[5:7]) else None, W0, A, B, b, d)
         return h
 
     @staticmethod
+    @_without_autocast
     def backward(ctx, g):
         u, W0, A, B, b, d = ctx.saved_tensors
         need_x, need_b, need_d = (ctx.needs_input_grad[i] for i in (0, 5, 6))
@@ -184,7 +261,7 @@ class ActivationOrder(torch.autograd.Function):
             db, dd = _vector_gradients(rows.T @ u, B, b, d, need_b, need_d)
         if need_x:
             dx = rows @ W0.to(g.dtype)
-            dx.addmm_(rows @ _scaled(B, b, d).to(g.dtype), A.to(g.dtype))
+            dx.addmm_(rows @ _scaled(B, b, d, g.dtype), A.to(g.dtype))
             dx = dx.view(*g.shape[:-1], A.shape[1])
         return dx, None, None, None, None, db, dd, None
 
@@ -200,10 +277,11 @@ class Update(torch.autograd.Function):
         ctx.save_for_backward(u if any(ctx.needs_input_grad[4:6]) else None, A, B, b, d)
         ctx.of = z.dtype
         wide = torch.promote_types(h.dtype, u.dtype)
-        total = torch.addmm(_rows(h).to(wide), u.to(wide), _scaled(B, b, d).to(wide).T)
+        total = torch.addmm(_rows(h).to(wide), u.to(wide), _scaled(B, b, d, wide).T)
         return total.to(h.dtype).view(h.shape)
 
     @staticmethod
+    @_without_autocast
     def backward(ctx, g):
         u, A, B, b, d = ctx.saved_tensors
         need_h, need_z, _, _, need_b, need_d, _ = ctx.needs_input_grad
@@ -212,7 +290,7 @@ class Update(torch.autograd.Function):
         if need_b or need_d:
             db, dd = _vector_gradients(rows.T @ u.to(rows.dtype), B, b, d, need_b, need_d)
         if need_z:
-            dz = (rows @ _scaled(B, b, d).to(rows.dtype)) @ A.to(rows.dtype)
+            dz = (rows @ _scaled(B, b, d, rows.dtype)) @ A.to(rows.dtype)
             dz = dz.to(ctx.of).view(*g.shape[:-1], A.shape[1])
         return g if need_h else None, dz, None, None, db, dd, None
 
@@ -220,22 +298,24 @@ class Update(torch.autograd.Function):
 class WeightOrder(torch.autograd.Function):
     """`adapted_linear` in the weight order: W is composed once a step and dx = g W, so that nothing but P is added.
 
-    Saves u = `projected`(x, A) where it is given, else x; and W, when the plan says so.
+    z is x `rounded` to the dtype that computes; None where x has it. Saves u = `projected`(z, A) where it is given, else z;
+    and W, when the plan says so.
     """
 
     @staticmethod
-    def forward(ctx, x, W0, bias, A, B, b, d, u, through_u, keep_weight):
-        W = compose(W0, A, B, b, d).to(x.dtype)
-        ctx.through_u = through_u
-        ctx.saved_u = u is not None
-        saved = x if u is None and any(ctx.needs_input_grad[5:7]) else u
+    def forward(ctx, x, z, W0, bias, A, B, b, d, u, through_u, keep_weight):
+        z = x if z is None else z
+        W = _composed(z, W0, A, B, b, d)
+        ctx.through_u, ctx.saved_u, ctx.of = through_u, u is not None, x.dtype
+        saved = z if u is None and any(ctx.needs_input_grad[6:8]) else u
         ctx.save_for_backward(saved, W if keep_weight and ctx.needs_input_grad[0] else None, W0, A, B, b, d)
-        return F.linear(x, W, bias)
+        return _by_weight(z, W0, bias, W)
 
     @staticmethod
+    @_without_autocast
     def backward(ctx, g):
         saved, W, W0, A, B, b, d = ctx.saved_tensors
-        need_x, need_b, need_d = (ctx.needs_input_grad[i] for i in (0, 5, 6))
+        need_x, need_b, need_d = (ctx.needs_input_grad[i] for i in (0, 6, 7))
         rows = _rows(g)
         dx = db = dd = None
         if need_b or need_d:
@@ -248,6 +328,11 @@ class WeightOrder(torch.autograd.Function):
             db, dd = _vector_gradients(product, B, b, d, need_b, need_d)
         if need_x:
             if W is None or torch.is_grad_enabled():  # the kept W knows nothing of b and d
-                W = compose(W0, A, B, b, d).to(g.dtype)
-            dx = (rows @ W).view(*g.shape[:-1], A.shape[1])
-        return dx, None, None, None, None, db, dd, None, None, None
+                W = _composed(g, W0, A, B, b, d)
+            if g.dtype in HALF:
+                dx = rows @ W0.to(g.dtype)
+                dx.addmm_(rows, W)
+            else:
+                dx = rows @ W
+            dx = dx.view(*g.shape[:-1], A.shape[1]).to(ctx.of)
+        return dx, None, None, None, None, None, db, dd, None, None, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -15,6 +16,7 @@ from .base_layer import called, matrix, obstacle, plain, shape_of, transposed
 from .config import VeraConfig
 from .errors import AdapterError
 from .functional import (
+    HALF,
     ActivationOrder,
     Plan,
     Update,
@@ -24,10 +26,9 @@ from .functional import (
     ordinary,
     plan,
     projected,
+    rounded,
     written_out,
 )
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 class Vectors(nn.Module):
@@ -107,10 +108,11 @@ class VeraLinear(nn.Module):
     def matrices(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A [r, d_in], B [d_out, r], b [d_out], d [r] of one adapter."""
         projection, vectors = self.projections[name], self.vectors[name]
-        if projection.A.is_meta and not vectors.b.is_meta:
-            projection.draw_on(vectors.b.device)
+        b = vectors.b
+        if projection.A.is_meta and not b.is_meta:
+            projection.draw_on(b.device)
         A, B = projection.sliced(self.in_features, self.out_features)
-        return A, B, vectors.b, vectors.d
+        return A, B, b, vectors.d
 
     def new_vectors(self, config: VeraConfig, device: torch.device) -> Vectors:
         """What an adapter of this layer trains, as it starts."""
@@ -124,7 +126,7 @@ class VeraLinear(nn.Module):
             raise AdapterError(
                 f"b and d of adapter {self.active!r} are on the meta device: give them values, and offload before attaching"
             )
-        device, dtype = x.device.type, x.dtype
+        base, device, dtype = self.base_layer, x.device.type, x.dtype
         autocast = torch.is_autocast_enabled(device) and dtype != torch.float64
         if autocast:
             dtype = torch.get_autocast_dtype(device)
@@ -134,24 +136,30 @@ class VeraLinear(nn.Module):
         if whole and not torch.compiler.is_compiling() and self._is_sum(graph):  # a compiled call would keep this W for good
             return F.linear(x, self._merged_weight(), self.bias)
         dropout = self.vectors[self.active].dropout if self.training else 0.0
-        together = not (dropout or args or kwargs) and dtype != torch.float16 and plain(self.base_layer)
+        together = not (dropout or args or kwargs) and dtype != torch.float16 and plain(base)
         if together:
-            W0, bias = matrix(self.base_layer), self.base_layer.bias
+            W0, bias = matrix(base), base.bias
             together = (W0.dtype == x.dtype or (autocast and W0.dtype != torch.float64)) and ordinary(x, W0, *matrices)
             together = together and not (graph and (W0.requires_grad or (bias is not None and bias.requires_grad)))
         if not together:
             return self._added(x, args, kwargs, dtype, dropout, matrices)
         plan = self._plan(x, dtype, b, d)
-        with torch.autocast(device, enabled=False):
-            x, of = x.to(dtype), x
-            bias = None if bias is None else bias.to(dtype)
+        half = dtype in HALF
+        if half:
+            A = self.projections[self.active].in_half(self.in_features, dtype)
+        bias = None if bias is None else bias.to(dtype)
+        # In half precision all products are of that one dtype, which autocast leaves alone.
+        with nullcontext() if half else torch.autocast(device, enabled=False):
             if not trained and not (graph and x.requires_grad):
-                return adapted_linear(plan.order, x, W0, bias, A, B, b, d)
-            if plan.order == "weight":
-                saves_u = plan.through_u and A.shape[0] < A.shape[1] and trained
-                u = projected(x, A, of, self) if saves_u else None
-                return WeightOrder.apply(x, W0, bias, A, B, b, d, u, plan.through_u, plan.keep_weight)
-            return ActivationOrder.apply(x, W0, bias, A, B, b, d, projected(x, A, of, self))
+                return adapted_linear(plan.order, x.to(dtype), W0, bias, A, B, b, d)
+            if plan.order == "activation":
+                z = x.to(dtype)
+                return ActivationOrder.apply(z, W0, bias, A, B, b, d, projected(z, A, x, self))
+            saves_u = plan.through_u and A.shape[0] < A.shape[1] and trained
+            z = x.to(dtype) if saves_u else rounded(x, dtype, self)
+            u = projected(z, A, x, self) if saves_u else None
+            z = None if z is x else z
+            return WeightOrder.apply(x, z, W0, bias, A, B, b, d, u, plan.through_u, plan.keep_weight)
 
     def _added(self, x: Tensor, args: tuple, kwargs: dict, dtype: torch.dtype, dropout: float, matrices: tuple) -> Tensor:
         """What the base layer returns, plus the update; in float32 instead of fp16, whose range a sum over x may leave."""
@@ -171,8 +179,6 @@ class VeraLinear(nn.Module):
         """
         if self.plan is not None:
             return self.plan
-        if dtype in HALF:
-            return Plan("activation")
         graph = torch.is_grad_enabled()
         return plan(
             x.numel() // self.in_features,
@@ -181,6 +187,7 @@ class VeraLinear(nn.Module):
             d.numel(),
             training=graph and (b.requires_grad or d.requires_grad),
             input_gradient=graph and x.requires_grad,
+            half=dtype in HALF,
         )
 
     def merge(self) -> None:

@@ -14,14 +14,13 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as global_hooks
 
 from .base_layer import plain
-from .functional import ActivationOrder, Plan, Update, WeightOrder, adapted_linear, plan, projected
+from .functional import HALF, ActivationOrder, Plan, Update, WeightOrder, adapted_linear, plan, projected
 
 # Below these PEFT's own forward is as fast or faster, measured on a CPU. With gradients: rows of x, since one matrix P for both
 # vectors costs products and saves passes over activations. Without: multiply-adds of the update; the checks take 10 us.
 TRAINED_ROWS = 1024
 EVALUATED_WORK = 2**23
 
-_HALF = (torch.float16, torch.bfloat16)
 _PLAIN = (Tensor, nn.Parameter)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -47,19 +46,19 @@ class AcceleratedLinear(Linear):
         with torch.autocast(device, enabled=False):
             x, of = x.to(dtype), x
             bias = bias if bias is None else bias.to(dtype)
-            chosen = Plan("activation") if dtype in _HALF else self._plan(x, b, d, graph)
+            chosen = self._plan(x, b, d, graph)
             if not graph:
                 return adapted_linear(chosen.order, x, W0, bias, A, B, b, d).to(before)
             if chosen.order == "weight":
                 saves_u = chosen.through_u and A.shape[0] < A.shape[1] and (b.requires_grad or d.requires_grad)
                 u = projected(x, A, of, self) if saves_u else None
-                return WeightOrder.apply(x, W0, bias, A, B, b, d, u, chosen.through_u, chosen.keep_weight).to(before)
+                return WeightOrder.apply(x, None, W0, bias, A, B, b, d, u, chosen.through_u, chosen.keep_weight).to(before)
             return ActivationOrder.apply(x, W0, bias, A, B, b, d, projected(x, A, of, self)).to(before)
 
     def _plan(self, x: Tensor, b: Tensor, d: Tensor, graph: bool) -> Plan:
         trains = graph and (b.requires_grad or d.requires_grad)
         rows = x.numel() // self.in_features
-        return plan(rows, self.in_features, self.out_features, d.numel(), trains, graph and x.requires_grad)
+        return plan(rows, self.in_features, self.out_features, d.numel(), trains, graph and x.requires_grad, x.dtype in HALF)
 
     def _large(self, rows: int, rank: int) -> bool:
         if torch.is_grad_enabled():
@@ -148,4 +147,4 @@ def _dtypes_fit(x: Tensor, W0: Tensor, bias: Tensor | None, vectors: torch.dtype
         return x.dtype in allowed and W0.dtype in allowed and vectors in allowed
     if x.dtype != W0.dtype:
         return False
-    return x.dtype == vectors or (x.dtype in _HALF and vectors == torch.float32)
+    return x.dtype == vectors or (x.dtype in HALF and vectors == torch.float32)

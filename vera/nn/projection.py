@@ -64,6 +64,7 @@ class Projection(nn.Module):
         self.B: Tensor
         self.key = (rank, d_in, d_out, seed, init, rounded)
         self.fingerprint: str | None = None  # None: on the meta device
+        self._half: tuple[Tensor, int, Tensor] | None = None  # A and its version, and that A in half precision
         self.register_buffer("A", torch.empty(rank, d_in, dtype=dtype, device="meta"), persistent=False)
         self.register_buffer("B", torch.empty(d_out, rank, dtype=dtype, device="meta"), persistent=False)
         self.draw_on("cpu" if device is None else device)
@@ -75,7 +76,23 @@ class Projection(nn.Module):
             self.fingerprint = fingerprint(A, B)
             self.A, self.B = A.to(device, self.A.dtype), B.to(device, self.B.dtype)
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_half": None}
+
+    def in_half(self, d_in: int, dtype: torch.dtype) -> Tensor:
+        """A [rank, d_in] in a half precision: rounded once for all layers and calls, again when A has changed."""
+        A = self.A
+        if A.dtype == dtype or A.is_inference() or A.is_meta or torch.compiler.is_compiling():
+            return A[:, :d_in].to(dtype)
+        kept = self._half
+        if kept is None or kept[0] is not A or kept[1] != A._version or kept[2].dtype != dtype:
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._half = (A, A._version, A.to(dtype))
+        half = kept[2]
+        return half if d_in == half.shape[1] else half[:, :d_in]
+
     def _apply(self, fn, recurse=True):
+        self._half = None
         # No state dict holds A and B: what leaves them without their values, as to_empty does, or without digits that the new
         # dtype has, as half precision and back does, has them drawn again.
         before = (self.A, self.B)
@@ -88,8 +105,9 @@ class Projection(nn.Module):
         return self
 
     def sliced(self, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
-        """Views A [rank, d_in] and B [d_out, rank]."""
-        return self.A[:, :d_in], self.B[:d_out]
+        """A [rank, d_in] and B [d_out, rank], or views of them."""
+        A, B = self.A, self.B
+        return A if d_in == A.shape[1] else A[:, :d_in], B if d_out == B.shape[0] else B[:d_out]
 
     def extra_repr(self) -> str:
         names = ("rank", "d_in", "d_out", "seed", "init", "rounded")
