@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import shutil
 
 import datasets
 import pyarrow as pa
@@ -175,9 +176,8 @@ def test_classes_are_read_by_the_names_that_a_file_gives_its_indices(name, tmp_p
     save(folder / "validation.parquet", names[::-1], [1, 0])
     rows, _, _ = task(name, f"task.data_dir={folder}").source_rows()
     assert [label for _, label in rows["train"]] == [0, 1, 1, 1, 0, 0] and [label for _, label in rows["validation"]] == [0, 1]
-    made = draft.text_files(
-        "mine", folder / "train-00000-of-00002.parquet", texts, "label", {"validation": folder / "validation.parquet"}
-    )
+    shutil.copy(folder / "train-00000-of-00002.parquet", folder / "all.parquet")
+    made = draft.text_files("mine", folder / "all.parquet", texts, "label", {"validation": folder / "validation.parquet"})
     assert made["labels"] == names
     found, _, _ = build(made, "task").source_rows()
     assert [label for _, label in found["train"]] == [0, 1, 1] and [label for _, label in found["validation"]] == [0, 1]

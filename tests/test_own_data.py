@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pyarrow
 import pyarrow.parquet
@@ -38,6 +39,11 @@ def write(path, rows=ROWS, columns=COLUMNS):
     else:
         pyarrow.parquet.write_table(pyarrow.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))), path)
     return path
+
+
+def twin(path):
+    """The name of a copy beside it."""
+    return shutil.copy(path, path.with_name(f"twin-{path.name}")).name
 
 
 def settings(folder, **changes):
@@ -144,13 +150,14 @@ def test_the_hub_is_read_by_columns(tmp_path, monkeypatch):
 def test_a_row_that_does_not_fit_is_named_by_file_line_and_column(name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message) as caught:
-        rows_of(tmp_path, files={"train": name, "validation": name})
+        rows_of(tmp_path, files={"train": name}, held_out=0.5)
     assert "\n" not in str(caught.value)
 
 
 def test_a_bad_row_leaves_no_record(tmp_path, compose):
     (tmp_path / "train.csv").write_text("first,second,verdict\na,b,perhaps\n")
-    keys = ["task.files={train: train.csv, validation: train.csv}", "task.texts=[first,second]", "task.label=verdict"]
+    twin(tmp_path / "train.csv")
+    keys = ["task.files={train: train.csv, validation: twin-train.csv}", "task.texts=[first,second]", "task.label=verdict"]
     run = compose("model=minilm", "task=sick", "task.synthetic=false", f"task.data_dir={tmp_path}", "~task.files.test", *keys)
     with pytest.raises(DataError, match="perhaps"):
         execute(run)
@@ -167,6 +174,10 @@ def test_a_bad_row_leaves_no_record(tmp_path, compose):
         ({"files": {"train": "/etc/passwd.csv", "validation": "dev.csv"}}, "must be a file below task.data_dir"),
         ({"files": {"train": "../train.csv", "validation": "dev.csv"}}, "must be a file below task.data_dir"),
         ({"files": {"train": "train.pkl", "validation": "dev.csv"}}, r"train.pkl is none of .csv, .tsv"),
+        ({"files": {"train": "train.csv", "test": "train.csv"}}, "train.csv is named for two splits"),
+        ({"files": {"train": "train.csv", "test": "./train.csv"}}, "train.csv is named for two splits"),
+        ({"files": {}, "hub": "me/mine", "splits": {"train": "train", "test": "train"}}, "train is named for two splits"),
+        ({"texts": ["first", "verdict"]}, "verdict is named for two columns"),
         ({"metrics": ["pearson"]}, "pearson is no metric of classes; there are accuracy, f1"),
         ({"metrics": ["accuracy", "f1"]}, "f1 is of two classes"),
         ({"metrics": ["f1_macro"]}, "metrics must hold the primary one, accuracy"),
@@ -183,7 +194,7 @@ def test_settings_that_do_not_go_together_are_one_line(changes, message, tmp_pat
 
 def test_a_yaml_is_drafted_from_a_file_and_works(tmp_path, monkeypatch):
     for name in ("SICK_train.txt", "SICK_trial.txt", "SICK_test_annotated.txt"):
-        write(tmp_path / name)
+        write(tmp_path / name, [(f"{name}: {a}", b, label) for a, b, label in ROWS])
     made = draft.text_files("mine", tmp_path / "SICK_train.txt", ["first", "second"], "verdict", {})
     monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
     path = new_yaml("task", "mine", draft.as_yaml(made))
@@ -245,6 +256,14 @@ def test_labels_that_may_be_meant_otherwise_are_asked_for(values, message, class
         assert draft.labels_of(rows, "y", "scores") == []
 
 
+@pytest.mark.parametrize("values", [["4,5", "3", "4,5"], ["10%", "12,5 %"], ["1 000,5", "-2,0"]])
+def test_scores_with_a_decimal_comma_are_no_classes_unless_it_is_said(values):
+    rows = [(f"x:{row}", value) for row, value in enumerate(values)]
+    with pytest.raises(DataError, match=rf"x:0, column 'y': '{values[0]}' is a number in another spelling; .* --classes"):
+        draft.labels_of(rows, "y")
+    assert draft.labels_of(rows, "y", "classes") == sorted(set(values))
+
+
 @pytest.mark.parametrize("missing", [None, float("nan"), "", [1, 2], "NA"])
 @pytest.mark.parametrize("values", [["yes", "no"], [1, 0], [0.25 * i for i in range(40)]])
 def test_a_missing_label_is_no_class_and_makes_scores_no_classes(values, missing, tmp_path):
@@ -258,7 +277,7 @@ def test_a_missing_label_is_no_class_and_makes_scores_no_classes(values, missing
     given = {"labels": []} if len(values) > 2 else {"labels": [*values, "None", "nan", "[1, 2]", ""]}
     metrics = {"metrics": ["pearson"], "primary": "pearson"} if len(values) > 2 else {}
     with pytest.raises(DataError, match=where):
-        rows_of(tmp_path, files={"train": path.name, "validation": path.name}, **given, **metrics)
+        rows_of(tmp_path, files={"train": path.name, "validation": twin(path)}, **given, **metrics)
 
 
 def test_an_empty_cell_is_no_label_and_a_null_no_text(tmp_path):
@@ -268,12 +287,12 @@ def test_an_empty_cell_is_no_label_and_a_null_no_text(tmp_path):
             draft.text_files("mine", tmp_path / name, ["first"], "verdict", {})
     path = write(tmp_path / "train.parquet", [("a", "b", "yes"), ("a", None, "no")])
     with pytest.raises(DataError, match=r"parquet, row 1, column 'second': an empty text"):
-        rows_of(tmp_path, files={"train": path.name, "validation": path.name})
+        rows_of(tmp_path, files={"train": path.name, "validation": twin(path)})
 
 
 def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path):
     def read(name):
-        return rows_of(tmp_path, files={"train": name, "validation": name}, texts=["first"])["train"]
+        return rows_of(tmp_path, files={"train": name, "validation": twin(tmp_path / name)}, texts=["first"])["train"]
 
     for twice, fitting in (("verdict", False), ("note", True)):
         names, values = ["first", "verdict", twice, "note"], ["a", "yes", "no", "x"]
@@ -314,6 +333,79 @@ def test_rows_that_a_quote_swallows_are_warned_of(text, tmp_path, warned):
     assert len(list(read_csv(tmp_path / "a.csv", columns))) < len(text.splitlines()) - 1
     line = STRAY[text]
     assert len(warned()) == (line is not None) and all(f"a.csv:{line}: a quoted value" in said for said in warned())
+
+
+def test_rows_that_are_scored_and_trained_on_are_counted_and_warned_of(tmp_path, cache, warned):
+    write(tmp_path / "train.csv")
+    write(tmp_path / "dev.csv", [*ROWS[:5], ("a new one", ROWS[0][1], "no")])
+    write(tmp_path / "test.csv", [("another", "one", "yes"), (ROWS[7][0], ROWS[7][1], "no")])  # whatever its label
+    files = {"train": "train.csv", "validation": "dev.csv", "test": "test.csv"}
+    backbone = build({**choice("model", "roberta_base"), "size": "tiny", "path": None}, "model").load(3, cache)
+    data = build(settings(tmp_path, files=files), "task").load(backbone, 0)
+    assert data.notes["also_in_train"] == {"validation": 5, "test": 1}
+    assert warned() == ["task=mine: 5 of 6 validation and 1 of 2 test rows have the texts of a training row"]
+    lines = draft.look(settings(tmp_path, files=files))
+    assert "5 of the validation rows have the texts of a training row" in lines
+    write(tmp_path / "dev.csv", [(b, a, label) for a, b, label in ROWS])
+    data = build(settings(tmp_path, files={**files, "test": "dev.csv", "validation": "more.csv"}), "task")
+    write(tmp_path / "more.csv", [("a", "b", "no")])
+    assert "also_in_train" not in data.load(backbone, 0).notes
+
+
+def test_a_class_of_one_row_cannot_be_held_out(tmp_path):
+    write(tmp_path / "all.csv", [row for row in ROWS if row[2] != "yes"] + [("a", "b", "yes")])
+    with pytest.raises(DataError, match=r"task.held_out=0.25: class 'yes' has one row, and both parts need one"):
+        rows_of(tmp_path, files={"train": "all.csv"}, held_out=0.25)
+
+
+def test_of_the_files_beside_those_are_taken_that_can_be_a_split(tmp_path, warned):
+    def found(train):
+        return draft.text_files("mine", tmp_path / train, ["first", "second"], "verdict", {})["files"]
+
+    write(tmp_path / "train.csv")
+    (tmp_path / "test.csv").write_text("id,first,second\n1,a,b\n")  # as a competition gives it
+    write(tmp_path / "valuables.csv", columns=("a", "b", "c"))
+    assert found("train.csv") == {"train": "train.csv"}
+    assert warned() == [
+        "valuables.csv is not taken for the split validation: it has no column 'first'",
+        "test.csv is not taken for the split test: it has no column 'verdict'",
+    ]
+    for name in ("test.csv", "test_hard.csv", "dev_a.csv", "dev_b.csv"):
+        write(tmp_path / name)
+    (tmp_path / "valuables.csv").unlink()
+    assert found("train.csv") == {"train": "train.csv", "test": "test.csv"}
+    said = "dev_a.csv and dev_b.csv may be of the split validation, and none is taken: name one with --validation"
+    assert warned()[2:] == [said]
+    numbered = [(a, b, LABELS.index(label)) for a, b, label in ROWS]
+    for split, rows in {"train": numbered, "validation": numbered, "test": [(a, b, -1) for a, b, _ in numbered]}.items():
+        write(tmp_path / f"{split}.parquet", rows)
+    assert found("train.parquet") == {"train": "train.parquet", "validation": "validation.parquet"}
+    assert warned()[3:] == ["test.parquet is not taken for the split test: all of column 'verdict' is -1 or null"]
+
+
+def test_what_is_a_part_of_a_split_or_of_no_format_is_not_read(tmp_path):
+    for part in range(2):
+        write(tmp_path / f"train-0000{part}-of-00002.parquet", ROWS[part::2])
+    with pytest.raises(DataError, match=r"train-00000-of-00002.parquet is one of 2 parts of its split: join them"):
+        rows_of(tmp_path, files={"train": "train-00000-of-00002.parquet"}, held_out=0.5)
+    own = {"files": {}, "hub": "me/mine", "splits": {"train": "train"}, "held_out": 0.5}  # the way out that it names
+    assert sum(map(len, rows_of(tmp_path, **own).values())) == len(ROWS)
+    write(tmp_path / "all-00000-of-00001.parquet").rename(tmp_path / "all-00000-of-00001.PARQUET")
+    assert sum(map(len, rows_of(tmp_path, files={"train": "all-00000-of-00001.PARQUET"}, held_out=0.5).values())) == len(ROWS)
+    (tmp_path / "all.csv.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"all.csv.gz is none of .csv"):
+        draft.text_files("mine", tmp_path / "all.csv.gz", ["first"], "verdict", {})
+
+
+def test_a_long_document_and_an_old_mac_s_lines_are_read(tmp_path):
+    long = "word " * 40_000
+    write(tmp_path / "all.csv", [(long, "b", "no"), *ROWS])
+    text = (tmp_path / "all.csv").read_bytes().replace(b"\r\n", b"\r")
+    (tmp_path / "all.csv").write_bytes(text)
+    made = draft.text_files("mine", tmp_path / "all.csv", ["first", "second"], "verdict", {})
+    found = build(made, "task").source_rows()[0]
+    assert sorted(found["train"] + found["validation"])[-1][0] == (long, "b")
+    assert all(len(line) < 1000 for line in draft.look(made))
 
 
 def test_the_command_prints_the_yaml_and_three_rows(tmp_path, monkeypatch, capsys):

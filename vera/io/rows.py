@@ -11,6 +11,7 @@ from pathlib import Path
 from vera.errors import DataError
 
 log = logging.getLogger(__name__)
+csv.field_size_limit(2**31 - 1)  # a long document has more than the module's 131,072 characters
 
 
 def read_text(path: str | Path) -> str:
@@ -54,12 +55,7 @@ def read_csv(
     """
     text = read_text(path)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, None)
-    except csv.Error as error:
-        raise DataError(f"{path}:1: {_explained(error)}") from None
-    if header is None:
-        raise DataError(f"{path} is empty")
+    header = _header(path, reader)
     wanted = positions(f"{path}:1", columns, header)
     found, blank, swallowed = False, None, {}
     while True:
@@ -98,6 +94,21 @@ def read_csv(
                 places[0],
                 len(places),
             )
+
+
+def csv_columns(path: str | Path) -> list[str]:
+    """The columns of a comma-separated file. Raises DataError."""
+    return _header(path, csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
+
+
+def _header(path: str | Path, reader: Iterator[list[str]]) -> list[str]:
+    try:
+        header = next(reader, None)
+    except csv.Error as error:
+        raise DataError(f"{path}:1: {_explained(error)}") from None
+    if header is None:
+        raise DataError(f"{path} is empty")
+    return header
 
 
 def _explained(error: csv.Error) -> str:

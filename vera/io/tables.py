@@ -66,6 +66,12 @@ def _series(path: Path, split: str) -> str:
     return f"{shard['name']} of {shard['count']}" if shard else re.sub(r"\d+", "0", path.stem)
 
 
+def shards(path: Path) -> int:
+    """Of how many files this is one, by its name (train-00000-of-00002.parquet); 1 for any other."""
+    found = _SHARD.match(path.stem)
+    return int(found["count"]) if found else 1
+
+
 def _check_shards(files: list[Path]) -> None:
     numbered = [found for path in files if (found := _SHARD.match(path.stem))]
     for found in numbered:
@@ -81,7 +87,7 @@ def read_columns(files: Sequence[Path], columns: Sequence[str]) -> list[tuple[st
     naming it, for what is no table."""
     rows = []
     for path in files:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             rows += [(f"{path}, row {index}", values) for index, values in enumerate(_parquet(path, columns))]
         else:
             rows += _objects(path, columns)

@@ -141,11 +141,12 @@ class Task(Component):
         if key not in _PREPARED:
             _PREPARED.clear()
             _PREPARED[key] = prepare()
-            self._warn_of_length(_PREPARED[key])
+            self._warn(_PREPARED[key])
         return _PREPARED[key]
 
-    def _warn_of_length(self, data: Data) -> None:
-        """One line when rows were cut at `max_length` or left out: notes["truncated"] and notes["dropped"], by split."""
+    def _warn(self, data: Data) -> None:
+        """What a reader of the scores has to know, a line each, of notes by split: rows whose texts are trained on, too
+        ("also_in_train"), and rows that were cut at `max_length` or left out ("truncated", "dropped")."""
         cut, dropped = data.notes.get("truncated", {}), data.notes.get("dropped", {})
         kept = {"train": data.train, "validation": data.evaluation, "evaluation": data.evaluation, "test": data.test}
 
@@ -153,6 +154,8 @@ class Task(Component):
             said = [f"{n} of {len(kept[split] or ()) + dropped.get(split, 0)} {split}" for split, n in found.items() if n]
             return f"{' and '.join(said)} rows" if said else ""
 
+        if also := counted(data.notes.get("also_in_train", {})):
+            log.warning("task=%s: %s have the texts of a training row", self.name, also)
         said = [f"{counted(cut)} are cut"] if counted(cut) else []
         if counted(dropped):
             said.append(f"{counted(dropped)} are left out, as nothing of their response fits or is there")

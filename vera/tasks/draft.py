@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +17,18 @@ from vera.errors import ConfigError, DataError
 from vera.io.tables import class_names, read_objects
 from vera.tasks import image_rows
 from vera.tasks.files import SPLITS, TextFiles, columns_of, label_of, read_table
-from vera.tasks.text import columns_for
+from vera.tasks.text import columns_for, repeated
+
+log = logging.getLogger(__name__)
 
 MOST_CLASSES = 1000
 FEW_NUMBERS = 20  # so many whole numbers are taken for classes
+SHOWN = 300  # characters of a text that no tokenizer cuts
 MEASURED = 1000  # training rows whose tokens are counted
 END = "...\n"  # of a yaml that is one word
 BESIDE = {"validation": ("val", "dev", "trial"), "test": ("test",)}  # how files beside a training file begin
+
+_NUMBER_WITH = re.compile(r"[-+]?[\d. ]*\d(,\d+|(,\d+)?\s*%)")  # a decimal comma, or per cent
 
 Kind = Literal["classes", "scores"]
 
@@ -40,15 +47,15 @@ def text_files(
 
     Raises ConfigError for columns that were not named, DataError for a file that cannot be read.
     """
-    files = {"train": train, **_beside(train), **others}
-    files = {split: files[split] for split in SPLITS if split in files}
-    if len({path.parent.resolve() for path in files.values()}) > 1:
-        raise ConfigError("the files of a task lie in one folder (task.data_dir)")
     columns = columns_of(train)
     if not texts or label is None:
         raise ConfigError(
             f"name the columns of the text (one, or two with a comma) and of the label; {train} has {', '.join(columns)}"
         )
+    files = {"train": train, **_beside(train, (*texts, label), others), **others}
+    files = {split: files[split] for split in SPLITS if split in files}
+    if len({path.parent.resolve() for path in files.values()}) > 1:
+        raise ConfigError("the files of a task lie in one folder (task.data_dir)")
     found = [(where, row[-1]) for where, row in read_table(train, (*texts, label))]
     labels = labels_of(found, label, kind)
     if labels and train.suffix.lower() == ".parquet" and (names := class_names(train, label)):
@@ -71,16 +78,40 @@ def text_files(
     }
 
 
-def _beside(train: Path) -> dict[str, Path]:
-    """The files of the other splits, where exactly one beside the training file is called like it."""
-    before, word, _ = train.name.lower().partition("train")
-    found = {}
-    for split, words in BESIDE.items():
-        paths = sorted(train.parent.glob(f"*{train.suffix}")) if word else []
+def _beside(train: Path, columns: Sequence[str], given: Collection[str]) -> dict[str, Path]:
+    """The files of the splits that are not given: where exactly one beside the training file is called like it, or of several
+    the one that is called like it but for that word. What is left out is warned of: several that may be meant, and a file
+    that has no labels, as a leaderboard's test set."""
+    before, word, after = train.name.lower().partition("train")
+    found: dict[str, Path] = {}
+    for split, words in BESIDE.items() if word else ():
+        if split in given:
+            continue
+        paths = sorted(train.parent.glob(f"*{train.suffix}"))
         fitting = [path for path in paths if path.name.lower().startswith(tuple(before + w for w in words))]
-        if len(fitting) == 1:
+        alike = [path for path in fitting if path.name.lower() in {before + w + after for w in (split, *words)}]
+        fitting = alike if len(alike) == 1 else fitting
+        if len(fitting) > 1:
+            names = " and ".join(path.name for path in fitting)
+            log.warning("%s may be of the split %s, and none is taken: name one with --%s", names, split, split)
+        elif fitting and (problem := _unlabelled(fitting[0], columns)):
+            log.warning("%s is not taken for the split %s: %s", fitting[0].name, split, problem)
+        elif fitting:
             found[split] = fitting[0]
     return found
+
+
+def _unlabelled(path: Path, columns: Sequence[str]) -> str | None:
+    """What a file lacks of a split's, in words: a column, or every label (-1 is the hub's mark of a missing one)."""
+    there = columns_of(path)
+    lacking = next((column for column in columns if column not in there), None)
+    if lacking is not None:
+        return f"it has no column {lacking!r}"
+    try:
+        missing = all(value in (None, -1, "-1") for _, (value,) in read_table(path, columns[-1:]))
+    except DataError:  # which is said where the split is read
+        return None
+    return f"all of column {columns[-1]!r} is -1 or null" if missing else None
 
 
 def labels_of(rows: list[tuple[str, Any]], column: str, kind: Kind | None = None) -> list[str]:
@@ -88,8 +119,8 @@ def labels_of(rows: list[tuple[str, Any]], column: str, kind: Kind | None = None
 
     Without a `kind` numbers are classes where they are whole and at most FEW_NUMBERS different ones, and scores where one has a
     fraction or where no two rows have the same. Raises DataError for what may be either, for labels that differ in spaces or
-    case alone, for -1 beside other classes (the hub's mark for a missing label), and for one word among scores, such as NA,
-    which would make each of them a class.
+    case alone, for -1 beside other classes (the hub's mark for a missing label), for numbers with a decimal comma or per cent,
+    and for one word among scores, such as NA, which would make each of them a class.
     """
     places: dict[str, str] = {}  # the first of each
     for where, value in rows:
@@ -110,6 +141,11 @@ def labels_of(rows: list[tuple[str, Any]], column: str, kind: Kind | None = None
             )
     if scores and not words:
         return []
+    if kind is None and words and all(map(_NUMBER_WITH.fullmatch, words)):
+        raise DataError(
+            f"{places[words[0]]}, column {column!r}: {words[0]!r} is a number in another spelling; write scores as 4.5, or say "
+            "--classes"
+        )
     if kind is None:
         _check_alike(places, numbers, column)
     if not 2 <= len(places) <= MOST_CLASSES:
@@ -221,7 +257,8 @@ def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> lis
                 f"{cut} of the first {len(lengths)} train rows have more than max_length={task.max_length} tokens: cut"
             )
         read = tokenizer(*(column[:shown] for column in columns), truncation=True, max_length=task.max_length)["input_ids"]
+    lines += [f"{count} of the {split} rows have the texts of a training row" for split, count in repeated(rows).items()]
     for row, (texts, label) in enumerate(rows["train"][:shown]):
-        encoded = tokenizer.convert_ids_to_tokens(read[row]) if read else list(texts)
+        encoded = tokenizer.convert_ids_to_tokens(read[row]) if read else [text[:SHOWN] for text in texts]
         lines.append(f"{' '.join(encoded)} -> {label}" + (f" ({task.class_names[int(label)]})" if task.class_names else ""))
     return lines

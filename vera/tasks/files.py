@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
+from collections import Counter
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from vera.config import HubId, Source
 from vera.errors import ConfigError, DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
-from vera.io.rows import read_csv, read_text
+from vera.io.rows import csv_columns, read_csv, read_text
 from vera.tasks.metrics import OF_CLASSES, OF_SCORES, named
 from vera.tasks.text import Row, Splits, TextTask, synthetic_rows
 from vera.tasks.tsv import read_tsv
@@ -24,6 +25,7 @@ from vera.tasks.tsv import read_tsv
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
 Metric = Literal[(*OF_CLASSES, *OF_SCORES)]  # type: ignore[valid-type]
+ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 READ = ".csv, .tsv or .txt (tab-separated, no quotes), .jsonl, .json, .parquet"
 _INSIDE = re.compile(r"(?!/)(?!.*(^|/)\.\.(/|$)).+")  # a file below a folder
 
@@ -60,7 +62,7 @@ class TextFiles(TextTask):
         for name in files.values():
             if not _INSIDE.fullmatch(name):
                 raise PydanticCustomError("below", "{name} must be a file below task.data_dir", {"name": name})
-            if Path(name).suffix.lower() not in (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet"):
+            if Path(name).suffix.lower() not in ENDINGS:
                 raise PydanticCustomError("ending", "{name} is none of {read}", {"name": name, "read": READ})
         return files
 
@@ -82,6 +84,10 @@ class TextFiles(TextTask):
             problem = "give files, or hub with splits"
         elif "train" not in names or (len(names) < 2) == (self.held_out is None):
             problem = "name train, and validation or test or both; train alone needs held_out, and nothing else does"
+        elif twice := _twice([normpath(name) for name in names.values()]):
+            problem = f"{twice} is named for two splits"
+        elif twice := _twice([*self.texts, self.label]):
+            problem = f"{twice} is named for two columns"
         elif foreign:
             problem = f"{foreign[0]} is no metric of {'classes' if self.labels else 'a score'}; there are {', '.join(allowed)}"
         elif "f1" in self.metrics and self.outputs > 2:
@@ -135,9 +141,15 @@ class TextFiles(TextTask):
     def _divided(self, rows: list[Row]) -> Splits:
         """Two parts of the rows, with the classes in their proportions."""
         classes = [label for _, label in rows] if self.labels else None
+        alone = next((label for label, count in Counter(classes or ()).items() if count == 1), None)
+        if alone is not None:
+            raise DataError(
+                f"task.held_out={self.held_out}: class {self.labels[int(alone)]!r} has one row, and both parts need one; give "
+                "it more, take it out, or name a file of the other split"
+            )
         try:
             train, validation = train_test_split(rows, test_size=self.held_out, random_state=0, stratify=classes)
-        except ValueError as error:  # such as a class with one row
+        except ValueError as error:  # such as fewer rows than classes
             raise DataError(f"task.held_out={self.held_out} of {len(rows)} rows: {error}") from None
         return {"train": train, "validation": validation}
 
@@ -180,6 +192,11 @@ class TextFiles(TextTask):
         return tuple(texts), self.class_names.index(label)
 
 
+def _twice(names: list[str]) -> str | None:
+    """One that stands there twice."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
 def label_of(where: str, column: str, value: Any) -> str:
     """A label as its class is written, 1.0 as "1". Raises DataError for a missing one (null, NaN, an empty cell) or a list."""
     if value is None or value != value or isinstance(value, (list, dict)) or not str(value).strip():
@@ -194,8 +211,9 @@ def columns_of(path: Path) -> list[str]:
         return tables.parquet_columns(path)
     if ending in (".jsonl", ".json"):
         return list(tables.read_objects(path)[0][1])
-    first = read_text(path).partition("\n")[0].removesuffix("\r")
-    return next(csv.reader([first]), []) if ending == ".csv" else first.split("\t")
+    if ending == ".csv":
+        return csv_columns(path)
+    return read_text(path).partition("\n")[0].removesuffix("\r").split("\t")
 
 
 def _unquoted(where: str, columns: tuple[str, ...], row: list[str]) -> tuple[str, ...]:
@@ -214,6 +232,13 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, tuple[An
     ending = path.suffix.lower()
     if not path.is_file():
         raise DataError(f"{path} does not exist")
+    if ending not in ENDINGS:
+        raise DataError(f"{path} is none of {READ}")
+    if (parts := tables.shards(path)) > 1:
+        raise DataError(
+            f"{path} is one of {parts} parts of its split: join them into one file, or read all of them by the split's name, "
+            f"with hub: <name/of it>, splits: {{train: train, ...}} and data_dir: {path.parent} in the task's yaml"
+        )
     if ending == ".csv":
         return [(where, tuple(row)) for where, row in read_csv(path, columns)]
     if ending in (".tsv", ".txt"):

@@ -46,6 +46,8 @@ class TextTask(Task):
         rows, source, commit = self.read()
         self.check_scores(rows, source)
         notes: dict[str, Any] = {"truncated": {}}
+        if also := repeated(rows):
+            notes["also_in_train"] = also
         examples = {split: self._tokenise(tokenizer, rows[split], split, notes) for split in rows}
         lengths = {split: [len(example["input_ids"]) for example in examples[split]] for split in rows if split != "train"}
         return Data(
@@ -109,6 +111,13 @@ def columns_for(tokenizer, rows: Sequence[Sequence[str]]) -> list[list[str]]:
         if alone and any(both[start : start + len(alone)] == alone for start in range(len(both))):
             return [["\n".join(pair) for pair in zip(*columns, strict=True)]]
     return columns
+
+
+def repeated(rows: Splits) -> dict[str, int]:
+    """By split beside train: how many of its rows have the texts of a training row, where any has."""
+    train = {texts for texts, _ in rows["train"]}
+    counted = {split: sum(texts in train for texts, _ in found) for split, found in rows.items() if split != "train"}
+    return {split: count for split, count in counted.items() if count}
 
 
 def fingerprint(rows: Splits, plain: Callable[[float], float] = lambda label: round(label, 3)) -> str:
