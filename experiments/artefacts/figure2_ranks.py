@@ -95,10 +95,10 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
                 text = {"textcoords": "offset points", "fontsize": 7, "color": style["color"], **place}
                 axes.annotate(entry.labels[1], (x, value.median), **text)
         axes.set_xscale("log")
-        axes.set_xlabel("Trained parameters (without the head)")
+        axes.set_xlabel("Trained parameters (without the head); ranks beside the points")
         axes.set_ylabel(setting.axis)
         said = median_over([len(entry.records) for entry in found], sum(entry.summary().collapsed for entry in found))
-        axes.set_title(f"{setting.title}; numbers are ranks\nevery seed, {said}", fontsize=7)
+        axes.set_title(f"{setting.title}\nevery seed, {said}", fontsize=7)
         legend_below(axes)
         written += save(canvas, folder / setting.name)
     return written

@@ -115,6 +115,7 @@ def legend_below(axes: Axes) -> None:
 def save(made: Figure, stem: Path) -> list[Path]:
     """stem.pdf for print, stem.png, and stem.svg for the report, without dates or versions in them."""
     stem.parent.mkdir(parents=True, exist_ok=True)
+    made.draw_without_rendering()  # a first layout may leave an axis's label outside, which the next one brings in
     made.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
     made.savefig(stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
     made.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
