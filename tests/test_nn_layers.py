@@ -310,6 +310,28 @@ def test_an_unfrozen_base_gets_its_gradient(freed, dropout, plan):
 
 
 @pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("kind", ["plain", "own call", "dropout", "half"])
+@pytest.mark.parametrize("lies", ["rows first", "rows second"])
+def test_what_a_layer_returns_may_be_written_to(lies, kind, plan):
+    """As Falcon does with what a linear layer returns, and Longformer, which also has the rows in the second dimension."""
+    base = Scaled(16, 16) if kind == "own call" else linear()
+    dtype, near = (torch.bfloat16, 0.1) if kind == "half" else (torch.float32, 1e-4)
+    model, layer = adapted(base.to(dtype), dropout=1e-9 if kind == "dropout" else 0.0)
+    model.train()
+    layer.plan = PLANS[plan]
+    x = torch.randn(5, 3, 16).to(dtype).requires_grad_()
+    given = x if lies == "rows first" else x.transpose(0, 1)
+    wanted = base(given).double() + update(layer, given) + given
+    gradients = torch.autograd.grad(wanted.square().sum(), x)
+    h = layer(given)
+    h += given
+    torch.testing.assert_close(h.double(), wanted, rtol=near, atol=near)
+    torch.testing.assert_close(torch.autograd.grad(h.square().sum(), x), gradients, rtol=near, atol=10 * near)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(given).double(), wanted - given, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("kind", ["plain", "own call"])
 def test_second_derivatives_are_those_of_the_formula(kind, plan):
     """Of a function of all first derivatives, with A x shared between two layers."""

@@ -65,7 +65,13 @@ def test_done_failed_missing_and_rehearsed_are_told_apart(tmp_path, folders):
     folders = plan.Plan(tmp_path / "results", tmp_path / "scratch", tflops=50.0)
     status = folders.status([cell, cell])  # wanted twice, counted once
     assert (len(status.wanted), len(status.done), len(status.failed), status.missing, status.rehearsed) == (5, 2, 1, 2, 1)
-    assert status.hours == pytest.approx(3 * 2.0 / 3600) and status.bases == {"recorded"}  # three runs left at 2 s each
+    assert status.hours == pytest.approx(3 * 2.0 / 3600) and status.bases == {
+        "recorded on a CPU"
+    }  # three runs left at 2 s each
+    run = record(overrides, 3, 0.8)
+    store.write(run.model_copy(update={"cost": run.cost.model_copy(update={"device": "H100", "seconds": 7.0})}))
+    status = plan.Plan(tmp_path / "results", tmp_path / "scratch", tflops=50.0).status([cell])
+    assert status.hours == pytest.approx(2 * 7.0 / 3600) and status.bases == {"recorded"}  # a GPU's seconds before a CPU's
     assert plan.failure(tmp_path / "results", names[2]) == "no room left"
 
 

@@ -12,8 +12,10 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from vera.commands import run as command_line
-from vera.config import build
+from vera.config import build, choice
 from vera.errors import ConfigError
+from vera.nn import VeraConfig, attach, save_adapter
+from vera.nn.names import inside
 from vera.records.record import Record
 from vera.records.store import Store
 from vera.run import execute
@@ -143,6 +145,24 @@ def test_of_an_earlier_version_goes_what_any_form_writes_and_nothing_else(made, 
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     publish.upload(tmp_path / "peft", "me/x", private=True)
     assert set(gone) == written - {"README.md"} | sharded
+
+
+@pytest.mark.parametrize(("name", "outputs"), [("sick", 3), ("stsb", 1), ("cifar100", 100)])
+def test_the_card_s_code_opens_an_adapter_with_a_head_of_any_size(name, outputs, tmp_path, cache):
+    """On a base model whose own head, if any, is of another size."""
+    task = build(choice("task", name), "task")
+    model = build({**choice("model", "vit_base" if name == "cifar100" else "roberta_base"), "size": "tiny"}, "model")
+    backbone = model.load(outputs, cache)
+    targets = model.resolve_targets(backbone, ["query"])
+    attach(backbone.model, VeraConfig(rank=4, targets=targets, modules_to_save=backbone.head))
+    save_adapter(backbone.model, tmp_path / "adapter")
+    model.load(7, cache).model.save_pretrained(tmp_path / "base")
+    found = {}
+    exec(publish._use("peft", str(tmp_path / "adapter"), str(tmp_path / "base"), task), found)
+    trained = [value for key, value in found["model"].named_parameters() if ".modules_to_save." in key]
+    ours = [value for key, value in backbone.model.named_parameters() if inside(key, backbone.head)]
+    assert len(ours) == len(trained) and all(torch.equal(*pair) for pair in zip(ours, trained, strict=True))
+    assert trained[-1].shape == (outputs,)
 
 
 def test_the_card_shows_test_scores_where_there_are_some_and_code_that_parses(made):

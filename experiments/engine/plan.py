@@ -16,7 +16,7 @@ from vera.config import QUANTILES, RunConfig, TrainConfig
 from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.io.files import read_json
-from vera.records.record import parse
+from vera.records.record import Cost, parse
 from vera.records.store import stems
 
 # In fp32 whatever the sweep says: in bf16 a tiny model gives every example the same output, and no correlation is defined.
@@ -80,21 +80,21 @@ class Plan:
         return status
 
     def hours(self, cell: Cell) -> tuple[dict[str, float] | None, str]:
-        """Hours of one run by part and where they come from: records of the same cell, which know no parts, operation counts,
-        or nothing."""
-        seconds = [self._seconds(name) for name in cell.names() if name in self.done]
-        if seconds:
-            return {"recorded": median(seconds) / 3600}, "recorded"
+        """Hours of one run by part and where they come from: records of the same cell, which know no parts, of a GPU before
+        those of a CPU; operation counts; or nothing."""
+        costs = [self._cost(name) for name in cell.names() if name in self.done]
+        on_gpu = [cost for cost in costs if cost.device != "cpu"]
+        if costs:
+            basis = "recorded" if on_gpu else "recorded on a CPU"
+            return {"recorded": median(cost.seconds * cost.processes for cost in on_gpu or costs) / 3600}, basis
         operations = estimate(cell.run)
         if operations is None:
             return None, "unknown"
         return {part: count / (self.tflops * 1e12) / 3600 for part, count in operations.items()}, "operations"
 
-    def _seconds(self, name: str) -> float:
-        """Of all devices together."""
+    def _cost(self, name: str) -> Cost:
         path = self.results / "runs" / f"{name}.json"
-        cost = parse(path.read_bytes(), str(path)).cost
-        return cost.seconds * cost.processes
+        return parse(path.read_bytes(), str(path)).cost
 
 
 def figures(status: Status) -> list[str]:

@@ -66,8 +66,9 @@ def main() -> int:
         lead = ["all", ""]
     notes = [
         "A run that several sweeps want is counted in each of them, and once in the last line.",
-        f"From: recorded seconds of the same cell, or operations at {options.tflops:g} x 10^12 a second (--tflops): a "
-        "lower bound. Padding is what random batches add to the training examples, where their lengths are known.",
+        "From: recorded seconds of the same cell, a GPU's where there are any, or operations at "
+        f"{options.tflops:g} x 10^12 a second (--tflops): a lower bound. Padding is what random batches add to the training "
+        "examples, where their lengths are known.",
     ]
     show(Table("plan", "The plan", columns, [*rows, [*lead, *figures(whole)]], notes, [len(rows)]))
     if judged:

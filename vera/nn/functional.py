@@ -93,8 +93,7 @@ def _by_weight(x: Tensor, W0: Tensor, bias: Tensor | None, W: Tensor) -> Tensor:
     if x.dtype not in HALF:
         return F.linear(x, W, bias)
     h = F.linear(x, W0.to(x.dtype), bias)
-    _rows(h).addmm_(_rows(x), W.T)
-    return h
+    return _rows(h).addmm_(_rows(x), W.T).view(h.shape)
 
 
 def adapted_linear(
@@ -104,8 +103,7 @@ def adapted_linear(
     if order == "weight":
         return _by_weight(x, W0, bias, _composed(x, W0, A, B, b, d))
     h = F.linear(x, W0.to(x.dtype), bias)
-    _rows(h).addmm_(_rows(x) @ A.to(x.dtype).T, _scaled(B, b, d, x.dtype).T)
-    return h
+    return _rows(h).addmm_(_rows(x) @ A.to(x.dtype).T, _scaled(B, b, d, x.dtype).T).view(h.shape)
 
 
 def written_out(h: Tensor, z: Tensor, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
@@ -138,6 +136,12 @@ def _scaled(B: Tensor, b: Tensor, d: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
+
+
+def _shaped(rows: Tensor, shape: torch.Size) -> Tensor:
+    """The rows in a shape, which is no view for autograd: nobody may write into a view that a function of ours returns, and
+    Falcon and Longformer write into what their linear layers return."""
+    return torch.ops.aten._unsafe_view(rows, shape)
 
 
 class _Product(torch.autograd.Function):
@@ -246,9 +250,9 @@ class ActivationOrder(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W0, bias, A, B, b, d, u):
         h = F.linear(x, W0.to(x.dtype), bias)
-        _rows(h).addmm_(u, _scaled(B, b, d, x.dtype).T)
+        rows = _rows(h).addmm_(u, _scaled(B, b, d, x.dtype).T)
         ctx.save_for_backward(u if any(ctx.needs_input_grad[5:7]) else None, W0, A, B, b, d)
-        return h
+        return _shaped(rows, h.shape)
 
     @staticmethod
     @_without_autocast
@@ -278,7 +282,7 @@ class Update(torch.autograd.Function):
         ctx.of = z.dtype
         wide = torch.promote_types(h.dtype, u.dtype)
         total = torch.addmm(_rows(h).to(wide), u.to(wide), _scaled(B, b, d, wide).T)
-        return total.to(h.dtype).view(h.shape)
+        return _shaped(total.to(h.dtype), h.shape)
 
     @staticmethod
     @_without_autocast
@@ -309,7 +313,8 @@ class WeightOrder(torch.autograd.Function):
         ctx.through_u, ctx.saved_u, ctx.of = through_u, u is not None, x.dtype
         saved = z if u is None and any(ctx.needs_input_grad[6:8]) else u
         ctx.save_for_backward(saved, W if keep_weight and ctx.needs_input_grad[0] else None, W0, A, B, b, d)
-        return _by_weight(z, W0, bias, W)
+        h = _by_weight(z, W0, bias, W)
+        return _shaped(h, h.shape)
 
     @staticmethod
     @_without_autocast

@@ -18,6 +18,7 @@ from vera.errors import ConfigError, RecordError
 from vera.io.files import write_atomic
 from vera.records.record import Record
 from vera.records.store import Store
+from vera.tasks.base import Task
 from vera.trained import export
 
 FORMS: tuple[export.Form, ...] = ("peft", "lora", "merged")
@@ -174,7 +175,7 @@ Scores are of the {checkpoint} epoch ({epoch}), {where}; nothing is in percent.
 ## Use
 
 ```python
-{_use(form, repo, base, task.modality)}
+{_use(form, repo, base, task)}
 ```
 
 ## What it is
@@ -197,12 +198,13 @@ trains it again and compares every number with `runs/{record.name}.json`.
 """
 
 
-def _use(form: export.Form, repo: str, base: str | None, modality: str) -> str:
+def _use(form: export.Form, repo: str, base: str | None, task: Task) -> str:
     kind = {"text": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
-    loader = kind.get(modality, "AutoModelForCausalLM")
+    loader = kind.get(task.modality, "AutoModelForCausalLM")
     if form == "merged":
         return f'from transformers import {loader}\n\nmodel = {loader}.from_pretrained("{repo}")'
-    backbone = f'{loader}.from_pretrained("{base}")' if base else "...  # the one that is named below"
+    head = f", num_labels={task.outputs}, ignore_mismatched_sizes=True" * (task.modality in kind)  # the adapter brings it
+    backbone = f'{loader}.from_pretrained("{base}"{head})' if base else "...  # the one that is named below"
     imports = f"from peft import PeftModel\nfrom transformers import {loader}"
     return f'{imports}\n\nbackbone = {backbone}\nmodel = PeftModel.from_pretrained(backbone, "{repo}")'
 
