@@ -204,6 +204,12 @@ def test_a_component_under_the_name_of_another_is_refused():
     with pytest.raises(ConfigError, match=r"method.name=lora is conf/method/lora.yaml's; vera.methods.lora_fa.LoraFA needs"):
         compose(["method=lora_fa", "method.name=lora"])
     assert compose(["method=lora_fa", "method.name=mine"]).run_name.startswith("digits_vit--digits--mine--")
+    for overrides in (["method=adapter_h", "method.name=adapter_p"], ["model=vit_base", "task=cifar100", "task.name=food101"]):
+        with pytest.raises(
+            ConfigError, match=r"\.name=(\w+) is conf/\w+/\1.yaml's: choose \w+=\1, or give \w+ a name of its own"
+        ):
+            compose(overrides)
+    assert compose(["method=adapter_h", "method.name=adapter_h"]).cell_id == compose(["method=adapter_h"]).cell_id
 
 
 @pytest.mark.parametrize("override", ["method.version=2", "+train.neutral.lr=0.5", "++model.neutral.path=1", "~train.neutral"])

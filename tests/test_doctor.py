@@ -195,6 +195,19 @@ def test_local_paths_are_read_here(server, tmp_path):
     assert not server.asked
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("model=gpt2_medium", "task=e2e", "task.format=hu2022"), "task.format=hu2022 reads train.txt, valid.txt, test.txt"),
+        (("model=minilm", "task=sick", "task.data_dir=null"), "task=sick reads files; give their folder with task.data_dir="),
+        (("model=vit_base", "task=cifar100", "task.repository=null"), "task=cifar100 reads a folder of images"),
+    ],
+)
+def test_a_folder_that_no_hub_has_is_asked_for(overrides, said):
+    (line,) = doctor.local_data([compose(overrides)])
+    assert line.status == TODO and said in line.found
+
+
 def test_local_parquet_columns(tmp_path):
     run = compose(["model=vit_base", "task=food101", f"task.data_dir={tmp_path}"])
     (tmp_path / "train-0.parquet").write_bytes(parquet("image", "label"))

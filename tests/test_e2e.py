@@ -333,6 +333,7 @@ def test_a_run_writes_at_the_last_epoch_and_keeps_every_output(compose):
     assert record.parameters.head == 0 and record.parameters.adapter > 0
     first, last = record.scores.history
     assert set(first.metrics) == {"log_likelihood"} and {"BLEU", "NIST", "NIST_py"} < set(last.metrics)
+    assert set(last.metrics) <= set(build(run.task, "task").scored)
     assert record.scores.best.epoch == record.scores.last.epoch == 2
     text = Store(run.results_dir).read_output(record, "txt")
     notes = record.provenance.notes

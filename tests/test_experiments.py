@@ -43,7 +43,10 @@ def record(overrides, seed, score, last=None, metrics=None, parameters=3072, **p
                 "best": {"epoch": 1, "metrics": best},
                 "last": {"epoch": 2, "metrics": final},
                 "best_each": {},
-                "history": [{"epoch": 2, "step": 2, "train_loss": 0.1, "metrics": final}],
+                "history": [
+                    {"epoch": 1, "step": 1, "train_loss": 0.2, "metrics": best},
+                    {"epoch": 2, "step": 2, "train_loss": 0.1, "metrics": final},
+                ],
             },
             "cost": {
                 "seconds": 2.0,

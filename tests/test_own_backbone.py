@@ -31,6 +31,7 @@ FAMILIES = {
     "qwen3": t.Qwen3Config(**SIZES, **TOKENS, num_key_value_heads=1, head_dim=8),
     "gpt_neox": t.GPTNeoXConfig(**SIZES, **TOKENS),
     "bert": t.BertConfig(**SIZES, **TOKENS),
+    "deberta": t.DebertaConfig(**SIZES, **TOKENS, pooler_hidden_size=16),
 }
 FOUND = {  # query, value, head
     "distilbert": ("q_lin", "v_lin", ["pre_classifier", "classifier"]),
@@ -39,6 +40,7 @@ FOUND = {  # query, value, head
     "qwen3": ("q_proj", "v_proj", ["score"]),
     "gpt_neox": ("query_key_value", "query_key_value", ["score"]),
     "bert": ("query", "value", ["classifier"]),
+    "deberta": ("self.in_proj", "self.in_proj", ["pooler", "classifier"]),
 }
 
 
@@ -123,27 +125,48 @@ def test_the_rehearsal_is_the_checkpoint_s_own_architecture_small(family, folder
     [
         t.FNetConfig(hidden_size=16, num_hidden_layers=1, intermediate_size=16, **TOKENS),
         t.ConvBertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, **TOKENS),
+        t.NystromformerConfig(**SIZES, **TOKENS),
+        t.YosoConfig(**SIZES, **TOKENS),
+        t.MobileBertConfig(**SIZES, **TOKENS, intra_bottleneck_size=16, embedding_size=16, true_hidden_size=16),
+        t.FunnelConfig(**TOKENS, block_sizes=[1, 1, 1], d_model=16, n_head=2, d_head=8, d_inner=32),
+        t.CanineConfig(**SIZES, pad_token_id=1, num_hash_buckets=64, local_transformer_stride=16),
     ],
     ids=lambda config: config.model_type,
 )
 def test_families_whose_scores_depend_on_the_padding_are_refused(config, cache, tmp_path):
-    t.AutoModel.from_config(config).save_pretrained(tmp_path)
+    t.AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"a row's scores in (FNet|ConvBERT) depend on the padding"):
+    with pytest.raises(ModelError, match=r"a row's scores in \w+ForSequenceClassification depend on the padding"):
         loaded(tmp_path, cache)
     with pytest.raises(DataError, match="depend on the padding"):
         serve_mixed._load(argparse.Namespace(model=str(tmp_path), generate=0, labels=3, device="cpu"))
 
 
-@pytest.mark.parametrize("config", [FAMILIES["qwen3"], t.GPT2Config(n_embd=16, n_layer=2, n_head=2, **TOKENS)])
+def test_attention_that_follows_from_the_longest_row_is_refused(cache, tmp_path):
+    t.AutoModel.from_config(t.BigBirdConfig(**SIZES, **TOKENS)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"ends for good at a batch of short rows; model.config.attention_type=original_full"):
+        loaded(tmp_path, cache)
+    assert loaded(tmp_path, cache, config={"attention_type": "original_full"})[1].head == ("classifier",)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FAMILIES["qwen3"],
+        t.GPT2Config(n_embd=16, n_layer=2, n_head=2, **TOKENS),
+        t.XLNetConfig(d_model=16, n_layer=2, n_head=2, d_inner=32, **TOKENS),
+    ],
+    ids=lambda config: config.model_type,
+)
 def test_a_row_s_scores_do_not_depend_on_its_batch(config, cache, tmp_path):
-    """A checkpoint whose config.json has another padding id than its tokenizer, which has none, and pads on the left."""
+    """A checkpoint whose config.json has another padding id than its tokenizer, which has none, and pads on the wrong side."""
     torch.manual_seed(0)
     made = t.AutoModelForSequenceClassification.from_config(config).base_model
     made.config.pad_token_id = 5
     made.save_pretrained(tmp_path)
     tokenizer = byte_tokenizer()
-    tokenizer.pad_token, tokenizer.init_kwargs["padding_side"] = None, "left"
+    tokenizer.pad_token, tokenizer.init_kwargs["padding_side"] = None, "right" if config.model_type == "xlnet" else "left"
     tokenizer.save_pretrained(tmp_path)
     model, backbone = loaded(tmp_path, cache)
     options = argparse.Namespace(model=str(tmp_path), generate=0, labels=3, device="cpu")
@@ -155,8 +178,8 @@ def test_a_row_s_scores_do_not_depend_on_its_batch(config, cache, tmp_path):
             for row, wanted in zip(rows, batch, strict=True):
                 alone = classifier(**tokenizer.pad([row], return_tensors="pt")).logits
                 torch.testing.assert_close(alone[0], wanted, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(batch[0], batch[1], atol=1e-4)
-    for name in ("prompt_tuning", "p_tuning"):
+    assert not torch.allclose(batch[0], batch[1], rtol=1e-5, atol=1e-6)
+    for name in ("prompt_tuning", "p_tuning") * (config.model_type != "xlnet"):
         method = build({**choice("method", name), "settings": choice("method", name)["settings"]}, "method")
         with pytest.raises(ConfigError, match="mine cannot tell padding from its last token; use method=prefix_tuning"):
             method.attach(backbone, model)
@@ -322,7 +345,48 @@ def test_an_encoder_is_no_language_model_unless_it_is_made_causal(cache, tmp_pat
         loaded(tmp_path, cache, "auto_causal")
     with pytest.raises(ModelError, match="bert is an encoder"):
         command.look(str(tmp_path), "causal", "mine")
+    options = argparse.Namespace(model=str(tmp_path), generate=3, device="cpu")
+    with pytest.raises(ModelError, match="bert is an encoder"):
+        serve_mixed._load(options)
     _, backbone = loaded(tmp_path, cache, "auto_causal", config={"is_decoder": True})
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 9]])
     logits = backbone.model.eval()(input_ids=ids).logits
     torch.testing.assert_close(logits[0, :2], logits[1, :2])  # what follows changes nothing
+
+
+def test_the_decoder_of_an_encoder_decoder_is_no_language_model(cache, tmp_path):
+    sizes = {f"{part}_{key}": size for part in ("encoder", "decoder") for key, size in (("layers", 1), ("ffn_dim", 16))}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    t.BartForConditionalGeneration(t.BartConfig(d_model=16, **sizes, **heads, **TOKENS)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="bart is an encoder-decoder, of which a language model has the decoder alone"):
+        loaded(tmp_path, cache, "auto_causal")
+    with pytest.raises(ModelError, match="bart is an encoder-decoder"):
+        command.look(str(tmp_path), "causal", "mine")
+
+
+def test_what_is_trained_and_counted_but_never_used_is_said(cache, tmp_path, compose, warned):
+    """ESM's head for contacts lies within the backbone, and a classifier does not call it."""
+    torch.manual_seed(0)
+    t.EsmModel(t.EsmConfig(**SIZES, **TOKENS, mask_token_id=4)).save_pretrained(tmp_path / "esm")
+    byte_tokenizer().save_pretrained(tmp_path / "esm")
+    keys = [
+        "model=auto_text",
+        "model.name=mine",
+        f"model.path={tmp_path / 'esm'}",
+        "task=rte",
+        "train.lr=1e-3",
+        "model.size=full",
+    ]
+    record = execute(compose(*keys, "method=lora", "method.targets=[all_linear]"))
+    unreached = record.provenance.notes["unreached"]
+    assert all("contact_head" in name for name in unreached["names"]) and unreached["parameters"] == 8 * (2 * 2 + 1)
+    assert "nothing that is scored depends on 2 of the" in warned()[-1]
+    assert "unreached" not in execute(compose(*keys, "method=lora")).provenance.notes
+
+
+def test_a_served_model_may_have_a_head_of_another_size(tmp_path):
+    t.AutoModelForSequenceClassification.from_config(FAMILIES["bert"]).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    _, model = serve_mixed._load(argparse.Namespace(model=str(tmp_path), generate=0, labels=5, device="cpu"))
+    assert model.classifier.out_features == 5

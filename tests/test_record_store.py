@@ -72,6 +72,8 @@ def broken(record, change):
         (lambda r: r["scores"]["best"]["metrics"].update(accuracy=float("nan")), "scores.best.metrics.accuracy"),
         (lambda r: r["scores"]["last"]["metrics"].clear(), "last lacks the primary metric 'accuracy'"),
         (lambda r: r["scores"].pop("history"), "scores.history"),
+        (lambda r: r["scores"]["best"]["metrics"].update(accuracy=0.99), "best has other metrics than epoch 1 in history"),
+        (lambda r: r["scores"]["last"].update(epoch=7), "last has other metrics than epoch 7 in history"),
         (lambda r: r.update(schema=2), "schema is 2, this version reads 1"),
         (lambda r: r.update(status="failed"), "status"),
         (lambda r: r["run"].update(seed=-1), "run.seed"),
@@ -132,9 +134,11 @@ def test_success_clears_an_earlier_failure(finished, tmp_path):
 
 def test_undefined_metrics_may_stand_in_the_history_only(finished):
     raw = json.loads(finished[0].to_json())
-    raw["scores"]["history"][0]["metrics"]["accuracy"] = None
+    (entry,) = raw["scores"]["history"]
+    raw["scores"]["history"].append({**entry, "epoch": entry["epoch"] + 1, "metrics": {"accuracy": None}})
     assert isinstance(Record.model_validate(raw), Record)
-    raw["scores"]["best"]["metrics"]["accuracy"] = None
+    for scored in (entry, raw["scores"]["best"], raw["scores"]["last"]):
+        scored["metrics"]["accuracy"] = None
     with pytest.raises(ValueError, match=r"scores.best.metrics.accuracy is null, and the run has not collapsed"):
         Record.model_validate(raw)
     collapsed = Record.model_validate({**raw, "collapsed": "accuracy is undefined"})

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT
 from vera.config import compose
 from vera.config import memory as compositions
+from vera.config.marks import table
 from vera.errors import ConfigError
 from vera.records import sweep
 
@@ -53,7 +54,18 @@ def test_a_folder_that_a_yaml_names_after_the_seed_or_the_clock_is_composed_each
     assert compose_lasting(["method=vera"])[1]
     for place in ("out/${seed}", "out/${now:%H}", "${oc.env:HOME}/out"):
         assert not compose_lasting([f"results_dir={place}"])[1]
+    assert not compose_lasting(["model=roberta_base", "task=rte", "task.data_dir=/folds/${seed}"])[1]
     assert compose_lasting(["model=gpt2_mini", "task=e2e", "task.data_dir=/e2e"])[1]  # its yaml selects another key's value
+
+
+def test_what_a_class_of_ones_own_makes_of_a_yaml_is_composed_each_time(memory, monkeypatch):
+    """Its fields and marks are in code that the memory does not look at."""
+    listed = table()
+    monkeypatch.setattr("vera.config.composing.table", lambda: {k: v for k, v in listed.items() if not k.endswith(".Lora")})
+    for method, times in (("lora", 3), ("vera", 1)):  # what is not remembered is composed once more, to find that out
+        for _ in range(2):
+            compositions.composed([f"method={method}", "seed=1"])
+        assert memory.count((f"method={method}",)) + memory.count((f"method={method}", "seed=1")) == times
 
 
 def test_every_seed_of_a_remembered_cell_is_as_hydra_composes_it(memory):

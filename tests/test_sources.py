@@ -80,6 +80,18 @@ def test_other_rows_are_refused_and_the_same_ones_are_read_once(compose, tmp_pat
     assert Store(run.results_dir).find(run.run_name) == record and not Store(run.results_dir).failed.exists()
 
 
+def test_a_record_does_not_answer_for_a_cell_whose_id_begins_alike(compose, monkeypatch):
+    """As of train.lr=0.0011625 and train.lr=0.0021196 with method=lora, when this was written."""
+    first, second = (compose("method=lora", f"train.lr={lr}") for lr in (0.1, 0.2))
+    record = execute(first)
+    monkeypatch.setattr(type(first), "run_name", property(lambda run: record.name))
+    monkeypatch.setattr("vera.records.sweep.composed", lambda overrides: second)
+    assert sweep.finished([]) is None
+    with pytest.raises(RecordError, match="a record of this name is there, of another cell"):
+        execute(second)
+    assert execute(first) == record
+
+
 def test_an_edit_that_keeps_size_and_time_is_seen(compose, tmp_path, as_in_a_new_process):
     data = rte(tmp_path / "mine")
     run = compose(*OWN, f"task.data_dir={data}")

@@ -7,6 +7,7 @@ import torch
 from vera.config import build, choices, compose
 from vera.errors import ConfigError, DataError
 from vera.models.base import Model
+from vera.run import execute
 from vera.tasks import base
 from vera.tasks.glue import SUBSETS
 from vera.tasks.images import few_shot
@@ -178,7 +179,33 @@ def test_synthetic_data_loads_collates_and_scores(name, compose):
     else:
         assert task.primary in scores and logits.shape == (len(data.evaluation), task.outputs)
         assert set(scores) == set(getattr(task, "metrics", METRICS[getattr(task, "subset", "accuracy")]))
+    assert set(scores) <= set(task.scored or scores)
     assert torch.isfinite(task.loss(logits, batch)) and task.weight(batch) > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("model=roberta_base task=rte task.primary=f1", "task.primary=f1: rte is scored by accuracy"),
+        ("task.primary=acc", "task.primary=acc: digits is scored by accuracy"),
+        ("model=llama_7b task=alpaca task.primary=BLEU", "task.primary=BLEU: alpaca is scored by log_likelihood"),
+        ("model=gpt2_medium task=e2e task.primary=bleu", "task.primary=bleu: e2e is scored by BLEU, NIST"),
+        ("model=gpt2_medium task=e2e task.primary=CIDEr", "task.primary=CIDEr needs Java"),
+        (
+            "model=roberta_base task=mrpc task.subset=rte",
+            r"task.subset: records .* count as mrpc's: choose task=rte, got 'rte'",
+        ),
+    ],
+)
+def test_what_a_run_could_not_be_scored_or_filed_by_is_refused_before_it_trains(overrides, message, compose, monkeypatch):
+    monkeypatch.setattr("vera.tasks.e2e.unavailable", lambda: "needs Java")
+    monkeypatch.setattr("vera.models.reuse.load", None)
+    with pytest.raises(ConfigError, match=message):
+        execute(compose(*overrides.split()))
+
+
+def test_rows_of_a_subset_may_have_a_name_of_their_own(compose):
+    assert build(compose("model=minilm", "task=mrpc", "task.subset=rte", "task.name=half").task, "task").subset == "rte"
 
 
 def test_padding_goes_to_the_longest_of_the_batch_not_to_the_maximum(compose):

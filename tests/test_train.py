@@ -247,6 +247,16 @@ def test_numerics_are_those_of_the_run_and_not_of_the_last_one(compose, tmp_path
     assert exact.history == plain.history
 
 
+def test_what_the_environment_tells_accelerate_of_other_programs_reaches_no_run(fit, monkeypatch):
+    plain = fit("train.max_steps=4")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    other = fit("train.max_steps=4")
+    assert other.history == plain.history and same(trained(other), trained(plain))
+    assert other.accelerator.mixed_precision == "no" and other.accelerator.state.dynamo_plugin.backend == "NO"
+
+
 def test_best_epoch_is_the_first_highest_and_ignores_undefined():
     history = [{"epoch": e, "metrics": {"m": v}} for e, v in enumerate([None, 0.5, 0.7, 0.7, 0.6], start=1)]
     assert best_epoch(history, "m") == 3
@@ -260,6 +270,23 @@ def test_best_and_last_adapters_are_kept(compose):
     assert {path.name for path in folder.iterdir()} == {"best", "last"}
     assert (folder / "best" / "adapter_model.safetensors").is_file()
     assert [path.suffix for path in Path(run.results_dir).rglob("*") if path.is_file()] == [".json"]
+
+
+def test_a_start_that_keeps_no_weights_names_none_that_an_earlier_one_kept(compose, tmp_path):
+    """A later epoch may be the best one."""
+    keys = ("train.epochs=2", "train.max_steps=null", "train.batch_size=25", "train.checkpoint_seconds=0")
+
+    def kill(step, total, loss):
+        if step == 4:
+            raise Killed
+
+    first, second = (compose(*keys, f"train.save={save}") for save in ("true", "false"))
+    killed = Loop(first, *prepare(first), tmp_path, kill)
+    with pytest.raises(Killed):
+        killed.fit()
+    resumed = Loop(second, *prepare(second), tmp_path)
+    resumed.fit()
+    assert killed.weights.keys() == {"best"} and resumed.spent["restarts"] == 1 and resumed.weights == {}
 
 
 def test_a_loss_that_is_not_finite_leaves_a_record_that_says_so(compose, train):

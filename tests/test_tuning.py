@@ -137,6 +137,12 @@ def test_the_grid_is_chosen_from_on_validation_rows_and_repeats_nothing(search):
     assert any("best train.lr is the smallest" in note for note in tuning.remarks(edge, search("train.lr=0.01,0.1")))
 
 
+def test_each_seed_of_a_trial_has_the_folder_that_is_named_after_it(search):
+    compute, done = computing()
+    tuning.carry_out(search("train.lr=1e-3,1e-2", "task.data_dir=/folds/${seed}"), compute)
+    assert {(run.seed, run.task["data_dir"]) for run in done} == {(100, "/folds/100"), (101, "/folds/101")}
+
+
 def test_data_with_a_test_set_of_their_own_are_chosen_from_on_their_validation_rows(search):
     for task, held in (("stsb", 0.1), ("sick", "dev")):
         asked = tuning.read(["model=minilm", f"task={task}", "method=vera", "train.lr=0.1,0.2"], (100,))

@@ -67,17 +67,21 @@ def test_what_differs_is_named(recorded):
     record, _ = recorded
     raw = json.loads(record.to_json())
     raw["scores"]["history"][0]["train_loss"] += 1e-9
-    raw["scores"]["history"][0]["metrics"]["f1"] = 0.5
+    first = raw["scores"]["history"][0]
+    chosen = [which for which in ("best", "last") if raw["scores"][which]["epoch"] == first["epoch"]]
+    for scored in (first, *(raw["scores"][which] for which in chosen)):
+        scored["metrics"]["f1"] = 0.5
+    more = {f"{which} f1" for which in chosen}
     raw["parameters"]["total"] += 1
     raw["cost"]["threads"] += 1
     raw["provenance"].update(git_dirty=None, data_fingerprint="other")
     raw["provenance"]["versions"]["torch"] = "2.0"
     found = compare(record, Record.model_validate(raw))
     names = {value.name: value.difference for value in found.differing()}
-    assert names.keys() == {"epoch 1 train_loss", "epoch 1 f1", "parameters.total"}
+    assert names.keys() == {"epoch 1 train_loss", "epoch 1 f1", "parameters.total"} | more
     assert names["epoch 1 f1"] == float("inf") and names["epoch 1 train_loss"] == pytest.approx(1e-9, rel=1e-4)
     assert {name for name, _, _ in found.conditions} == {"git_dirty", "data_fingerprint", "versions.torch", "threads"}
-    assert {value.name for value in found.differing(1e-6)} == {"epoch 1 f1", "parameters.total"}
+    assert {value.name for value in found.differing(1e-6)} == {"epoch 1 f1", "parameters.total"} | more
 
 
 @pytest.mark.parametrize(("more", "tolerance", "status"), [(0.0, 0.0, 0), (1e-3, 0.01, 0), (1e-3, 0.0, 1)])
@@ -107,6 +111,19 @@ def test_another_configuration_is_a_condition_and_no_number(recorded, capsys):
     assert "configuration: recorded a, here b" in capsys.readouterr().out
     for pair in ((noted(), noted(configuration="b")), (noted(configuration="b"), noted())):
         assert not compare(*pair).differing() and not compare(*pair).conditions
+
+
+def test_what_else_computed_the_record_is_a_condition(recorded, capsys):
+    """Several processes, an earlier start elsewhere, other micro-batches: numbers may differ, and not by chance."""
+    raw = json.loads(recorded[0].to_json())
+    raw["cost"]["processes"] = 2
+    raw["provenance"]["notes"]["resumed"] = [{"step": 3, "started": "then", "threads": 8}]
+    raw["run"]["config"]["train"]["micro_batch_size"] = 5
+    raw["scores"]["history"][0]["train_loss"] += 1e-7
+    assert report(compare(Record.model_validate(raw), recorded[0]), 0.0) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "processes: recorded 2, here 1" in said and "train.micro_batch_size: recorded 5, here -" in said
+    assert 'resumed: recorded {"step": 3, "started": "then", "threads": 8}, here -' in said and "not deterministic" not in said
 
 
 EDITS = {

@@ -180,6 +180,7 @@ def _load(run: RunConfig, shared: bool = False) -> tuple[Backbone, Task]:
     check_modality(run.model, run.task)
     model_config: Model = build(run.model, "model")
     task: Task = build(run.task, "task")
+    task.check_primary()
     task.inspect()
     seed_everything(run.seed, "head")
     load = reuse.load if shared else Model.load

@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from vera import seeds
-from vera.config import GROUPS, RunConfig, beside, checked, choice, component, group_marks, normalised, resolve, younger
+from vera.config import (
+    GROUPS,
+    RunConfig,
+    beside,
+    checked,
+    choice,
+    component,
+    dotted,
+    group_marks,
+    normalised,
+    resolve,
+    younger,
+)
 from vera.errors import ConfigError, RecordError
 from vera.records.record import Record
 from vera.records.sources import CONFIGURED, configured
@@ -188,7 +200,9 @@ def _numbers(record: Record) -> Iterator[tuple[str, float | str | None]]:
 def _conditions(record: Record) -> Iterator[tuple[str, str]]:
     about = record.provenance.model_dump(exclude={"started", "finished", "versions", "notes"})
     about |= {f"versions.{name}": version for name, version in record.provenance.versions.items()}
-    about |= record.cost.model_dump(include={"device", "precision", "threads"})
+    about |= record.cost.model_dump(include={"device", "precision", "threads", "processes"})
+    about |= {key: dotted.get(record.run.config, key) for key in MICRO}
+    about["resumed"] = "; ".join(map(json.dumps, record.provenance.notes.get("resumed", []))) or None
     about |= {f"outputs{Path(path).suffix}": mark[:16] for path, mark in record.outputs.items()}
     for name, value in about.items():
         yield name, "-" if value is None else str(value)

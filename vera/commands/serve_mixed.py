@@ -23,6 +23,7 @@ from vera.errors import DataError
 from vera.io.files import read_json
 from vera.io.rows import read_text
 from vera.models.base import SAFE, check_whole
+from vera.models.causal import causal
 from vera.models.text import agree_on_padding
 from vera.models.tiny import tiny_checkpoint
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter
@@ -117,11 +118,11 @@ def _load(options: argparse.Namespace):
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model, **SAFE)
         if options.generate:
-            model = AutoModelForCausalLM.from_pretrained(options.model, **SAFE, use_safetensors=True)
+            model = causal(AutoModelForCausalLM.from_pretrained(options.model, **SAFE, use_safetensors=True))
         else:
             model = AutoModelForSequenceClassification.from_pretrained(
-                options.model, **SAFE, use_safetensors=True, num_labels=options.labels
-            )
+                options.model, **SAFE, use_safetensors=True, num_labels=options.labels, ignore_mismatched_sizes=True
+            )  # whatever head it has: the adapters bring theirs
             agree_on_padding(tokenizer, model)
     except (OSError, ValueError) as error:
         raise DataError(f"--model {options.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None

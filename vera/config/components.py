@@ -136,14 +136,20 @@ def targets(group: str) -> frozenset[str]:
     return frozenset(target for name in choices(group) if (target := own_target(group, name)) is not None)
 
 
-@lru_cache(maxsize=512)
 def own_target(group: str, name: str) -> str | None:
     """The class that one yaml names itself, as opposed to one from its `defaults`."""
+    target = own_values(group, name).get("_target_")
+    return None if target is None else str(target)
+
+
+@lru_cache(maxsize=512)
+def own_values(group: str, name: str) -> dict[str, Any]:
+    """What one yaml says itself, as it is written; nothing of one that is malformed or not there."""
     try:
         values = yaml.safe_load(conf_file(group, name).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OSError):
-        return None
-    return str(values["_target_"]) if isinstance(values, dict) and "_target_" in values else None
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def choices(group: str) -> list[str]:

@@ -33,7 +33,7 @@ from vera.config.components import (
     own_target,
 )
 from vera.config.identity import GROUPS, hashed
-from vera.config.marks import marks
+from vera.config.marks import marks, table
 from vera.config.schema import RunConfig, checked
 from vera.errors import ConfigError, redacted
 
@@ -96,7 +96,8 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
 def compose_lasting(overrides: Sequence[str] = ()) -> tuple[RunConfig, bool]:
     """The same, and whether these overrides always give it and, but for what `RunConfig.with_seed` changes, at every seed.
 
-    Not with ${oc.env:} or ${now:}, nor where a folder is named after the seed.
+    Not with ${oc.env:} or ${now:}, nor where a folder is named after the seed, nor with a class that components.json does not
+    list: its code may change.
     """
     try:
         cfg = _compose(overrides)
@@ -108,7 +109,9 @@ def compose_lasting(overrides: Sequence[str] = ()) -> tuple[RunConfig, bool]:
         raise ConfigError(explain(error)) from None
     texts = [*overrides, *(text for _, text in _texts(OmegaConf.to_container(cfg, resolve=False)))]
     changing = {found for text in texts for found in _RESOLVER.findall(text)} - _PURE
-    return run, not changing and all(dotted.partition(".")[0] in GROUPS[:3] for dotted in following)
+    known = all(getattr(run, group)["_target_"] in table() for group in GROUPS[:3])
+    same = all(dotted in run.follows_seed and dotted.partition(".")[0] != "train" for dotted in following)
+    return run, known and same and not changing
 
 
 def compose_on(overrides: Sequence[str], values: Mapping[str, Any]) -> RunConfig:
@@ -208,7 +211,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str]) -> tuple[RunConfig, list
             marked_here = group_marks(known[group], group)
             known[group] = normalised(known[group], group)
             unhashed += [f"{group}.{key}" for key in marked_here if key not in marks(group, str(target))]
-            _check_name(known[group], group)
+            _check_name(known[group], group, overrides)
     run = checked(RunConfig, {**known, "unhashed": [key for key in unhashed if not key.startswith("tracker.")]})
     following = _following(cfg, resolved, run.seed)
     run = run.model_copy(update={"follows_seed": _only_the_seed(following, run), "variant": variant(run, overrides)})
@@ -330,14 +333,21 @@ def _of_recipe(name: str, group: str) -> Any:
     return (OmegaConf.to_container(OmegaConf.load(path), resolve=False).get(group) or {}) if path.is_file() else {}
 
 
-def _check_name(settings: dict[str, Any], group: str) -> None:
+def _check_name(settings: dict[str, Any], group: str, overrides: Sequence[str]) -> None:
     """Raises ConfigError for a component under the name of another one: its records would count as the other's."""
     name = settings.get("name")
     if name in choices(group):
+        chosen = [word.partition("=")[2] for word in overrides if word.startswith(f"{group}=")][-1:]
+        renamed = any(word.lstrip("+").startswith(f"{group}.name=") for word in overrides)
         own = own_target(group, name)
         if own is not None and own.rpartition(".")[2] != settings["_target_"].rpartition(".")[2]:
             raise ConfigError(
                 f"{group}.name={name} is conf/{group}/{name}.yaml's; {settings['_target_']} needs a name of its own"
+            )
+        if chosen != [name] and (chosen or renamed):
+            raise ConfigError(
+                f"{group}.name={name} is conf/{group}/{name}.yaml's: choose {group}={name}, or give "
+                f"{''.join(chosen) or 'these settings'} a name of its own"
             )
 
 

@@ -20,6 +20,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 
 from vera.config import Component, HubId, Operational, Source, StandIn, Strict, choices
 from vera.config.architecture import FIT, misfit, misfit_of_path
+from vera.config.components import own_values
 from vera.errors import ConfigError, ModelError
 from vera.io import hub
 from vera.io.cache import make_folder
@@ -241,10 +242,21 @@ class Model(Component):
             package, _, folder = self.package.partition("/")
             spec = importlib.util.find_spec(package)
             if spec is not None and spec.origin is not None:
+                self._check_packaged(package)
                 return str(Path(spec.origin).parent / folder)
         if self.checkpoint is None:
             raise ModelError(f"model {self.name} has no weights to load; give a local folder with model.path=")
         return self.checkpoint
+
+    def _check_packaged(self, package: str) -> None:
+        """Raises ModelError for another checkpoint or revision than the one that the yaml says the package holds."""
+        usual = own_values("model", self.name)
+        for key in ("checkpoint", "revision") if usual.get("package") == self.package else ():
+            if usual.get(key) != getattr(self, key):
+                raise ModelError(
+                    f"model.{key}={getattr(self, key)}: the installed package {package}, which is read before the hub, holds "
+                    f"{usual.get(key)}; add model.package=null"
+                )
 
     def _small(self, given: str, cache_dir: Path) -> Path:
         """A folder with a small random model of a checkpoint's own architecture and its own tokenizer or image processor, made

@@ -6,7 +6,10 @@ from typing import ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from vera.errors import ModelError
 from vera.models.base import Model
@@ -32,15 +35,18 @@ class CausalLM(Model):
             **{"dtype": torch.float32, **self.settings, **self.config},
             output_loading_info=True,
         )
-        return _causal(model), tokenizer, info
+        return causal(model), tokenizer, info
 
     def _from_config(self, config, outputs):
-        return _causal(AutoModelForCausalLM.from_config(config))
+        return causal(AutoModelForCausalLM.from_config(config))
 
 
-def _causal(model: PreTrainedModel) -> PreTrainedModel:
-    """Raises ModelError for an encoder, which transformers makes a language model of that sees what it is to predict."""
+def causal(model: PreTrainedModel) -> PreTrainedModel:
+    """Raises ModelError for families that transformers makes another language model of than they are: an encoder, which then
+    sees what it is to predict, and the decoder of an encoder-decoder, whose attention to the encoder nothing calls."""
     family = model.config.model_type
+    if family in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(f"{family} is an encoder-decoder, of which a language model has the decoder alone")
     if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False):
         raise ModelError(f"{family} is an encoder, which sees what comes next; model.config.is_decoder=true makes it causal")
     return model

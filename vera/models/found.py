@@ -16,7 +16,7 @@ from vera.nn.names import inside, matches
 QUERY = ("query", "q_proj", "q_lin", "query_proj", "q", "wq", "to_q")
 KEY = ("key", "k_proj", "k_lin", "key_proj", "k", "wk", "to_k")
 VALUE = ("value", "v_proj", "v_lin", "value_proj", "v", "wv", "to_v")
-FUSED = ("Wqkv", "query_key_value", "qkv", "qkv_proj", "c_attn")  # all three in one matrix
+FUSED = ("Wqkv", "query_key_value", "qkv", "qkv_proj", "c_attn", "self.in_proj")  # all three in one matrix; DeBERTa's
 
 # The sizes of a small model, by what the families call them.
 SMALL: dict[str, Any] = {

@@ -105,6 +105,14 @@ class Scores(Strict):
                 raise ValueError(f"{where} lacks the primary metric {self.primary!r}")
         return self
 
+    @model_validator(mode="after")
+    def _selected_from_the_history(self):
+        by_epoch = {entry.epoch: entry.metrics for entry in self.history}
+        for where, selected in (("best", self.best), ("last", self.last)):
+            if self.history and selected.metrics != {self.primary: None, **by_epoch.get(selected.epoch, {})}:
+                raise ValueError(f"{where} has other metrics than epoch {selected.epoch} in history")
+        return self
+
     def chosen(self) -> dict[str, Selected]:
         """best and last, and test where there is one."""
         return {"best": self.best, "last": self.last, **({"test": self.test} if self.test else {})}

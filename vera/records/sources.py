@@ -126,7 +126,12 @@ def _memory(run: RunConfig, source: Local, seed: int | None) -> Path:
 
 def unknown(run: RunConfig, record: Record) -> list[Local]:
     """The sources whose fingerprints have to be taken before the record can be compared. Raises RecordError when another one
-    is known not to be the record's."""
+    is known not to be the record's, and for the record of another cell: a name has eight digits of its id."""
+    if record.run.cell_id != run.cell_id:
+        raise RecordError(
+            f"a record of this name is there, of another cell: {record.run.cell_id[:16]}, and this one is {run.cell_id[:16]}; "
+            "give another results_dir= for this one"
+        )
     missing = []
     for source in local(run).values():
         found = recall(run, source)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import TypedDict
 
 from vera.config import Component, Operational, Validation
+from vera.errors import ConfigError
 from vera.io.hub import HubData
 from vera.models.base import Backbone
 
@@ -107,6 +108,16 @@ class Task(Component):
     def outputs(self) -> int:
         """Size of the head: the number of classes, 1 for regression, 0 where the language model's own head serves."""
         raise NotImplementedError
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The names of the metrics that a run has at its end, as far as they are known without the data."""
+        return ()
+
+    def check_primary(self) -> None:
+        """Raises ConfigError where `primary` is none of them: no epoch would be the best one."""
+        if self.scored and self.primary not in self.scored:
+            raise ConfigError(f"task.primary={self.primary}: {self.name} is scored by {', '.join(self.scored)}")
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import model_validator
 
 from vera.config import Source
-from vera.errors import DataError
+from vera.errors import ConfigError, DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
 from vera.io.rows import read_csv, read_text
@@ -23,7 +23,7 @@ from vera.models.base import Backbone
 from vera.models.decoding import Decoding, generate
 from vera.seeds import derive
 from vera.tasks.base import Data, Final
-from vera.tasks.e2e_metrics import CAPTION_METRICS, NIST_MODES, compute, unavailable
+from vera.tasks.e2e_metrics import CAPTION_METRICS, METRICS, NIST_MODES, NIST_PY, compute, unavailable
 from vera.tasks.language import LanguageTask, collate
 
 CHALLENGE, HU2022 = "challenge", "hu2022"
@@ -65,6 +65,15 @@ class E2E(LanguageTask):
         if self.decoding is None and self.primary != "log_likelihood":
             raise ValueError(f"decoding=null writes nothing that {self.primary} could be of; give primary=log_likelihood")
         return self
+
+    @property
+    def scored(self):
+        return super().scored if self.decoding is None else (*METRICS, NIST_PY, *super().scored)
+
+    def check_primary(self):
+        super().check_primary()
+        if self.primary in CAPTION_METRICS and (reason := unavailable()):
+            raise ConfigError(f"task.primary={self.primary} {reason}")
 
     def load(self, backbone: Backbone, seed: int) -> Data:
         return self.once(backbone, lambda: self._prepare(backbone))

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from pydantic import ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
 from vera.config import Source
 from vera.errors import DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
-from vera.tasks.metrics import compute
+from vera.tasks.metrics import METRICS, compute
 from vera.tasks.text import Row, Splits, TextTask, synthetic_rows
 from vera.tasks.tsv import read_tsv
 
@@ -54,6 +57,20 @@ class Glue(TextTask):
 
     subset: Literal["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
     data_dir: Annotated[str | None, Source] = None
+
+    @field_validator("subset")
+    @classmethod
+    def _named_after_it(cls, subset: str, info: ValidationInfo) -> str:
+        name = info.data.get("name")
+        if name in SUBSETS and name != subset:
+            raise PydanticCustomError(
+                "named", "records of these rows would count as {name}'s: choose task={subset}", {"name": name, "subset": subset}
+            )
+        return subset
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        return METRICS[self.subset]
 
     @property
     def outputs(self) -> int:

@@ -154,15 +154,17 @@ def check_columns(files: list[Path], split: str, image: str, label: str) -> None
 
 def _from_parquet(folder, split, image, label, classes, cache_dir) -> Rows:
     files = of_split(folder, split)
+    identity = _identity(folder, files)
+    tables_dir = cache_dir / "datasets" / hashlib.sha256(identity.encode()).hexdigest()[:16]  # the library compares times alone
     try:
         datasets.disable_progress_bars()
         table = datasets.load_dataset(
-            "parquet", data_files={split: [str(path) for path in files]}, split=split, cache_dir=str(cache_dir / "datasets")
+            "parquet", data_files={split: [str(path) for path in files]}, split=split, cache_dir=str(tables_dir)
         )
     except Exception as error:  # of pyarrow and datasets, without a base in common
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"{files[0].parent} ({split}) cannot be read as parquet: {reason}") from None
-    return _from_table(table, image, label, classes, split, _identity(folder, files))
+    return _from_table(table, image, label, classes, split, identity)
 
 
 def _from_table(table: datasets.Dataset, image: str, label: str, classes: int, where: str, identity: str) -> Rows:
@@ -233,7 +235,8 @@ def _identity(folder: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         about = path.stat()
-        digest.update(f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+        times = f"{about.st_mtime_ns}\0{about.st_ctime_ns}"  # a copy may be given the time of what it replaces
+        digest.update(f"{path.relative_to(folder)}\0{about.st_size}\0{times}\n".encode())
     return f"{folder.resolve()}:{digest.hexdigest()}"
 
 

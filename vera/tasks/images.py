@@ -21,7 +21,7 @@ from vera.seeds import derive
 from vera.tasks import image_cache, image_rows
 from vera.tasks.base import Data, Task
 from vera.tasks.image_rows import Rows
-from vera.tasks.metrics import compute
+from vera.tasks.metrics import METRICS, compute
 
 
 class FewShot(Task):
@@ -30,6 +30,10 @@ class FewShot(Task):
     modality: ClassVar[str] = "image"
 
     train_per_class: int = Field(ge=1)
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        return METRICS["accuracy"]
 
     def score(self, logits, labels):
         return compute("accuracy", logits.argmax(-1).numpy(), labels.numpy())

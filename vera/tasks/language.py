@@ -36,6 +36,10 @@ class LanguageTask(Task):
     def outputs(self) -> int:
         return 0
 
+    @property
+    def scored(self) -> tuple[str, ...]:
+        return ("log_likelihood",)
+
     def loss(self, logits, batch):
         labels = batch["labels"][:, 1:]
         targets = labels != IGNORED

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, TorchDynamoPlugin
 from torch import nn
 
 from vera.config import RunConfig, TrainConfig
@@ -48,12 +48,21 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
-    """Accelerate for one run. precision "auto" is bf16 autocast on a GPU and fp32 elsewhere. Raises ConfigError."""
+    """Accelerate for one run. precision "auto" is bf16 autocast on a GPU and fp32 elsewhere. Raises ConfigError.
+
+    What Accelerate would else take from the environment, where `accelerate config` or a shell has put it for other programs, is
+    said here: it would divide each loss by ACCELERATE_GRADIENT_ACCUMULATION_STEPS, and compile the model."""
     gpu = on_gpu(device)
     AcceleratorState._reset_state(reset_partial_state=True)  # the last run of this sweep may have had another precision
     mixed = {"auto": "bf16" if gpu else "no", "bf16": "bf16", "fp32": "no"}[precision]
     gradients_alone = DistributedDataParallelKwargs(broadcast_buffers=False)  # what is frozen is the same everywhere
-    return Accelerator(cpu=not gpu, mixed_precision=mixed, kwargs_handlers=[gradients_alone])
+    return Accelerator(
+        cpu=not gpu,
+        mixed_precision=mixed,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),
+        kwargs_handlers=[gradients_alone],
+    )
 
 
 def precision_of(accelerator: Accelerator, model: nn.Module, tf32: bool = False) -> str:
@@ -178,6 +187,16 @@ class Loop:
                 self._score_test(self.data.test)
         self.spent["seconds"] += time.monotonic() - self._clock
         self._settle()
+        if (left := self.unreached()) and self.processes.main:
+            log.warning(
+                "%s: nothing that is scored depends on %d of the %d trained tensors, such as %s",
+                *(self.run.run_name, len(left), len(self.parameters), left[0]),
+            )
+
+    def unreached(self) -> list[str]:
+        """Trained parameters on which no loss depended, such as those of an adapter on a layer that the model never calls."""
+        state = self.optimizer.state
+        return [name for name, parameter in self.parameters.items() if state and not state.get(parameter)]
 
     @contextlib.contextmanager
     def _until_collapsed(self) -> Iterator[None]:
@@ -453,14 +472,14 @@ class Loop:
         self.chosen = kept["chosen"]
         self.step, self.history, self.spent = progress["step"], progress["history"], progress["spent"]
         self.final = Final(**progress["final"])
-        self.weights = progress.get("weights", {})
+        self.weights = progress.get("weights", {}) if self.config.save else {}  # of an epoch that may no longer be the best
         self.spent["restarts"] += 1
         self.loss_sum.copy_(own["loss_sum"])
         log.info("resuming at step %d of %d", self.step, self.total)
 
     def notes(self) -> dict[str, Any]:
-        """What the record should say of the training: what earlier starts had that differs from the last one, and when no step
-        could change anything."""
+        """What the record should say of the training: what earlier starts had that differs from the last one, when no step can
+        have changed anything, and which of the counted parameters none has reached."""
         found: dict[str, Any] = {}
         resumed = [
             {"step": start.get("step"), "started": start.get("started"), **changed}
@@ -471,6 +490,8 @@ class Loop:
             found["resumed"] = resumed
         if not any(lr_factor(step, self.total, self.config) for step in range(self.total)):
             found["untrained"] = "the only step is the first of the warm-up, at rate 0"
+        if left := self.unreached():
+            found["unreached"] = {"names": left, "parameters": sum(self.parameters[name].numel() for name in left)}
         return found
 
     def cost(self) -> dict[str, Any]:

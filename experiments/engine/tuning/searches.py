@@ -38,8 +38,9 @@ class Search:
     trials: int
     steps: tuple[int, ...] = ()
 
-    def run(self, trial: Trial) -> RunConfig:
-        return composed([*self.fixed, *trial.overrides, *([f"train.max_steps={trial.steps}"] if trial.steps else [])])
+    def run(self, trial: Trial, seed: int | None = None) -> RunConfig:
+        steps = [f"train.max_steps={trial.steps}"] if trial.steps else []
+        return composed([*self.fixed, *trial.overrides, *steps, *([] if seed is None else [f"seed={seed}"])])
 
     @property
     def base(self) -> RunConfig:

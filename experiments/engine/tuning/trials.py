@@ -51,16 +51,15 @@ def _rank(tried: Tried) -> tuple[float, float]:
 
 
 def _measure(search: Search, trials: Sequence[Trial], compute: Compute) -> list[Tried]:
-    runs = [search.run(trial) for trial in trials]
-    compute([run.with_seed(seed) for run in runs for seed in search.seeds])
-    return [_tried(trial, run, search.seeds) for trial, run in zip(trials, runs, strict=True)]
+    runs = [[search.run(trial, seed) for seed in search.seeds] for trial in trials]
+    compute([run for seeds in runs for run in seeds])
+    return [_tried(trial, search.run(trial), seeds) for trial, seeds in zip(trials, runs, strict=True)]
 
 
-def _tried(trial: Trial, run: RunConfig, seeds: Sequence[int]) -> Tried:
-    store = Store(run.results_dir)
-    found = [store.find(run.with_seed(seed).run_name) for seed in seeds]
+def _tried(trial: Trial, run: RunConfig, runs: Sequence[RunConfig]) -> Tried:
+    found = [Store(each.results_dir).find(each.run_name) for each in runs]
     records = [record for record in found if record is not None]
-    if len(records) < len(seeds):
+    if len(records) < len(runs):
         return Tried(trial, run, records)
     if short := [record.cost.steps for record in records if not record.collapsed and record.cost.steps < (trial.steps or 0)]:
         raise ConfigError(

@@ -104,15 +104,14 @@ def local_data(runs: Sequence[RunConfig]) -> list[Line]:
     lines = []
     for run in distinct(runs, "task"):
         task: Task = build(run.task, "task")
-        folder = run.task.get("data_dir")
         if task.hub_data() is not None:
             continue
-        if folder is None or task.synthetic:
+        if task.synthetic or not hasattr(task, "data_dir"):
             lines.append(Line(UNUSED, f"data: {task.name}", "made on this machine"))
             continue
         try:
-            task.inspect()
-            lines.append(Line(OK, f"data: {task.name}", str(folder)))
-        except (DataError, OSError) as error:
+            task.inspect()  # also where no folder is given: what is not on the hub has to be
+            lines.append(Line(OK, f"data: {task.name}", str(getattr(task, "data_dir", None))))
+        except (VeraError, OSError) as error:
             lines.append(Line(TODO, f"data: {task.name}", str(error), "task.data_dir=/path/to/the/official/files"))
     return list(dict.fromkeys(lines))  # several settings of one task read one folder
