@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import nullcontext
 
 import peft
 import pytest
@@ -390,3 +391,61 @@ def test_a_served_model_may_have_a_head_of_another_size(tmp_path):
     byte_tokenizer().save_pretrained(tmp_path)
     _, model = serve_mixed._load(argparse.Namespace(model=str(tmp_path), generate=0, labels=5, device="cpu"))
     assert model.classifier.out_features == 5
+
+
+@pytest.mark.parametrize(("config", "unused"), [(t.RobertaConfig, 2), (t.MPNetConfig, 2), (t.BertConfig, 0)])
+def test_texts_are_as_long_as_a_model_has_positions_for_also_where_its_tokenizer_has_no_limit(config, unused, cache, tmp_path):
+    """RoBERTa's kin count positions from behind the padding token's id, 1 here."""
+    torch.manual_seed(0)
+    t.AutoModel.from_config(config(**SIZES, **TOKENS, max_position_embeddings=34)).save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(tmp_path)
+
+    def load(length, backbone):
+        task = build({**choice("task", "sst2"), "synthetic": True, "max_length": length}, "task")
+        return task.load(backbone, 0)
+
+    model, backbone = loaded(tmp_path, cache)
+    longest = 34 - unused
+    with pytest.raises(ConfigError, match=f"task.max_length=35 is more than this model's {longest} positions"):
+        load(35, backbone)
+    with pytest.raises(ConfigError, match="more than this model's") if unused else nullcontext():
+        load(34, backbone)
+    data = load(longest, backbone)
+    batch = data.collate(list(data.train))
+    batch.pop("labels")
+    assert batch["input_ids"].shape[1] == longest and backbone.model(**batch).logits.shape == (24, 3)
+    prompts = build({**choice("method", "prompt_tuning"), "settings": {"num_virtual_tokens": 5}}, "method")
+    prompts.attach(backbone, model)
+    with pytest.raises(ConfigError, match=f"more than this model's {longest - 5} positions"):
+        load(longest, backbone)
+    assert backbone.model(**data.collate([{k: v[: longest - 5] if k != "labels" else v for k, v in data.train[0].items()}]))
+
+
+def test_a_classifier_that_holds_its_base_model_by_another_name_keeps_its_weights(cache, tmp_path):
+    """CLIP's, whose config.json also has a part for each modality; saved with a head, so that nothing in it is new."""
+    vision = {**SIZES, "image_size": 16, "patch_size": 8}
+    config = t.CLIPConfig(vision_config=vision, text_config={**SIZES, **TOKENS}, projection_dim=16, num_labels=3)
+    torch.manual_seed(1)
+    made = t.CLIPForImageClassification(config)
+    made.save_pretrained(tmp_path)
+    image_processor(t.ViTConfig(image_size=16)).save_pretrained(tmp_path)
+    model, backbone = loaded(tmp_path, cache, "auto_image")
+    assert backbone.head == ("classifier",) and model.resolve_targets(backbone, ["query", "value"]) == ("q_proj", "v_proj")
+    state = backbone.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in made.state_dict().items() if "vision_model" in name)
+    assert not torch.equal(state["classifier.weight"], made.classifier.weight)
+    lines, _ = command.look(str(tmp_path), "image", "mine")
+    assert any(line.startswith("head: classifier") for line in lines)
+
+
+def test_a_model_without_a_linear_map_says_so(cache, tmp_path):
+    t.ResNetModel(t.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")).save_pretrained(tmp_path)
+    image_processor(t.ViTConfig(image_size=16)).save_pretrained(tmp_path)
+    model, backbone = loaded(tmp_path, cache, "auto_image")
+    for targets in (["query"], ["all_linear"]):
+        with pytest.raises(ModelError, match="mine has no linear map outside its head, so there is no matrix to adapt"):
+            model.resolve_targets(backbone, targets)
+    lines, _ = command.look(str(tmp_path), "image", "mine")
+    assert any("no matrix to adapt" in line for line in lines)

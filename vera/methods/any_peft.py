@@ -22,6 +22,7 @@ from vera.methods import fused
 from vera.methods.base import is_norm, read_tensors
 from vera.methods.peft import ADAPTER, CONFIG_FILE, WEIGHTS_FILE, PeftMethod, json_value
 from vera.methods.peft_types import TYPES, Setting, config_of, first_line
+from vera.models.base import positions
 from vera.models.text import reads_last_token
 from vera.nn.names import inside
 
@@ -105,7 +106,8 @@ class AnyPeft(PeftMethod):
                     parent, _, leaf = name.rpartition(".")
                     setattr(self._peft.get_submodule(parent), leaf, module.modules_to_save[ADAPTER])
             backbone.preprocess = copy.copy(backbone.preprocess)  # the next run has the same one
-            backbone.preprocess.model_max_length -= config.num_virtual_tokens
+            most = backbone.preprocess.model_max_length
+            backbone.preprocess.model_max_length = min(most, positions(backbone.model) or most) - config.num_virtual_tokens
 
     def _norms(self, backbone) -> list[str]:
         """The normalisation layers of the backbone, which LN tuning trains."""

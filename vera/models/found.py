@@ -71,12 +71,12 @@ def endings(names: Iterable[str]) -> list[str]:
 
 def head(model: nn.Module, new: Iterable[str] = ()) -> list[str]:
     """The modules outside transformers' base model that have parameters; of them those with `new` ones, which the checkpoint
-    lacks, where there are any: what it has stays, such as ModernBERT's dense layer before its classifier."""
-    outside = [
-        name
-        for name, module in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in module.parameters())
-    ]
+    lacks, where there are any: what it has stays, such as ModernBERT's dense layer before its classifier. A classifier that
+    holds its base model in parts or by another name, as CLIP's does, has a head behind the largest of its parts."""
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
+    outside = [name for name, size in sizes.items() if size and name != model.base_model_prefix]
+    if model.base_model_prefix not in sizes:
+        outside = outside[outside.index(max(outside, key=sizes.__getitem__)) + 1 :]
     fresh = [name for name in outside if any(inside(parameter, [name]) for parameter in new)]
     return fresh or outside
 

@@ -34,7 +34,8 @@ class ImageClassifier(Model):
             output_loading_info=True,
             **self.config,
         )
-        return model, Pixels(processor, model.config.num_channels), info
+        config = getattr(model.config, "vision_config", model.config)  # CLIP's
+        return model, Pixels(processor, config.num_channels), info
 
     def _from_config(self, config, outputs):
         config.num_labels = outputs

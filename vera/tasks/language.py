@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vera.errors import ConfigError
-from vera.models.base import Backbone
+from vera.models.base import Backbone, positions
 from vera.tasks.base import Task
 
 IGNORED = -100
@@ -66,8 +66,8 @@ class LanguageTask(Task):
 
     def check_length(self, backbone: Backbone) -> None:
         """Raises ConfigError when max_length is more than the model can read."""
-        limit = getattr(backbone.model.config, "max_position_embeddings", self.max_length)
-        if self.max_length > limit:
+        limit = positions(backbone.model)
+        if limit is not None and self.max_length > limit:
             raise ConfigError(f"task.max_length={self.max_length} is more than this model's {limit} positions")
 
     def example(self, prompt: list[int], target: list[int]) -> tuple[dict[str, list[int]], bool]:

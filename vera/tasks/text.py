@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from vera.errors import ConfigError, DataError
-from vera.models.base import Backbone
+from vera.models.base import Backbone, positions
 from vera.seeds import derive
 from vera.tasks.base import Data, Task
 
@@ -36,7 +36,7 @@ class TextTask(Task):
 
     def load(self, backbone: Backbone, seed: int) -> Data:
         tokenizer = backbone.preprocess
-        limit = min(tokenizer.model_max_length, getattr(backbone.model.config, "max_position_embeddings", self.max_length))
+        limit = min(tokenizer.model_max_length, positions(backbone.model) or self.max_length)
         if self.max_length > limit:
             raise ConfigError(f"task.max_length={self.max_length} is more than this model's {limit} positions")
         return self.once(backbone, lambda: self._prepare(backbone))

@@ -19,7 +19,7 @@ from vera.io.files import append_line, locked, read_json, read_lines
 from vera.judge.judgement import SCHEMA, Answers, answers_name, digest, find, write
 from vera.judge.questions import Question, QuestionSet, QuestionSource, described, load_questions
 from vera.methods.base import Method
-from vera.models.base import Backbone, Model
+from vera.models.base import Backbone, Model, positions
 from vera.models.decoding import Decoding, Draws, generate_ids, text_of
 from vera.records.kept import Checkpoint, check_backbone, kept
 from vera.records.record import Finite, Record, Run
@@ -248,7 +248,7 @@ def answer_batch(backbone: Backbone, settings: AnswerSettings, batch: list[Quest
     `cut` at max_new_tokens, and `shortened`: prompt tokens dropped from the left, so that prompt and answer fit the model."""
     tokenizer, chat = backbone.preprocess, settings.chat
     decoding = settings.decoding.model_copy(update={"stop": chat.stop})
-    limit = getattr(backbone.model.config, "max_position_embeddings", None)
+    limit = positions(backbone.model)
     room = None if limit is None else limit - decoding.max_new_tokens
     if room is not None and room < 1:
         raise ConfigError(
