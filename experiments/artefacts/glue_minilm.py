@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
+from experiments.artefacts.search import ends, tuned
 from experiments.engine import analysis
 from experiments.engine.aggregate import common, detectable, exceeds_p, paired, permutation_p, sources
 from experiments.engine.published import Column, load
 from experiments.engine.render import DASH, Table, figure, signed
 from experiments.engine.rows import Asked, Entry, difference, n, over_seeds, rows, score, scores, seconds, steps, trained
+from vera.config import choices
 from vera.records.sources import CONFIGURED
 
 SWEEP = "glue_minilm"
@@ -80,6 +82,7 @@ def build(asked: Asked) -> list[Table]:
         "It is the yardstick: a comparison of methods counts where they reach it.",
         "Trained: parameters outside the head. Learning rates: conf/recipe/minilm.yaml says how they were searched, and that "
         "on MRPC full fine-tuning and the head alone have STS-B's, where MRPC's own held-out rows prefer others.",
+        *_at_ends({task: column.label for task, column in columns.items()}),
     ]
     notes += _devices({column.label: [entries[task, method] for method in METHODS] for task, column in columns.items()})
     if foreign:
@@ -127,6 +130,18 @@ def _train_loss(entry: Entry) -> str:
     return figure(median(ran), 2) if ran else DASH
 
 
+def _at_ends(tasks: dict[str, str]) -> list[str]:
+    """What of the recipes was chosen at an end of what was tried for it."""
+    found = {method: tuned(recipe) or {} for method in METHODS if (recipe := f"{method}_minilm") in choices("recipe")}
+    told = [
+        f"{label}, {METHODS[method]} ({', '.join(at)})"
+        for task, label in tasks.items()
+        for method, cells in found.items()
+        if task in cells and (at := list(ends(cells[task])))
+    ]
+    return [f"A better rate may lie beyond what was tried: {'; '.join(told)}."] if told else []
+
+
 def _devices(found: dict[str, list[Entry]]) -> list[str]:
     """Where the runs of each task were computed, if not all in one place: their rounding differs."""
 
@@ -136,7 +151,7 @@ def _devices(found: dict[str, list[Entry]]) -> list[str]:
     places: dict[str, dict[str, set[str]]] = {}
     for task, entries in found.items():
         for entry in entries:
-            for device in sources(entry.records, ("device",))["device"]:  # of starts on another one, too
+            for device in _on(entry):  # of starts on another one, too
                 places.setdefault(task, {}).setdefault(device, set()).add(entry.labels[-1])
     if len({device for devices in places.values() for device in devices}) < 2:
         return []
@@ -154,13 +169,19 @@ def _cells(run: Sequence[Entry], title: str, asked: Asked) -> Table:
         **scores(asked.stat),
         "Second metric": _second,
         "Steps": steps,
-        "Seconds": seconds,
+        "Seconds": lambda entry: seconds(entry) if len(_on(entry)) == 1 else DASH,
+        "Computed on": lambda entry: " and ".join(_on(entry)),
     }
     notes = [
         f"{over_seeds(asked.stat)}, x 100. Second metric: F1 (MRPC), Spearman (STS-B), at the best epoch of the first.",
-        "Seconds are those of a machine with other work on it.",
+        "Seconds are those of a machine with other work on it, and no measure of a method where two were computed on unlike "
+        "devices; a dash where one's own runs were.",
     ]
     return Table(f"{SWEEP}_cells", f"{title}, cell by cell", ["Task", "Method", *columns], rows(run, columns), notes)
+
+
+def _on(entry: Entry) -> list[str]:
+    return sorted(sources(entry.records, ("device",))["device"])
 
 
 def _second(entry: Entry) -> str:

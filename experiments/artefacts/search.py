@@ -20,15 +20,15 @@ def build(asked: Asked) -> list[Table]:
     """A line for each cell that `make tune` has written; the other recipes say in a comment where their values come from."""
     lines, by_hand = [], 0
     for name in choices("recipe"):
-        tuned = (yaml.safe_load(conf_file("recipe", name).read_text(encoding="utf-8")) or {}).get("tuned")
-        by_hand += tuned is None
-        for task, cell in (tuned or {}).items():
+        found = tuned(name)
+        by_hand += found is None
+        for task, cell in (found or {}).items():
             source = cell["source"]
             chosen = [f"{key}={value}" for key, value in dotted.leaves({k: v for k, v in cell.items() if k != "source"})]
             seeds = ", ".join(map(str, source["seeds"]))
             counts = [str(len(source["cells"])), seeds, str(source["runs"]), f"{source['steps']:,}"]
-            ends = "; ".join(_ends(cell)) or DASH
-            lines.append([name, task, " ".join(chosen), ends, *counts, source["search"], source["chosen_on"]])
+            at_end = "; ".join(ends(cell)) or DASH
+            lines.append([name, task, " ".join(chosen), at_end, *counts, source["search"], source["chosen_on"]])
     notes = [
         f"{by_hand} recipes are written by hand: the paper's settings, each with its source, or a search told in a comment.",
         "At the end: a chosen value that is the smallest or the largest of those tried, so that a better one may lie beyond.",
@@ -38,7 +38,12 @@ def build(asked: Asked) -> list[Table]:
     return [Table("search", "What the recipes were chosen from", COLUMNS, lines or [[DASH] * len(COLUMNS)], notes)]
 
 
-def _ends(cell: dict[str, Any]) -> Iterator[str]:
+def tuned(recipe: str) -> dict[str, Any] | None:
+    """What `make tune` has written to a recipe: a cell a task; None where it has not."""
+    return (yaml.safe_load(conf_file("recipe", recipe).read_text(encoding="utf-8")) or {}).get("tuned")
+
+
+def ends(cell: dict[str, Any]) -> Iterator[str]:
     """Which chosen values are the first or the last that were tried: train.lr smallest."""
     tried = [line.rpartition(": ")[0].split() for line in cell["source"]["cells"].values()]
     trials = [dict(word.split("=", 1) for word in words) for words in tried]

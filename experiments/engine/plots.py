@@ -87,8 +87,7 @@ def series(axes: Axes, at: Sequence[float], scores: Sequence[Summary], style: di
 
 def name_points(axes: Axes, at: Sequence[float], scores: Sequence[Summary], names: Sequence[str]) -> None:
     """Each name beside its point, where it covers the least of other names, points and ranges. Call it when all is drawn."""
-    canvas = axes.figure.canvas
-    canvas.draw()
+    axes.figure.canvas.draw()
     place, taken = axes.transData.transform, []
     for x, score in zip(at, scores, strict=True):
         ends = [end for end in score.interval or () if math.isfinite(end)] + [score.median]
@@ -99,12 +98,12 @@ def name_points(axes: Axes, at: Sequence[float], scores: Sequence[Summary], name
         covered = {}
         for dx, dy, side in BESIDE:
             text.set(position=(dx, dy), horizontalalignment=side)
-            box = text.get_window_extent(canvas.get_renderer())
+            box = text.get_window_extent()
             common = (Bbox.intersection(box, other) for other in taken)
             covered[dx, dy, side] = sum(part.width * part.height for part in common if part is not None)
         dx, dy, side = min(BESIDE, key=lambda spot: covered[spot])
         text.set(position=(dx, dy), horizontalalignment=side)
-        taken.append(text.get_window_extent(canvas.get_renderer()))
+        taken.append(text.get_window_extent())
 
 
 def legend_below(axes: Axes) -> None:
