@@ -7,6 +7,8 @@ import pytest
 from experiments.artefacts import table1
 from experiments.engine import accounting, published
 from experiments.engine.accounting import prints
+from experiments.engine.registry import artefact
+from experiments.engine.render import markdown
 from experiments.engine.rows import Asked
 from vera.checks.counts import account
 from vera.config import compose
@@ -93,3 +95,21 @@ def test_a_model_without_an_architecture_cannot_be_counted():
 def test_the_committed_file_is_sorted_and_whole():
     text = accounting.COUNTS.read_text()
     assert text == json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
+
+
+def test_counts_of_a_table_without_a_number_are_named_by_its_title(tmp_path, monkeypatch):
+    row = {"label": "VeRA", "model": "roberta_large", "method": "vera", "source": "theirs", "params": "7M", "remark": "a slip"}
+    column = {"label": "RTE", "task": "rte", "metric": "accuracy"}
+    text = {
+        "title": "Theirs",
+        "stat": "median",
+        "models": {"roberta_large": "Large"},
+        "columns": {"rte": column},
+        "rows": [row],
+    }
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "mine.yaml").write_text(json.dumps(text))
+    monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+    (table,) = artefact("accounting").build(Asked({}))
+    assert "| Theirs | Large | VeRA | 7M | 61,440 | differs |" in markdown(table)
+    assert "Theirs, Large, VeRA (7M): a slip." in table.notes

@@ -1,6 +1,7 @@
 """Verdicts on hand-made differences, against scipy; every stated claim has a check; nothing is decided that nobody has run."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -252,6 +253,22 @@ def test_measured_ratios_are_judged_by_the_interval_of_their_median(tmp_path, mo
     assert measured(1.10, 1.20, case="c") == "not run (not supported in miniature)"
 
 
+def test_time_and_memory_are_read_in_every_row_of_equal_rank():
+    """Not in Llama's alone: whatever results/bench has against LoRA of VeRA's own rank is evidence."""
+    rows = []
+    for path in sorted(bench.MEASURED.glob("*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8"))["cases"]:
+            rank = re.search(r"\br=(\d+),", row["shapes"])
+            if rank and row["what"].endswith(f" / LoRA r={rank[1]}"):
+                rows.append((row["what"].partition(" / ")[0], row["shapes"], f"{row['ratio']['median']:.3f}"))
+    found = claims.evidence(Asked({}))
+    for claim, what in (("time", "training step"), ("memory", "peak memory of a step")):
+        wanted = [(shapes, ratio) for kind, shapes, ratio in rows if kind == what]
+        shown = [(line.source.partition(": ")[2].partition(";")[0], line.ours) for line in found[claim]]
+        assert shown == wanted and {"256", "64"} <= {re.search(r"r=(\d+)", shapes)[1] for shapes, _ in wanted}
+    assert {line.reading for line in found["time"]} == {"supported", "not supported"}
+
+
 def test_miniatures_that_disagree_leave_a_claim_undecided_and_say_so(monkeypatch):
     readings = {"digits": "not supported", "MiniLM": "supported"}
     lines = [Line(source, "p", "o", "t", "r", reading, True) for source, reading in readings.items()]
@@ -259,7 +276,7 @@ def test_miniatures_that_disagree_leave_a_claim_undecided_and_say_so(monkeypatch
     monkeypatch.setattr("experiments.artefacts.claims.evidence", lambda asked: found)
     row = tables.build(Asked({}))[0].rows[0]
     assert row[4] == "not run (undecided in miniature)"
-    assert row[6] == "r; the miniatures disagree: digits not supported, MiniLM supported"
+    assert row[6] == "r; the miniatures disagree: digits not supported; MiniLM supported"
 
 
 def test_every_claim_has_a_check_and_every_check_a_claim(monkeypatch):

@@ -207,6 +207,61 @@ def test_vera_against_each_lora_row_of_a_table_with_several(tmp_path, monkeypatc
     ]
 
 
+def own_table(tmp_path, monkeypatch, **changes):
+    """A project's table `mine` of two methods, without a number, as docs/results.md has it."""
+    text = {
+        "title": "Two methods",
+        "stat": "last",
+        "models": {"digits_vit": "ViT"},
+        "columns": {
+            "digits": {"label": "Digits", "task": "digits", "metric": "accuracy", "scale": 100},
+            "seconds": {"label": "Seconds", "task": "digits", "cost": "seconds"},
+        },
+        "rows": [
+            {"label": method, "model": "digits_vit", "method": method, "source": "theirs", **changes.get(method, {})}
+            for method in ("vera", "lora")
+        ],
+    }
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "mine.yaml").write_text(json.dumps(text))
+    monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+
+
+def test_a_row_of_another_statistic_than_the_table_s_is_said(tmp_path, monkeypatch):
+    of_the_best = {"study": {"by": "them", "seeds": 3, "over": "mean", "epoch": "best"}}
+    own_table(tmp_path, monkeypatch, lora=of_the_best)
+    made = [
+        record(["model=digits_vit", "task=digits", f"method={method}"], seed, 0.7 + seed / 100, 0.6)
+        for method in ("vera", "lora")
+        for seed in range(5)
+    ]
+    table, _, tests = compare("mine", Asked(by_cell(*made)))
+    assert [row[4].partition("±")[0] for row in table.rows] == ["60.0", "72.0"]
+    assert any("median over seeds of each run's last epoch" in note for note in table.notes)
+    assert any("(mine_studies)" in note for note in table.notes) and "at the last epoch" in tests.notes[0]
+    (best, *_, of_best) = compare("mine", Asked(by_cell(*made), stat="mean"))
+    assert not any("mine_studies" in note for note in best.notes) and "at the best epoch" in of_best.notes[0]
+
+
+def test_the_best_of_a_cost_is_not_the_dearest_run(tmp_path, monkeypatch):
+    own_table(tmp_path, monkeypatch)
+    made = []
+    for seed, seconds in enumerate([30.0, 10.0, 20.0, 40.0, 90.0]):
+        one = record(["model=digits_vit", "task=digits", "method=vera"], seed, 0.7 + seed / 100)
+        made.append(one.model_copy(update={"cost": one.cost.model_copy(update={"seconds": seconds})}))
+    for stat, score in (("best", "74.0"), ("median", "72.0")):
+        table = compare("mine", Asked(by_cell(*made), stat=stat))[0]
+        assert [text.partition("±")[0] for text in table.rows[0][4:]] == [score, "30.0"]
+        assert any("median over seeds" in note and "A cost" in note for note in table.notes) == (stat == "best")
+
+
+def test_a_dash_is_also_a_run_without_the_score():
+    unjudged = [record(["model=llama_7b", "task=alpaca", "method=lora"], seed, -1.0) for seed in range(5)]
+    table = compare("table4", Asked(by_cell(*unjudged)))[0]
+    assert [row[4] for row in table.rows if row[:3] == ["Llama 7B", "LoRA", "ours"]] == [DASH]
+    assert any("a dash is a cell that nobody has run, or whose runs have no such score" in note for note in table.notes)
+
+
 def test_a_record_without_the_metric_is_named():
     wrong = record(["model=roberta_large", "task=stsb", "method=vera"], 0, 0.9)
     metrics = {"pearson": 0.9}

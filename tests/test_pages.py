@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
+from experiments.engine.published import load
 from vera.config import choices
 from vera.config.composing import compose
 
@@ -53,6 +55,81 @@ def test_the_speeds_that_the_page_shows_are_measured_ones():
         ratios = {f"{row['ratio']['median']:.3f}" for row in measured["cases"]}
         shown = [ratio for line in table.splitlines()[1:] for ratio in re.findall(r"\d\.\d{3}", line.split("|")[2])]
         assert len(shown) > 10 and [ratio for ratio in shown if ratio not in ratios] == []
+
+
+def tables() -> dict[str, str]:
+    return {path.stem: prose(path) for path in (ROOT / "results" / "tables").glob("*.md")}
+
+
+def test_the_differences_that_the_ablations_page_shows_are_the_tables_own():
+    text, made = " ".join(prose(ROOT / "docs" / "ablations.md").split()), tables()
+    shown = re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", text)
+    assert len(shown) >= 10 and [one for one in shown if not any(one in table for table in made.values())] == []
+    for label, name in (("Full", "full fine-tuning"), ("LoRA r=8", "LoRA"), ("VeRA r=256", "VeRA")):
+        (gain,) = re.findall(rf"\| {label} \| [\d,]+ \| 5 \| ([\d.]+)±", made["figure4_mini"])
+        (said,) = re.findall(rf"([\d.]+) for {name}", text)
+        assert f"{float(gain):.{len(said.partition('.')[2])}f}" == said
+    cosines = re.search(r"mean cosine of LoRA and VeRA ([\d.]+), of LoRA and random matrices ([\d.]+);", text).groups()
+    mean = re.search(r"\| mean \| ([\d.]+)±.*? \| ([\d.]+)±", made["figure5_mini"]).groups()
+    assert [f"{float(value):.3f}" for value in mean] == list(cosines)
+
+
+def test_the_spreads_behind_the_miniatures_margin_are_as_said():
+    """Of the first five seeds of every run on the digits that a claim is read from, and of the pairs of these."""
+    text = " ".join(prose(ROOT / "results" / "paper" / "README.md").split())
+    printed = [float(cell.partition("±")[2]) for row in load("table7").rows for cell in row.cells.values()]
+    assert f"by {min(printed)} to {max(printed)} in the paper's Table 7" in text
+    vera, digits = "method=vera", ["model=digits_vit", "task=digits"]
+    parts = {
+        "both": [vera],
+        "only d": [vera, "method.train=only_d"],
+        "only b": [vera, "method.train=only_b"],
+        "1e-7": [vera, "method.d_init=1.0e-7"],
+        "1.0": [vera, "method.d_init=1.0"],
+        "unique": [vera, "method.sharing=unique"],
+        "r=64": [vera, "method.rank=64"],
+        **{f"lora {rank}": ["method=lora", f"method.rank={rank}"] for rank in (1, 2)},
+    }
+    found = {}
+    for name, overrides in parts.items():
+        cell = compose([*digits, *overrides]).cell_id[:8]
+        paths = [
+            ROOT / "results" / "runs" / f"digits_vit--digits--{overrides[0][7:]}--{cell}--s{seed}.json" for seed in range(5)
+        ]
+        found[name] = [100 * json.loads(path.read_text())["scores"]["best"]["metrics"]["accuracy"] for path in paths]
+    pairs = [("both", "only d"), ("both", "only b"), ("both", "1.0"), ("1e-7", "1.0"), ("both", "unique")]
+    pairs += [("r=64", "lora 1"), ("both", "lora 2")]
+    of_pairs = [stdev(a - b for a, b in zip(found[one], found[other], strict=True)) for one, other in pairs]
+    alone = [stdev(scores) for scores in found.values()]
+    said = (f"({min(of):.0f} to {max(of):.0f}" for of in (of_pairs, alone))
+    assert (
+        next(said) + ";" in text
+        and f"one method spread by {next(said)[1:]} here" in text
+        and f"{mean(of_pairs):.0f} points, as" in text
+    )
+
+
+def test_the_small_gpt2_s_figures_and_the_short_search_are_as_the_pages_say():
+    (said,) = re.findall(
+        r"median BLEU ([\d.]+); LoRA ([\d.]+), VeRA ([\d.]+), AdapterL ([\d.]+)\)", prose(ROOT / "docs" / "e2e.md")
+    )
+    lines = tables()["e2e_mini"].splitlines()
+    rows = {
+        line.split("|")[1].split()[0]: line.split("|")[3].partition("±")[0].strip()
+        for line in lines
+        if "±" in line and line[0] == "|"
+    }
+    assert said == tuple(rows[name] for name in ("Full", "LoRA", "VeRA", "AdapterL"))
+    found: dict[tuple[float, int], list[str]] = {}
+    for path in (ROOT / "results" / "tune" / "runs").glob("minilm--stsb--lora--*.json"):
+        run = json.loads(path.read_text())
+        train, score = run["run"]["config"]["train"], run["scores"]["best"]["metrics"]["pearson"]
+        found.setdefault((train["lr"], train["max_steps"]), []).append("–" if score is None else f"{score:.3f}")
+    text = " ".join(prose(ROOT / "docs" / "tuning.md").split())
+    short = re.search(r"200 steps would have chosen 3e-3 for LoRA \((\S+), against (\S+) at 1e-3\)", text).groups()
+    long = re.search(r"which falls to (\S+) in 720 steps, where 1e-3 reaches (\S+)\.", text).groups()
+    for steps, values in ((200, short), (720, long)):
+        assert all(value in found[lr, steps] for lr, value in zip((3e-3, 1e-3), values, strict=True))
 
 
 def test_the_readme_is_short_and_every_page_is_in_the_site():

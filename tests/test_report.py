@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.test_experiments import by_cell, record
 from vera.commands.check import differences
 
 EVIL = "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>{{ 7 * 7 }}"
+ROOT = Path(__file__).parent.parent
 LARGE = ["model=roberta_large", "task=rte"]
 
 
@@ -231,3 +233,16 @@ def test_the_first_lines_name_every_claim_and_what_a_gpu_would_add(tmp_path):
     assert any(tone == "no" and "ten times fewer than LoRA (RoBERTa-base)" in text for tone, text in said)
     assert any(tone == "open" and text.startswith("open: ") and "both vectors" in text for tone, text in said)
     assert "runs on the paper's own models" in lines[4][1][0][1]
+
+
+def test_every_figure_has_a_section_with_its_picture():
+    """Also the one on another model, which is not folded into the paper's own that nobody has run."""
+    made = {"figure3_magnitudes": [Table(name, name, [], []) for name in ("figure3", "figure3_mini", "figure3_minilm")]}
+    ((_, _, sections),) = report._groups(made, [Path("figure3_mini.svg"), Path("figure3_minilm.svg")])
+    assert [(s.id, [path.stem for path in s.pictures], [table.name for table in s.more]) for s in sections] == [
+        ("figure3", [], ["figure3"]),
+        ("figure3_mini", ["figure3_mini"], ["figure3_mini"]),
+        ("figure3_minilm", ["figure3_minilm"], ["figure3_minilm"]),
+    ]
+    page = (ROOT / "results" / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<figure><img ") == len(list((ROOT / "results" / "figures").glob("*.svg")))

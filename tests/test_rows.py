@@ -4,11 +4,13 @@ import re
 
 import pytest
 
+from experiments.artefacts.digits import METHODS
 from experiments.engine import registry
 from experiments.engine.render import INTERVAL
 from experiments.engine.rows import Asked
 from tests.test_experiments import by_cell, record
 from vera.commands import run
+from vera.config import conf_file
 
 SCORES = [0.50, 0.60, 0.70, 0.80, 0.95]  # median 70.0, mean 71.0, best 95.0; each 20 points lower at the last epoch
 EXPECTED = {"median": "70.0", "mean": "71.0", "last": "50.0", "best": "95.0"}
@@ -111,3 +113,28 @@ def test_a_judge_is_refused_where_none_scores(capsys):
         run("tables", ["--rows", "method", "--judge", "mine"])
     assert "--judge are not for such a table" in capsys.readouterr().err
     assert "judge" in registry.artefact("table4").takes and "judge" in registry.artefact("table13").takes
+
+
+@pytest.mark.parametrize("name", ["digits", "figure2_ranks", "variants", "pareto"])
+def test_rows_without_a_seed_in_common_are_not_left_empty_without_a_word(name):
+    other = {"variants": ["method.sharing=unique"], "pareto": []}.get(name, [])
+    method = "vera" if other else "lora"
+    early = [record([*DIGITS, "method=vera"], seed, 0.5) for seed in (0, 1)]
+    late = [record([*DIGITS, f"method={method}", *other], seed, 0.5) for seed in (2, 3)]
+    table = registry.artefact(name).build(Asked(by_cell(*early, *late)))[-1]
+    (said,) = (note for note in table.notes if "no seed has one in every row" in note)
+    assert ": 0, 1" in said and ": 2, 3" in said and "none is shown" in said
+    shared = registry.artefact(name).build(
+        Asked(by_cell(*early, *late, late[0].model_copy(update={"run": late[0].run.model_copy(update={"seed": 0})})))
+    )
+    assert not any("no seed has one" in note for table in shared for note in table.notes)
+
+
+def test_the_digits_say_on_which_seeds_each_method_s_rates_were_chosen():
+    (table,) = registry.artefact("digits").build(Asked({}))
+    (said,) = (note for note in table.notes if note.startswith("Learning rates"))
+    two = re.search(r"100-103 \((.*): 100 and 101\)", said)[1].replace(" and ", ", ").split(", ")
+    for method, label in METHODS.items():
+        lead = conf_file("recipe", f"{method}_digits_vit").read_text(encoding="utf-8").splitlines()[0]
+        seeds = re.search(r"on the seeds (100-103|100 and 101), median best accuracy of the evaluation set", lead)[1]
+        assert (seeds == "100 and 101") == (label.partition(" r=")[0] in two), method

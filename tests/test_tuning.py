@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,13 @@ import yaml
 from omegaconf import OmegaConf
 
 from experiments.engine import tuning
+from experiments.engine.registry import artefact
+from experiments.engine.rows import Asked
 from experiments.engine.tuning import choice
 from tests.conftest import REHEARSAL
 from tests.test_experiments import record
 from vera.commands import run as command
+from vera.config import conf_file
 from vera.errors import ConfigError
 from vera.io.files import write_atomic
 from vera.records.record import Record
@@ -351,3 +355,19 @@ def test_the_command_resumes_and_a_rehearsal_writes_no_recipe(tmp_path, cache, m
     with pytest.raises(SystemExit):
         command("tune", [*words, "--on", "test"])
     assert "test rows choose nothing" in capsys.readouterr().err
+
+
+def test_the_table_of_searches_says_which_chosen_values_lie_at_an_end():
+    """By the lists that each source names, which the table does not read."""
+    (table,) = artefact("search").build(Asked({}))
+    ends = {(row[0], row[1]): row[table.columns.index("At the end")] for row in table.rows}
+    seen = set()
+    for (name, task), said in ends.items():
+        cell = yaml.safe_load(conf_file("recipe", name).read_text(encoding="utf-8"))["tuned"][task]
+        wanted = []
+        for key, listed in re.findall(r"train\.(\w+)=([\d.e,-]+[\de])", cell["source"]["search"]):
+            tried, value = sorted(map(float, listed.split(","))), float(cell["train"][key])
+            wanted += [f"train.{key} {word}" for word, end in (("smallest", tried[0]), ("largest", tried[-1])) if value == end]
+        assert sorted(said.split("; ")) == (sorted(wanted) or ["–"]), (name, task)
+        seen |= {text.split()[-1] for text in wanted}
+    assert seen == {"smallest", "largest"}

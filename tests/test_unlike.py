@@ -153,6 +153,15 @@ def test_no_front_of_costs_over_unlike_machines(cost, why):
     assert f"No front of {why}." in table.notes
 
 
+def test_a_difference_over_unlike_precision_is_taken_and_said_to_be_one():
+    shared, unique = runs(["method=vera"], 0.8), runs(["method=vera", "method.sharing=unique"], 0.9, cost={"precision": "bf16"})
+    table = built("variants", *shared, *unique)["table7_mini"]
+    assert table.rows[1][-1] == "+10.0 [+10.0, +10.0]"
+    assert said(table)[0].endswith("backbones, data or versions, but differences are over unlike precision.")
+    other = built("variants", *shared, *runs(["method=vera", "method.sharing=unique"], 0.9, data_fingerprint="e"))
+    assert said(other["table7_mini"])[0].endswith("backbones, data or versions.")
+
+
 def test_differences_of_an_ablation_are_dashes():
     rows = [*runs(["method=vera"], 0.8), *runs(["method=vera", "method.sharing=unique"], 0.9, data_fingerprint="e")]
     table = built("variants", *rows)["table7_mini"]

@@ -22,16 +22,14 @@ def build(cells: Any = None, overrides: Sequence[str] = (), stat: Statistic | No
                 if printed is None or printed == "-" or row.method is None:
                     continue
                 counted = counts().get(key(row))
-                label = [published.table, published.models[row.model], row.label, printed]
+                label = [published.table or published.title, published.models[row.model], row.label, printed]
                 if counted is None:
                     rows.append([*label, DASH, "not counted"])
                     continue
                 how = prints(printed, counted[kind])
                 rows.append([*label, f"{counted[kind]:,}", how or ("differs" if row.remark else "DIFFERS")])
                 if how is None and row.remark:
-                    remarks.append(
-                        f"Table {published.table}, {published.models[row.model]}, {row.label} ({printed}): {row.remark}."
-                    )
+                    remarks.append(f"{published.called}, {published.models[row.model]}, {row.label} ({printed}): {row.remark}.")
     notes = [
         "ours: counted on the adapted full-size model without weights, the head left out; four bytes a value.",
         "rounded, cut off: how our count becomes the printed one.",

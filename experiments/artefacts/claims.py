@@ -22,7 +22,8 @@ def build(asked: Asked) -> list[Table]:
         readings, result = [line.reading for line in small], deciding.result
         if word == "not run" and {"supported", "not supported"} <= set(readings):
             word = "not run (undecided in miniature)"
-            result += f"; the miniatures disagree: {', '.join(f'{line.source} {line.reading}' for line in small)}"
+            each = (f"{line.source.partition(';')[0]} {line.reading}" for line in small)  # without what a machine was at
+            result += f"; the miniatures disagree: {'; '.join(each)}"
         elif word == "not run" and small:
             word = f"not run ({next(reading for reading in readings if reading != 'supported')} in miniature)"
         verdicts.append([claim.claim, claim.where, deciding.paper, deciding.ours, word, deciding.test, result])
@@ -41,8 +42,8 @@ def build(asked: Asked) -> list[Table]:
             )
         rules.append(len(lines))
     notes = [
-        "Verdicts: supported, not supported, undecided, not run, supported in miniature only. The line shown is the one that "
-        "the verdict rests on; claims_evidence has all of them.",
+        "Verdicts: supported, not supported, undecided, not run (in brackets what a miniature says), supported in miniature "
+        "only. The line shown is the one that the verdict rests on; claims_evidence has all of them.",
         "Differences are the first minus the second, mean over pairs of one seed with the Student's interval that fits the "
         f"one-sided test: {1 - 2 * LEVEL:.0%} at {LEVEL:.0%}, {1 - 2 * LOOK_LEVEL:.1%} for a look at {LOOK_LEVEL:g}. A claim "
         "about several cells needs all of them (largest p) and falls with one (smallest p times their number). It takes "

@@ -11,7 +11,7 @@ from experiments.engine.claims import Claim, by_seed, decides
 from experiments.engine.plots import METHOD_STYLE, figure, legend_below, median_over, save, series
 from experiments.engine.published import figure as published
 from experiments.engine.render import Table
-from experiments.engine.rows import Asked, Entry, alike, n, over_seeds, rows, scores, trained
+from experiments.engine.rows import Asked, Entry, n, over_seeds, rows, scores, trained
 from experiments.engine.verdicts import Line, Part, decide
 
 RANKS = {str(row.method): row.grid["method.rank"] for row in published("figure2").rows}
@@ -60,7 +60,7 @@ def _entries(setting: Setting, asked: Asked) -> list[Entry]:
         for method, ranks in RANKS.items()
         for rank in ranks
     ]
-    return alike(entries) if setting.overrides is miniature.OVERRIDES else entries
+    return asked.alike(entries) if setting.overrides is miniature.OVERRIDES else entries
 
 
 def build(asked: Asked) -> list[Table]:
@@ -95,10 +95,10 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
                 text = {"textcoords": "offset points", "fontsize": 7, "color": style["color"], **place}
                 axes.annotate(entry.labels[1], (x, value.median), **text)
         axes.set_xscale("log")
-        axes.set_xlabel("Trained parameters (without the head)")
+        axes.set_xlabel("Trained parameters (without the head); ranks beside the points")
         axes.set_ylabel(setting.axis)
-        said = median_over([len(entry.records) for entry in found])
-        axes.set_title(f"{setting.title}\n{said}, every seed; numbers are ranks", fontsize=7)
+        said = median_over([len(entry.records) for entry in found], sum(entry.summary().collapsed for entry in found))
+        axes.set_title(f"{setting.title}\nevery seed, {said}", fontsize=7)
         legend_below(axes)
         written += save(canvas, folder / setting.name)
     return written

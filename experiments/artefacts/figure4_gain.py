@@ -14,7 +14,7 @@ from experiments.engine.plots import PALETTE, figure, median_over, save
 from experiments.engine.published import choice
 from experiments.engine.published import figure as published_figure
 from experiments.engine.render import DASH, INTERVAL, Table, interval, number
-from experiments.engine.rows import Asked, Entry, alike, over_seeds, trained
+from experiments.engine.rows import Asked, Entry, over_seeds, trained
 from experiments.engine.verdicts import Line, Part, decide
 from vera.records.record import Record
 
@@ -75,7 +75,7 @@ def _gains(setting: Setting, asked: Asked) -> Iterator[tuple[str, Entry, Entry, 
     baseline = asked.entry([], [*setting.overrides, *setting.baseline])
     entries = [asked.entry([label], [*setting.overrides, *method]) for label, method in setting.methods.items()]
     if setting is MINIATURE:
-        baseline, *entries = alike([baseline, *entries])
+        baseline, *entries = asked.alike([baseline, *entries])
     for label, entry in zip(setting.methods, entries, strict=True):
         gains = by_seed(entry.records, baseline.records, epoch_of(entry.stat))
         known = gains and not any(map(math.isnan, gains.values()))
@@ -117,19 +117,21 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
         if not labels:
             continue
         canvas, axes = figure(width=5.0, height=3.4)
-        bars = {}
+        bars, heading = {}, setting.title
         if paper:
             bars["paper, as printed"] = (paper, {"color": "white", "edgecolor": PALETTE[0], "hatch": "///"})
         if ours:
-            label = f"ours, {median_over([gain.n for gain in ours.values()])}"
-            bars[label] = ({method: gain.median for method, gain in ours.items()}, {"color": PALETTE[2]})
+            lost = sum(gain.collapsed for gain in ours.values())
+            heading += f"\nours: {median_over([gain.n for gain in ours.values()], lost)}"
+            heights = {method: gain.median for method, gain in ours.items() if math.isfinite(gain.median)}
+            bars["ours"] = (heights, {"color": PALETTE[2]})
         width = 0.7 / len(bars)
         for index, (name, (values, style)) in enumerate(bars.items()):
             at = [labels.index(label) + (index - (len(bars) - 1) / 2) * width for label in values]
             axes.bar(at, values.values(), width, label=name, **style)
             for x, (label, height) in zip(at, values.items(), strict=True):
                 top = height
-                if style["color"] != "white" and ours[label].interval is not None:
+                if name == "ours" and ours[label].interval is not None and not ours[label].collapsed:
                     low, top = ours[label].interval
                     axes.plot([x, x], [low, top], color=PALETTE[0], linewidth=1.2)
                 axes.annotate(_short(height), (x, top), textcoords="offset points", xytext=(0, 3), ha="center", fontsize=7)
@@ -138,7 +140,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
         axes.margins(y=0.15)
         axes.set_xlabel("Method")
         axes.set_ylabel("Gain (% per 1K parameters)")
-        axes.set_title(setting.title, fontsize=7)
+        axes.set_title(heading, fontsize=7)
         axes.legend(fontsize=7, loc="upper left")
         written += save(canvas, folder / setting.name)
     return written

@@ -69,8 +69,8 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
         found = analysis.of_runs(name, asked.results, *cells)
         if found is None:
             continue
-        ranks = f"{RANKS.get(name, 'rank 64')}, {median_over([len(found['seeds'])])}, every seed"
-        heading = "\n".join([str(title), ranks, *analysis.said(found)])
+        shown = f"every seed, {median_over([len(found['seeds'])])}"
+        heading = "\n".join([str(title), RANKS.get(name, "rank 64"), shown, *analysis.said(found)])
         cosines = {label: (found[series], STYLE[series]) for series, label in SERIES.items()}
         level = {"y": 0, "linewidth": 0.6}
         written += by_layer.draw(folder / name, heading, cosines, "Cosine similarity", level, dots=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import yaml
 
 from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
+from experiments.engine.tuning import edge
 from vera.config import choices, conf_file, dotted
 
-COLUMNS = ["Recipe", "Task", "Chosen", "Trials", "Seeds", "Runs", "Steps", "Search", "Chosen on"]
+COLUMNS = ["Recipe", "Task", "Chosen", "At the end", "Trials", "Seeds", "Runs", "Steps", "Search", "Chosen on"]
 TAKES = ((), "it is made from the recipes that make tune has written")
 
 
@@ -23,10 +27,22 @@ def build(asked: Asked) -> list[Table]:
             chosen = [f"{key}={value}" for key, value in dotted.leaves({k: v for k, v in cell.items() if k != "source"})]
             seeds = ", ".join(map(str, source["seeds"]))
             counts = [str(len(source["cells"])), seeds, str(source["runs"]), f"{source['steps']:,}"]
-            lines.append([name, task, " ".join(chosen), *counts, source["search"], source["chosen_on"]])
+            ends = "; ".join(_ends(cell)) or DASH
+            lines.append([name, task, " ".join(chosen), ends, *counts, source["search"], source["chosen_on"]])
     notes = [
         f"{by_hand} recipes are written by hand: the paper's settings, each with its source, or a search told in a comment.",
+        "At the end: a chosen value that is the smallest or the largest of those tried, so that a better one may lie beyond.",
         "Trials: cells that were tried, those of every rung; steps: of training, over all runs. Methods whose numbers differ "
         "were not searched alike.",
     ]
     return [Table("search", "What the recipes were chosen from", COLUMNS, lines or [[DASH] * len(COLUMNS)], notes)]
+
+
+def _ends(cell: dict[str, Any]) -> Iterator[str]:
+    """Which chosen values are the first or the last that were tried: train.lr smallest."""
+    tried = [line.rpartition(": ")[0].split() for line in cell["source"]["cells"].values()]
+    trials = [dict(word.split("=", 1) for word in words) for words in tried]
+    for key, value in dotted.leaves({key: part for key, part in cell.items() if key != "source"}):
+        end = edge(str(value), [trial[key] for trial in trials if key in trial])
+        if end:
+            yield f"{key} {end}"

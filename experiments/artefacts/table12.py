@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from experiments.artefacts.bench import ratios
@@ -12,8 +13,13 @@ from experiments.engine.verdicts import Line
 
 
 def _against_lora(what: str, table12: str) -> Callable[[dict], bool]:
-    """Rows at equal rank: Table 12's own, and Llama's blocks at rank 64."""
-    return lambda row: row["case"] == table12 or (row["what"] == f"{what} / LoRA r=64" and "r=64," in row["shapes"])
+    """Rows at equal rank: Table 12's own, and whatever else was measured against LoRA of VeRA's rank."""
+
+    def fits(row: dict) -> bool:
+        against = re.fullmatch(rf"{what} / LoRA (r=\d+)", row["what"])
+        return row["case"] == table12 or (against is not None and f"{against[1]}," in row["shapes"])
+
+    return fits
 
 
 def _is_table12(machine: dict, row: dict) -> bool:

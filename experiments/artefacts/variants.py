@@ -8,7 +8,7 @@ from experiments.engine import miniature
 from experiments.engine.claims import Claim, by_seed, decides
 from experiments.engine.published import Row, load
 from experiments.engine.render import Table
-from experiments.engine.rows import Asked, alike, difference, n, over_seeds, rows, scores, trained
+from experiments.engine.rows import Asked, difference, n, over_seeds, rows, scores, trained
 from experiments.engine.verdicts import Kind, Line, Part, decide
 
 TABLES = {"table6_mini": ("table6a", "table6b", "table6c"), "table7_mini": ("table7",)}
@@ -25,7 +25,7 @@ def _table(name: str, parts: Sequence[str], asked: Asked) -> Table:
     for part in parts:
         published = load(part)
         component = published.title.partition(" (")[0]
-        entries = alike(
+        entries = asked.alike(
             [asked.entry([component, row.label], [*miniature.OVERRIDES, *_choice(row)], stat="mean") for row in published.rows]
         )
         columns = {"Trained": trained, "n": n, **scores(asked.stat, intervals=False)}

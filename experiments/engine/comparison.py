@@ -61,17 +61,30 @@ def compare(name: str, asked: Asked) -> list[Table]:
     columns = ["Model", "Method", "Source", "Trained", *(c.label for c in published.columns.values()), *(["Avg."] * averages)]
     notes = [
         *published.notes,
-        f"ours: {STATS[stat]} ± standard deviation; n is given where it is not 5; a dash is a cell that nobody has run.",
+        f"ours: {STATS[stat]} ± standard deviation; n is given where it is not 5; a dash is a cell that nobody has run, or "
+        "whose runs have no such score.",
         "Trained: parameters outside the head; paper as printed, ours counted on the adapted model.",
     ]
     if isinstance(asked.cells, Judgements):
         notes += [note for column in published.columns.values() for note in asked.cells.notes.get(column.score, [])]
+    if any(_like(published, row, asked.stat) != stat for row in published.rows if row.method):
+        notes.append(f"A row whose source says what is printed has that in place of it ({name}_studies).")
+    if stat == "best" and any(column.cost for column in published.columns.values()):
+        notes.append(COST_NOTE)
     tables = [Table(name, published.heading, columns, rows, notes, rules)]
     if details:
         tables.append(Table(f"{name}_cells", f"{published.called}, cell by cell", DETAILS, details, [SELECTION]))
     tests = _tests(name, published, asked, stat)
     if tests:
-        tables.append(Table(f"{name}_tests", f"{published.called}: VeRA against LoRA, seed by seed", TESTS, tests, [TEST_NOTE]))
+        tables.append(
+            Table(
+                f"{name}_tests",
+                f"{published.called}: VeRA against LoRA, seed by seed",
+                TESTS,
+                tests,
+                [TEST_NOTE.format(epoch_of(stat))],
+            )
+        )
     return tables
 
 
@@ -94,9 +107,10 @@ DETAILS = [
 SELECTION = "Selection: median best minus median last epoch, what choosing the epoch on the evaluation set adds to a score."
 TESTS = ["Model", "Column", "n", "Mean difference [95%]", "p"]
 TEST_NOTE = (
-    "VeRA - LoRA over common seeds, with Student's interval, and a paired permutation test, two-sided. Five pairs cannot give "
-    "less than p = 0.0625."
+    "VeRA - LoRA over common seeds at the {} epoch, with Student's interval, and a paired permutation test, two-sided. Five "
+    "pairs cannot give less than p = 0.0625."
 )
+COST_NOTE = "A cost has no best epoch and no best seed: it is the median over seeds."
 
 
 def _records(name: str, row: Row, task: str, asked: Asked) -> list[Record]:
@@ -158,15 +172,16 @@ def _scored(column: Column, records: Sequence[Record], select: str) -> list[Reco
 def _ours(published: Published, row: Row, found: Cells, stat: Statistic, averages: bool) -> list[str]:
     columns = published.columns_of(row)
     summaries = {k: _summary(c, found[c.task], epoch_of(stat)) for k, c in columns.items()}
-    texts = {k: _named(number(summaries[k], c.scale, c.digits, stat), row, k, published) for k, c in columns.items()}
+    stats: dict[str, Statistic] = {k: "median" if c.cost and stat == "best" else stat for k, c in columns.items()}
+    texts = {k: _named(number(summaries[k], c.scale, c.digits, stats[k]), row, k, published) for k, c in columns.items()}
     printed = row.cells if _comparable(published, row) else {}
     seeds = (row.study and row.study.seeds) or PAPER_SEEDS
-    values = [_beside(texts[k], summaries[k], printed.get(k), c, stat, seeds) for k, c in columns.items()]
+    values = [_beside(texts[k], summaries[k], printed.get(k), c, stats[k], seeds) for k, c in columns.items()]
     counts = {record.parameters.adapter for records in found.values() for record in records} or trained(row)
     line = [published.models[row.model], row.label, "ours", " / ".join(f"{n:,}" for n in sorted(counts)) or DASH, *values]
     if averages:
         whole = None not in summaries.values()
-        centres = [c.scale * summaries[k].centre(stat) for k, c in published.columns.items()] if whole else []
+        centres = [c.scale * summaries[k].centre(stats[k]) for k, c in published.columns.items()] if whole else []
         line.append(figure(statistics.fmean(centres)) if whole else DASH)
     return line
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.engine import plots
 from experiments.engine.aggregate import WORKED, Summary, summarise_cost, unlike
 from experiments.engine.render import DASH, INTERVAL, Table, interval
-from experiments.engine.rows import Asked, Entry, alike, n, over_seeds, trained, unlike_notes
+from experiments.engine.rows import Asked, Entry, n, over_seeds, trained, unlike_notes
 from vera.config import choices
 from vera.errors import ConfigError
 from vera.records.record import Record
@@ -31,7 +31,7 @@ def entries(asked: Asked, model: str, task: str) -> list[Entry]:
             continue
         if entry.records:
             found.append(entry)
-    return sorted((entry for entry in alike(found) if entry.records), key=lambda entry: (entry.parameters, entry.labels))
+    return sorted((entry for entry in asked.alike(found) if entry.records), key=lambda entry: (entry.parameters, entry.labels))
 
 
 def cost(entry: Entry, which: str) -> float | None:
@@ -112,7 +112,7 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
     devices, with_ = _machines(found), f" with {' '.join(asked.overrides)}" if asked.overrides else ""
     notes = [
         f"{over_seeds(asked.stat)} of {metric} x 100, each method at its recipe{with_}; trained parameters without the head.",
-        "On the front: no other method here costs at most as much and scores at least as well, by the medians; where the "
+        "On the front: no other method here costs at most as much and scores at least as well, by the figures shown; where the "
         "ranges of the seeds overlap, the order may be chance.",
         f"Seconds: training and evaluation, median and range over seeds, on {'; '.join(devices) or 'nothing yet'}. Memory is "
         "the GPU allocator's peak; a CPU has none.",
@@ -125,12 +125,14 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
 
 def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
     """Score against each cost, the front as a line; stem.pdf, .png and .svg, [] when there is nothing to draw."""
-    found = [entry for entry in entries(asked, model, task) if math.isfinite(entry.summary().median)]
+    every = entries(asked, model, task)
+    found = [entry for entry in every if math.isfinite(entry.summary().median)]
     on = {which: chosen for which, chosen in fronts(found).items() if any(cost(entry, which) for entry in found)}
     if not on:
         return []
-    canvas, panels = plots.panels(4.2 * len(on), 3.4, len(on))
+    canvas, panels = plots.panels(max(6.0, 4.2 * len(on)), 3.6, len(on))
     scores: list[Summary] = [entry.scaled() for entry in found]
+    named = []
     for axes, (which, chosen) in zip(panels, on.items(), strict=True):
         at = [cost(entry, which) or 0.0 for entry in found]
         logarithmic = min(value for value in at if value > 0) * 10 < max(at)
@@ -140,12 +142,15 @@ def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
         for index, entry in enumerate(found):
             color = plots.PALETTE[2] if index in chosen else plots.PALETTE[0]
             plots.series(axes, [at[index]], [scores[index]], {"color": color, "marker": "o"}, entry.labels[0], dots=False)
-            axes.annotate(names[index], (at[index], scores[index].median), (4, 3), textcoords="offset points", fontsize=7)
         line = sorted(chosen, key=lambda index: at[index])
         axes.plot([at[i] for i in line], [scores[i].median for i in line], color=plots.PALETTE[2], linewidth=1, alpha=0.5)
         if logarithmic:
             axes.set_xscale("log")
         axes.set_xlabel(COSTS[which])
+        named.append((axes, at, names))
     panels[0].set_ylabel(f"{found[0].records[0].scores.primary} x 100")
-    panels[0].set_title(f"{plots.median_over([len(e.records) for e in found])}; front in blue", fontsize=8)
+    said = plots.median_over([len(entry.records) for entry in found], sum(entry.summary().collapsed for entry in every))
+    canvas.suptitle(f"{said}\nfront in blue", fontsize=8)
+    for axes, at, names in named:
+        plots.name_points(axes, at, scores, names)
     return plots.save(canvas, stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from experiments.engine.aggregate import Summary, median_interval
 
@@ -19,16 +21,31 @@ METHOD_STYLE = {  # colour, marker and line, so that print without colour tells 
     "full": {"color": PALETTE[4], "marker": "D", "linestyle": "-."},
     "lora": {"color": PALETTE[1], "marker": "s", "linestyle": "--"},
     "vera": {"color": PALETTE[2], "marker": "^", "linestyle": "-"},
+    "bitfit": {"color": PALETTE[3], "marker": "v", "linestyle": ":"},
+    "adapter_p": {"color": PALETTE[5], "marker": "P", "linestyle": "--"},
+    "lora_fa": {"color": PALETTE[6], "marker": "X", "linestyle": "-."},
 }
+# Where a name may stand beside its point: offsets in points, and which of its ends is there.
+BESIDE = [
+    (5, 3, "left"),
+    (-5, 3, "right"),
+    (5, -9, "left"),
+    (-5, -9, "right"),
+    (5, 12, "left"),
+    (-5, 12, "right"),
+    (0, 8, "center"),
+]
 
 
-def median_over(counts: Sequence[int]) -> str:
-    """What points and bars show of cells with so many seeds: "median over seeds (n=3 to 5), range of the seeds"."""
+def median_over(counts: Sequence[int], collapsed: int = 0) -> str:
+    """What points and bars show of cells with so many seeds: "median over seeds (n=3 to 5), range of the seeds". collapsed: how
+    many of the runs came to nothing, which a line of its own says."""
     low, high = min(counts), max(counts)
     whole = [median_interval(range(n)) == (0, n - 1) for n in counts]
     bar = "range of the seeds" if all(whole) else "95% interval of the median"
     bar += ", of fewer than nine seeds their range" if any(whole) and not all(whole) else ""
-    return f"median over seeds ({f'n={low}' if low == high else f'n={low} to {high}'}), {bar}"
+    lost = f"\nnot shown: collapsed runs ({collapsed}), and ranges with one" if collapsed else ""
+    return f"median over seeds ({f'n={low}' if low == high else f'n={low} to {high}'}), {bar}{lost}"
 
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -68,6 +85,28 @@ def series(axes: Axes, at: Sequence[float], scores: Sequence[Summary], style: di
             axes.plot([x, x], score.interval, color=style["color"], linewidth=1.2)
 
 
+def name_points(axes: Axes, at: Sequence[float], scores: Sequence[Summary], names: Sequence[str]) -> None:
+    """Each name beside its point, where it covers the least of other names, points and ranges. Call it when all is drawn."""
+    canvas = axes.figure.canvas
+    canvas.draw()
+    place, taken = axes.transData.transform, []
+    for x, score in zip(at, scores, strict=True):
+        ends = [end for end in score.interval or () if math.isfinite(end)] + [score.median]
+        (left, bottom), (_, top) = place((x, min(ends))), place((x, max(ends)))
+        taken.append(Bbox.from_extents(left - 2, bottom - 4, left + 2, top + 4))
+    for x, score, name in zip(at, scores, names, strict=True):
+        text = axes.annotate(name, (x, score.median), xytext=(0, 0), textcoords="offset points", fontsize=7)
+        covered = {}
+        for dx, dy, side in BESIDE:
+            text.set(position=(dx, dy), horizontalalignment=side)
+            box = text.get_window_extent(canvas.get_renderer())
+            common = (Bbox.intersection(box, other) for other in taken)
+            covered[dx, dy, side] = sum(part.width * part.height for part in common if part is not None)
+        dx, dy, side = min(BESIDE, key=lambda spot: covered[spot])
+        text.set(position=(dx, dy), horizontalalignment=side)
+        taken.append(text.get_window_extent(canvas.get_renderer()))
+
+
 def legend_below(axes: Axes) -> None:
     """One line under the axes, where it covers no data."""
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=4, frameon=False)
@@ -76,6 +115,7 @@ def legend_below(axes: Axes) -> None:
 def save(made: Figure, stem: Path) -> list[Path]:
     """stem.pdf for print, stem.png, and stem.svg for the report, without dates or versions in them."""
     stem.parent.mkdir(parents=True, exist_ok=True)
+    made.draw_without_rendering()  # a first layout may leave an axis's label outside, which the next one brings in
     made.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
     made.savefig(stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
     made.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})

@@ -51,9 +51,10 @@ def artefact(name: str) -> Artefact:
 
 def _noting(build: Callable[[Asked], list[Table]], asked: Asked) -> list[Table]:
     """The tables, which say so where the records they were made from are not alike."""
-    asked = replace(asked, shown={})
+    asked = replace(asked, shown={}, said=[])
     tables = build(asked)
     notes = [*given(asked), *unlike_notes(record for records in asked.shown.values() for record in records)]
+    notes += dict.fromkeys(asked.said)
     for table in tables:
         table.notes = [*table.notes, *(note for note in notes if note not in table.notes)]
     return tables

@@ -91,8 +91,8 @@ def _groups(made: dict[str, list[Table]], pictures: Sequence[Path]) -> list[tupl
             continue
         kind = "claims" if name == "claims" else "figures" if name.startswith("figure") else "tables"
         for table in tables:
-            mini = table.name.endswith("_mini")
-            part_of = [s for s in groups[kind] if table.name.startswith(f"{s.id}_") and not mini]
+            alone = kind == "figures" or table.name.endswith("_mini")
+            part_of = [s for s in groups[kind] if table.name.startswith(f"{s.id}_") and not alone]
             if part_of:
                 part_of[0].more.append(table)
                 continue

@@ -31,7 +31,7 @@ class Asked:
     """What scripts/tables.py was asked for.
 
     overrides: apply to every run (--with); stat: None for the artefact's own; results: the folder of records and measurements;
-    shown: the records that were taken, by their overrides.
+    shown: the records that were taken, by their overrides; said: what a table has to say of them.
     """
 
     cells: Cells
@@ -39,6 +39,7 @@ class Asked:
     stat: Statistic | None = None
     results: Path = RESULTS
     shown: dict[tuple[str, ...], list[Record]] = field(default_factory=dict, repr=False)
+    said: list[str] = field(default_factory=list, repr=False)
     _found: dict[tuple[str, ...], list[Record]] = field(default_factory=dict, repr=False)
 
     def records(self, overrides: Sequence[str]) -> list[Record]:
@@ -52,6 +53,16 @@ class Asked:
     def entry(self, labels: Sequence[str], overrides: Sequence[str], **shown) -> Entry:
         """One row's labels and runs. shown: what else an Entry has, with `stat` as the artefact's own choice."""
         return Entry(labels, self.records(overrides), **{**shown, "stat": self.stat or shown.get("stat", "median")})
+
+    def alike(self, entries: Sequence[Entry]) -> list[Entry]:
+        """The entries with the runs of those seeds that every one of them has that has any: a seed also draws the training
+        rows, so that rows over unlike seeds say less about methods than about seeds. A lack of such a seed is `said`."""
+        seeds = {_called(entry): {record.run.seed for record in entry.records} for entry in entries if entry.records}
+        shared = set.intersection(*seeds.values()) if seeds else set()
+        if seeds and not shared:
+            each = "; ".join(f"{name}: {', '.join(map(str, sorted(of)))}" for name, of in seeds.items())
+            self.said.append(f"There are runs, but no seed has one in every row, so that none is shown (seeds of {each}).")
+        return [replace(entry, records=[record for record in entry.records if record.run.seed in shared]) for entry in entries]
 
 
 @dataclass(frozen=True)
@@ -84,12 +95,8 @@ class Entry:
         return number(self.summary(select), self.scale, self.digits, self.stat)
 
 
-def alike(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries with the runs of those seeds that every one of them has that has any: a seed also draws the training rows, so
-    that rows over unlike seeds say less about methods than about seeds."""
-    seeds = [{record.run.seed for record in entry.records} for entry in entries if entry.records]
-    shared = set.intersection(*seeds) if seeds else set()
-    return [replace(entry, records=[record for record in entry.records if record.run.seed in shared]) for entry in entries]
+def _called(entry: Entry) -> str:
+    return " ".join(entry.labels) or entry.records[0].run.method
 
 
 def unlike_notes(records: Iterable[Record]) -> list[str]:
@@ -97,12 +104,16 @@ def unlike_notes(records: Iterable[Record]) -> list[str]:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record.run.model, record.run.task), []).append(record)
-    return [
-        f"Not like with like on {model}, {task}: {', '.join(found)}. No front and no difference is taken over unlike "
-        "backbones, data or versions."
-        for (model, task), of in sorted(groups.items())
-        if (found := unlike(of, (*COMPARED, "precision")))
-    ]
+    notes = []
+    for (model, task), of in sorted(groups.items()):
+        found = unlike(of, (*COMPARED, "precision"))
+        still = ", but differences are over unlike precision" * any(part.startswith("precision (") for part in found)
+        if found:
+            notes.append(
+                f"Not like with like on {model}, {task}: {', '.join(found)}. No front and no difference is taken over unlike "
+                f"backbones, data or versions{still}."
+            )
+    return notes
 
 
 def given(asked: Asked) -> list[str]:

@@ -74,9 +74,9 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
         if len({trial.values[index] for trial in tied}) > 1:
             continue
         values = found.points or tuple(other.trial.values[index] for other in tried)
-        edge = _edge(best.trial.values[index], values)
-        if edge:
-            said.append(f"The best {found.key} is the {edge} that was tried: it may lie beyond.")
+        end = edge(best.trial.values[index], values)
+        if end:
+            said.append(f"The best {found.key} is the {end} that was tried: it may lie beyond.")
     if best.summary is not None and best.summary.interval is not None:
         low = best.summary.interval[0]
         near = sum(found.summary is not None and found.summary.median >= low for found in rung[1:])
@@ -90,8 +90,8 @@ def apart(tried: Sequence[Tried]) -> list[str]:
     return unlike([record for found in tried for record in found.records], (*COMPARED, "precision"))
 
 
-def _edge(value: str, values: Sequence[str]) -> str | None:
-    """Whether a number is the smallest or the largest of several; None for words."""
+def edge(value: str, values: Sequence[str]) -> str | None:
+    """Whether a number is the "smallest" or the "largest" of several; None for one between them, and for words."""
     try:
         numbers = sorted({float(other) for other in values})
         place = numbers.index(float(value))
