@@ -426,7 +426,10 @@ class Model(Component):
 
 def check_padding(tokenizer: Any, model: nn.Module) -> None:
     """Raises ValueError for a padding token that was added to a tokenizer and has no place in the model's embeddings."""
-    size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    try:
+        size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # of a model that has several or none, as CANINE, which hashes characters
+        return
     if size is not None and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
         raise ValueError(
             f"its tokenizer pads with token {tokenizer.pad_token_id}, and its embeddings have {size}: resize_token_embeddings, "
