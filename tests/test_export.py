@@ -274,6 +274,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tmp_path, cache):
     refused(ConfigError, "no LoRA of it", runs("gpt2 ia3")[2], out, "lora")
     refused(ConfigError, "PEFT's LORA cannot say what this run has on GPT-2's attention", runs("gpt2 dora")[2], out, "peft")
     refused(ConfigError, "method=p_tuning adds layers of its own", runs("p_tuning")[2], out, "merged")
+    refused(ConfigError, "method=vblora is merged by PEFT alone: .* --to peft", runs("vblora")[2], out, "merged")
     refused(ConfigError, "PEFT's VeRA cannot say .*--to lora", runs("gpt2 vera")[2], out, "peft")
     refused(ConfigError, "PEFT's VeRA has no init=kaiming_normal .*--to lora", runs("vera variant")[2], out, "peft")
     broken = tmp_path / "work" / folder.name

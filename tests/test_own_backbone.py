@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from contextlib import nullcontext
 
 import peft
@@ -303,6 +304,19 @@ def test_the_command_prints_what_it_would_adapt_and_a_yaml_that_works(folders, c
         command.look("/nowhere/at/all", "text", "mine")
 
 
+def test_a_yaml_of_a_folder_in_conf_is_its_own_name(folders, cache, tmp_path, monkeypatch):
+    """As `make model --write` puts it there, also for a copy of the folder; auto_text stays nobody's name."""
+    _, settings = command.look(str(folders("distilbert")), "text", "written")
+    named = {"written": settings, "auto_text": choice("model", "auto_text")}
+    monkeypatch.setattr(base, "choices", lambda group: tuple(named))
+    monkeypatch.setattr(base, "choice", lambda group, name: named[name])
+    shutil.copytree(folders("distilbert"), tmp_path / "copy")
+    for path in (settings["path"], str(tmp_path / "copy")):
+        assert build({**settings, "path": path}, "model").load(2, cache).head == ("pre_classifier", "classifier")
+    with pytest.raises(ModelError, match="weights of your own need a name"):
+        build({**settings, "name": "auto_text"}, "model").load(2, cache)
+
+
 @pytest.mark.parametrize("kind", ["auto_text", "auto_image", "auto_causal"])
 def test_a_checkpoint_with_a_peft_adapter_beside_it_is_refused(kind, cache, tmp_path, monkeypatch):
     """transformers would load the adapter as a part of the backbone."""
@@ -449,3 +463,15 @@ def test_a_model_without_a_linear_map_says_so(cache, tmp_path):
             model.resolve_targets(backbone, targets)
     lines, _ = command.look(str(tmp_path), "image", "mine")
     assert any("no matrix to adapt" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["auto_text", "auto_causal"])
+def test_a_padding_token_that_the_embeddings_lack_is_refused(kind, cache, tmp_path):
+    t.AutoModelForCausalLM.from_config(FAMILIES["qwen3"]).save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match="its tokenizer pads with token 261, and its embeddings have 261: resize_token_embeddings"
+    ):
+        loaded(tmp_path, cache, kind)

@@ -452,6 +452,9 @@ def test_folders_of_images_are_a_task(tmp_path, compose):
     )
     data = prepare(run)[3]
     assert len(data.train) == 6 and len(data.evaluation) == 4 and {label for _, label in data.train} == {0, 1}
+    (tmp_path / "val" / "blue").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"holds train, val, test, and images are scored on one split .*task\.validation=0\.1"):
+        draft.images("colors", tmp_path)
 
 
 def test_instructions_are_read_by_the_names_of_their_columns(tmp_path, compose):
@@ -461,5 +464,14 @@ def test_instructions_are_read_by_the_names_of_their_columns(tmp_path, compose):
     task = build({**choice("task", "alpaca"), **{k: v for k, v in made.items() if k != "defaults"}}, "task")
     rows, _, _ = task.source_rows()
     assert rows[3] == ("What is 3?", "", "3") and task.held_out == 2
-    with pytest.raises(DataError, match=r"mine.jsonl:1 has no column 'reply'; it has question, answer"):
+    with pytest.raises(DataError, match=r"mine.jsonl:1 has no column 'reply'; it has 'question', 'answer'"):
         draft.instructions("mine", path, {"instruction": "question", "output": "reply"})
+    path = write(tmp_path / "mine.parquet", [(f"What is {i}?", str(i), "") for i in range(20)], ("question", "answer", "more"))
+    made = draft.instructions("mine", path, {"instruction": "question", "output": "answer"})
+    task = build({**choice("task", "alpaca"), **{k: v for k, v in made.items() if k != "defaults"}}, "task")
+    assert task.source_rows()[0] == rows and task.held_out == 2
+    for columns in ({"output": "reply"}, {"output": "answer", "input": "context"}):
+        with pytest.raises(
+            DataError, match=r"mine.parquet has no column '(reply|context)'; it has 'question', 'answer', 'more'"
+        ):
+            draft.instructions("mine", path, {"instruction": "question", **columns})

@@ -161,6 +161,7 @@ def test_a_record_from_before_a_note_was_written_is_equal(recorded):
         (lambda run: run["config"]["model"].update(path="/etc"), "run.config.model.path shows a path"),
         (lambda run: run["config"]["task"].update(version=9), "made with version 9 of task=digits"),
         (lambda run: run.update(method="veera"), "conf/method has no 'veera'"),
+        (lambda run: run.update(model="mine"), "conf/model has no 'mine'; python scripts/model.py ID --write mine writes one"),
         (lambda run: run["config"]["model"].update(name="../../x"), "run.config.model.name is '../../x'"),
         (lambda run: run["config"]["train"].update(command="rm"), "train.command"),
         (lambda run: run["config"].update(train={"version": 1}), "train.epochs is missing"),

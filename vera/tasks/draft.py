@@ -14,8 +14,10 @@ import yaml
 
 from vera.config import build
 from vera.errors import ConfigError, DataError
+from vera.io.rows import positions
 from vera.io.tables import class_names, read_objects
 from vera.tasks import image_rows
+from vera.tasks.alpaca import read_rows
 from vera.tasks.files import SPLITS, TextFiles, columns_of, label_of, read_table
 from vera.tasks.text import columns_for, repeated
 
@@ -185,11 +187,12 @@ def _number(text: str) -> float | None:
 
 
 def instructions(name: str, file: Path, columns: dict[str, str]) -> dict[str, Any]:
-    """Settings of a task on JSON lines of instructions: Alpaca's, with its prompts. columns: what the file calls them."""
-    rows = read_objects(file, columns.values())
-    missing = [column for column in columns.values() if column not in rows[0][1]]
-    if missing:
-        raise DataError(f"{rows[0][0]} has no column {missing[0]!r}; it has {', '.join(rows[0][1])}")
+    """Settings of a task on instructions in JSON lines or parquet: Alpaca's, with its prompts. columns: what the file calls
+    them. Raises DataError."""
+    if file.suffix.lower() != ".parquet":
+        where, first = read_objects(file, columns.values())[0]
+        positions(where, [*columns.values()], first)
+    rows = read_rows(file, columns)
     return {
         "defaults": ["alpaca", "_self_"],
         "name": name,
@@ -203,6 +206,11 @@ def instructions(name: str, file: Path, columns: dict[str, str]) -> dict[str, An
 def images(name: str, folder: Path) -> dict[str, Any]:
     """Settings of a task on folders of images: <split>/<class>/*.jpg. Raises DataError for others."""
     splits = [split for split in ("train", "validation", "val", "test") if (folder / split).is_dir()]
+    if len(splits) > 2 and splits[0] == "train":
+        raise DataError(
+            f"{folder} holds {', '.join(splits)}, and images are scored on one split beside train: move the others away, and "
+            "choose the epoch on a part of train (task.validation=0.1)"
+        )
     if len(splits) != 2 or splits[0] != "train":
         raise DataError(
             f"{folder} must hold train/ and one of validation/, val/ or test/, with a folder of images a class in each"

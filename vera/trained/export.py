@@ -173,6 +173,10 @@ def _check(run: RunConfig, method: Method, form: Form) -> None:
         raise NoSuchForm(f"method={method.name} is no low-rank update of matrices, so there is no LoRA of it")
     if form == "peft" and not isinstance(method, (Vera, PeftMethod)):
         raise NoSuchForm(f"PEFT has no format for method={method.name}")
+    if form == "merged" and isinstance(method, AnyPeft) and method.merge == "exact":
+        raise NoSuchForm(
+            f"method={method.name} is merged by PEFT alone: export it --to peft, and call merge_and_unload() there"
+        )
     if form == "merged" and not isinstance(method, _MERGED):
         raise NoSuchForm(f"method={method.name} adds layers of its own, which no plain model has: it cannot be merged")
     changed = [key for key in run.model.get("config", {}) if not _SAME_OUTPUTS.search(key)]
