@@ -97,7 +97,10 @@ def build(asked: Asked) -> list[Table]:
         tables.append(_cells(run, title, asked))
         tables.append(_tests(entries, yardstick, title, columns))
     longer = _longer(asked, entries, columns["cola"])
-    return tables if longer is None else [*tables, longer]
+    if longer is not None:
+        notes.append(f"CoLA with {LONGER} epochs, for the adapters: {longer.name}.")
+        tables.append(longer)
+    return tables
 
 
 def _longer(asked: Asked, entries: dict[tuple[str, str], Entry], column: Column) -> Table | None:
