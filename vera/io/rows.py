@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from reprlib import Repr
 
 from vera.errors import DataError
 
@@ -32,12 +33,16 @@ def read_text(path: str | Path) -> str:
         raise DataError(f"{path}:{line} is not UTF-8: byte {data[error.start]:#04x}") from None
 
 
+_SHORT = Repr()  # of a header that is none, such as a text
+_SHORT.maxstring = 60
+
+
 def positions(where: object, columns: Sequence[str], header: Collection[str]) -> list[int]:
     """Where the columns stand in a header. Raises DataError, which names `where`, for one that it lacks or has twice."""
     names = list(header)
     for column in columns:
         if column not in names:
-            raise DataError(f"{where} has no column {column!r}; it has {', '.join(map(repr, names))}")
+            raise DataError(f"{where} has no column {column!r}; it has {', '.join(map(_SHORT.repr, names))}")
         if names.count(column) > 1:
             raise DataError(f"{where} has {names.count(column)} columns {column!r}; rename all but the one that is meant")
     return [names.index(column) for column in columns]

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from vera.config import Component, HubId, Operational, Source, StandIn, Strict, choice, choices
+from vera.config import Component, HubId, Operational, Source, StandIn, Strict, choices
 from vera.config.architecture import FIT, misfit, misfit_of_path
 from vera.config.components import own_values
 from vera.errors import ConfigError, ModelError
@@ -224,6 +224,8 @@ class Model(Component):
 
     def _of_any(self) -> bool:
         """Whether the yaml of this name is for any weights (auto_text), and not for those of one folder."""
+        from vera.config import choice  # which imports hydra, and a GPU box may have none
+
         named = choice("model", self.name)
         return named["targets"] == "auto" and named.get("checkpoint") is None and "${" in str(named.get("path"))
 
