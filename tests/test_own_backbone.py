@@ -309,7 +309,7 @@ def test_a_yaml_of_a_folder_in_conf_is_its_own_name(folders, cache, tmp_path, mo
     _, settings = command.look(str(folders("distilbert")), "text", "written")
     named = {"written": settings, "auto_text": choice("model", "auto_text")}
     monkeypatch.setattr(base, "choices", lambda group: tuple(named))
-    monkeypatch.setattr(base, "choice", lambda group, name: named[name])
+    monkeypatch.setattr("vera.config.choice", lambda group, name: named[name])
     shutil.copytree(folders("distilbert"), tmp_path / "copy")
     for path in (settings["path"], str(tmp_path / "copy")):
         assert build({**settings, "path": path}, "model").load(2, cache).head == ("pre_classifier", "classifier")
