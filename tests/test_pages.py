@@ -204,12 +204,12 @@ def test_the_readme_shows_the_figures_of_the_tables():
     assert "(n=5): worse on CoLA; " in text and float(below[2]) < 0
     longer = (ROOT / "results" / "tables" / "glue_minilm_long.md").read_text().splitlines()
     of = rf"{difference} \(n=(\d)\)"
-    found = re.search(
-        rf"instead of four change VeRA's best epoch by {of}, LoRA's by {of} and BitFit's by {of}\.", text
-    ).groups()
+    said = rf"instead of four change VeRA's best epoch by {of}, LoRA's by {of} and BitFit's by {of}; "
+    *found, gap = re.search(said + rf"VeRA - LoRA is then {difference}\. ", text).groups()
     for label, shown, count in zip(("VeRA r=256", "LoRA r=8", "BitFit"), found[::2], found[1::2], strict=True):
         (row,) = (line for line in longer if line.startswith(f"| {label} | train.epochs=12 |"))
         assert f" {shown} " in row and row.split("|")[3].strip() == count, row
+        assert label != "VeRA r=256" or row.split("|")[-2].strip() == gap
     tables = [(ROOT / "results" / "tables" / f"{name}.md").read_text().splitlines() for name in ("digits", "glue_minilm")]
     for label, *values in cells:
         rows = [line for lines in tables for line in lines if line.startswith(f"| {label} |")]
