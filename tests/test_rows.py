@@ -138,3 +138,12 @@ def test_the_digits_say_on_which_seeds_each_method_s_rates_were_chosen():
         lead = conf_file("recipe", f"{method}_digits_vit").read_text(encoding="utf-8").splitlines()[0]
         seeds = re.search(r"on the seeds (100-103|100 and 101), median best accuracy of the evaluation set", lead)[1]
         assert (seeds == "100 and 101") == (label.partition(" r=")[0] in two), method
+
+
+def test_a_row_about_another_value_than_with_gives_shows_no_runs_of_it():
+    """They would stand under the row's own label: rank 64 as rank 1."""
+    asked = Asked(by_cell(*runs(["model=digits_vit", "task=digits", "method=vera", "method.rank=64"])), ["method.rank=64"])
+    cell = ["model=digits_vit", "task=digits", "method=vera"]
+    assert len(asked.records(cell)) == len(asked.records([*cell, "method.rank=64.0"])) == 5 and not asked.said
+    assert not asked.records([*cell, "method.rank=1"]) and not asked.records(["model=vit_base", *cell[1:], "method.rank=8"])
+    assert asked.said[0] == "A row of method.rank=1 has no runs with method.rank=64."

@@ -104,28 +104,27 @@ def build(asked: Asked) -> list[Table]:
 
 
 def _longer(asked: Asked, entries: dict[tuple[str, str], Entry], column: Column) -> Table | None:
-    """CoLA's adapters beside the same trained for longer; None where nobody has done that."""
-    told, found = f"train.epochs={LONGER}", {}
-    for method in ("bitfit", "lora", "vera"):
-        shown = {"metric": column.metric, "scale": column.scale, "digits": column.digits}
-        found[method] = asked.entry([METHODS[method], told], [*cell("cola", method), told], **shown)
-    if not any(entry.records for entry in found.values()):
+    """CoLA's adapters beside the same trained for longer; None where nobody has done that, or --with gives the epochs."""
+    told = f"train.epochs={LONGER}"
+    if any(word.startswith("train.epochs=") for word in asked.overrides):
         return None
-    made: list[list[str]] = []
-    for method, longer in found.items():
-        usual = entries["cola", method]
-        usual = replace(usual, labels=[METHODS[method], "the recipe's"])
-        columns = {"n": n, "Steps": steps, **scores(asked.stat, intervals=False), "Train loss": _train_loss}
-        for entry, others in ((usual, entries["cola", "lora"]), (longer, found["lora"])):
-            columns["To the recipe's epochs"] = difference(usual) if entry is longer else lambda _: DASH
-            columns["To LoRA for as long"] = difference(others) if method != "lora" else lambda _: DASH
-            made += rows([entry], columns)
+    shown = {"metric": column.metric, "scale": column.scale, "digits": column.digits}
+    usual = {m: replace(entries["cola", m], labels=[METHODS[m], "the recipe's"]) for m in ("bitfit", "lora", "vera")}
+    longer = {m: asked.entry([METHODS[m], told], [*cell("cola", m), told], **shown) for m in usual}
+    if not any(entry.records for entry in longer.values()):
+        return None
+    columns = {"n": n, "Steps": steps, **scores(asked.stat, intervals=False), "Train loss": _train_loss}
+    made = []
+    for method in usual:
+        for entry, for_as_long in ((usual[method], usual["lora"]), (longer[method], longer["lora"])):
+            against = {"To the recipe's epochs": difference(usual[method]), "To LoRA for as long": difference(for_as_long)}
+            made += rows([entry], {**columns, **against})
     notes = [
         f"{over_seeds(asked.stat)}, x 100; differences over common seeds with Student's 95% interval of the mean, best epoch. "
         "The best of more epochs is also the best of more looks at the development set; the last epoch is not.",
         "Train loss: of the last epoch, median over seeds.",
     ]
-    return Table(f"{SWEEP}_long", "MiniLM on CoLA, trained for longer", ["Method", "Epochs", *columns], made, notes)
+    return Table(f"{SWEEP}_long", "MiniLM on CoLA, trained for longer", ["Method", "Epochs", *columns, *against], made, notes)
 
 
 def _train_loss(entry: Entry) -> str:

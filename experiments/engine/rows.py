@@ -43,10 +43,15 @@ class Asked:
     _found: dict[tuple[str, ...], list[Record]] = field(default_factory=dict, repr=False)
 
     def records(self, overrides: Sequence[str]) -> list[Record]:
-        """Of the cell that these overrides and those of --with make, by seed; [] when nobody has run it."""
+        """Of the cell that these overrides and those of --with make, by seed; [] when nobody has run it, and where --with gives
+        another value to a setting that the row is about."""
         key = (*overrides, *self.overrides)
         if key not in self._found:
-            self._found[key] = cell_records(self.cells, key)
+            own, given = (dict(word.partition("=")[::2] for word in words) for words in (overrides, self.overrides))
+            other = [f"{name}={own[name]}" for name in own.keys() & given.keys() if _value(own[name]) != _value(given[name])]
+            if other:
+                self.said.append(f"A row of {' '.join(sorted(other))} has no runs with {' '.join(self.overrides)}.")
+            self._found[key] = [] if other else cell_records(self.cells, key)
         self.shown[key] = self._found[key]
         return self._found[key]
 
@@ -63,6 +68,14 @@ class Asked:
             each = "; ".join(f"{name}: {', '.join(map(str, sorted(of)))}" for name, of in seeds.items())
             self.said.append(f"There are runs, but no seed has one in every row, so that none is shown (seeds of {each}).")
         return [replace(entry, records=[record for record in entry.records if record.run.seed in shared]) for entry in entries]
+
+
+def _value(text: str) -> float | str:
+    """A setting as it compares: 1e-3 and 0.001 are one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True)
