@@ -18,6 +18,7 @@ from vera.commands import serve_mixed
 from vera.config import build, choice
 from vera.errors import ConfigError, DataError, ModelError
 from vera.models import base, found
+from vera.models.causal import causal
 from vera.models.tiny import END, byte_tokenizer, bytes_of, causal_tokenizer, image_processor
 from vera.run import execute, prepare
 from vera.seeds import seed_everything
@@ -351,33 +352,101 @@ def test_a_checkpoint_with_a_peft_adapter_beside_it_is_refused(kind, cache, tmp_
         command.look(str(tmp_path), kind.removeprefix("auto_"), "mine")
 
 
-def test_an_encoder_is_no_language_model_unless_it_is_made_causal(cache, tmp_path):
-    """transformers gives one with the attention of an encoder, which sees what it is to predict."""
+CAUSAL = {  # families that transformers makes language models of though they see what comes next, and what makes them causal
+    "bert": (t.BertConfig(**SIZES, **TOKENS), {"is_decoder": True}),
+    "bert-generation": (t.BertGenerationConfig(**SIZES, **TOKENS), {"is_decoder": True}),
+    "xlm": (t.XLMConfig(emb_dim=16, n_layers=2, n_heads=2, n_words=261, **TOKENS), {"causal": True}),
+    "gemma3_text": (
+        t.Gemma3TextConfig(**SIZES, **TOKENS, num_key_value_heads=1, head_dim=8, use_bidirectional_attention=True),
+        {"use_bidirectional_attention": False},
+    ),
+    "xlnet": (t.XLNetConfig(d_model=16, n_layer=2, n_head=2, d_inner=32, **TOKENS), None),
+}
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_a_model_that_sees_what_comes_next_is_no_language_model_unless_it_is_made_causal(family, cache, tmp_path):
+    """Found by a trial, whatever its name; what is said to make it causal does, as two texts show that differ at the end."""
+    torch.manual_seed(0)
+    config, remedy = CAUSAL[family]
+    t.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    hint = "".join(f"; model.config.{key}={str(value).lower()} makes it causal" for key, value in (remedy or {}).items())
+    with pytest.raises(ModelError) as refused:
+        loaded(tmp_path, cache, "auto_causal")
+    said = f"{family} is no causal language model: the scores of a token depend on those behind it{hint}"
+    assert str(refused.value) == said
+    if remedy:
+        _, backbone = loaded(tmp_path, cache, "auto_causal", config=remedy)
+        ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 9]])
+        logits = backbone.model.eval()(input_ids=ids).logits
+        torch.testing.assert_close(logits[0, :2], logits[1, :2])  # what follows changes nothing
+
+
+def test_the_trial_asks_in_every_command(cache, tmp_path):
     torch.manual_seed(0)
     t.AutoModelForCausalLM.from_config(FAMILIES["bert"]).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"bert is an encoder, .* model\.config\.is_decoder=true makes it causal"):
-        loaded(tmp_path, cache, "auto_causal")
-    with pytest.raises(ModelError, match="bert is an encoder"):
+    with pytest.raises(ModelError, match="bert is no causal language model"):
         command.look(str(tmp_path), "causal", "mine")
-    options = argparse.Namespace(model=str(tmp_path), generate=3, device="cpu")
-    with pytest.raises(ModelError, match="bert is an encoder"):
-        serve_mixed._load(options)
-    _, backbone = loaded(tmp_path, cache, "auto_causal", config={"is_decoder": True})
-    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 9]])
-    logits = backbone.model.eval()(input_ids=ids).logits
-    torch.testing.assert_close(logits[0, :2], logits[1, :2])  # what follows changes nothing
+    with pytest.raises(ModelError, match="bert is no causal language model"):
+        serve_mixed._load(argparse.Namespace(model=str(tmp_path), generate=3, device="cpu"))
 
 
-def test_the_decoder_of_an_encoder_decoder_is_no_language_model(cache, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["qwen3", "gpt_neox", "mixtral", "mamba", "xlm"])
+def test_the_trial_passes_causal_models_in_every_precision_and_leaves_them_as_they_were(family, dtype):
+    """Experts that tokens are routed to and states that are carried on among them."""
+    torch.manual_seed(0)
+    more = {
+        "mixtral": t.MixtralConfig(**SIZES, **TOKENS, num_key_value_heads=1, num_local_experts=4, router_jitter_noise=0.1),
+        "mamba": t.MambaConfig(hidden_size=16, num_hidden_layers=2, state_size=4, **TOKENS),
+        "xlm": t.XLMConfig(emb_dim=16, n_layers=2, n_heads=2, n_words=261, causal=True, **TOKENS),
+    }
+    model = t.AutoModelForCausalLM.from_config({**FAMILIES, **more}[family]).to(dtype).train()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    draws = torch.get_rng_state()
+    assert causal(model) is model and model.training and torch.equal(torch.get_rng_state(), draws)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.get_input_embeddings()._forward_hooks
+
+
+def test_what_no_trial_can_be_made_of_is_said(monkeypatch):
+    model = t.AutoModelForCausalLM.from_config(FAMILIES["qwen3"])
+    monkeypatch.setattr(model.model, "forward", lambda **_: 1 / 0)
+    with pytest.raises(ModelError, match=r"^Qwen3ForCausalLM cannot be called with tokens alone: division by zero$"):
+        causal(model)
+    assert model.training
+
+
+@pytest.mark.parametrize("family", ["bart", "whisper", "gpt2"])
+def test_the_decoder_of_an_encoder_decoder_is_no_language_model(family, cache, tmp_path):
     sizes = {f"{part}_{key}": size for part in ("encoder", "decoder") for key, size in (("layers", 1), ("ffn_dim", 16))}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    t.BartForConditionalGeneration(t.BartConfig(d_model=16, **sizes, **heads, **TOKENS)).save_pretrained(tmp_path)
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 16}
+    config = {
+        "bart": lambda: t.BartConfig(**sizes, **TOKENS),
+        "whisper": lambda: t.WhisperConfig(**sizes, **TOKENS, decoder_start_token_id=3),
+        "gpt2": lambda: t.GPT2Config(n_embd=16, n_layer=1, n_head=2, add_cross_attention=True, **TOKENS),
+    }[family]()
+    t.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="bart is an encoder-decoder, of which a language model has the decoder alone"):
+    said = f"{family} is the decoder of an encoder-decoder here, whose attention to the encoder nothing calls"
+    with pytest.raises(ModelError, match=said):
         loaded(tmp_path, cache, "auto_causal")
-    with pytest.raises(ModelError, match="bart is an encoder-decoder"):
+    with pytest.raises(ModelError, match=said):
         command.look(str(tmp_path), "causal", "mine")
+
+
+def test_a_tokenizer_without_an_end_token_writes_no_text(cache, tmp_path):
+    t.AutoModelForCausalLM.from_config(FAMILIES["qwen3"]).save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match="its tokenizer has no end token, by which a model learns to stop; give it an eos_token"
+    ):
+        loaded(tmp_path, cache, "auto_causal")
 
 
 def test_what_is_trained_and_counted_but_never_used_is_said(cache, tmp_path, compose, warned):

@@ -38,6 +38,7 @@ class Llama(CausalLM):
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 # Otherwise the first evaluation on such a CPU packs the frozen weights anew, in place.
                 module.support_avx512bf16_for_cpu = False
+                module.compute_type_is_set = False  # which the trial of `causal` leaves to the run's first pass
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model, tokenizer, info
