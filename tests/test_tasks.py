@@ -11,7 +11,7 @@ from vera.run import execute
 from vera.tasks import base
 from vera.tasks.glue import SUBSETS
 from vera.tasks.images import few_shot
-from vera.tasks.metrics import METRICS
+from vera.tasks.metrics import METRICS, named
 from vera.tasks.metrics import compute as metric
 from vera.tasks.text import fingerprint, synthetic_rows
 from vera.tasks.tsv import read_tsv
@@ -156,6 +156,15 @@ def test_a_correlation_with_a_constant_is_undefined_not_a_number():
     assert metric("stsb", np.zeros(4), np.arange(4.0)) == {"pearson": None, "spearmanr": None}
     classes = {**metric("mrpc", np.ones(4, int), np.arange(4) % 2), **metric("cola", np.ones(4, int), np.arange(4) % 2)}
     assert classes == {"accuracy": 0.5, "f1": pytest.approx(2 / 3), "matthews_correlation": 0.0}  # of which docs/runs.md speaks
+
+
+def test_a_metric_that_is_undefined_is_none_without_a_word_of_the_library_s(recwarn):
+    """One class alone leaves nothing to agree on beyond chance; scikit-learn says nan, and no record could hold that."""
+    ones, row = np.ones(4, int), np.array([2.0])
+    names = ["accuracy", "cohen_kappa", "f1_macro", "balanced_accuracy"]
+    assert named(names, ones, ones) == {"accuracy": 1.0, "cohen_kappa": None, "f1_macro": 1.0, "balanced_accuracy": 1.0}
+    assert named(["r2", "neg_mean_squared_error"], row + 1, row) == {"r2": None, "neg_mean_squared_error": -1.0}
+    assert named(["f1"], np.zeros(2, int), np.zeros(2, int)) == {"f1": 0.0} and not recwarn.list
 
 
 @pytest.mark.parametrize("name", choices("task"))

@@ -312,7 +312,7 @@ def test_constant_predictions_leave_a_record_that_says_so(compose, monkeypatch):
     found = iter([{"pearson": 0.5, "spearman": 0.5}, {"pearson": None, "spearman": None}])
     monkeypatch.setattr("vera.tasks.glue.Glue.score", lambda *_: next(found))
     record = execute(run)
-    assert record.collapsed == "pearson is undefined after the last epoch: every prediction is the same"
+    assert record.collapsed == "pearson is undefined after the last epoch: every prediction is the same, or every label"
     assert (record.scores.best.epoch, record.scores.best.metrics["pearson"]) == (1, 0.5)
     assert record.scores.last.metrics["pearson"] is None and record.score() == -math.inf
 

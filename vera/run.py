@@ -272,7 +272,7 @@ def _scores(
     ):
         undefined = [metric for metric, value in metrics.items() if value is None]
         if undefined and collapsed is None:
-            collapsed = f"{undefined[0]} is undefined {when}: every prediction is the same"
+            collapsed = f"{undefined[0]} is undefined {when}: every prediction is the same, or every label"
 
     def selected(epoch: int) -> dict[str, Any]:
         return {"epoch": epoch, "metrics": {primary: None, **by_epoch.get(epoch, {})}}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import datasets
 import evaluate
@@ -35,7 +37,7 @@ METRICS = {
 class GlueMetric(evaluate.Metric):
     """`config_name` is a GLUE subset, or "accuracy". Predictions are class indices, or scores for stsb.
 
-    A correlation with a constant is undefined: its value is None.
+    What is undefined, such as a correlation with a constant, is None.
     """
 
     def _info(self):
@@ -51,29 +53,19 @@ class GlueMetric(evaluate.Metric):
         return compute(self.config_name, predictions, references)
 
 
-def _correlation(function):
-    def compute(references, predictions):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = float(function(references.astype(np.float64), predictions.astype(np.float64))[0])
-        return value if np.isfinite(value) else None
-
-    return compute
-
-
-_FUNCTIONS = {
-    "accuracy": lambda references, predictions: float(accuracy_score(references, predictions)),
-    "f1": lambda references, predictions: float(f1_score(references, predictions)),
-    "f1_macro": lambda references, predictions: float(f1_score(references, predictions, average="macro")),
-    "precision_macro": lambda r, p: float(precision_score(r, p, average="macro", zero_division=0)),
-    "recall_macro": lambda r, p: float(recall_score(r, p, average="macro", zero_division=0)),
-    "balanced_accuracy": lambda references, predictions: float(balanced_accuracy_score(references, predictions)),
-    "cohen_kappa": lambda references, predictions: float(cohen_kappa_score(references, predictions)),
-    "matthews_correlation": lambda references, predictions: float(matthews_corrcoef(references, predictions)),
-    "pearson": _correlation(pearsonr),
-    "spearmanr": _correlation(spearmanr),
-    "r2": lambda references, predictions: float(r2_score(references, predictions)),
-    "neg_mean_squared_error": lambda references, predictions: -float(np.mean((references - predictions) ** 2)),
+_FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {  # of references and predictions
+    "accuracy": accuracy_score,
+    "f1": f1_score,
+    "f1_macro": partial(f1_score, average="macro"),
+    "precision_macro": partial(precision_score, average="macro", zero_division=0),
+    "recall_macro": partial(recall_score, average="macro", zero_division=0),
+    "balanced_accuracy": balanced_accuracy_score,
+    "cohen_kappa": cohen_kappa_score,
+    "matthews_correlation": matthews_corrcoef,
+    "pearson": lambda references, predictions: pearsonr(references.astype(np.float64), predictions.astype(np.float64))[0],
+    "spearmanr": lambda references, predictions: spearmanr(references.astype(np.float64), predictions.astype(np.float64))[0],
+    "r2": r2_score,
+    "neg_mean_squared_error": lambda references, predictions: -np.mean((references - predictions) ** 2),
 }
 OF_SCORES = ("pearson", "spearmanr", "r2", "neg_mean_squared_error")  # the others are of classes; of all of them more is better
 OF_CLASSES = tuple(name for name in _FUNCTIONS if name not in OF_SCORES)
@@ -86,5 +78,9 @@ def compute(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[
 
 
 def named(names: Sequence[str], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
-    """Metrics by their own names, of OF_CLASSES for class indices [N], of OF_SCORES for scores [N]."""
-    return {metric: _FUNCTIONS[metric](np.asarray(references), np.asarray(predictions)) for metric in names}
+    """Metrics by their own names, of OF_CLASSES for class indices [N], of OF_SCORES for scores [N]. None where one is
+    undefined: a correlation with a constant, or an agreement on one class alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is undefined, which None says
+        found = {name: float(_FUNCTIONS[name](np.asarray(references), np.asarray(predictions))) for name in names}
+    return {name: value if np.isfinite(value) else None for name, value in found.items()}
