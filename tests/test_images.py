@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from transformers import ViTImageProcessor
 
 from vera.config import build
-from vera.errors import DataError, RecordError, TrainingError
+from vera.errors import ConfigError, DataError, RecordError, TrainingError
 from vera.io import hub
 from vera.models.image import Pixels
 from vera.run import check_sources, execute, prepare
@@ -308,6 +308,27 @@ def test_an_empty_cell_is_an_unreadable_image(load, monkeypatch):
     monkeypatch.setattr(hub, "commit", lambda *_: ("1" * 40, True))
     with pytest.raises(DataError, match=r"1 of 15 images of uoft-cs/cifar100 test cannot be read: .* row 0: the cell is empty"):
         load("cifar100")
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluated"), [("[train,validation]", "[validation]"), ("[train,train]", "[test]"), ("[train]", "[./train]")]
+)
+def test_no_image_is_trained_on_and_scored_or_counts_twice(train, evaluated, compose):
+    def task(*overrides):
+        return build(compose("model=vit_base", *overrides).task, "task")
+
+    with pytest.raises(ConfigError, match=r"(train|validation) is named twice in train_splits and eval_splits"):
+        task("task=food101", f"task.train_splits={train}", f"task.eval_splits={evaluated}")
+    assert task("task=cifar100", "task.train_splits=[train,validation]").splits == ["train", "validation", "test"]
+
+
+def test_images_that_are_all_drawn_leave_none_to_score_on(folders, load):
+    changed = {"task.train_per_class": 6, "task.eval_splits": "[]"}
+    with pytest.raises(DataError, match=r"^task.train_per_class=6 draws all 18 images, which leaves none to score on"):
+        load("cifar100", f"task.data_dir={folders / 'train'}", **changed)
+    assert (
+        len(load("cifar100", f"task.data_dir={folders / 'train'}", **{**changed, "task.train_per_class": 5})[1].evaluation) == 3
+    )
 
 
 def test_a_class_with_too_few_images_is_named(folders, load):

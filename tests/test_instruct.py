@@ -35,6 +35,7 @@ from vera.records.kept import kept
 from vera.records.store import Store
 from vera.run import execute, prepare
 from vera.tasks.alpaca import read_rows
+from vera.tasks.split import split
 from vera.trained import export
 from vera.trained.answers import AnswerSettings, Chat, answer, load_trained
 
@@ -144,6 +145,22 @@ def test_a_score_over_a_part_of_the_held_out_rows_is_warned_of(backbone, tmp_pat
         f"task=alpaca, task.max_length=220: {train} of 30 train and {held} of 10 evaluation rows are left out, as nothing of "
         "their response fits or is there; the scores are over the others"
     ]
+
+
+def test_held_out_instructions_that_are_trained_on_are_counted_and_warned_of(backbone, tmp_path, warned):
+    """Twenty rows, each twice: whichever ten are held out, those whose twin is not are trained on."""
+    rows = numbered(20) * 2
+    task = alpaca(f"task.data_dir={write_rows(tmp_path / 'rows.json', rows)}", "task.held_out=10")
+    data = task.load(backbone, 0)
+    trained = {tuple(example["input_ids"]) for example in data.train}
+    twins = sum(tuple(example["input_ids"]) in trained for example in data.evaluation)
+    assert data.notes["also_in_train"] == {"evaluation": twins} and twins > 0
+    assert warned() == [f"task=alpaca: {twins} of 10 evaluation rows have the texts of a training row"]
+    rows[0]["output"] = ""
+    task = alpaca(f"task.data_dir={write_rows(tmp_path / 'rows.json', rows)}", "task.held_out=10", "task.validation=0.2")
+    notes = split(task, task.load(backbone, 0)).notes
+    assert set(notes["truncated"]) == set(notes["dropped"]) == {"train", "validation", "test"}
+    assert sum(notes["dropped"].values()) == 2 and notes["dropped"]["validation"] == 0
 
 
 def test_the_rows_of_a_subset_are_the_same_for_every_seed_and_never_held_out(backbone, tmp_path):

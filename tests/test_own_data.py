@@ -19,6 +19,7 @@ from vera.io import hub
 from vera.io.rows import read_csv
 from vera.run import execute, prepare
 from vera.tasks import draft
+from vera.tasks.split import split as divided
 
 LABELS = ["no", "yes", "maybe"]
 ROWS = [(f"a dog runs {i}", f'a cat, "sleeps" {i % 4}', LABELS[i % 3]) for i in range(24)]
@@ -264,10 +265,22 @@ def test_scores_with_a_decimal_comma_are_no_classes_unless_it_is_said(values):
     assert draft.labels_of(rows, "y", "classes") == sorted(set(values))
 
 
+@pytest.mark.parametrize(
+    "values", [["0", "1", "nan"], [0, "None", 1, "<NA>"], ["yes", "NaN", "no"], [*(f"{i}.5" for i in range(30)), "nan", "null"]]
+)
+def test_what_pandas_writes_of_a_missing_label_is_no_class_unless_it_is_said(values):
+    rows = [(f"x:{row}", value) for row, value in enumerate(values)]
+    row = next(row for row, value in enumerate(values) if str(value).casefold() in ("nan", "none", "null", "<na>"))
+    with pytest.raises(DataError, match=rf"^x:{row}, column 'y': '{values[row]}' stands for a missing label; .* --classes"):
+        draft.labels_of(rows, "y")
+    assert draft.labels_of(rows, "y", "classes") == sorted(map(str, values))
+    assert draft.labels_of([("x", "none"), ("x", "pro")], "y") == ["none", "pro"]  # as a stance
+
+
 @pytest.mark.parametrize("missing", [None, float("nan"), "", [1, 2], "NA"])
 @pytest.mark.parametrize("values", [["yes", "no"], [1, 0], [0.25 * i for i in range(40)]])
 def test_a_missing_label_is_no_class_and_makes_scores_no_classes(values, missing, tmp_path):
-    if missing == "NA" and len(values) == 2:
+    if missing == "NA" and values == ["yes", "no"]:
         return  # any word can be a class
     rows = [(f"a {i}", f"b {i}", value) for i, value in enumerate([*values, missing, *values, missing])]
     path = write(tmp_path / "train.json", rows)
@@ -350,6 +363,24 @@ def test_rows_that_are_scored_and_trained_on_are_counted_and_warned_of(tmp_path,
     data = build(settings(tmp_path, files={**files, "test": "dev.csv", "validation": "more.csv"}), "task")
     write(tmp_path / "more.csv", [("a", "b", "no")])
     assert "also_in_train" not in data.load(backbone, 0).notes
+
+
+def test_what_is_counted_by_split_is_counted_of_the_splits_that_a_validation_part_makes(tmp_path, cache, warned):
+    """Of twenty rows that stand twice, a part of the twins goes to validation; the rows that were validation are now test."""
+    rows = [(f"row {i % 20}{' ' + 'x' * 60 if i % 20 < 6 else ''}", "b", "yes" if i % 2 else "no") for i in range(40)]
+    write(tmp_path / "train.csv", rows)
+    write(tmp_path / "dev.csv", [*rows[:3], ("a new one", "b", "no"), ("y" * 60, "b", "yes")])
+    files = {"files": {"train": "train.csv", "validation": "dev.csv"}, "validation": 0.25, "max_length": 40}
+    backbone = build({**choice("model", "roberta_base"), "size": "tiny", "path": None}, "model").load(3, cache)
+    task = build(settings(tmp_path, **files), "task")
+    data = divided(task, task.load(backbone, 0))
+    chosen = data.notes["validation"]["rows"]
+    kept = {rows[i][0] for i in range(40) if i not in chosen}
+    twins, held = sum(rows[i][0] in kept for i in chosen), sum(row[0] in kept for row in rows[:3])
+    assert data.notes["also_in_train"] == {"validation": twins, "test": held} and min(twins, held) > 0
+    cut = sum(len(rows[i][0]) > 60 for i in chosen)
+    assert data.notes["truncated"] == {"train": 12 - cut, "validation": cut, "test": 4} and 0 < cut < 12
+    assert warned()[0] == f"task=mine: {twins} of 10 validation and {held} of 5 test rows have the texts of a training row"
 
 
 def test_a_class_of_one_row_cannot_be_held_out(tmp_path):

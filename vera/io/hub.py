@@ -134,12 +134,12 @@ def columns(repository: str, found: Repository, subset: str | None, splits: Sequ
         names = tuple(str(feature.get("name")) for feature in config.get("features") or ())
         if names and (subset is None or config.get("config_name") == subset):
             return {str(split.get("name")): names for split in config.get("splits") or ()}
-    tables = [
+    files = [
         name for name in sorted(found.files) if name.endswith(".parquet") and (subset is None or subset in name.split("/"))
     ]
     first: dict[str, str] = {}
     for split in splits:
-        of_split = [n for n in tables if Path(n).stem.split("-")[0] == split or Path(n).parent.name == split]
+        of_split = [n for n in files if Path(n).stem.split("-")[0] == split or Path(n).parent.name == split]
         first |= {split: of_split[0]} if of_split else {}
     try:
         return {split: _parquet_columns(repository, found.commit, name) for split, name in first.items()} or None

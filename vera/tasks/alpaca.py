@@ -20,7 +20,7 @@ from vera.io import hub, tables
 from vera.io.hub import HubData
 from vera.models.base import Backbone
 from vera.seeds import generator
-from vera.tasks.base import Data
+from vera.tasks.base import Data, Made
 from vera.tasks.language import LanguageTask, collate
 
 REPOSITORY = "yahma/alpaca-cleaned"
@@ -63,10 +63,9 @@ class Alpaca(LanguageTask):
         self.check_length(backbone)
         every, source, commit = self.read()
         train, held = self._split(every)
-        notes: dict[str, Any] = {"truncated": {}, "dropped": {}}
-        examples = {}
+        examples, made = {}, {}
         for split, chosen in (("train", train), ("evaluation", held)):
-            examples[split] = self._tokenise(backbone.preprocess, [every[index] for index in chosen], split, notes)
+            examples[split], made[split] = self._tokenise(backbone.preprocess, [every[index] for index in chosen], split)
         content = json.dumps([[every[index] for index in chosen] for chosen in (train, held)], ensure_ascii=False)
         return Data(
             train=examples["train"],
@@ -76,7 +75,7 @@ class Alpaca(LanguageTask):
             source=source,
             commit=commit,
             fingerprint=hashlib.sha256(content.encode()).hexdigest()[:16],
-            notes=notes,
+            made=made,
         )
 
     def text(self, row: Row) -> str:
@@ -98,24 +97,22 @@ class Alpaca(LanguageTask):
         stop = len(rows) if wanted is None else needed
         return sorted(order[held_out:stop]), sorted(order[:held_out])
 
-    def _tokenise(self, tokenizer, rows: list[Row], split: str, notes: dict[str, Any]) -> list[dict[str, list[int]]]:
-        """Examples; counts the ones that were cut, and the ones left out because nothing of the response fits or is there."""
+    def _tokenise(self, tokenizer, rows: list[Row], split: str) -> tuple[list[dict[str, list[int]]], Made]:
+        """Examples, and what they were made of: without the rows of whose response nothing fits or is there."""
         begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         encode = partial(tokenizer, add_special_tokens=False, verbose=False)
         prompts = encode([self.text(row) for row in rows])["input_ids"]
         responses = encode([row[2] for row in rows])["input_ids"]
-        examples, cut, dropped = [], 0, 0
-        for prompt, response in zip(prompts, responses, strict=True):
-            if not response or len(begin) + len(prompt) >= self.max_length:
-                dropped += 1
-                continue
-            example, shortened = self.example(begin + prompt, [*response, tokenizer.eos_token_id])
-            examples.append(example)
-            cut += shortened
-        notes["truncated"][split], notes["dropped"][split] = cut, dropped
+        examples, texts, cut = [], [], []
+        for row, prompt, response in zip(rows, prompts, responses, strict=True):
+            if response and len(begin) + len(prompt) < self.max_length:
+                example, shortened = self.example(begin + prompt, [*response, tokenizer.eos_token_id])
+                examples.append(example)
+                texts.append(row)
+                cut.append(shortened)
         if not examples:
             raise DataError(f"no row of the {split} part fits task.max_length={self.max_length}")
-        return examples
+        return examples, Made(texts, cut, dropped=len(rows) - len(examples))
 
     def hub_data(self):
         if self.synthetic or self.data_dir is not None:

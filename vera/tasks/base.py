@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
@@ -18,8 +19,50 @@ from vera.config import Component, Operational, Validation
 from vera.errors import ConfigError
 from vera.io.hub import HubData
 from vera.models.base import Backbone
+from vera.tasks.split import split
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the examples of a split were made of, one each: texts, and whether `max_length` cut them. dropped: how many rows
+    became no example; None where each does."""
+
+    texts: Sequence[Hashable]
+    cut: Sequence[bool]
+    dropped: int | None = None
+
+    def part(self, rows: Sequence[int], dropped: int | None = None) -> Made:
+        """Some of the examples."""
+        return Made([self.texts[row] for row in rows], [self.cut[row] for row in rows], dropped)
+
+
+def repeated(texts: Mapping[str, Sequence[Hashable]]) -> dict[str, int]:
+    """By split beside train: how many of its rows have the texts of a training row, where any has."""
+    train = set(texts["train"])
+    counted = {split: sum(each in train for each in found) for split, found in texts.items() if split != "train"}
+    return {split: count for split, count in counted.items() if count}
+
+
+COUNTED = ("truncated", "dropped", "also_in_train")
+
+
+def counts(made: Mapping[str, Made]) -> dict[str, dict[str, int]]:
+    """A record's notes by split: rows that were cut ("truncated") or left out ("dropped"), and those beside train whose texts
+    are trained on ("also_in_train"), where there are any."""
+    also = repeated({split: each.texts for split, each in made.items()})
+    dropped = {split: each.dropped for split, each in made.items() if each.dropped is not None}
+    return {
+        "truncated": {split: sum(each.cut) for split, each in made.items()},
+        **({"dropped": dropped} if dropped else {}),
+        **({"also_in_train": also} if also else {}),
+    }
+
+
+def twice(names: Iterable[str]) -> str | None:
+    """One that stands there twice."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 @dataclass
@@ -37,6 +80,7 @@ class Data:
     test_lengths       of each test example, likewise.
     source, commit     where the rows come from; fingerprint: SHA-256 (16 digits) of their content.
     notes              what a record should say about them (few-shot rows, truncated examples).
+    made               by split, train first, what the examples were made of; the notes hold the `counts` of it.
     """
 
     train: Sequence[Any]
@@ -52,6 +96,11 @@ class Data:
     test: Sequence[Any] | None = None
     test_lengths: list[int] | None = None
     on_device: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+    made: Mapping[str, Made] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.made:
+            self.notes = {key: value for key, value in self.notes.items() if key not in COUNTED} | counts(self.made)
 
     def arrived(self, batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """A batch of `collate` on the device, ready for the model."""
@@ -152,17 +201,16 @@ class Task(Component):
         if key not in _PREPARED:
             _PREPARED.clear()
             _PREPARED[key] = prepare()
-            self._warn(_PREPARED[key])
+            self._warn(split(self, _PREPARED[key]))
         return _PREPARED[key]
 
     def _warn(self, data: Data) -> None:
-        """What a reader of the scores has to know, a line each, of notes by split: rows whose texts are trained on, too
-        ("also_in_train"), and rows that were cut at `max_length` or left out ("truncated", "dropped")."""
+        """What a reader of the scores has to know of `counts`, a line each."""
         cut, dropped = data.notes.get("truncated", {}), data.notes.get("dropped", {})
         kept = {"train": data.train, "validation": data.evaluation, "evaluation": data.evaluation, "test": data.test}
 
         def counted(found: dict[str, int]) -> str:
-            said = [f"{n} of {len(kept[split] or ()) + dropped.get(split, 0)} {split}" for split, n in found.items() if n]
+            said = [f"{n} of {len(kept[name] or ()) + dropped.get(name, 0)} {name}" for name, n in found.items() if n]
             return f"{' and '.join(said)} rows" if said else ""
 
         if also := counted(data.notes.get("also_in_train", {})):
@@ -170,7 +218,7 @@ class Task(Component):
         said = [f"{counted(cut)} are cut"] if counted(cut) else []
         if counted(dropped):
             said.append(f"{counted(dropped)} are left out, as nothing of their response fits or is there")
-        if any(dropped.get(split) for split in kept if split != "train"):
+        if any(dropped.get(name) for name in kept if name != "train"):
             said.append("the scores are over the others")
         if said:
             log.warning("task=%s, task.max_length=%s: %s", self.name, getattr(self, "max_length", None), "; ".join(said))

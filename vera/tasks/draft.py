@@ -18,8 +18,9 @@ from vera.io.rows import positions
 from vera.io.tables import class_names, read_objects
 from vera.tasks import image_rows
 from vera.tasks.alpaca import read_rows
+from vera.tasks.base import repeated
 from vera.tasks.files import SPLITS, TextFiles, columns_of, label_of, read_table
-from vera.tasks.text import columns_for, repeated
+from vera.tasks.text import columns_for
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ END = "...\n"  # of a yaml that is one word
 BESIDE = {"validation": ("val", "dev", "trial"), "test": ("test",)}  # how files beside a training file begin
 
 _NUMBER_WITH = re.compile(r"[-+]?[\d. ]*\d(,\d+|(,\d+)?\s*%)")  # a decimal comma, or per cent
+
+MISSING = {"nan", "na", "n/a", "<na>", "none", "null"}  # how pandas and others write a label that is not there
 
 Kind = Literal["classes", "scores"]
 
@@ -121,8 +124,9 @@ def labels_of(rows: list[tuple[str, Any]], column: str, kind: Kind | None = None
 
     Without a `kind` numbers are classes where they are whole and at most FEW_NUMBERS different ones, and scores where one has a
     fraction or where no two rows have the same. Raises DataError for what may be either, for labels that differ in spaces or
-    case alone, for -1 beside other classes (the hub's mark for a missing label), for numbers with a decimal comma or per cent,
-    and for one word among scores, such as NA, which would make each of them a class.
+    case alone, for -1 beside other classes (the hub's mark for a missing label), for `nan` and, among numbers, other words of a
+    missing label, for numbers with a decimal comma or per cent, and for one word among scores, which would make each of them a
+    class.
     """
     places: dict[str, str] = {}  # the first of each
     for where, value in rows:
@@ -130,6 +134,8 @@ def labels_of(rows: list[tuple[str, Any]], column: str, kind: Kind | None = None
     numbers = {text: _number(text) for text in places}
     words = [text for text, number in numbers.items() if number is None]
     found = [number for number in numbers.values() if number is not None]
+    if kind is None:
+        _check_words(places, words, column, beside_numbers=bool(found))
     whole = all(number.is_integer() for number in found)
     scores = kind == "scores" or (kind is None and (len(found) > FEW_NUMBERS or not whole))
     if scores and words and (kind or len(words) == 1):
@@ -153,6 +159,18 @@ def labels_of(rows: list[tuple[str, Any]], column: str, kind: Kind | None = None
     if not 2 <= len(places) <= MOST_CLASSES:
         raise DataError(f"{rows[0][0]} and on, column {column!r}: {len(places)} different values, which are no classes")
     return sorted(places) if words else sorted(places, key=numbers.get)
+
+
+def _check_words(places: dict[str, str], words: Sequence[str], column: str, beside_numbers: bool) -> None:
+    """Raises DataError for a text that stands for a missing label: nan, and those of MISSING among numbers; among words the
+    others may be a class."""
+    for text in words:
+        spelt = text.strip().casefold()
+        if spelt == "nan" or (beside_numbers and spelt in MISSING):
+            raise DataError(
+                f"{places[text]}, column {column!r}: {text!r} stands for a missing label; remove such rows, or say --classes "
+                "where it is a class"
+            )
 
 
 def _check_missing(places: dict[str, str], numbers: dict[str, float | None], column: str) -> None:
@@ -265,7 +283,8 @@ def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> lis
                 f"{cut} of the first {len(lengths)} train rows have more than max_length={task.max_length} tokens: cut"
             )
         read = tokenizer(*(column[:shown] for column in columns), truncation=True, max_length=task.max_length)["input_ids"]
-    lines += [f"{count} of the {split} rows have the texts of a training row" for split, count in repeated(rows).items()]
+    also = repeated({split: [texts for texts, _ in found] for split, found in rows.items()})
+    lines += [f"{count} of the {split} rows have the texts of a training row" for split, count in also.items()]
     for row, (texts, label) in enumerate(rows["train"][:shown]):
         encoded = tokenizer.convert_ids_to_tokens(read[row]) if read else [text[:SHOWN] for text in texts]
         lines.append(f"{' '.join(encoded)} -> {label}" + (f" ({task.class_names[int(label)]})" if task.class_names else ""))

@@ -18,6 +18,7 @@ from vera.errors import ConfigError, DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
 from vera.io.rows import csv_columns, read_csv, read_text
+from vera.tasks.base import twice
 from vera.tasks.metrics import OF_CLASSES, OF_SCORES, named
 from vera.tasks.text import Row, Splits, TextTask, synthetic_rows
 from vera.tasks.tsv import read_tsv
@@ -84,10 +85,10 @@ class TextFiles(TextTask):
             problem = "give files, or hub with splits"
         elif "train" not in names or (len(names) < 2) == (self.held_out is None):
             problem = "name train, and validation or test or both; train alone needs held_out, and nothing else does"
-        elif twice := _twice([normpath(name) for name in names.values()]):
-            problem = f"{twice} is named for two splits"
-        elif twice := _twice([*self.texts, self.label]):
-            problem = f"{twice} is named for two columns"
+        elif again := twice([normpath(name) for name in names.values()]):
+            problem = f"{again} is named for two splits"
+        elif again := twice([*self.texts, self.label]):
+            problem = f"{again} is named for two columns"
         elif foreign:
             problem = f"{foreign[0]} is no metric of {'classes' if self.labels else 'a score'}; there are {', '.join(allowed)}"
         elif "f1" in self.metrics and self.outputs > 2:
@@ -190,11 +191,6 @@ class TextFiles(TextTask):
                 + "; indices that have names there are read as these" * by_name
             )
         return tuple(texts), self.class_names.index(label)
-
-
-def _twice(names: list[str]) -> str | None:
-    """One that stands there twice."""
-    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def label_of(where: str, column: str, value: Any) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow.parquet
 from PIL import Image
 
 from vera.errors import DataError
@@ -140,16 +139,11 @@ def of_split(folder: Path, split: str) -> list[Path]:
     return files
 
 
-def check_columns(files: list[Path], split: str, image: str, label: str) -> None:
-    """Read the column names of parquet files, nothing else. Raises DataError."""
-    for path in files:
-        try:
-            names = pyarrow.parquet.read_schema(path).names
-        except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
-        for key, column in (("task.image_column", image), ("task.label_column", label)):
-            if column not in names:
-                raise DataError(f"{path} ({split}) has no column {column!r}; it has {', '.join(names)}: choose one with {key}=")
+def check_columns(where: str, names: Sequence[str], image: str, label: str) -> None:
+    """Raises DataError for a table that lacks one of the columns."""
+    for key, column in (("task.image_column", image), ("task.label_column", label)):
+        if column not in names:
+            raise DataError(f"{where} has no column {column!r}; it has {', '.join(names)}: choose one with {key}=")
 
 
 def _from_parquet(folder, split, image, label, classes, cache_dir) -> Rows:
@@ -168,9 +162,7 @@ def _from_parquet(folder, split, image, label, classes, cache_dir) -> Rows:
 
 
 def _from_table(table: datasets.Dataset, image: str, label: str, classes: int, where: str, identity: str) -> Rows:
-    for key, column in (("task.image_column", image), ("task.label_column", label)):
-        if column not in table.column_names:
-            raise DataError(f"{where} has no column {column!r}; it has {', '.join(table.column_names)}: choose one with {key}=")
+    check_columns(where, table.column_names, image, label)
     kind = table.features[label]
     labels = table[label][:]
     for row, value in enumerate(labels):

@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from vera.config import HubId, Operational, Place, Source
 from vera.errors import ConfigError, DataError
+from vera.io import tables
 from vera.io.hub import HubData
 from vera.models.base import Backbone
 from vera.records.sources import DRAWN
 from vera.seeds import derive
 from vera.tasks import image_cache, image_rows
-from vera.tasks.base import Data, Task
+from vera.tasks.base import Data, Task, twice
 from vera.tasks.image_rows import Rows
 from vera.tasks.metrics import METRICS, compute
 
@@ -62,6 +65,13 @@ class Images(FewShot):
     classes: int = Field(ge=2)
     cache_dir: Annotated[str, Place]
     workers: Annotated[int | None, Operational] = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _each_split_once(self):
+        if again := twice(map(normpath, [*self.train_splits, *self.eval_splits])):
+            said = "{split} is named twice in train_splits and eval_splits, and no image may be trained on and scored"
+            raise PydanticCustomError("twice", said, {"split": again})
+        return self
 
     @property
     def outputs(self) -> int:
@@ -125,7 +135,9 @@ class Images(FewShot):
             _read(self.model_dump_json())
             return
         for split in self.splits:
-            image_rows.check_columns(image_rows.of_split(folder, split), split, self.image_column, self.label_column)
+            for path in image_rows.of_split(folder, split):
+                names = tables.parquet_columns(path)
+                image_rows.check_columns(f"{path} ({split})", names, self.image_column, self.label_column)
 
     def source_rows(self) -> tuple[dict[str, Rows], str, str | None]:
         """Rows of every split that the yaml names, where they come from, and the hub's commit. Raises DataError."""
@@ -156,6 +168,11 @@ def _read(task: str) -> tuple[Rows, Rows | None, str, str | None]:
     image_rows.check_classes(list(found.values()))
     pool = image_rows.joined([found[split] for split in settings.train_splits if split in found])
     if not settings.eval_splits:
+        if len(pool) == settings.classes * (settings.train_per_class or 0):
+            raise DataError(
+                f"task.train_per_class={settings.train_per_class} draws all {len(pool)} images, which leaves none to score on; "
+                "draw fewer, or name eval_splits"
+            )
         return pool, None, source, commit
     return pool, image_rows.joined([found[split] for split in settings.eval_splits]), source, commit
 

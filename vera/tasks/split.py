@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sklearn.model_selection import train_test_split
 
 from vera.errors import ConfigError, DataError
-from vera.tasks.base import Data, Task
+
+if TYPE_CHECKING:  # which imports this
+    from vera.tasks.base import Data, Task
 
 SEED = 0  # of the split, whatever the run's seed
 LISTED = 1000  # row numbers that a record lists
@@ -33,7 +35,8 @@ class Part(Sequence):
 def split(task: Task, data: Data) -> Data:
     """The data as `task.validation` asks for, with a note for the record on how the rows were chosen.
 
-    A fraction of the training rows becomes `evaluation`, with the classes in their proportions, and what was it becomes `test`.
+    A fraction of the training rows becomes `evaluation`, with the classes in their proportions, and what was it becomes `test`;
+    what the notes count by split is counted anew, under these names.
     Raises ConfigError for data with a test set, DataError when there are too few rows.
     """
     if task.validation == "dev":
@@ -55,6 +58,11 @@ def split(task: Task, data: Data) -> Data:
         **({"rows": chosen} if len(chosen) <= LISTED else {"rows_sha256": rows_hash(chosen)}),
     }
     evaluation = Part(data.train, chosen)
+    made = data.made
+    if made:
+        whole, held = made["train"], next(each for name, each in made.items() if name != "train")
+        none = None if whole.dropped is None else 0
+        made = {"train": whole.part(train, whole.dropped), "validation": whole.part(chosen, none), "test": held}
     return replace(
         data,
         train=Part(data.train, train),
@@ -62,6 +70,7 @@ def split(task: Task, data: Data) -> Data:
         lengths=None if data.lengths is None else [task.length(example) for example in evaluation],
         test=data.evaluation,
         test_lengths=data.lengths,
+        made=made,
         notes={**data.notes, "validation": note},
     )
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from vera.errors import ConfigError, DataError
 from vera.models.base import Backbone, positions
 from vera.seeds import derive
-from vera.tasks.base import Data, Task
+from vera.tasks.base import Data, Made, Task
 
 WORDS = "the a cat dog house runs sleeps red blue small old under over and not"  # of the synthetic rows
 PAIR = ("a cat", "the dog")  # that shows what a tokenizer puts between two texts
@@ -45,10 +45,11 @@ class TextTask(Task):
         tokenizer = backbone.preprocess
         rows, source, commit = self.read()
         self.check_scores(rows, source)
-        notes: dict[str, Any] = {"truncated": {}}
-        if also := repeated(rows):
-            notes["also_in_train"] = also
-        examples = {split: self._tokenise(tokenizer, rows[split], split, notes) for split in rows}
+        notes: dict[str, Any] = {}
+        examples, made = {}, {}
+        for split, found in rows.items():
+            examples[split], cut = self._tokenise(tokenizer, found, notes)
+            made[split] = Made([texts for texts, _ in found], cut)
         lengths = {split: [len(example["input_ids"]) for example in examples[split]] for split in rows if split != "train"}
         return Data(
             train=examples["train"],
@@ -61,6 +62,7 @@ class TextTask(Task):
             commit=commit,
             fingerprint=fingerprint(rows, self.plain),
             notes=notes,
+            made=made,
         )
 
     def plain(self, label: float) -> float:
@@ -74,19 +76,20 @@ class TextTask(Task):
                 said = "one row" if len(found) == 1 else f"{len(found)} rows with one and the same score"
                 raise DataError(f"{source}: the {split} split has {said}; a correlation with it is undefined")
 
-    def _tokenise(self, tokenizer, rows: list[Row], split: str, notes: dict[str, Any]) -> list[dict[str, Any]]:
+    def _tokenise(self, tokenizer, rows: list[Row], notes: dict[str, Any]) -> tuple[list[dict[str, Any]], list[bool]]:
+        """Examples, and whether each was cut."""
         columns = columns_for(tokenizer, [texts for texts, _ in rows])
         if len(columns) < len(rows[0][0]):
             notes["pairs"] = "joined with a line break: this tokenizer puts nothing between two texts"
         encoded = tokenizer(*columns, truncation=False, verbose=False)
-        notes["truncated"][split] = sum(len(ids) > self.max_length for ids in encoded["input_ids"])
-        if notes["truncated"][split]:
+        cut = [len(ids) > self.max_length for ids in encoded["input_ids"]]
+        if any(cut):
             encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
         keys = [key for key in encoded if key != "attention_mask"]
         examples = [dict(zip(keys, values, strict=True)) for values in zip(*(encoded[key] for key in keys), strict=True)]
         for example, (_, label) in zip(examples, rows, strict=True):
             example["labels"] = label
-        return examples
+        return examples, cut
 
     def _collate(self, tokenizer):
         regression = self.outputs == 1
@@ -111,13 +114,6 @@ def columns_for(tokenizer, rows: Sequence[Sequence[str]]) -> list[list[str]]:
         if alone and any(both[start : start + len(alone)] == alone for start in range(len(both))):
             return [["\n".join(pair) for pair in zip(*columns, strict=True)]]
     return columns
-
-
-def repeated(rows: Splits) -> dict[str, int]:
-    """By split beside train: how many of its rows have the texts of a training row, where any has."""
-    train = {texts for texts, _ in rows["train"]}
-    counted = {split: sum(texts in train for texts, _ in found) for split, found in rows.items() if split != "train"}
-    return {split: count for split, count in counted.items() if count}
 
 
 def fingerprint(rows: Splits, plain: Callable[[float], float] = lambda label: round(label, 3)) -> str:
