@@ -11,6 +11,7 @@ import torch
 import transformers as t
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
+from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 
 from vera.commands import model as command
@@ -121,6 +122,51 @@ def test_the_rehearsal_is_the_checkpoint_s_own_architecture_small(family, folder
     _, backbone = loaded(folders(family), cache, size="tiny")
     assert backbone.model.config.model_type == family and backbone.source == "tiny random"
     assert sum(p.numel() for p in backbone.model.parameters()) < 30_000
+
+
+def test_the_rehearsal_has_the_tokenizer_that_the_checkpoint_has_now(folders, cache, tmp_path):
+    """A checkpoint of the same sizes with another tokenizer, or one that was edited, gets a stand-in of its own."""
+    shutil.copytree(folders("bert"), tmp_path / "bert")
+    first = loaded(tmp_path / "bert", cache, size="tiny")[1].preprocess
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(tmp_path / "bert")
+    now = loaded(tmp_path / "bert", cache, size="tiny")[1].preprocess
+    assert first("A")["input_ids"] != first("a")["input_ids"] and now("A") == now("a") == first("a")
+    assert (first.model_max_length, now.model_max_length) == (512, 64)
+    model, _ = loaded(tmp_path / "bert", cache, size="tiny")
+    assert model.source(cache) == model.source(cache)
+
+
+def test_the_rehearsal_has_the_image_processor_that_the_checkpoint_has_now(cache, tmp_path):
+    config = t.ViTConfig(**SIZES, image_size=32, patch_size=16)
+    t.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    for mean in (0.5, 0.25):
+        processor = image_processor(config)
+        processor.image_mean = [mean] * 3
+        processor.save_pretrained(tmp_path)
+        assert loaded(tmp_path, cache, "auto_image", size="tiny")[1].preprocess.processor.image_mean == (mean,) * 3
+
+
+def test_a_pooler_that_a_masked_language_model_was_saved_without_is_a_part_of_the_head(cache, tmp_path):
+    """Drawn with the seed and trained with the classifier, as transformers has it; a part of it that is missing is damage."""
+    torch.manual_seed(0)
+    t.BertForMaskedLM(FAMILIES["bert"]).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    _, backbone = loaded(tmp_path, cache)
+    assert backbone.head == ("bert.pooler", "classifier") and backbone.notes["head"] == ["bert.pooler", "classifier"]
+    _, again = loaded(tmp_path, cache)
+    seed_everything(1, "head")
+    other = build({**choice("model", "auto_text"), "path": str(tmp_path), "name": "mine"}, "model").load(3, cache)
+    weights = [each.model.bert.pooler.dense.weight for each in (backbone, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert backbone.fingerprint == other.fingerprint
+    model = t.BertModel(FAMILIES["bert"])
+    del model.pooler.dense.bias
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lacks bert\.pooler\.dense\.bias; it is not a complete checkpoint"):
+        loaded(tmp_path, cache)
 
 
 @pytest.mark.parametrize(

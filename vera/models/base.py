@@ -6,6 +6,7 @@ import difflib
 import gc
 import hashlib
 import importlib.util
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,16 +272,21 @@ class Model(Component):
         where = {**SAFE, "revision": self.revision}
         try:
             config = found.small(AutoConfig.from_pretrained(given, **where))
+            preprocess = (AutoImageProcessor if self.modality == "image" else AutoTokenizer).from_pretrained(given, **where)
+            digest = hashlib.sha256(config.to_json_string(use_diff=False).encode())
+            with tempfile.TemporaryDirectory() as written:
+                preprocess.save_pretrained(written)
+                for file in sorted(path for path in Path(written).rglob("*") if path.is_file()):
+                    digest.update(file.read_bytes())
 
             def make(folder: Path) -> None:
-                preprocess = (AutoImageProcessor if self.modality == "image" else AutoTokenizer).from_pretrained(given, **where)
                 with forked(0, "tiny"):
                     model = self._from_config(config, 2)
                 (model if self.modality == "generation" else model.base_model).save_pretrained(folder)
                 preprocess.save_pretrained(folder)
 
-            key = hashlib.sha256(config.to_json_string(use_diff=False).encode()).hexdigest()[:8]
-            return make_folder(Path(cache_dir) / "tiny" / f"{config.model_type}-{key}", "config.json", make)
+            name = f"{config.model_type}-{digest.hexdigest()[:8]}"
+            return make_folder(Path(cache_dir) / "tiny" / name, "config.json", make)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ModelError(f"{self.name}: no small model of {given} can be made ({reason}); give model.tiny sizes") from None

@@ -71,14 +71,18 @@ def endings(names: Iterable[str]) -> list[str]:
 
 def head(model: nn.Module, new: Iterable[str] = ()) -> list[str]:
     """The modules outside transformers' base model that have parameters; of them those with `new` ones, which the checkpoint
-    lacks, where there are any: what it has stays, such as ModernBERT's dense layer before its classifier. A classifier that
-    holds its base model in parts or by another name, as CLIP's does, has a head behind the largest of its parts."""
+    lacks, where there are any: what it has stays, such as ModernBERT's dense layer before its classifier. A pooler in the base
+    model that the checkpoint lacks, as a BERT that was saved as a masked language model does, is a part of it. A classifier
+    that holds its base model in parts or by another name, as CLIP's does, has a head behind the largest of its parts."""
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
     outside = [name for name, size in sizes.items() if size and name != model.base_model_prefix]
     if model.base_model_prefix not in sizes:
         outside = outside[outside.index(max(outside, key=sizes.__getitem__)) + 1 :]
+    new = set(new)
     fresh = [name for name in outside if any(inside(parameter, [name]) for parameter in new)]
-    return fresh or outside
+    pooler = f"{model.base_model_prefix}.pooler"
+    whole = {name for name, _ in model.named_parameters() if inside(name, [pooler])}
+    return [*([pooler] if whole and whole <= new else []), *(fresh or outside)]
 
 
 def small(config: PretrainedConfig) -> PretrainedConfig:
