@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vera.commands import ROOT
 from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
 from vera.config.paths import readable
 from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, redacted
@@ -293,7 +294,8 @@ def main(work: Work = train) -> int:
             asked, sys.argv[1:] = crew.parted(sys.argv[1:])
             if asked is not None and (places := places_of(asked, sys.argv[1:])) != [None]:
                 log.info("%d workers: %s", len(places), ", ".join(f"GPU {p}" if p is not None else "CPU" for p in places))
-                return crew.Crew(log.info).run(crew.parted(sys.orig_argv)[1], places)
+                script = ROOT / "scripts" / f"{work.__name__}.py"  # wherever the command was started from (--project)
+                return crew.Crew(log.info).run([sys.executable, str(script), *sys.argv[1:]], places)
             sys.argv[1:] = for_each_run(readable(sys.argv[1:]))
             if workers.launched() > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
                 raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")
