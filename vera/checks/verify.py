@@ -214,5 +214,5 @@ def _given(overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
         key, equals, value = override.partition("=")
         if not equals or key not in allowed:
             raise ConfigError(f"{override}: only {', '.join(allowed)} can be given; the rest is what the record says")
-        given[key] = value
+        given[key] = os.path.expanduser(value)  # which a shell does not after `task.data_dir=`
     return given
