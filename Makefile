@@ -82,7 +82,6 @@ demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (m
 	@$(PY) scripts/demo.py $(THERE)
 
 test: setup .venv/e2e .venv/instruct .venv/docs ## the tests
-	@$(PY) scripts/plan.py >/dev/null # composes the runs of the paper once, for all of the tests' processes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-launchers: setup ## the digits sweep through joblib, submitit, Ray and two processes a run: the same table each time (minutes)

@@ -613,6 +613,9 @@ def test_answers_that_do_not_fit_the_questions(tmp_path, server):
     pair = source("vicuna_bench", synthetic=True)
     with pytest.raises(ConfigError, match="graded pairwise: give 2 answer files"):
         judge([path], pair, settings("http://x/v1"), KEY, tmp_path, tmp_path)
+    same = answer_file(tmp_path, load_questions(pair, tmp_path))
+    with pytest.raises(ConfigError, match="are the same answers; a pair is of two"):
+        judge([same, same], pair, settings("http://x/v1"), KEY, tmp_path, tmp_path)
 
 
 def test_files_without_a_folder_are_fetched_once_and_checked(tmp_path):

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from pydantic import Field
 
-from experiments.engine.published import rows_of
+from experiments.engine.published import names, rows_of
 from vera.config import RunConfig, Strict, checked, choices, conf_file, explain, run_name
 from vera.config.components import read_yaml
 from vera.config.memory import compose_all, composed
@@ -125,9 +125,10 @@ def _parts(sweep: Sweep) -> list[Sweep]:
 
 
 def prepare() -> None:
-    """Compose the cells of every sweep on all cores, which is most of the work when nothing is remembered yet."""
-    every = [*sweeps(), *own_sweeps()]
-    compose_all(_composed_by(sweep, chosen) for sweep in every for chosen in _seeds_by_cell(sweep, ()))
+    """Compose the cells of every sweep and table on all cores, which is most of the work when nothing is remembered yet."""
+    every = [_composed_by(sweep, chosen) for sweep in [*sweeps(), *own_sweeps()] for chosen in _seeds_by_cell(sweep, ())]
+    tables = [rows_of(name) for name in names()]
+    compose_all([*every, *(row.overrides(task) for rows, tasks in tables for row in rows if row.method for task in tasks)])
 
 
 def cells(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Cell]:

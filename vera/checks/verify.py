@@ -64,10 +64,10 @@ class Comparison:
 def read_record(path: Path) -> Record:
     """The record in a file of a results folder, or the only one in a folder that was published. Raises RecordError."""
     if path.is_dir():
-        inside = sorted(path.glob("runs/*.json"))
+        inside = Store(path).names()
         if len(inside) != 1:
             raise RecordError(f"{path} holds {len(inside)} records (runs/<run>.json); name the one to repeat")
-        path = inside[0]
+        path = Store(path).path(inside[0])
     found = Store(path.parent.parent).find(path.stem) if path.suffix == ".json" else None
     if found is None:
         raise RecordError(f"{path} is not there or is not called <run>.json")

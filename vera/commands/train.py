@@ -66,7 +66,7 @@ def train(cfg: DictConfig, run: RunConfig) -> str:
 
     if run.device != "cpu":
         say_of_other_gpus()
-    with screen.shown(label(run), run.progress if os.environ.get("RANK", "0") == "0" else False):
+    with screen.shown(label(run), run.progress if speaks() else False):
         record = execute(run)
     return line(run, record, already(run, record) if done else f"{time.monotonic() - began:.1f} s")
 
@@ -226,12 +226,17 @@ def passed_on(arguments: list[str]) -> Iterator[str | None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def speaks() -> bool:
+    """Whether this process prints: the only one, or the first of those that a launcher has started for one run."""
+    return (os.environ.get("WORLD_SIZE") or "1") == "1" or (os.environ.get("RANK") or "0") == "0"
+
+
 def set_up_logging() -> None:
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
-        log.setLevel(logging.INFO if (os.environ.get("RANK") or "0") == "0" else logging.CRITICAL)
+        log.setLevel(logging.INFO if speaks() else logging.CRITICAL)
         log.propagate = False
 
 
