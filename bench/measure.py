@@ -64,10 +64,14 @@ def now() -> str:
 
 
 def code() -> str:
-    """What decides a figure beside the machine: a hash over the method, this yardstick, and the versions of the packages."""
+    """What decides a figure beside the machine: a hash over the method, the runs' loop, this yardstick, and the versions of
+    the packages."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256(repr(sorted(machine("cpu")["versions"].items())).encode())
-    for path in [*sorted((root / "vera" / "nn").glob("*.py")), root / "bench" / "measure.py", root / "bench" / "cases.py"]:
+    for path in [
+        root / "vera" / "run.py",
+        *(p for part in ("vera/nn", "vera/train", "bench") for p in sorted((root / part).glob("*.py"))),
+    ]:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

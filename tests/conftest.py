@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import forked
+
+ROOT = forked.ROOT
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job, as which no test is meant
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,6 +24,15 @@ os.environ["WANDB_MODE"] = "offline"
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=0, metavar="N", help="inputs for each reader in tests/test_fuzz.py, at random")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session):
+    """Where several processes will test, the paper's runs are composed before, once for all of them."""
+    if session.config.getoption("numprocesses", None):
+        from experiments.engine.sweeps import prepare
+
+        prepare()
 
 
 def pytest_collection_finish(session):
@@ -94,8 +105,6 @@ def warned(caplog, monkeypatch):
 @pytest.fixture(scope="session")
 def script():
     """script("plan.py", ...) runs one of scripts/ in a process of its own (tests.forked); returns the finished process."""
-    from tests import forked
-
     forked.start()
     return forked.run
 

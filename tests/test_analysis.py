@@ -191,3 +191,10 @@ def test_a_measurement_of_other_runs_fills_no_figure(tmp_path, caplog):
     (tmp_path / "analysis" / "figure3_mini.json").write_text(json.dumps({**made, "backbone": ["a", "b"]}))
     assert figure3_magnitudes.build(Asked({}, results=tmp_path))[1].rows[0][1] == "–"
     assert "measures runs of unlike backbones (a, b)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["analyse", "rehearse"])
+def test_a_results_dir_that_would_not_be_read_is_refused(name, capsys):
+    with pytest.raises(SystemExit):
+        command(name, ["--with", "results_dir=elsewhere"])
+    assert "results_dir= says where runs go; where they are looked for is --results" in capsys.readouterr().err

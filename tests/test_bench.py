@@ -217,3 +217,13 @@ def test_table_12_measures_the_layers_that_a_run_has(method, cache, monkeypatch)
     measured = adapted[0].model
     assert four_bits and kinds(measured) == kinds(real) and weights(measured) == weights(real) != set()
     assert kinds(model) == {"bitsandbytes.nn.modules.Linear4bit"}  # the other method finds it bare
+
+
+def test_one_output_is_a_score_and_no_probability(monkeypatch, capsys):
+    from vera.commands import serve_mixed
+
+    monkeypatch.setattr("sys.argv", ["serve_mixed.py", "--labels", "1"])
+    assert serve_mixed.main() == 0
+    found = capsys.readouterr()
+    scores = [json.loads(line)["scores"] for line in found.out.splitlines()]
+    assert len(scores) == 8 and len({score for (score,) in scores}) >= 4 and "gives the same" in found.err

@@ -1,6 +1,7 @@
 """Configs compose, unknown keys are errors, and a run's identity is what it should be and stays what it was."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from typing import Annotated
 
 import hydra
 import pytest
-import yaml
 from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
@@ -24,6 +24,7 @@ from vera.config import (
     cell_id,
     choice,
     choices,
+    components,
     compose,
     composing,
     marks,
@@ -31,6 +32,7 @@ from vera.config import (
 )
 from vera.config.composing import recipe
 from vera.config.marks import TABLE
+from vera.config.paths import readable
 from vera.errors import ConfigError
 
 FITTING_TASK = {
@@ -46,7 +48,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden_cells.json").read_text())
 @pytest.mark.parametrize("group", ["model", "task", "method"])
 def test_every_yaml_is_called_what_it_says_and_builds(group):
     for name in choices(group):
-        settings = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())
+        settings = choice(group, name)
         assert settings["name"] == name
         task = FITTING_TASK.get(settings["_target_"].rpartition(".")[2], [])
         composed = getattr(compose([f"{group}={name}", *task]), group)
@@ -418,3 +420,41 @@ def test_what_hydra_refuses_is_refused_in_its_words(overrides):
             compose_(overrides)
         said.append((type(error.value), str(error.value)))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("given", [[], ["model.size=tiny"], ["scale=paper"]], ids=str)
+def test_epochs_on_a_recipe_that_counts_in_steps_are_refused(given):
+    run = ["model=gpt2_mini", "task=e2e", "method=lora", *given]
+    with pytest.raises(ConfigError, match=r"the recipe ends after 400 steps; give train.max_steps=null with it"):
+        compose([*run, "train.epochs=5"])
+    assert compose([*run, "train.epochs=5", "train.max_steps=null"]).train.max_steps is None
+    assert compose([*run, "train.epochs=5", "train.max_steps=9"]).train.epochs == 5
+    assert compose([*run, "train.epochs=5", "scale=rehearsal"]).train.max_steps == 2
+    assert compose(["model=minilm", "task=cola", "method=lora", "train.epochs=5"]).train.epochs == 5
+
+
+def test_a_folder_called_like_a_number_is_a_folder():
+    for name in ("2024", "1e5", "-3.5", "nan", "true"):
+        run = compose(readable([f"results_dir={name}", f"work_dir={name}", f"data_root={name}"]))
+        assert (run.results_dir, run.work_dir) == (name, name)
+    assert readable(["data_root=null", "results_dir=2024a", "task.data_dir=7,8"]) == [
+        "data_root=null",
+        "results_dir=2024a",
+        "task.data_dir='7','8'",
+    ]
+
+
+def test_a_yaml_that_was_changed_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+    path = tmp_path / "conf" / "model" / "of_mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("checkpoint: null\n_target_: vera.models.gpt2.Gpt2\n")
+    assert recipe("lora", "of_mine") == "lora_of_mine"  # nothing to train
+    path.write_text("checkpoint: me/mine\n_target_: vera.models.gpt2.Gpt2\n")
+    os.utime(path, ns=(1, 1))
+    assert recipe("lora", "of_mine") == "lora_gpt2"
+    path.write_text("checkpoint: [\n")
+    os.utime(path, ns=(2, 2))
+    assert recipe("lora", "of_mine") == "lora_of_mine"
+    with pytest.raises(ConfigError, match=r"conf/model/of_mine.yaml, line 2: "):
+        components.read_yaml(path)

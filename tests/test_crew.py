@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.conftest import ROOT
 from vera.errors import ConfigError
 from vera.records import crew
 
@@ -132,3 +133,23 @@ def test_workers_and_a_launcher_are_not_both(monkeypatch):
     assert train.places_of("auto", ["sweep=demo", "device=cpu"]) == [None]
     with pytest.raises(ConfigError, match="leave one of them out"):
         train.places_of("2", ["hydra/launcher=joblib"])
+
+
+@pytest.mark.parametrize("name", ["train", "answer"])
+def test_workers_start_wherever_the_command_was_started(name, tmp_path, monkeypatch):
+    """By absolute paths, since --project changes the folder."""
+    from vera import commands
+    from vera.commands import train
+
+    (tmp_path / "proj").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VERA_PROJECT", "")  # given back afterwards
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setattr("sys.argv", [f"scripts/{name}.py"])
+    started = []
+    monkeypatch.setattr(crew.Crew, "run", lambda self, command, places: started.append((command, places)) or 0)
+    monkeypatch.setattr(train.sweep, "skip", None)
+    given = ["--project", "proj", "sweep=demo", "workers=2", "device=cpu"]
+    assert commands.run(name, given) == 0
+    assert started == [([sys.executable, str(ROOT / "scripts" / f"{name}.py"), "sweep=demo", "device=cpu"], [None, None])]
+    assert os.path.isabs(started[0][0][1]) and os.environ["VERA_PROJECT"] == str(tmp_path / "proj")

@@ -330,3 +330,18 @@ def test_the_command(script, tmp_path):
     assert done.returncode in (1, 3) and "needs a network" in done.stdout and "nyu-mll/glue" in done.stdout
     done = run("table99")
     assert done.returncode == 2 and done.stderr.startswith("error: ")
+
+
+def test_the_command_tells_the_judge_s_keys_from_the_runs(monkeypatch):
+    from vera.commands import doctor as command
+
+    looked = []
+    monkeypatch.setattr(doctor, "examine", lambda *about: looked.append(about) or [])
+    words = ["vicuna", "method=vera", "judging=fastchat", "questions.data_dir=/x", "judge.model=mine"]
+    monkeypatch.setattr("sys.argv", ["doctor.py", *words])
+    assert command.main() == 0
+    ((cells, questions, judge, _),) = looked
+    assert {cell.run.method["name"] for cell in cells} == {"vera"} and questions[0].data_dir == "/x"
+    assert judge.model == "mine" and judge == checked(
+        JudgeSettings, resolve("judge", ["judging=fastchat", "judge.model=mine"])["judge"], "judge"
+    )

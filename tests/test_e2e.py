@@ -48,7 +48,8 @@ def official(shared_e2e):
     return json.loads((shared_e2e / "reference_outputs" / "scores.json").read_text())["systems"]
 
 
-@pytest.mark.parametrize("system", [SYSTEMS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_the_official_scorers_numbers_to_four_digits(system, shared_e2e):
     if unavailable():
         pytest.skip(f"METEOR, ROUGE_L and CIDEr: {unavailable()}")

@@ -222,7 +222,7 @@ def own_table(tmp_path, monkeypatch, **changes):
             for method in ("vera", "lora")
         ],
     }
-    (tmp_path / "published").mkdir()
+    (tmp_path / "published").mkdir(exist_ok=True)
     (tmp_path / "published" / "mine.yaml").write_text(json.dumps(text))
     monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
 
@@ -253,6 +253,27 @@ def test_the_best_of_a_cost_is_not_the_dearest_run(tmp_path, monkeypatch):
         table = compare("mine", Asked(by_cell(*made), stat=stat))[0]
         assert [text.partition("±")[0] for text in table.rows[0][4:]] == [score, "30.0"]
         assert any("median over seeds" in note and "A cost" in note for note in table.notes) == (stat == "best")
+
+
+@pytest.mark.parametrize("device", ["cpu", "H100"])
+def test_costs_over_unlike_machines_are_said(device, tmp_path, monkeypatch):
+    own_table(tmp_path, monkeypatch)
+    made = [record(["model=digits_vit", "task=digits", f"method={method}"], 0, 0.7) for method in ("vera", "lora")]
+    made[0] = made[0].model_copy(update={"cost": made[0].cost.model_copy(update={"device": device})})
+    table = compare("mine", Asked(by_cell(*made)))[0]
+    note = "Time and memory are not like with like: device (H100: vera; cpu: lora)."
+    assert (note in table.notes) == (device != "cpu")
+
+
+def test_a_printed_cell_may_be_a_dash_and_nothing_else_but_a_number(tmp_path, monkeypatch):
+    made = [
+        record(["model=digits_vit", "task=digits", f"method={m}"], seed, 0.7) for m in ("vera", "lora") for seed in range(5)
+    ]
+    own_table(tmp_path, monkeypatch, lora={"cells": {"digits": "80.1±0.5", "seconds": "–"}})
+    assert compare("mine", Asked(by_cell(*made)))[0].rows[1][4:] == ["80.1±0.5", "–"]
+    own_table(tmp_path, monkeypatch, lora={"cells": {"digits": "80.1*", "seconds": "-"}})
+    with pytest.raises(ConfigError, match=r"rows\.1 .*: digits is '80\.1\*', neither a number \(with its ±\) nor a dash"):
+        compare("mine", Asked(by_cell(*made)))
 
 
 def test_a_dash_is_also_a_run_without_the_score():
@@ -332,6 +353,7 @@ GOLDEN_MARKDOWN = """\
 - a note
 """
 GOLDEN_LATEX = r"""% A & B
+% a note
 \begin{tabular}{ll}
 \toprule
 Method & 50\% \\
@@ -380,6 +402,8 @@ def test_digits_comparison_is_seed_by_seed_and_says_whether_it_agrees():
     assert all("agrees" in line for line in digits.compare(mine, records_of_digits(0.005)))
     assert all("DIFFERS" in line for line in digits.compare(mine, records_of_digits(0.05)))
     assert "nothing to compare" in digits.compare(mine, {**theirs, "head": []})[0]
+    broken = {**mine, "head": [mine["head"][0].model_copy(update={"collapsed": "the loss is nan"}), *mine["head"][1:]]}
+    assert digits.compare(broken, theirs)[0].endswith(": a seed has collapsed here, so there is no mean to compare")
     low = by_cell(*(record(["method=vera"], seed, score) for seed, score in enumerate([0.76, 0.72, 0.72, 0.72, 0.72])))
     high = by_cell(*(record(["method=vera"], seed, score) for seed, score in enumerate([0.79, 0.75, 0.75, 0.725, 0.725])))
     line = next(line for line in digits.compare(digits.records(Asked(low)), digits.records(Asked(high))) if "VeRA" in line)

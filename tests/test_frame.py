@@ -69,7 +69,7 @@ def test_a_key_younger_than_a_record_has_the_value_that_means_as_before(tmp_path
     assert found.groupby("task.validation").size().to_dict() == {"0.2": 2, "dev": 2}
     assert sorted(found["train.evaluate"]) == ["epoch", "epoch", "last", "last"] and "train.decay_biases_and_norms" not in found
     shown = pivot(store.records(), ["method", "train.decay_biases_and_norms"], [], where=["train.evaluate=epoch"])
-    assert shown.rows == [["lora", "False", "60.0±14.1 (n=2)"]]
+    assert shown.rows == [["lora", "false", "60.0±14.1 (n=2)"]]
 
 
 def test_versions_and_fingerprints_of_one_component_are_told_apart(tmp_path):
@@ -143,6 +143,8 @@ def test_a_table_by_any_keys(results):
     ]
     last = pivot(records, ["method.rank"], [], "accuracy", ["method=lora"], stat="last")
     assert last.rows[1] == ["8", "40.0±0.0 (n=3)"]
+    told = ["method.train_head=true", "train.deterministic=False", "train.max_steps=null", "method.targets=[query,value]"]
+    assert pivot(records, ["method", "method.rank"], ["task"], where=told).rows == made.rows
     recipes = pivot(records, ["method"], ["task"], recipes=True)
     assert recipes.rows == [["lora", "60.0±10.0 (n=3)"]]
 
@@ -151,7 +153,7 @@ def test_a_table_by_any_keys(results):
     ("more", "said"),
     [
         ({}, r"lora digits: 2 cells in one place \(method\.rank: 4, 8\)"),
-        ({"where": ["method.rank=9"]}, r"no records with method\.rank=9"),
+        ({"where": ["method.rank=9"]}, r"no records with method\.rank=9; there is method\.rank=4 8 256"),
         ({"where": ["method.rnk=9"]}, r"method\.rnk is no key of these records"),
         ({"where": ["rank"]}, "is not KEY=VALUE"),
         ({"metric": "accurcy"}, "accurcy is no metric of these records; there are accuracy"),

@@ -27,8 +27,11 @@ CLASSES = 3
 SHAPES = {"task.classes": CLASSES, "task.train_per_class": 4}
 
 
+DIGITS = load_digits()
+
+
 def digit(row: int) -> Image.Image:
-    return Image.fromarray((load_digits().images[row] * 15.9).astype(np.uint8)).resize((20, 30))
+    return Image.fromarray((DIGITS.images[row] * 15.9).astype(np.uint8)).resize((20, 30))
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -38,7 +41,7 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def rows_of(label: int, start: int, count: int) -> list[int]:
-    return np.flatnonzero(load_digits().target == label)[start : start + count].tolist()
+    return np.flatnonzero(DIGITS.target == label)[start : start + count].tolist()
 
 
 def write_folder(folder, start, count):

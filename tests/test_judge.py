@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import time
 
@@ -612,6 +613,9 @@ def test_answers_that_do_not_fit_the_questions(tmp_path, server):
     pair = source("vicuna_bench", synthetic=True)
     with pytest.raises(ConfigError, match="graded pairwise: give 2 answer files"):
         judge([path], pair, settings("http://x/v1"), KEY, tmp_path, tmp_path)
+    same = answer_file(tmp_path, load_questions(pair, tmp_path))
+    with pytest.raises(ConfigError, match="are the same answers; a pair is of two"):
+        judge([same, same], pair, settings("http://x/v1"), KEY, tmp_path, tmp_path)
 
 
 def test_files_without_a_folder_are_fetched_once_and_checked(tmp_path):
@@ -718,3 +722,13 @@ def test_a_file_of_prompts_that_is_not_the_official_one(server, tmp_path, ask):
     (tmp_path / "prompt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="judge prompt math has a field that is not known"):
         read_prompts(in_folder(chosen.files.prompts["pairwise"], tmp_path), "pairwise")
+
+
+def test_a_path_on_the_judge_s_command_line_is_read_as_a_path(monkeypatch):
+    from vera.commands import judge as command
+
+    seen = []
+    monkeypatch.setattr(command, "_groups", lambda files, overrides: seen.extend(overrides) or [])
+    monkeypatch.setattr("sys.argv", ["judge.py", "a.jsonl", "questions.data_dir=~/mt bench", "judge.model=x"])
+    assert command.main() == 0
+    assert seen == [f"questions.data_dir='{os.path.expanduser('~')}/mt bench'", "judge.model=x"]

@@ -1,12 +1,14 @@
 """Every method of conf/method on every family of backbone: the same assertions, found by glob."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.conftest import own_methods
 from vera.config import build
+from vera.config import compose as compose_config
 from vera.errors import ConfigError
 from vera.methods.base import count
 from vera.nn.names import inside
@@ -166,6 +168,15 @@ def test_a_task_of_another_modality_is_refused(compose):
 def test_bitfit_trains_biases_alone(prepared):
     backbone, built, _, _, _ = prepared("bitfit", "roberta_base")
     assert all(name.endswith("bias") for name, _ in built.parameter_groups(backbone)["adapter"])
+
+
+def test_bitfit_trains_biases_that_are_no_layer_s():
+    """DeBERTa's q_bias and v_bias, torch's in_proj_bias."""
+    model = torch.nn.Sequential(torch.nn.MultiheadAttention(4, 2), torch.nn.LayerNorm(4))
+    bitfit = build(compose_config(["method=bitfit"]).method, "method")
+    bitfit.attach(SimpleNamespace(model=model, head=()), {})
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"0.in_proj_bias", "0.out_proj.bias", "1.bias"}
 
 
 def test_components_build_once_more_from_a_record_of_their_config(compose):

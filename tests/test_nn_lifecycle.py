@@ -1,6 +1,7 @@
 """Unloading, merging for good, deleting and disabling adapters."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -231,3 +232,65 @@ def test_save_pretrained_of_a_model_that_is_not_merged_warns_and_can_be_resumed_
     assert not torch.allclose(logits(model), second)
     model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
     torch.testing.assert_close(logits(model), second)
+
+
+@pytest.mark.parametrize("act", [lambda m: disabled(m).__enter__(), unload, merge_and_unload, lambda m: set_adapter(m, None)])
+@pytest.mark.parametrize("on_part", [False, True])
+def test_a_part_of_the_adapted_model_is_refused_and_changes_nothing(act, on_part):
+    """Heads and configuration are with what the adapter was attached to; without them it was switched off for good."""
+    model = roberta()
+    trained(attach(model.roberta if on_part else model, config()))
+    adapted = logits(model)
+    with pytest.raises(
+        AdapterError, match=r"adapter 'default' on .*layer.0.attention.self.query was attached to another module"
+    ):
+        act(model if on_part else model.roberta)
+    assert torch.equal(logits(model), adapted)
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_no_second_root_over_an_adapted_part():
+    model = roberta()
+    trained(attach(model.roberta, config("query")))
+    adapted = logits(model)
+    with pytest.raises(AdapterError, match="was attached to another module"):
+        attach(model, config("value"), "other")
+    assert torch.equal(logits(model), adapted) and all(name.endswith("query") for name, _ in vera_layers(model))
+
+
+def test_a_pickled_model_keeps_its_save_pretrained(tmp_path):
+    model = roberta()
+    trained(attach(model, config(head=("classifier",))))
+    copied = pickle.loads(pickle.dumps(model))
+    with pytest.warns(UserWarning, match="writes adapted layers"):
+        copied.save_pretrained(tmp_path / "adapted")
+    merge(copied).save_pretrained(tmp_path / "merged")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=1e-6)
+    unload(copied).save_pretrained(tmp_path / "plain")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
+    torch.testing.assert_close(logits(plain), logits(unload(model)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_sum_beyond_the_range_of_fp16_is_refused_before_any_layer_is_merged(tmp_path):
+    model = llama(dtype=torch.float16)
+    trained(attach(model, config("q_proj", "v_proj")))
+    last = dict(vera_layers(model))["model.layers.1.self_attn.v_proj"]
+    last.vectors["default"].b.data.mul_(1e6)
+    with pytest.raises(AdapterError, match=r"1.self_attn.v_proj: merging adapter 'default' gives weights .* in torch.float16"):
+        merge_and_unload(model)
+    assert all(layer.merged is None for _, layer in vera_layers(model)) and len(list(vera_layers(model))) == 4
+
+
+def test_another_adapter_is_chosen_before_distributed_data_parallel(tmp_path):
+    model, _, _, second = two_adapters()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(AdapterError, match="choose adapter 'a' before DistributedDataParallel"):
+            set_adapter(wrapped, "a")
+        with disabled(wrapped):
+            pass
+        assert torch.equal(logits(wrapped), second)
+    finally:
+        torch.distributed.destroy_process_group()

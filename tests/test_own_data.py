@@ -452,6 +452,24 @@ def test_the_command_prints_the_yaml_and_three_rows(tmp_path, monkeypatch, capsy
     assert "held_out: 0.2\n" in out and out.count(" -> ") == 3
 
 
+def test_an_option_that_the_kind_of_data_does_not_take_is_refused(tmp_path, monkeypatch):
+    write(tmp_path / "all.csv")
+    (tmp_path / "images").mkdir()
+    asked = ["--instruction", "a", "--output", "b"]
+
+    def refused(*arguments):
+        monkeypatch.setattr("sys.argv", ["task.py", "mine", *map(str, arguments), "--print"])
+        with pytest.raises(ConfigError) as error:
+            command.main()
+        return str(error.value).rpartition("of which nothing takes ")[2]
+
+    assert refused(tmp_path / "all.csv", *asked, "--text", "x", "--scores", "--test", "t.csv") == "--text, --scores, --test"
+    assert refused(tmp_path / "all.csv", *asked, "--label", "x", "--validation", "v.csv") == "--label, --validation"
+    assert (
+        refused(tmp_path / "images", *asked, "--classes", "--model", "minilm") == "--classes, --model, --instruction, --output"
+    )
+
+
 def test_rows_are_shown_as_a_model_s_tokenizer_reads_them(tmp_path, cache):
     write(tmp_path / "all.csv")
     made = draft.text_files("mine", tmp_path / "all.csv", ["first", "second"], "verdict", {})

@@ -39,3 +39,11 @@ def test_scores_have_a_cosine_too_and_embeddings_have_length_one(cache):
     assert embedded[2] == pytest.approx(alone[0], abs=1e-5)  # padding and order change nothing
     found = probe.probe(task, backbone)
     assert found["metrics"].keys() == found["cosine"].keys() == {"pearson", "spearmanr"} and found["penalised"] == "alpha"
+
+
+@pytest.mark.parametrize("word", ["task=cola", "model=roberta_base", "+method=lora"])
+def test_another_task_is_not_scored_under_every_name(word, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["probe.py", "task.data_dir=/glue", "--out", "x", word])
+    with pytest.raises(SystemExit):
+        probe.main()
+    assert f"{word}: the probe is of model=minilm on each of" in capsys.readouterr().err

@@ -165,7 +165,7 @@ def test_the_card_s_code_opens_an_adapter_with_a_head_of_any_size(name, outputs,
     assert trained[-1].shape == (outputs,)
 
 
-def test_the_card_shows_test_scores_where_there_are_some_and_code_that_parses(made):
+def test_the_card_shows_test_scores_where_there_are_some_and_code_that_parses(made, monkeypatch):
     root, runs = made
     record = Store(root / "results").find(runs[0].run_name)
     raw = json.loads(record.to_json())
@@ -187,6 +187,11 @@ def test_the_card_shows_test_scores_where_there_are_some_and_code_that_parses(ma
     assert (
         "BLEU, NIST of the texts that it wrote for the 630 inputs of the test set, log_likelihood on 4,672 other rows" in text
     )
+    broken = Record.model_validate({**json.loads(record.to_json()), "collapsed": "the loss is nan", "weights": {}})
+    monkeypatch.setattr(Store, "by_cell", lambda store: {record.run.cell_id: [record, broken]})
+    text = publish.card(record, Store(root / "results"), "me/x", "best", "peft", "---\n\n# x\n", None)
+    assert f"| collapsed | collapsed to {record.score():.4f} | 2 |" in text and "-inf" not in text
+    monkeypatch.undo()
     assert " rows that chose the best epoch" in publish.card(
         record, Store(root / "results"), "me/x", "best", "peft", "---\n\n# x\n", None
     )

@@ -7,6 +7,8 @@ import stat
 
 import pytest
 
+from experiments.engine import status
+from vera.checks.verify import read_record
 from vera.errors import RecordError
 from vera.records.record import Record, parse, text_hash
 from vera.records.store import Store, output_path
@@ -162,6 +164,15 @@ def test_outputs_are_kept_with_their_record_and_checked(finished, tmp_path):
     (tmp_path / path).unlink()
     with pytest.raises(RecordError, match="cannot be read"):
         store.read_output(kept, "txt")
+
+
+def test_hidden_files_are_no_records(finished, tmp_path):
+    """macOS writes a ._ file beside each one on a disk that is not its own."""
+    record, store = finished[0], Store(tmp_path)
+    store.write(record)
+    (store.runs / f"._{record.name}.json").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+    assert store.names() == [record.name] and store.records() == [record] and status.look(tmp_path).done == {record.name}
+    assert read_record(tmp_path) == record
 
 
 def test_a_cell_is_read_when_it_is_asked_for(finished, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.artefacts.digits import METHODS
 from experiments.engine import registry
-from experiments.engine.render import INTERVAL
+from experiments.engine.render import DASH, INTERVAL
 from experiments.engine.rows import Asked
 from tests.test_experiments import by_cell, record
 from vera.commands import run
@@ -147,3 +147,13 @@ def test_a_row_about_another_value_than_with_gives_shows_no_runs_of_it():
     assert len(asked.records(cell)) == len(asked.records([*cell, "method.rank=64.0"])) == 5 and not asked.said
     assert not asked.records([*cell, "method.rank=1"]) and not asked.records(["model=vit_base", *cell[1:], "method.rank=8"])
     assert asked.said[0] == "A row of method.rank=1 has no runs with method.rank=64."
+
+
+@pytest.mark.parametrize("word", ["method.sharing=unique", "++method.sharing=unique"])
+def test_a_row_that_is_about_a_default_has_no_runs_of_another_value(word):
+    made = runs(["model=digits_vit", "task=digits", "method=vera", "method.sharing=unique"])
+    asked = Asked(by_cell(*made), [word])
+    for _ in range(2):  # each artefact says it that asks for the row
+        table = next(made for made in registry.artefact("variants").build(asked) if made.name == "table7_mini")
+        assert [row[1:4:2] for row in table.rows] == [["Shared", DASH], ["Unique", "5"]]
+        assert f"A row of method.sharing=shared has no runs with {word}." in table.notes

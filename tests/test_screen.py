@@ -105,3 +105,13 @@ def test_variants_are_told_apart_by_what_was_set():
     assert run.variant == "rank=4 train.lr=0.5"
     assert compose(["task.data_dir=/x", "model=roberta_base", "task=rte", "train.save=false"]).variant == ""
     assert run.cell_id == compose(["method.rank=4", "train.lr=0.5"]).cell_id
+
+
+def test_what_is_counted_is_told_now_and_then_where_nobody_watches(clock):
+    told = []
+    for show in ("auto", False):
+        with module.counted("judge", "verdicts", show, told.append, clock) as tell:
+            for done in (1, 1000, 1999, 2000):
+                clock.now += 40
+                tell(done, 2000)
+    assert told == ["judge: 1,000 of 2,000 verdicts", "judge: 2,000 of 2,000 verdicts"]

@@ -47,7 +47,7 @@ def test_one_run_leaves_one_record_and_is_not_repeated(train, tmp_path):
     ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_clear_line_and_leaves_no_record(overrides, words, train, tmp_path):
-    failed = train(*overrides)
+    failed = train(*overrides, RANK="8")  # of nobody's launcher
     lines = [line for line in failed.stderr.splitlines() if line.strip()]
     assert failed.returncode != 0 and failed.stdout == ""
     assert len(lines) == 1 and lines[0].startswith("error: "), failed.stderr
@@ -125,7 +125,7 @@ def test_other_statistics_are_printed_and_overwrite_nothing(script, tmp_path):
 
 def make(*words):
     """As from a shell, though make may run these tests: a make within a make gets its variables, and says where it enters."""
-    ours = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "METHOD", "WORKERS", "ARTEFACT", "ARGS")
+    ours = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "METHOD", "WORKERS", "ARTEFACT", "ARGS", "NAME", "MODEL", "TASK", "RUN", "FILE")
     shell = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.run(["make", *words], capture_output=True, text=True, cwd=ROOT, env=shell)
 
@@ -139,20 +139,52 @@ def test_the_makefile_documents_itself_and_deletes_no_results():
     assert "rm -" not in text and "git clean" not in text
 
 
-def test_each_make_target_takes_args_or_refuses_them():
+def test_each_make_target_takes_what_its_recipe_reads():
     text = (ROOT / "Makefile").read_text()
-    recipes = dict(re.findall(r"^([a-z][a-z0-9-]*):.*\n((?:\t.*\n)*)", text, re.MULTILINE))
-    (deaf,) = re.findall(r"^DEAF := (.*)$", text, re.MULTILINE)
-    assert sorted(name for name, recipe in recipes.items() if "$(ARGS)" not in recipe and name != "figures") == sorted(
-        deaf.split()
-    )
-    swept = {name for name, recipe in recipes.items() if "$(CREW)" in recipe}
-    (listed,) = re.findall(r"^SWEPT := (.*)$", text, re.MULTILINE)
-    assert swept == set(listed.split())
-
-    assert "ARGS has no effect on lint" in make("-n", "lint", "ARGS=x").stderr
+    recipes = dict(re.findall(r"^([a-z][a-z0-9-]*):.*\n((?:\t.*\n?)*)", text, re.MULTILINE))
+    listed = {
+        name: value.split() for name, value in re.findall(r"^(?:TAKE_)?([A-Z]+) := ([a-z0-9 $()SWEPT-]*)$", text, re.MULTILINE)
+    }
+    deaf, swept = listed.pop("DEAF"), listed.pop("SWEPT")
+    listed["ARGS"] = [name for name in recipes if name not in deaf and name != "figures"]  # an alias
+    for name, targets in listed.items():
+        read_as = [f"$({word})" for word in (name, {"METHOD": "CHOSEN", "WORKERS": "CREW"}.get(name, name))]
+        reading = {target for target, recipe in recipes.items() if any(word in recipe for word in read_as)}
+        assert reading == {each for word in targets for each in (swept if word == "$(SWEPT)" else [word])}, name
+    assert {"ARGS", "METHOD", "MODEL", "TASK", "RUN"} <= listed.keys()
     there = make("-n", "ablations-mini", "ARGS=results_dir=mine seed=1").stdout.splitlines()
     assert "analyse.py --results mine" in there[-1] and "cells as conf/ has them" in there[-2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lint", "ARGS=x"], "ARGS has no effect on lint; it is for: demo"),
+        (
+            ["glue-minilm", "METHOD=vera", "TASK=cola"],
+            "TASK has no effect on glue-minilm; it is for: tune pareto; elsewhere: ARGS=",
+        ),
+        (["plan", "tune", "METHOD=vera"], "METHOD has no effect on plan"),
+        (["glue-minilm", "SEED=0"], "nothing takes SEED=; keys go into ARGS='SEED=0'"),
+        (["glue-minilm", "task=cola"], "ARGS='task=cola'"),
+        (["demo", "task.data_dir=/a b/c=d"], "ARGS='task.data_dir=/a b/c=d'"),
+        (["SWEPT=lint", "demo"], "nothing takes SWEPT="),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_make_refuses_a_word_that_a_target_does_not_take(words, said):
+    done = make("-n", *words)
+    assert done.returncode == 2 and said in done.stderr and not done.stdout
+
+
+def test_a_value_of_make_reaches_the_script_as_one_word():
+    given = ["NAME=sick", "FILE=~/my data/train.csv", "TEXT=sentence A,sentence B", "LABEL=don't know (0-5)"]
+    line = make("-n", "task", *given).stdout.splitlines()[-1].replace("@", "")
+    words = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True).stdout.splitlines()
+    file = os.path.expanduser("~/my data/train.csv")
+    assert words[2:] == ["sick", file, "--text", "sentence A,sentence B", "--label", "don't know (0-5)"]
+    verify = make("-n", "verify", "RUN=my runs/a.json").stdout.splitlines()[-1]
+    assert verify.split("verify.py ")[1].strip() == "'my runs/a.json'"
 
 
 def test_relative_paths_are_meant_from_where_the_command_was_started(train, tmp_path):

@@ -166,3 +166,28 @@ def test_a_sweep_over_a_method_s_key_runs_from_the_command_line(train, tmp_path)
     done = train(*here)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "results" / "runs").glob("*.json"))) == 3
+
+
+@pytest.fixture
+def own_sweep(tmp_path, monkeypatch):
+    """own_sweep(text) writes conf/sweep/own.yaml of a project."""
+    monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+    folder = tmp_path / "conf" / "sweep"
+    folder.mkdir(parents=True)
+    return lambda text: (folder / "own.yaml").write_text(f"# @package _global_\n{text}")
+
+
+def test_the_seed_of_a_sweep_may_be_its_yaml_s(own_sweep):
+    own_sweep("seed: 5\nhydra: {mode: MULTIRUN, sweeper: {params: {method: 'head,vera'}}}\n")
+    assert [cell.seeds for cell in cells("own")] == [(5,), (5,)]
+    (cell, _) = cells("own")
+    assert cell.names() == [compose([*cell.overrides[1:], "seed=5"]).run_name]
+    assert [cell.seeds for cell in cells("own", "seed=1,2")] == [(1, 2), (1, 2)]
+
+
+@pytest.mark.parametrize(("text", "said"), [("hydra:\n\tmode: MULTIRUN\n", "line 3: "), ("- hydra\n", "not a mapping")])
+def test_a_malformed_sweep_is_one_line_that_names_it(text, said, own_sweep):
+    own_sweep(text)
+    for listing in (sweeps.sweeps, sweeps.own_sweeps):
+        with pytest.raises(ConfigError, match=rf"^\S*conf/sweep/own.yaml\W.*{said}[^\n]*$"):
+            listing()

@@ -447,9 +447,11 @@ def test_a_record_says_what_an_earlier_start_had_and_another_precision_is_refuse
         execute(run)
     monkeypatch.undo()
     monkeypatch.setattr("vera.run.code", lambda: {**code, "git_sha": "b" * 40, "versions": {"torch": "2.0", "numpy": "2.0"}})
+    run = run.model_copy(update={"train": run.train.model_copy(update={"micro_batch_size": 2})})  # it fits no longer
     record = execute(run)
     assert record.provenance.started == "the day before" and record.provenance.git_sha == "b" * 40
     earlier = {"step": 0, "started": "the day before", "git_sha": "a" * 40, "versions": {"torch": "1.0"}}
+    earlier |= {"micro_batch_size": None}
     assert record.provenance.notes["resumed"] == [earlier] and record.cost.restarts == 1
 
     old = kept.replace(b'\\"starts\\"', b'\\"stirts\\"')  # a checkpoint from before there were any

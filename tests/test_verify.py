@@ -1,6 +1,7 @@
 """A recorded run comes out again, and what does not agree is named. Nothing that a record says is executed or opened."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -245,3 +246,13 @@ def test_the_command(script, recorded, cache, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
     with pytest.raises(RecordError):
         read_record(tmp_path / "none.json")
+
+
+def test_paths_are_given_as_to_a_training_and_options_anywhere(recorded, tmp_path, monkeypatch):
+    run = run_of(recorded[0], ["cache_dir=~/some cache"], tmp_path)
+    assert run.cache_dir == os.path.expanduser("~/some cache")
+    from vera.commands import verify as command
+
+    monkeypatch.setattr("sys.argv", ["verify.py", "none.json", "device=cpu", "--tolerance", "1", "cache_dir=x"])
+    with pytest.raises(RecordError, match=r"none\.json is not there"):
+        command.main()

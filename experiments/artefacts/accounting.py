@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from experiments.engine.accounting import counts, key, prints
-from experiments.engine.published import Statistic, load, names
+from experiments.engine.published import load, names
 from experiments.engine.render import DASH, Table
+from experiments.engine.rows import Asked
 
 TAKES = (), "it shows counts of whole models (results/accounting.json)"
 
 
-def build(cells: Any = None, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
+def build(asked: Asked) -> list[Table]:
     """Every '# trainable parameters' cell of the paper's tables of scores."""
     rows, remarks = [], []
     for name in names():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from experiments import RESULTS
-from experiments.engine.aggregate import Cells
 from experiments.engine.claims import Claim, decides
 from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
@@ -18,7 +17,7 @@ OCCASIONS = 3  # on which a time has to be measured before it is said to hold
 TAKES = (), "it shows measurements of speed (results/bench)"
 
 
-def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+def build(asked: Asked) -> list[Table]:
     """One line a figure. Nothing here comes from the records of runs."""
     rows, rules, notes = [], [], []
     for path in sorted(MEASURED.glob("*.json")):

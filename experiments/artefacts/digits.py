@@ -11,7 +11,7 @@ from experiments.engine import miniature
 from experiments.engine.aggregate import common, paired, sources, summarise, summarise_records, unlike
 from experiments.engine.plots import METHOD_STYLE, figure, median_over, save
 from experiments.engine.render import Table, signed
-from experiments.engine.rows import Asked, Entry, n, over_seeds, rows, scores, trained
+from experiments.engine.rows import Asked, Entry, given, n, over_seeds, rows, scores, trained
 from vera.records.record import Record
 
 METHODS = {
@@ -84,6 +84,9 @@ def compare(mine: dict[str, Sequence[Record]], committed: dict[str, Sequence[Rec
     ]
     different = bool(lines)
     for method, label in METHODS.items():
+        if any(record.collapsed for record in mine[method]):
+            lines.append(f"{label}: a seed has collapsed here, so there is no mean to compare")
+            continue
         ours, theirs = common(mine[method], committed[method], compared=False)  # the first lines say what is unlike
         if not ours:
             lines.append(f"{label}: nothing to compare with")
@@ -136,7 +139,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
     axes.set_xlabel("Trained parameters (without the head)")
     axes.set_ylabel("Accuracy on digits 5-9 (%)")
     said = median_over([len(runs) for runs in found.values()], collapsed)
-    axes.set_title(f"Every seed, {said}", fontsize=7)
+    axes.set_title("\n".join([f"Every seed, {said}", *given(asked)]), fontsize=7)
     axes.legend(
         title="method (trained parameters)", fontsize=7, title_fontsize=7, loc="center right", bbox_to_anchor=(1.0, 0.38)
     )

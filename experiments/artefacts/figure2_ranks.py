@@ -11,7 +11,7 @@ from experiments.engine.claims import Claim, by_seed, decides
 from experiments.engine.plots import METHOD_STYLE, figure, legend_below, median_over, save, series
 from experiments.engine.published import figure as published
 from experiments.engine.render import Table
-from experiments.engine.rows import Asked, Entry, n, over_seeds, rows, scores, trained
+from experiments.engine.rows import Asked, Entry, given, n, over_seeds, rows, scores, trained
 from experiments.engine.verdicts import Line, Part, decide
 
 RANKS = {str(row.method): row.grid["method.rank"] for row in published("figure2").rows}
@@ -98,7 +98,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
         axes.set_xlabel("Trained parameters (without the head); ranks beside the points")
         axes.set_ylabel(setting.axis)
         said = median_over([len(entry.records) for entry in found], sum(entry.summary().collapsed for entry in found))
-        axes.set_title(f"{setting.title}\nevery seed, {said}", fontsize=7)
+        axes.set_title("\n".join([setting.title, f"every seed, {said}", *given(asked)]), fontsize=7)
         legend_below(axes)
         written += save(canvas, folder / setting.name)
     return written

@@ -14,7 +14,7 @@ from experiments.engine.plots import PALETTE, figure, median_over, save
 from experiments.engine.published import choice
 from experiments.engine.published import figure as published_figure
 from experiments.engine.render import DASH, INTERVAL, Table, interval, number
-from experiments.engine.rows import Asked, Entry, over_seeds, trained
+from experiments.engine.rows import Asked, Entry, given, over_seeds, trained
 from experiments.engine.verdicts import Line, Part, decide
 from vera.records.record import Record
 
@@ -140,7 +140,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
         axes.margins(y=0.15)
         axes.set_xlabel("Method")
         axes.set_ylabel("Gain (% per 1K parameters)")
-        axes.set_title(heading, fontsize=7)
+        axes.set_title("\n".join([heading, *given(asked)]), fontsize=7)
         axes.legend(fontsize=7, loc="upper left")
         written += save(canvas, folder / setting.name)
     return written

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.engine import analysis
-from experiments.engine.aggregate import Cells, Difference, paired, summarise
+from experiments.engine.aggregate import Difference, paired, summarise
 from experiments.engine.claims import Claim, decides
 from experiments.engine.plots import METHOD_STYLE, figure, legend_below, save
 from experiments.engine.render import DASH, Table, interval, signed
@@ -79,7 +78,7 @@ def verdict(found: dict) -> str:
     )
 
 
-def build(cells: Cells, overrides: Sequence[str] = (), stat: str | None = None) -> list[Table]:
+def build(asked: Asked) -> list[Table]:
     """One line a parameter count; where both parametrisations have it, their difference."""
     found = analysis.read("figure6")
     if found is None:
@@ -119,7 +118,7 @@ def _mean(errors: list[float]) -> Difference:
     return paired(errors, [0.0] * len(errors))
 
 
-def draw(cells: Cells, folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
+def draw(asked: Asked, folder: Path) -> list[Path]:
     """figure6 as pdf and png; [] when it has not been measured."""
     found = analysis.read("figure6")
     if found is None:

@@ -106,7 +106,7 @@ def build(asked: Asked) -> list[Table]:
 def _longer(asked: Asked, entries: dict[tuple[str, str], Entry], column: Column) -> Table | None:
     """CoLA's adapters beside the same trained for longer; None where nobody has done that, or --with gives the epochs."""
     told = f"train.epochs={LONGER}"
-    if any(word.startswith("train.epochs=") for word in asked.overrides):
+    if any(word.lstrip("+").startswith("train.epochs=") for word in asked.overrides):
         return None
     shown = {"metric": column.metric, "scale": column.scale, "digits": column.digits}
     usual = {m: replace(entries["cola", m], labels=[METHODS[m], "the recipe's"]) for m in ("bitfit", "lora", "vera")}

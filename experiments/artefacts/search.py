@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
 from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
 from experiments.engine.tuning import edge
 from vera.config import choices, conf_file, dotted
+from vera.config.components import read_yaml
 
 COLUMNS = ["Recipe", "Task", "Chosen", "At the end", "Trials", "Seeds", "Runs", "Steps", "Search", "Chosen on"]
 TAKES = ((), "it is made from the recipes that make tune has written")
@@ -40,7 +39,7 @@ def build(asked: Asked) -> list[Table]:
 
 def tuned(recipe: str) -> dict[str, Any] | None:
     """What `make tune` has written to a recipe: a cell a task; None where it has not."""
-    return (yaml.safe_load(conf_file("recipe", recipe).read_text(encoding="utf-8")) or {}).get("tuned")
+    return read_yaml(conf_file("recipe", recipe)).get("tuned")
 
 
 def ends(cell: dict[str, Any]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import yaml
 from experiments.engine import accounting
 from experiments.engine.accounting import UNITS, prints
 from experiments.engine.claims import Claim, decides, quantity
-from experiments.engine.published import FOLDER, Statistic
+from experiments.engine.published import FOLDER
 from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line
@@ -76,7 +76,7 @@ def units(value: float, like: str) -> str:
     return f"{value / UNITS[unit]:,.1f}{unit}"
 
 
-def build(cells: Any = None, overrides: Sequence[str] = (), stat: Statistic | None = None) -> list[Table]:
+def build(asked: Asked) -> list[Table]:
     """Printed and counted, cell by cell; marked where they differ, with the reason."""
     rows, rules, remarks = [], [], []
     lines = published().rows

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from experiments.engine.accounting import trained
 from experiments.engine.aggregate import (
     PAPER_SEEDS,
+    WORKED,
     Cells,
     Summary,
     common,
@@ -18,9 +19,10 @@ from experiments.engine.aggregate import (
     permutation_p,
     summarise_cost,
     summarise_records,
+    unlike,
 )
 from experiments.engine.judged import Judgements
-from experiments.engine.published import Column, Published, Row, Statistic, load, run_of
+from experiments.engine.published import Column, Published, Row, Statistic, load, number_in, run_of
 from experiments.engine.render import DASH, INTERVAL, Sourced, Table, figure, interval, number, signed
 from experiments.engine.rows import Asked
 from vera.records.record import Record
@@ -69,8 +71,11 @@ def compare(name: str, asked: Asked) -> list[Table]:
         notes += [note for column in published.columns.values() for note in asked.cells.notes.get(column.score, [])]
     if any(_like(published, row, asked.stat) != stat for row in published.rows if row.method):
         notes.append(f"A row whose source says what is printed has that in place of it ({name}_studies).")
-    if stat == "best" and any(column.cost for column in published.columns.values()):
-        notes.append(COST_NOTE)
+    if any(column.cost for column in published.columns.values()):
+        notes += [COST_NOTE] * (stat == "best")
+        ran = [record for records in asked.shown.values() for record in records]
+        if work := unlike(ran, (*WORKED, "threads")):
+            notes.append(f"Time and memory are not like with like: {', '.join(work)}.")
     tables = [Table(name, published.heading, columns, rows, notes, rules)]
     if details:
         tables.append(Table(f"{name}_cells", f"{published.called}, cell by cell", DETAILS, details, [SELECTION]))
@@ -192,11 +197,12 @@ def _beside(text: str, summary: Summary | None, printed: str | None, column: Col
     A best seed is not tested: tests compare means."""
     if summary is None or summary.collapsed:
         return text
-    if printed is None:
+    theirs = None if printed is None else number_in(printed)
+    if theirs is None:
         return Sourced(text, summary.cell)
-    value, _, beside = printed.partition("±")
-    centre, spread = float(value) / column.scale, float(beside) / column.scale if beside else None
-    deviation = column.scale * summary.centre(stat) - float(value)
+    value, beside = theirs
+    centre, spread = value / column.scale, None if beside is None else beside / column.scale
+    deviation = column.scale * summary.centre(stat) - value
     p = deviation_p(summary.values, centre, spread, seeds) if stat != "best" else None
     return Sourced(text, summary.cell, deviation, p)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.engine import plots
 from experiments.engine.aggregate import WORKED, Summary, summarise_cost, unlike
 from experiments.engine.render import DASH, INTERVAL, Table, interval
-from experiments.engine.rows import Asked, Entry, n, over_seeds, trained, unlike_notes
+from experiments.engine.rows import Asked, Entry, given, n, over_seeds, trained, unlike_notes
 from vera.config import choices
 from vera.errors import ConfigError
 from vera.records.record import Record
@@ -150,7 +150,7 @@ def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
         named.append((axes, at, names))
     panels[0].set_ylabel(f"{found[0].records[0].scores.primary} x 100")
     said = plots.median_over([len(entry.records) for entry in found], sum(entry.summary().collapsed for entry in every))
-    canvas.suptitle(f"{said}\nfront in blue", fontsize=8)
+    canvas.suptitle("\n".join([said, "front in blue", *given(asked)]), fontsize=8)
     for axes, at, names in named:
         plots.name_points(axes, at, scores, names)
     return plots.save(canvas, stem)

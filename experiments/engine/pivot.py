@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
 from experiments.engine.aggregate import summarise_records
 from experiments.engine.published import Statistic
 from experiments.engine.render import DASH, Table, number
@@ -44,7 +46,9 @@ def pivot(
                 f"{key} is no key of these records; there are {', '.join(NAMED)} and settings such as method.rank"
             )
     if not chosen:
-        raise ConfigError(f"there are no records{' with ' if where else ''}{' '.join(where)}")
+        values = {key: sorted({_text(_value(record, key)) for record in records}, key=_order) for key, _ in map(_pair, where)}
+        there = "; there is ".join(["", *(f"{key}={' '.join(of[:6])}" for key, of in values.items())])
+        raise ConfigError(f"there are no records{' with ' * bool(where)}{' '.join(where)}{there}")
     metrics = sorted({name for record in chosen for name in record.reported(epoch_of(stat))})
     if metric is not None and metric not in metrics:
         raise ConfigError(f"{metric} is no metric of these records; there are {', '.join(metrics)}")
@@ -100,6 +104,10 @@ def _value(record: Record, key: str) -> Any:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if isinstance(value, bool):
+        return str(value).lower()
     return DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -108,8 +116,9 @@ def _pair(word: str) -> tuple[str, str]:
     if not equals:
         raise ConfigError(f"--where {word!r} is not KEY=VALUE")
     try:
-        return key, f"{float(value):g}" if "." in value or "e" in value.lower() else value
-    except ValueError:
+        meant = yaml.safe_load(value)
+        return key, _text(float(meant) if isinstance(meant, str) else meant)  # to YAML 1e-3 is a text
+    except (ValueError, yaml.YAMLError):
         return key, value
 
 

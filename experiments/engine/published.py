@@ -22,6 +22,8 @@ from vera.errors import ConfigError
 from vera.project import project
 
 FOLDER = RESULTS / "paper"
+DASHES = ("–", "-")  # a cell that its source leaves empty
+_CELL = re.compile(r"([-+]?\d*\.?\d+)\s*(?:±\s*(\d*\.?\d+))?")
 Statistic = Literal["median", "mean", "last", "best"]
 Schema = TypeVar("Schema", bound=Strict)
 
@@ -177,6 +179,11 @@ def load(name: str, folder: Path | None = None) -> Published:
         if row.cells and row.cells.keys() != published.columns.keys():
             columns = ", ".join(published.columns)
             raise ConfigError(f"{where}.rows.{index}.cells ({row.label}): has {', '.join(row.cells)}; columns are {columns}")
+        for key, text in {**row.cells, **({"average": row.average} if row.average else {})}.items():
+            if text not in DASHES and not _CELL.fullmatch(text):
+                raise ConfigError(
+                    f"{where}.rows.{index} ({row.label}): {key} is {text!r}, neither a number (with its ±) nor a dash"
+                )
         for key, metric in row.metrics.items():
             column = published.columns.get(key)
             if column is None or metric not in (column.metric, *column.also):
@@ -186,6 +193,12 @@ def load(name: str, folder: Path | None = None) -> Published:
         if row.model not in published.models:
             raise ConfigError(f"{where}.rows.{index}.model ({row.label}): {row.model!r} is not among `models`")
     return published
+
+
+def number_in(cell: str) -> tuple[float, float | None] | None:
+    """A printed cell's number and, where it has one, its ±; None for a dash."""
+    found = _CELL.fullmatch(cell)
+    return found and (float(found[1]), float(found[2]) if found[2] else None)
 
 
 def figure(name: str, folder: Path | None = None) -> Figure:

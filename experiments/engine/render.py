@@ -135,13 +135,14 @@ _LATEX = {
 
 
 def latex(table: Table) -> str:
-    """A booktabs tabular, ready for \\input."""
+    """A booktabs tabular, ready for \\input, with the table's notes as comments."""
 
     def line(cells: list[str]) -> str:
         return " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
 
     spec = "l" * min(3, len(table.columns)) + "r" * max(0, len(table.columns) - 3)
-    lines = [f"% {table.title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule", line(table.columns), r"\midrule"]
+    said = [f"% {' '.join(text.split())}" for text in (table.title, *notes_of(table))]
+    lines = [*said, rf"\begin{{tabular}}{{{spec}}}", r"\toprule", line(table.columns), r"\midrule"]
     for index, row in enumerate(table.rows, start=1):
         lines.append(line(row))
         if index in table.rules and index < len(table.rows):

@@ -46,11 +46,11 @@ class Asked:
         """Of the cell that these overrides and those of --with make, by seed; [] when nobody has run it, and where --with gives
         another value to a setting that the row is about."""
         key = (*overrides, *self.overrides)
+        own, given = (dict(word.lstrip("+").partition("=")[::2] for word in words) for words in (overrides, self.overrides))
+        other = [f"{name}={own[name]}" for name in own.keys() & given.keys() if _value(own[name]) != _value(given[name])]
+        if other:
+            self.said.append(f"A row of {' '.join(sorted(other))} has no runs with {' '.join(self.overrides)}.")
         if key not in self._found:
-            own, given = (dict(word.partition("=")[::2] for word in words) for words in (overrides, self.overrides))
-            other = [f"{name}={own[name]}" for name in own.keys() & given.keys() if _value(own[name]) != _value(given[name])]
-            if other:
-                self.said.append(f"A row of {' '.join(sorted(other))} has no runs with {' '.join(self.overrides)}.")
             self._found[key] = [] if other else cell_records(self.cells, key)
         self.shown[key] = self._found[key]
         return self._found[key]

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from pydantic import Field
 
-from experiments.engine.published import rows_of
+from experiments.engine.published import names, rows_of
 from vera.config import RunConfig, Strict, checked, choices, conf_file, explain, run_name
+from vera.config.components import read_yaml
 from vera.config.memory import compose_all, composed
 from vera.errors import ConfigError
 from vera.project import project
 
 AXES = ("model", "task", "method")
-INERT = {"hydra", "artefacts", "scales", "results_dir"}  # what in a sweep's yaml says nothing about one of its runs
+INERT = {"hydra", "artefacts", "scales", "results_dir", "seed"}  # what in a sweep's yaml says nothing about one of its runs
 
 
 class Sweep(Strict):
@@ -30,6 +30,7 @@ class Sweep(Strict):
     scales     other scales (conf/scale) at which its runs are this project's own.
     params     values of the axes: of model, task and method, which choose among the rows, and of any other key.
     results_dir  where its runs go, if the yaml says so.
+    seed       of its runs where params and the command line give none.
     plain      its runs follow from their overrides alone, so that they compose (and are remembered) like a table's rows.
     given      overrides that narrow it.
     """
@@ -40,6 +41,7 @@ class Sweep(Strict):
     params: dict[str, Any] = Field(min_length=1)
     plain: bool
     results_dir: str | None
+    seed: int = 0
     given: tuple[str, ...] = ()
 
     @property
@@ -74,13 +76,14 @@ class _Line(NamedTuple):
 
 def read_sweep(name: str) -> Sweep:
     """conf/sweep/<name>.yaml. Raises ConfigError naming file and key."""
-    loaded, where = _mapping("sweep", name), f"conf/sweep/{name}.yaml"
+    loaded, where = read_yaml(conf_file("sweep", name)), f"conf/sweep/{name}.yaml"
     try:
         params = loaded["hydra"]["sweeper"]["params"]
     except (KeyError, TypeError):
         raise ConfigError(f"{where}: no hydra.sweeper.params") from None
     values = {key: loaded.get(key, []) for key in ("artefacts", "scales")}
     values |= {"name": name, "params": params, "plain": loaded.keys() <= INERT, "results_dir": loaded.get("results_dir")}
+    values |= {"seed": loaded.get("seed", 0)}
     return checked(Sweep, values, where)
 
 
@@ -122,9 +125,10 @@ def _parts(sweep: Sweep) -> list[Sweep]:
 
 
 def prepare() -> None:
-    """Compose the cells of every sweep on all cores, which is most of the work when nothing is remembered yet."""
-    every = [*sweeps(), *own_sweeps()]
-    compose_all(_composed_by(sweep, chosen) for sweep in every for chosen in _seeds_by_cell(sweep, ()))
+    """Compose the cells of every sweep and table on all cores, which is most of the work when nothing is remembered yet."""
+    every = [_composed_by(sweep, chosen) for sweep in [*sweeps(), *own_sweeps()] for chosen in _seeds_by_cell(sweep, ())]
+    tables = [rows_of(name) for name in names()]
+    compose_all([*every, *(row.overrides(task) for rows, tasks in tables for row in rows if row.method for task in tasks)])
 
 
 def cells(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Cell]:
@@ -146,7 +150,7 @@ def _seeds_by_cell(sweep: Sweep, overrides: Sequence[str]) -> dict[tuple[str, ..
         raise ConfigError(f"sweep {sweep.name}: {explain(error)}") from None
     found: dict[tuple[str, ...], list[int]] = {}
     for job in listed:
-        seed = next((part.removeprefix("seed=") for part in job if part.startswith("seed=")), "0")
+        seed = next((part.removeprefix("seed=") for part in job if part.startswith("seed=")), str(sweep.seed))
         if not seed.isdecimal():
             raise ConfigError(f"sweep {sweep.name}: seed={seed}: seeds are whole numbers")
         cell = (f"sweep={sweep.name}", *(part for part in job if not part.startswith("seed=")))
@@ -183,7 +187,7 @@ def jobs(overrides: Sequence[Override], artefacts: Sequence[str]) -> list[list[s
 
 def _lines(artefacts: Sequence[str], scale: str, axes: dict[str, list[str]]) -> list[_Line]:
     """The rows at a scale, where others stand for their models and tasks if its yaml says so."""
-    stands_for = _mapping("scale", scale).get("stands_for") if scale in choices("scale") else None
+    stands_for = read_yaml(conf_file("scale", scale)).get("stands_for") if scale in choices("scale") else None
     lines = []
     for artefact in artefacts:
         rows, tasks = rows_of(artefact)
@@ -225,7 +229,3 @@ def _values(override: Override) -> list[str]:
 def _names(override: Override) -> list[str]:
     value = None if override.is_sweep_override() else override.value()
     return [str(name) for name in value] if isinstance(value, list) else _values(override)
-
-
-def _mapping(group: str, name: str) -> dict[str, Any]:
-    return yaml.safe_load(conf_file(group, name).read_text(encoding="utf-8")) or {}

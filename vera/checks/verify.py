@@ -64,10 +64,10 @@ class Comparison:
 def read_record(path: Path) -> Record:
     """The record in a file of a results folder, or the only one in a folder that was published. Raises RecordError."""
     if path.is_dir():
-        inside = sorted(path.glob("runs/*.json"))
+        inside = Store(path).names()
         if len(inside) != 1:
             raise RecordError(f"{path} holds {len(inside)} records (runs/<run>.json); name the one to repeat")
-        path = inside[0]
+        path = Store(path).path(inside[0])
     found = Store(path.parent.parent).find(path.stem) if path.suffix == ".json" else None
     if found is None:
         raise RecordError(f"{path} is not there or is not called <run>.json")
@@ -214,5 +214,5 @@ def _given(overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
         key, equals, value = override.partition("=")
         if not equals or key not in allowed:
             raise ConfigError(f"{override}: only {', '.join(allowed)} can be given; the rest is what the record says")
-        given[key] = value
+        given[key] = os.path.expanduser(value)  # which a shell does not after `task.data_dir=`
     return given

@@ -31,7 +31,8 @@ def main() -> int:
     parser.add_argument("--work", default=None, help="folder with what the runs have saved (default: work/<results>)")
     parser.add_argument("--out", default=None, help="folder for the measurements (default: analysis in the results folder)")
     arguments.overrides(parser)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
+    overrides = arguments.keys_of(parser, options, options.overrides)
     unknown = [name for name in options.names if name not in names]
     if unknown:
         parser.error(f"no such measurement: {unknown[0]}; there are {', '.join(names)}")
@@ -39,14 +40,14 @@ def main() -> int:
     for name in options.names or names:
         measure = magnitudes if name in FIGURE3 else similarities
         try:
-            found = measure(name, store, work, options.overrides)
+            found = measure(name, store, work, overrides)
         except VeraError as error:
             if options.names:
                 raise VeraError(f"{name}: {error}") from None
             print(f"{name}: {error}")
             continue
-        if options.overrides:
-            found["with"] = options.overrides
+        if overrides:
+            found["with"] = overrides
         path = write_atomic(Path(options.out or store.root / "analysis") / f"{name}.json", _compact(found))
         print(f"{name}: {len(found['seeds'])} seeds, written to {path}")
     return 0

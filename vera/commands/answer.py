@@ -7,17 +7,12 @@ python scripts/answer.py model=llama_13b task=alpaca answers=mt_bench answers.ch
 Answers go to results_dir/answers, question by question; the same command goes on from there. scripts/judge.py grades them.
 """
 
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import Progress
 
 from vera.commands import train
 from vera.config import RunConfig, checked, choices
 from vera.errors import ConfigError
+from vera.records import screen
 
 
 def answer(cfg: DictConfig, run: RunConfig) -> str:
@@ -28,38 +23,13 @@ def answer(cfg: DictConfig, run: RunConfig) -> str:
     from vera.trained.answers import AnswerSettings
     from vera.trained.answers import answer as compute
 
-    with progress(run) as shown:
+    with screen.counted(run.run_name, "questions answered", run.progress) as shown:
         record, path, computed = compute(run, checked(AnswerSettings, values, "answers"), shown)
     notes = [f"{record.cut} answers cut at max_new_tokens"] * bool(record.cut)
     notes += [f"{record.shortened} questions shortened"] * bool(record.shortened)
     seconds = record.cost["seconds"]
     done = "already done" if not computed else "done" if seconds is None else f"{seconds:.1f} s"
     return "  ".join([f"{path}", f"{record.questions.count} questions", *notes, done])
-
-
-SECONDS = 60.0  # between two lines where nobody watches
-
-
-@contextmanager
-def progress(run: RunConfig) -> Iterator:
-    """A callback (questions done, of how many): a bar in a terminal, elsewhere a line now and then."""
-    if sys.stderr.isatty() if run.progress == "auto" else run.progress:
-        with Progress(transient=True) as bar:
-            task = bar.add_task(f"{run.run_name}: loading", total=None)
-
-            def show(done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total, description=f"{run.run_name}: answering")
-
-            yield show
-        return
-    last = [time.monotonic()]
-
-    def tell(done: int, total: int) -> None:
-        if run.progress is not False and time.monotonic() - last[0] >= SECONDS:
-            last[0] = time.monotonic()
-            train.log.info("%s: %d of %d questions answered", run.run_name, done, total)
-
-    yield tell
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 python scripts/doctor.py                              the whole paper
 python scripts/doctor.py table2                       what one table, figure or sweep needs
 python scripts/doctor.py glue_base models_dir=/models data_root=/data
-python scripts/doctor.py vicuna questions.data_dir=/data/vicuna_bench judge.prompts=own
+python scripts/doctor.py vicuna questions.data_dir=/data/vicuna_bench judging=fastchat
 
 Exit status: 0 nothing is missing, 1 something is to be done, 3 nothing is known to be missing, but some lines need a network.
 """
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from experiments.engine import arguments
 from experiments.engine.accounting import counts
+from experiments.engine.judging import split
 from experiments.engine.plan import estimate
 from experiments.engine.render import console
 from experiments.engine.sweeps import Cell, cells, sweeps
@@ -35,14 +36,13 @@ def main() -> int:
         from vera.checks import doctor
 
         return show([doctor.python(), *doctor.packages(ROOT / "constraints.txt", set())])
-    of_runs = [override for override in options.overrides if not override.startswith(("questions.", "judge."))]
+    of_runs, of_judge = split(options.overrides)
     found = [cell for sweep in sweeps(options.artefact) for cell in cells(sweep, of_runs)]
-    lines = examine(found, options.overrides)
-    return show(lines)
+    return show(examine(found, of_runs, of_judge))
 
 
-def examine(found: list[Cell], overrides: list[str]):
-    """The doctor's lines for these cells."""
+def examine(found: list[Cell], of_runs: list[str], of_judge: list[str]):
+    """The doctor's lines for these cells, with overrides of runs and of the judge."""
     from vera.checks import doctor  # brings torch, which --help and a wrong name do not need
     from vera.judge.endpoint import JudgeSettings
     from vera.judge.questions import QuestionSource
@@ -59,13 +59,12 @@ def examine(found: list[Cell], overrides: list[str]):
     ]
     questions = {}
     for sweep in dict.fromkeys(cell.sweep for cell in found):
-        chosen = [f"sweep={sweep}", *(override for override in overrides if override.startswith(("answers=", "data_root=")))]
+        chosen = [f"sweep={sweep}", *(override for override in of_runs if override.startswith(("answers=", "data_root=")))]
         if resolve("run", chosen).get("answers"):
-            chosen += [override for override in overrides if override.startswith("answers.")]
-            chosen += [f"answers.{override}" for override in overrides if override.startswith("questions.")]
+            chosen += [override for override in of_runs if override.startswith("answers.")]
+            chosen += [f"answers.{override}" for override in of_judge if override.startswith("questions.")]
             source = checked(QuestionSource, resolve("run", chosen)["answers"]["questions"], "questions")
             questions[source.name] = source
-    of_judge = [override for override in overrides if override.startswith("judge.")]
     judge = checked(JudgeSettings, resolve("judge", of_judge)["judge"], "judge")
     return doctor.examine(wanted, list(questions.values()), judge, ROOT / "constraints.txt")
 

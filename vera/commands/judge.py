@@ -11,24 +11,20 @@ Several MT-Bench files are graded one after the other.
 """
 
 import sys
-import time
 from pathlib import Path
 
-from rich.progress import Progress
-
 from vera.config import checked, resolve
+from vera.config.paths import readable
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.grade import judge
 from vera.judge.judgement import Answers, find
 from vera.judge.questions import QuestionSource
-from vera.records import interrupt
-
-SECONDS = 60.0  # between two lines where nobody watches
+from vera.records import interrupt, screen
 
 
 def main() -> int:
     files = [argument for argument in sys.argv[1:] if "=" not in argument]
-    overrides = [argument for argument in sys.argv[1:] if "=" in argument]
+    overrides = readable([argument for argument in sys.argv[1:] if "=" in argument])
     if not files or any(file.startswith("-") for file in files):
         print(__doc__, file=sys.stderr)
         return 2
@@ -63,17 +59,7 @@ def _groups(files: list[str], overrides: list[str]) -> list[list[str]]:
 def _one(files: list[str], overrides: list[str]) -> None:
     source, settings, values = _config(files, overrides)
     key = read_key(settings)
-    watched, told = sys.stderr.isatty(), time.monotonic()
-    with Progress(transient=True, disable=not watched) as bar:
-        task = bar.add_task("verdicts", total=None)
-
-        def show(done: int, total: int) -> None:
-            nonlocal told
-            bar.update(task, completed=done, total=total)
-            if not watched and time.monotonic() - told >= SECONDS:
-                told = time.monotonic()
-                print(f"{done} of {total} verdicts", file=sys.stderr, flush=True)
-
+    with screen.counted("judge", "verdicts", say=lambda text: print(text, file=sys.stderr, flush=True)) as show:
         record, path = judge(
             files,
             source,

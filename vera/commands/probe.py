@@ -35,7 +35,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as given to train.py")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "analysis", help="folder for the measurement")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
+    for word in options.overrides:
+        if word.partition("=")[0].lstrip("+~") in ("model", "task", "method"):
+            parser.error(f"{word}: the probe is of model=minilm on each of {', '.join(TASKS)}")
     found = {}
     for name in TASKS:
         run = compose(["model=minilm", f"task={name}", "method=head", *readable(options.overrides)])

@@ -47,7 +47,8 @@ def main() -> int:
     parser.add_argument("--results", default="results/scratch", help="folder for the records (default: results/scratch)")
     parser.add_argument("--jobs", type=int, default=2, help="sweeps at a time (default: 2)")
     arguments.overrides(parser)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
+    overrides = arguments.keys_of(parser, options, options.overrides)
     unknown = set(options.sweeps) - set(choices("sweep"))
     if unknown:
         parser.error(f"no such sweep: {', '.join(sorted(unknown))}; there are {', '.join(choices('sweep'))}")
@@ -56,14 +57,14 @@ def main() -> int:
     with ThreadPoolExecutor(max(1, options.jobs)) as pool:
         answers = {sweep: "questions" in (resolve("run", [f"sweep={sweep}"])["answers"] or {}) for sweep in choices("sweep")}
         every = [(s, added, answers[s]) for s in options.sweeps or choices("sweep") for added in rehearsed(s)]
-        for job in [pool.submit(rehearse, *one, options.results, options.overrides) for one in every]:
+        for job in [pool.submit(rehearse, *one, options.results, overrides) for one in every]:
             sweep, status, seconds, stderr = job.result()
             print(f"{'done' if status == 0 else 'FAILED':12}{sweep:44}{seconds:6.0f} s", flush=True)
             if status:
                 errors += 1
                 print("\n".join(line for line in stderr.splitlines() if line.startswith("error")), file=sys.stderr)
     tables = [str(ROOT / "scripts" / "tables.py"), "--results", options.results, "--out", options.results]
-    given = [part for override in (*REHEARSAL, *options.overrides) for part in ("--with", override)]
+    given = [part for override in (*REHEARSAL, *overrides) for part in ("--with", override)]
     made = subprocess.run([sys.executable, *tables, *given])
     print(f"{time.monotonic() - began:.0f} s; records in {options.results}/runs, tables in {options.results}/tables")
     return 1 if errors or made.returncode else 0

@@ -1,7 +1,7 @@
 """Serve one batch in which every request uses its own adapter: one backbone in memory, one forward pass.
 
 python scripts/serve_mixed.py                                                     a tiny random model and adapters made for it
-python scripts/serve_mixed.py --model FOLDER --adapters FOLDER --requests FILE    a classifier of --labels classes
+python scripts/serve_mixed.py --model FOLDER --adapters FOLDER --requests FILE    a classifier of --labels classes (1: scores)
 python scripts/serve_mixed.py ... --generate 40                                   a language model, 40 new tokens a request
 
 FILE has one JSON object a line: {"adapter": "rte", "text": "...", "pair": "..."}; pair may be missing, adapter null is the bare
@@ -72,13 +72,14 @@ def _serve(options: argparse.Namespace) -> int:
         batch = tokenizer.pad(encoded, return_tensors="pt").to(options.device)
         if not options.generate:
             with torch.no_grad():
-                return model(**batch).logits.float().softmax(-1).tolist()
+                logits = model(**batch).logits.float()
+            return (logits if logits.shape[-1] == 1 else logits.softmax(-1)).tolist()  # one output is a score
         made = model.generate(**batch, max_new_tokens=options.generate, do_sample=False)
         return tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
     with bank.use([row["adapter"] for row in requests]):
         found = answers(model, requests)
-    key = "text" if options.generate else "probabilities"
+    key = "text" if options.generate else "scores" if len(found[0]) == 1 else "probabilities"
     for row, answer in zip(requests, found, strict=True):
         shown = answer if options.generate else [round(value, 4) for value in answer]
         print(json.dumps({"adapter": row["adapter"], key: shown}, ensure_ascii=False))

@@ -35,12 +35,18 @@ def main() -> int:
     parser.add_argument("--test", type=Path, metavar="FILE")
     for field in ("instruction", "input", "output"):
         parser.add_argument(f"--{field}", metavar="COLUMN", help=f"what instructions call their {field}")
-    parser.add_argument("--model", default="minilm", help="whose tokenizer shows three rows (default: minilm)")
+    parser.add_argument("--model", help="whose tokenizer shows three rows of text files (default: minilm)")
     parser.add_argument("--print", action="store_true", dest="only_print", help="write nothing")
     options = parser.parse_args()
     if not options.only_print:
         check_free("task", options.name)
     fields = {f: getattr(options, f) for f in ("instruction", "input", "output") if getattr(options, f)}
+    if options.file.is_dir() or fields:
+        kind, others = ("a folder of images", fields) if options.file.is_dir() else ("a file of instructions", ())
+        others = ["text", "label", "kind", "validation", "test", "model", *others]
+        stray = [f"--{options.kind if o == 'kind' else o}" for o in others if getattr(options, o) is not None]
+        if stray:
+            raise ConfigError(f"{options.file} is read as {kind}, of which nothing takes {', '.join(stray)}")
     lines = []
     if options.file.is_dir():
         settings = draft.images(options.name, options.file)
@@ -52,7 +58,7 @@ def main() -> int:
         others = {split: path for split in ("validation", "test") if (path := getattr(options, split)) is not None}
         texts = options.text.split(",") if options.text else []
         settings = draft.text_files(options.name, options.file, texts, options.label, others, options.kind)
-        lines = draft.look(settings, tokenizer(options.model))
+        lines = draft.look(settings, tokenizer(options.model or "minilm"))
     print(draft.as_yaml(settings))
     print("\n".join(lines))
     if not options.only_print:

@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vera.commands import ROOT
 from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
 from vera.config.paths import readable
 from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, redacted
@@ -65,7 +66,7 @@ def train(cfg: DictConfig, run: RunConfig) -> str:
 
     if run.device != "cpu":
         say_of_other_gpus()
-    with screen.shown(label(run), run.progress if os.environ.get("RANK", "0") == "0" else False):
+    with screen.shown(label(run), run.progress if speaks() else False):
         record = execute(run)
     return line(run, record, already(run, record) if done else f"{time.monotonic() - began:.1f} s")
 
@@ -225,12 +226,17 @@ def passed_on(arguments: list[str]) -> Iterator[str | None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def speaks() -> bool:
+    """Whether this process prints: the only one, or the first of those that a launcher has started for one run."""
+    return (os.environ.get("WORLD_SIZE") or "1") == "1" or (os.environ.get("RANK") or "0") == "0"
+
+
 def set_up_logging() -> None:
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
-        log.setLevel(logging.INFO if (os.environ.get("RANK") or "0") == "0" else logging.CRITICAL)
+        log.setLevel(logging.INFO if speaks() else logging.CRITICAL)
         log.propagate = False
 
 
@@ -293,7 +299,8 @@ def main(work: Work = train) -> int:
             asked, sys.argv[1:] = crew.parted(sys.argv[1:])
             if asked is not None and (places := places_of(asked, sys.argv[1:])) != [None]:
                 log.info("%d workers: %s", len(places), ", ".join(f"GPU {p}" if p is not None else "CPU" for p in places))
-                return crew.Crew(log.info).run(crew.parted(sys.orig_argv)[1], places)
+                script = ROOT / "scripts" / f"{work.__name__}.py"  # wherever the command was started from (--project)
+                return crew.Crew(log.info).run([sys.executable, str(script), *sys.argv[1:]], places)
             sys.argv[1:] = for_each_run(readable(sys.argv[1:]))
             if workers.launched() > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
                 raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")

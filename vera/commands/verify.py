@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="local paths, device, micro-batches")
     parser.add_argument("--tolerance", type=float, default=0.0, help="largest difference that counts as equal (default: 0)")
     parser.add_argument("--threads", type=int, help="threads on a CPU (default: as recorded)")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     from vera.checks.verify import compare, read_record, repeat
 
     record = read_record(options.record)

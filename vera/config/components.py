@@ -62,7 +62,7 @@ def check_free(group: str, name: str) -> None:
 def new_yaml(group: str, name: str, text: str) -> Path:
     """Write a yaml of one's own, into the project if there is one; where it is. Raises ConfigError for a name that is taken."""
     check_free(group, name)
-    path = (project() or CONF_DIR.parent) / "conf" / group / f"{name}.yaml"
+    path = own_conf() / group / f"{name}.yaml"
     write_atomic(path, text)
     return path
 
@@ -142,14 +142,41 @@ def own_target(group: str, name: str) -> str | None:
     return None if target is None else str(target)
 
 
-@lru_cache(maxsize=512)
 def own_values(group: str, name: str) -> dict[str, Any]:
     """What one yaml says itself, as it is written; nothing of one that is malformed or not there."""
+    path = conf_file(group, name)
     try:
-        values = yaml.safe_load(conf_file(group, name).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError):
+        return read_yaml(path)
+    except ConfigError:
         return {}
-    return values if isinstance(values, dict) else {}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One yaml as it is written, not to be changed. Raises ConfigError naming the file."""
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except yaml.YAMLError as error:
+        raise ConfigError(malformed(error)) from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+@lru_cache(maxsize=512)
+def _read(path: Path, changed: int) -> dict[str, Any]:
+    with path.open(encoding="utf-8") as file:
+        values = yaml.safe_load(file)
+    if not isinstance(values or {}, dict):
+        raise ValueError("not a mapping")
+    return values or {}
+
+
+def malformed(error: yaml.YAMLError) -> str:
+    """One line for a yaml that cannot be parsed, with its file and line."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = " ".join(str(getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML").split())
+    path = Path(mark.name if mark is not None else getattr(error, "name", ""))
+    where = path.relative_to(CONF_DIR.parent) if path.is_relative_to(CONF_DIR.parent) else path
+    return f"{where}{'' if mark is None else f', line {mark.line + 1}'}: {problem}"
 
 
 def choices(group: str) -> list[str]:

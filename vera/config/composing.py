@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,8 +30,10 @@ from vera.config.components import (
     conf_folders,
     fields,
     group_marks,
+    malformed,
     normalised,
     own_target,
+    own_values,
 )
 from vera.config.identity import GROUPS, hashed
 from vera.config.marks import marks, table
@@ -48,11 +51,9 @@ def recipe(method: str, model: str) -> str:
     the model's class, for a model that can be trained (GPT-3 has no checkpoint, it is counted alone). The first of them, which
     does not exist, where none does.
     """
-    path = conf_file("model", model)
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    published = re.search(r"^checkpoint: (?!null)\S", text, re.MULTILINE)
-    target = re.search(r"^_target_:.*\.(\w+)\.\w+", text, re.MULTILINE) if published else None
-    names = (f"{method}_{model}", model, f"{method}_{target.group(1)}" if target else "")
+    own = own_values("model", model)
+    family = str(own.get("_target_")).split(".")[-2:-1] if own.get("checkpoint") else []
+    names = (f"{method}_{model}", model, *(f"{method}_{name}" for name in family))
     return next((name for name in names if conf_file("recipe", name).is_file()), names[0])
 
 
@@ -219,7 +220,7 @@ def _checked(cfg: DictConfig, overrides: Sequence[str]) -> tuple[RunConfig, list
         _ = run.cell_id
     except (ValueError, TypeError, AttributeError) as error:  # a number that is not finite, half a surrogate pair
         raise ConfigError(f"the configuration has no identity: {error}") from None
-    _check_recipe(recipe(run.method["name"], run.model["name"]))
+    _check_recipe(recipe(run.method["name"], run.model["name"]), cfg, overrides)
     return run, [dotted for dotted, _, _ in following]
 
 
@@ -311,7 +312,7 @@ def _without_recipes(task: dict[str, Any], resolved: dict[str, Any], overrides: 
     of_method = str(method.get("name"))
     names = [recipe(of_method, str(model.get("name"))), *(f"{of_method}_{part}" for part in family)]
     given = {key.split(".")[1] for word in overrides if (key := word.lstrip("+").partition("=")[0]).startswith("task.")}
-    of_recipe = {key for name in names for key in _task_of_recipe(name)} & task.keys() - given
+    of_recipe = {key for name in names for key in _of_recipe(name, "task")} & task.keys() - given
     if not of_recipe:
         return task
     foreign = of_recipe - fields({"_target_": task.get("_target_")}, "task").keys()
@@ -320,17 +321,11 @@ def _without_recipes(task: dict[str, Any], resolved: dict[str, Any], overrides: 
     return {key: value for key, value in task.items() if key not in foreign}
 
 
-def _task_of_recipe(name: str) -> set[str]:
-    """The task's keys that a recipe sets, and the shared ones that it is built upon."""
-    beneath = [base for base in _of_recipe(name, "defaults") if base != "_self_"]
-    return set(_of_recipe(name, "task")).union(*map(_task_of_recipe, beneath))
-
-
-@lru_cache(maxsize=256)
-def _of_recipe(name: str, group: str) -> Any:
-    """What a recipe says of one group; nothing where there is no such recipe."""
-    path = conf_file("recipe", name)
-    return (OmegaConf.to_container(OmegaConf.load(path), resolve=False).get(group) or {}) if path.is_file() else {}
+def _of_recipe(name: str, group: str) -> dict[str, Any]:
+    """What a recipe says of one group, and the shared ones that it is built upon; nothing where there is no such recipe."""
+    own = own_values("recipe", name)
+    beneath = [_of_recipe(base, group) for base in own.get("defaults") or () if isinstance(base, str) and base != "_self_"]
+    return dict(ChainMap(own.get(group) or {}, *reversed(beneath)))
 
 
 def _check_name(settings: dict[str, Any], group: str, overrides: Sequence[str]) -> None:
@@ -381,12 +376,21 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-@lru_cache(maxsize=256)
-def _check_recipe(name: str) -> None:
-    """A recipe says how long to train in epochs or in steps. (max_steps on the command line is a cap on either.)"""
+def _check_recipe(name: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """A recipe says how long to train in epochs or in steps. (max_steps on the command line is a cap on either.) Raises
+    ConfigError where it says both, and where epochs are given on top of its steps, which a run ends after all the same."""
     train = _of_recipe(name, "train")
-    if train.get("epochs") is not None and train.get("max_steps") is not None:
+    steps = train.get("max_steps")
+    if train.get("epochs") is not None and steps is not None:
         raise ConfigError(f"conf/recipe/{name}.yaml: train.epochs and train.max_steps are both given; keep one")
+    given = {word.lstrip("+").partition("=")[0] for word in overrides}
+    if "train.epochs" not in given or "train.max_steps" in given or steps is None:
+        return
+    if OmegaConf.to_container(cfg, resolve=False)["train"]["max_steps"] == steps:  # and not a scale's
+        raise ConfigError(
+            f"train.epochs: the recipe ends after {cfg.train.max_steps} steps; give train.max_steps=null with it "
+            f"(conf/recipe/{name}.yaml)"
+        )
 
 
 def explain(error: Exception) -> str:
@@ -433,15 +437,6 @@ def explain(error: Exception) -> str:
     return text.strip().splitlines()[0]
 
 
-def malformed(error: yaml.YAMLError) -> str:
-    """One line for a yaml that cannot be parsed, with its file and line."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = " ".join(str(getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML").split())
-    path = Path(mark.name if mark is not None else getattr(error, "name", ""))
-    where = path.relative_to(CONF_DIR.parent) if path.is_relative_to(CONF_DIR.parent) else path
-    return f"{where}{'' if mark is None else f', line {mark.line + 1}'}: {problem}"
-
-
 def _not_utf8() -> list[str]:
     """The yamls of conf/ that are in another encoding."""
     found = []
@@ -466,17 +461,9 @@ def _groups(*folders: Path) -> tuple[str, ...]:
 
 def _allowed(parent: str) -> str:
     if parent in GROUPS:
-        keys = {key for name in choices(parent) for key in _keys(conf_file(parent, name))}
+        keys = {str(key) for name in choices(parent) for key in own_values(parent, name)}
     elif not parent:
         keys = set(_compose([]))
     else:
         return f"{parent} has no such key"
     return f"{parent or 'top level'} has: {', '.join(sorted(key for key in keys if not key.startswith('_')))}"
-
-
-def _keys(path: Path) -> Iterable[str]:
-    """The top-level keys of a yaml; none of a malformed one."""
-    try:
-        return map(str, OmegaConf.load(path))
-    except (*_COMPOSING, OSError):
-        return ()

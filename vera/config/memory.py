@@ -79,6 +79,7 @@ class Compositions:
         with ProcessPoolExecutor(workers, get_context("fork")) as pool:
             for overrides, (run, lasting) in zip(new, pool.map(config.compose_lasting, new, chunksize=CHUNK), strict=True):
                 self._keep(" ".join(overrides), run, lasting)
+        self.save()
 
     def save(self) -> None:
         """Write what is new; a folder that cannot be written costs time, nothing else."""

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 # Keys whose values are paths, as far as a command line is concerned.
 _PATH_KEY = re.compile(r"(?:^|[._])(?:path|dir|root|folder)$")
 _PLAIN = re.compile(r"[\w./+@%:-]*", re.ASCII)  # what Hydra's grammar takes as it is
+_NO_TEXT = re.compile(r"[+-]?[\d_.]+(e[+-]?\d+)?|[+-]?(inf|nan)|true|false", re.IGNORECASE)  # a number, or a boolean
 _SWEEP = re.compile(r"(?:choice|glob|sort|shuffle)\(.*\)$")
 
 
@@ -59,7 +60,7 @@ def _readable(argument: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    if _PLAIN.fullmatch(value):
+    if _PLAIN.fullmatch(value) and not _NO_TEXT.fullmatch(value):
         return value
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), value)
     return f"'{escaped}'"

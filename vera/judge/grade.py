@@ -171,6 +171,8 @@ def judge(
         raise ConfigError(f"questions={source.name} is graded {source.grading}: give {needed} answer file{'s' * (needed == 2)}")
     questions = load_questions(source, cache_dir)
     answers = [read_answers(path, questions, source.turns) for path in paths]
+    if len({(answer.name, answer.sha256) for answer in answers}) < len(answers):
+        raise ConfigError(f"{paths[0]} and {paths[1]} are the same answers; a pair is of two")
     prompts = find_prompts(source, settings.prompts, cache_dir)
     not_official = ["the questions"] * (not questions.official) + ["the judge's wording"] * (prompts.source != "official")
     not_official += ["the way of grading"] * (source.grading != (own_grading(source.name) or source.grading))

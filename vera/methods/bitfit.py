@@ -11,6 +11,6 @@ class BitFit(Method):
     def attach(self, backbone, model_config):
         backbone.model.requires_grad_(False)
         for name, parameter in backbone.model.named_parameters():
-            if name.rpartition(".")[2] == "bias":
+            if name.endswith("bias"):
                 parameter.requires_grad_(True)
         self._train_head(backbone)

@@ -88,11 +88,8 @@ def generate_ids(
     """What is written after each prompt, up to and without the token that ends it; `batch_size` prompts at a time, by length.
 
     chosen_by: from the indices of the prompts of a batch to what changes their scores last (Draws); greedy search only.
-    Raises ConfigError when a prompt and max_new_tokens are more than the model can read, and for `chosen_by` in another search
-    than transformers'.
+    Raises ConfigError when a prompt and max_new_tokens are more than the model can read.
     """
-    if chosen_by is not None and decoding.search != "transformers":
-        raise ConfigError(f"decoding.search={decoding.search} draws nothing; sampled answers take transformers")
     tokenizer, model = backbone.preprocess, backbone.model
     limit = positions(model)
     longest = max(map(len, prompts)) + decoding.max_new_tokens

@@ -109,6 +109,18 @@ def configs(model: nn.Module) -> dict[str, VeraConfig]:
     return dict(getattr(unwrapped(model), _CONFIGS, {}))
 
 
+def check_root(model: nn.Module) -> None:
+    """Raises AdapterError for a part of the model that an adapter was attached to, or a model that has it in a part: the
+    adapter's configuration and heads are with the one that it was attached to."""
+    attached = configs(model)
+    for path, layer in vera_layers(model):
+        for name in layer.vectors:
+            if name not in attached:
+                raise AdapterError(
+                    f"adapter {name!r} on {path} was attached to another module than this one: name that one here"
+                )
+
+
 def check_no_bank(model: nn.Module) -> None:
     """Raises AdapterError for a model that an AdapterBank has wrapped."""
     if saving.in_bank(model):
@@ -124,10 +136,11 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
     Freezes everything but the adapter's own b and d and its copies of the modules in `modules_to_save`, which start from the
     backbone's own. Equal projections are stored once,
     also across adapters. Raises AdapterError when the name is taken, the model is merged or a target fits no layer; the model
-    is then as it was.
+    is then as it was. So it is, refused, where a part of the model has an adapter of its own already.
     """
     check_no_bank(model)
     given, model = model, unwrapped(model)
+    check_root(model)
     if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in given.modules()):
         raise AdapterError("attach the adapter before DistributedDataParallel, which would not see its parameters")
     _check_name(name)
@@ -200,10 +213,16 @@ def _check_name(name: object) -> None:
 def set_adapter(model: nn.Module, name: str | None) -> None:
     """Choose the active adapter, the only one that is trainable; None runs (and freezes) the bare backbone and its own head.
 
-    Raises AdapterError for a name that is not attached or a merged model.
+    Raises AdapterError for a name that is not attached, a merged model, and in DistributedDataParallel, which has taken up what
+    trained when it wrapped the model, for another adapter than the active one.
     """
+    wrapped = any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
     model = unwrapped(model)
+    check_root(model)
     attached = configs(model)
+    active = next((layer.active for _, layer in vera_layers(model) if layer.active), None)
+    if wrapped and None not in (name, active) and name != active:
+        raise AdapterError(f"choose adapter {name!r} before DistributedDataParallel, which would not see its parameters")
     if name is not None and name not in attached:
         raise AdapterError(f"no adapter is called {name!r}; attached: {', '.join(attached) or 'none'}")
     if any(layer.merged is not None for _, layer in vera_layers(model)):

@@ -9,7 +9,7 @@ from torch import nn
 
 from . import heads, saving
 from .errors import AdapterError
-from .inject import _CONFIGS, configs, merge, replace_module, set_adapter, unmerge, vera_layers
+from .inject import _CONFIGS, check_root, configs, merge, replace_module, set_adapter, unmerge, vera_layers
 from .linear import VeraLinear
 from .names import unwrapped
 
@@ -24,6 +24,7 @@ def unload(model: nn.Module) -> nn.Module:
 
     Parameters stay frozen, as `attach` has left them.
     """
+    check_root(model)
     unmerge(model)
     set_adapter(model, None)
     return _strip(model)
@@ -36,6 +37,7 @@ def merge_and_unload(model: nn.Module, name: str | None = None) -> nn.Module:
     at least and rounded once, to the dtype of W0. Raises AdapterError, with the model as it was, where `merge` does, and when
     there is no such adapter.
     """
+    check_root(model)
     before = active_adapter(model)
     if name is None and before is None:
         raise AdapterError(
@@ -79,6 +81,7 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Inside: the bare backbone with its own head, unmerged. After, and after an exception: the adapter that was active (merged
     if it was) and every parameter's requires_grad. Calls may be nested."""
+    check_root(model)
     before, merged = active_adapter(model), any(layer.merged is not None for _, layer in vera_layers(model))
     unmerge(model)
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -250,8 +250,8 @@ class VeraLinear(nn.Module):
         _count_steps()
         with torch.inference_mode(False), torch.no_grad():
             W = compose(matrix(self.base_layer), *self.matrices(name))
-            if not torch.isfinite(W).all():
-                raise AdapterError(f"merging adapter {name!r} gives weights that are not finite")
+            if not torch.isfinite(W.to(dtype := self.base_layer.weight.dtype)).all():
+                raise AdapterError(f"merging adapter {name!r} gives weights that are not finite in {dtype}")
         self._sum, self._sum_of = W, self._sources(name)
         self._sum_at = [_state(source) for source in self._sum_of]
 

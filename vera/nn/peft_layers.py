@@ -11,7 +11,6 @@ from peft.tuners.vera import VeraModel
 from peft.tuners.vera.layer import Linear
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.modules import module as global_hooks
 
 from .base_layer import plain
 from .functional import HALF, ActivationOrder, Plan, Update, WeightOrder, adapted_linear, plan, projected
@@ -123,8 +122,8 @@ class AcceleratedModel(VeraModel):
 
 
 def _unhooked(module: nn.Module) -> bool:
-    """Whether nothing but `forward` runs when the module is called."""
-    return not any(getattr(module, name) for name in _HOOKS) and not any(getattr(global_hooks, "_global" + n) for n in _HOOKS)
+    """Whether, but for global hooks, nothing but `forward` runs when the module is called."""
+    return not any(getattr(module, name) for name in _HOOKS)
 
 
 def _transformed() -> bool:

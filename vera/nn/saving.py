@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
+from functools import partial
 
 from torch import nn
 
@@ -31,12 +31,12 @@ def install(model: nn.Module) -> None:
     """Put our save_pretrained before the own one of every part of an adapted model that has one."""
     for module in model.modules():
         if hasattr(type(module), _NAME):
-            module.__dict__[_NAME] = MethodType(save_pretrained, module)
+            module.__dict__[_NAME] = partial(save_pretrained, module)  # a bound method would be pickled as the model's own
 
 
 def remove(model: nn.Module) -> None:
     for module in model.modules():
-        if getattr(module.__dict__.get(_NAME), "__func__", None) is save_pretrained:
+        if getattr(module.__dict__.get(_NAME), "func", None) is save_pretrained:
             del module.__dict__[_NAME]
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 log = logging.getLogger("vera")
 
 EPOCH_SECONDS = 10.0  # between two lines of epochs, where there is no terminal
+COUNTED_SECONDS = 60.0  # between two lines of what is counted, likewise
 QUIET_SECONDS = 180.0  # the longest that nothing is said there
 
 
@@ -131,6 +132,30 @@ def shown(name: str, show: bool | str) -> Iterator[None]:
             yield
     finally:
         _screen = kept
+
+
+@contextmanager
+def counted(
+    name: str,
+    what: str,
+    show: bool | str = "auto",
+    say: Callable[[str], None] = log.info,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Callable[[int, int], None]]:
+    """A callback (so many done, of how many) for work that is no run, shown as a run is: `what` are counted."""
+    console = Console(stderr=True)
+    live = bool(show) and (show is True or console.is_terminal)
+    with Progress(transient=True, console=console, disable=not live) as bar:
+        task, told = bar.add_task(name, total=None), clock()
+
+        def tell(done: int, of: int) -> None:
+            nonlocal told
+            bar.update(task, completed=done, total=of, description=f"{name}: {what}")
+            if show is not False and not live and clock() - told >= COUNTED_SECONDS:
+                told = clock()
+                say(f"{name}: {done:,} of {of:,} {what}")
+
+        yield tell
 
 
 def doing(what: str, done: int = 0, of: int = 0) -> None:

@@ -90,7 +90,7 @@ class Store:
 
     def records(self) -> list[Record]:
         """Every record, sorted by file name. Raises RecordError for an invalid one."""
-        return [self._read(path) for path in sorted(self.runs.glob("*.json"))]
+        return [self._read(self.path(name)) for name in sorted(self.names())]
 
     def by_cell(self) -> Cells:
         """Records by cell_id, each list sorted by seed. Raises RecordError for a file whose name is not a run's."""
@@ -118,11 +118,12 @@ class Store:
 
 
 def stems(folder: Path) -> list[str]:
-    """The names of the JSON files in a folder, without their ending; [] when there is no folder."""
+    """The names of the JSON files in a folder, without their ending; [] when there is no folder. Hidden files, such as those
+    that macOS writes beside others on some disks, are none."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return [entry.name[:-5] for entry in entries if entry.name.endswith(".json")]
+        return [entry.name[:-5] for entry in entries if entry.name.endswith(".json") and not entry.name.startswith(".")]
 
 
 class Cells(Mapping[str, list[Record]]):

@@ -89,7 +89,7 @@ def machine() -> str:
 
 
 def _created(process: psutil.Process) -> float:
-    return process.create_time() - psutil.boot_time()  # both move with a clock that is set; the difference does not
+    return process.create_time() - psutil.boot_time()  # which a clock that is set moves alike (psutil 7.1)
 
 
 def _alive(pid: int, created: float) -> bool:

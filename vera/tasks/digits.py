@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Digits(FewShot):
         return tuple(str(label) for label in self.classes)
 
     def load(self, backbone: Backbone, seed: int) -> Data:
-        digits = load_digits()
+        digits = _digits()
         chosen = few_shot(digits.target, self.classes, self.train_per_class, seed)
         rest = np.flatnonzero(np.isin(digits.target, self.classes))
         rest = np.setdiff1d(rest, chosen)
@@ -57,9 +58,10 @@ def _processed(preprocess: Pixels) -> torch.Tensor:
     """All digits as a model expects them, [N, channels, H, W]: made once for the runs with the same image processor."""
     if preprocess.key not in _PIXELS:
         _PIXELS.clear()
-        images = [Image.fromarray((image * 255.0 / 16.0).round().astype(np.uint8)) for image in load_digits().images]
+        images = [Image.fromarray((image * 255.0 / 16.0).round().astype(np.uint8)) for image in _digits().images]
         _PIXELS[preprocess.key] = preprocess(images)
     return _PIXELS[preprocess.key]
 
 
 _PIXELS: dict[str, torch.Tensor] = {}
+_digits = lru_cache(load_digits)  # which reads a text file each time

@@ -81,6 +81,8 @@ def set_numerics(config: TrainConfig) -> None:
     torch.backends.cudnn.allow_tf32 = config.tf32
 
 
+# Keys of train that decide no more than how a batch is computed: the last digits, and what dropout draws.
+PIECES = ("micro_batch_size", "micro_batch_tokens", "eval_batch_size", "deterministic")
 # Its weight in the batch's mean loss (None: no example of the batch, but a pass that other processes wait for), and the model's
 # arguments.
 MicroBatch = tuple[float | None, dict[str, torch.Tensor]]
@@ -145,7 +147,7 @@ class Loop:
         if run.train.max_steps is not None:
             self.total = min(self.total, run.train.max_steps)
         self.step = 0
-        self.started = {"step": 0, **(ran or {}), **self._worked()}
+        self.started = {"step": 0, **(ran or {}), **self._worked(), **{key: getattr(self.config, key) for key in PIECES}}
         self.earlier: list[dict[str, Any]] = []  # the same of each earlier start that this one goes on from
         # Of this process's share of the batches: summed over the processes when they are told.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
@@ -184,6 +186,7 @@ class Loop:
                 self._end_epoch()
                 self._checkpoint_when_due(self._agree())
             if self.data.test is not None:
+                self._checkpoint()  # before what may take long, and is done with the best epoch's weights
                 self._score_test(self.data.test)
         self.spent["seconds"] += time.monotonic() - self._clock
         self._settle()
@@ -510,7 +513,7 @@ class Loop:
 
 def _changed(start: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """What an earlier start says of code and machine that differs now; of the versions those that do."""
-    keys = ("git_sha", "git_dirty", "device", "threads")
+    keys = ("git_sha", "git_dirty", "device", "threads", *PIECES)
     changed = {key: start[key] for key in keys if key in start and start[key] != now.get(key)}
     versions = {key: value for key, value in start.get("versions", {}).items() if now.get("versions", {}).get(key) != value}
     return {**changed, "versions": versions} if versions else changed

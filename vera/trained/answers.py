@@ -80,10 +80,12 @@ class Sampling(Decoding):
     seed: int = Field(ge=0, lt=2**31)
 
     @model_validator(mode="after")
-    def _one_beam(self):
+    def _drawn(self):
         warm = max(self.temperature.values(), default=0) if isinstance(self.temperature, dict) else self.temperature
         if warm > 0 and self.beams > 1:
             raise ValueError("several beams are searched, not drawn from: set temperature to 0, or beams to 1")
+        if warm > 0 and self.search != "transformers":
+            raise ValueError(f"search={self.search} draws nothing: set temperature to 0, or search to transformers")
         return self
 
     def of(self, category: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import statistics
@@ -153,9 +154,8 @@ def card(
     scores = []
     for name, value in reported.items():
         every = [seed.score(name, checkpoint) for seed in seeds]
-        scores.append(
-            f"| {name} | {value:.4f} | {statistics.median(every):.4f} | {min(every):.4f} to {max(every):.4f} | {len(every)} |"
-        )
+        middle, worst, best = map(_shown, (statistics.median(every), min(every), max(every)))
+        scores.append(f"| {name} | {_shown(value)} | {middle} | {worst} to {best} | {len(every)} |")
     identity = exported.partition("---\n\n# ")[2].partition("\n")[2].strip()
     return f"""---
 {data.to_yaml()}
@@ -215,6 +215,11 @@ def _bibtex() -> str:
     fields = {"title": paper["title"], "author": authors, "booktitle": paper["collection-title"], "year": paper["year"]}
     lines = [f"  {key} = {{{value}}}," for key, value in {**fields, "url": paper["url"]}.items()]
     return "\n".join(["@inproceedings{kopiczko2024vera,", *lines, "}"])
+
+
+def _shown(score: float) -> str:
+    """As a card has it; a seed that collapsed counts as the worst."""
+    return f"{score:.4f}" if math.isfinite(score) else "collapsed"
 
 
 def _own_path(text: str) -> str | None:

@@ -10,11 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from experiments.engine.sweeps import read_sweep
 from experiments.engine.tuning.axes import Axis, axis
-from vera.config import GROUPS, RunConfig, choices, conf_file, fields
+from vera.config import GROUPS, RunConfig, choice, choices, fields
 from vera.config.components import component
 from vera.config.memory import composed
 from vera.errors import ConfigError
@@ -142,9 +140,9 @@ def read(
 
 
 def _settings(task: str) -> dict[str, Any]:
-    """The yaml that task=... names; nothing where there is none, which composing tells."""
+    """The settings that task=... names; nothing where there are none, which composing tells."""
     name = task.partition("=")[2]
-    return yaml.safe_load(conf_file("task", name).read_text(encoding="utf-8")) if name in choices("task") else {}
+    return choice("task", name) if name in choices("task") else {}
 
 
 def _may_hold_out(task: str) -> bool:
@@ -196,7 +194,7 @@ def _of_sweeps() -> dict[int, str]:
     found: dict[int, str] = {}
     for name in choices("sweep"):
         sweep = read_sweep(name)
-        for seed in str(sweep.params.get("seed", "0")).split(",") if sweep.artefacts else ():
+        for seed in str(sweep.params.get("seed", sweep.seed)).split(",") if sweep.artefacts else ():
             if seed.strip().isdecimal():
                 found.setdefault(int(seed), f"conf/sweep/{name}.yaml")
     return found
