@@ -12,6 +12,7 @@ from experiments.artefacts import bench as table
 from experiments.engine.render import markdown
 from experiments.engine.rows import Asked
 from vera.config import build, compose
+from vera.errors import DataError
 from vera.nn import VeraConfig, attach
 from vera.nn.functional import Plan
 
@@ -227,3 +228,24 @@ def test_one_output_is_a_score_and_no_probability(monkeypatch, capsys):
     found = capsys.readouterr()
     scores = [json.loads(line)["scores"] for line in found.out.splitlines()]
     assert len(scores) == 8 and len({score for (score,) in scores}) >= 4 and "gives the same" in found.err
+
+
+def test_requests_that_a_model_cannot_read_whole(capsys):
+    from types import SimpleNamespace
+
+    from vera.commands.serve_mixed import _encoded
+    from vera.models.tiny import END, byte_tokenizer, bytes_of, causal_tokenizer
+
+    model = torch.nn.Linear(1, 1)
+    model.config = SimpleNamespace(max_position_embeddings=20)
+    writer, reader = causal_tokenizer(bytes_of([END])), byte_tokenizer()
+    reader.model_max_length = 10**30
+    rows = [{"text": "a b"}, {"text": "twelve bytes"}]
+    assert [len(row["input_ids"]) for row in _encoded(writer, model, rows, generate=8)] == [3, 12]
+    with pytest.raises(DataError, match="the longest request and --generate are 21 tokens; this model reads 20"):
+        _encoded(writer, model, rows, generate=9)
+    with pytest.raises(DataError, match="text is empty"):
+        _encoded(writer, model, [*rows, {"text": ""}], generate=1)
+    found = _encoded(reader, model, [*rows, {"text": "nineteen bytes long"}], generate=0)
+    assert [len(row["input_ids"]) for row in found] == [5, 14, 20]
+    assert capsys.readouterr().err == "warning: 1 of 3 requests are longer than the model reads and were cut\n"

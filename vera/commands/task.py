@@ -42,11 +42,11 @@ def main() -> int:
         check_free("task", options.name)
     fields = {f: getattr(options, f) for f in ("instruction", "input", "output") if getattr(options, f)}
     if options.file.is_dir() or fields:
-        kind, others = ("a folder of images", fields) if options.file.is_dir() else ("a file of instructions", ())
-        others = ["text", "label", "kind", "validation", "test", "model", *others]
-        stray = [f"--{options.kind if o == 'kind' else o}" for o in others if getattr(options, o) is not None]
+        what, more = ("a folder of images", [*fields]) if options.file.is_dir() else ("a file of instructions", [])
+        useless = ["text", "label", "kind", "validation", "test", "model", *more]
+        stray = [f"--{options.kind if o == 'kind' else o}" for o in useless if getattr(options, o) is not None]
         if stray:
-            raise ConfigError(f"{options.file} is read as {kind}, of which nothing takes {', '.join(stray)}")
+            raise ConfigError(f"{options.file} is read as {what}, of which nothing takes {', '.join(stray)}")
     lines = []
     if options.file.is_dir():
         settings = draft.images(options.name, options.file)
