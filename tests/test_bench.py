@@ -12,6 +12,7 @@ from experiments.artefacts import bench as table
 from experiments.engine.render import markdown
 from experiments.engine.rows import Asked
 from vera.config import build, compose
+from vera.errors import DataError
 from vera.nn import VeraConfig, attach
 from vera.nn.functional import Plan
 
@@ -296,3 +297,24 @@ def test_a_proof_on_a_machine_with_a_file_says_its_own_versions(bench_of, tmp_pa
     versions = {row["case"]: row.get("machine", found["machine"])["versions"]["torch"] for row in found["cases"]}
     assert versions == {"a": "2.13", "b": "2.15", "p": "2.15"} and found["proof"]["versions"]["tests"]["torch"] == "2.15"
     assert made.failed and [entry["case"] for entry in found["left_out"]] == ["step"]
+
+
+def test_requests_that_a_model_cannot_read_whole(capsys):
+    from types import SimpleNamespace
+
+    from vera.commands.serve_mixed import _encoded
+    from vera.models.tiny import END, byte_tokenizer, bytes_of, causal_tokenizer
+
+    model = torch.nn.Linear(1, 1)
+    model.config = SimpleNamespace(max_position_embeddings=20)
+    writer, reader = causal_tokenizer(bytes_of([END])), byte_tokenizer()
+    reader.model_max_length = 10**30
+    rows = [{"text": "a b"}, {"text": "twelve bytes"}]
+    assert [len(row["input_ids"]) for row in _encoded(writer, model, rows, generate=8)] == [3, 12]
+    with pytest.raises(DataError, match="the longest request and --generate are 21 tokens; this model reads 20"):
+        _encoded(writer, model, rows, generate=9)
+    with pytest.raises(DataError, match="text is empty"):
+        _encoded(writer, model, [*rows, {"text": ""}], generate=1)
+    found = _encoded(reader, model, [*rows, {"text": "nineteen bytes long"}], generate=0)
+    assert [len(row["input_ids"]) for row in found] == [5, 14, 20]
+    assert capsys.readouterr().err == "warning: 1 of 3 requests are longer than the model reads and were cut\n"

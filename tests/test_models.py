@@ -281,9 +281,13 @@ def test_the_fingerprint_of_a_tokenizer_is_of_what_it_makes_of_texts(tmp_path):
     assert found == prints.tokens(own) == prints.tokens(AutoTokenizer.from_pretrained(tmp_path)) == prints.tokens(edited(len))
     own.save_pretrained(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == written and own.backend_tokenizer.truncation["max_length"] == 5
-    left = byte_tokenizer()
+    left, more = byte_tokenizer(), byte_tokenizer()
+    assert prints.tokens(left) == prints.tokens(more) == found  # remembered, of tokenizers as they are now
     left.truncation_side = "left"
-    assert len({found, prints.tokens(left), *(prints.tokens(each) for each in TOKENIZERS.values())}) == 2 + len(TOKENIZERS)
+    more.add_tokens("zzz")
+    assert len(
+        {found, prints.tokens(left), prints.tokens(more), *(prints.tokens(each) for each in TOKENIZERS.values())}
+    ) == 3 + len(TOKENIZERS)
 
 
 def test_the_fingerprint_of_an_image_processor_is_of_the_pixels_that_it_makes(tmp_path):

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from vera.errors import DataError
 from vera.io.files import read_json
 from vera.io.rows import read_text
-from vera.models.base import SAFE, check_whole
+from vera.models.base import SAFE, check_whole, positions
 from vera.models.causal import causal
 from vera.models.text import agree_on_padding
 from vera.models.tiny import tiny_checkpoint
@@ -65,20 +65,19 @@ def _serve(options: argparse.Namespace) -> int:
         raise DataError(f"no adapter in {options.adapters} fits {options.model}")
     print(f"{len(bank)} adapters of {bank.adapter_bytes:,} bytes; {len(requests)} requests in one batch", file=sys.stderr)
 
-    def answers(model, rows: list[dict]) -> list:
-        texts = [[text for text in (row["text"], row.get("pair")) if text is not None] for row in rows]
-        inputs = [[text for (text,) in columns_for(tokenizer, [pair])] for pair in texts]
-        encoded = [tokenizer(*pair, truncation=True) for pair in inputs]  # each as if it were alone
+    encoded = _encoded(tokenizer, model, requests, options.generate)
+
+    def answers(model, encoded: list) -> list:
         batch = tokenizer.pad(encoded, return_tensors="pt").to(options.device)
         if not options.generate:
             with torch.no_grad():
                 logits = model(**batch).logits.float()
             return (logits if logits.shape[-1] == 1 else logits.softmax(-1)).tolist()  # one output is a score
-        made = model.generate(**batch, max_new_tokens=options.generate, do_sample=False)
+        made = model.generate(**batch, max_new_tokens=options.generate, do_sample=False, num_beams=1)
         return tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
     with bank.use([row["adapter"] for row in requests]):
-        found = answers(model, requests)
+        found = answers(model, encoded)
     key = "text" if options.generate else "scores" if len(found[0]) == 1 else "probabilities"
     for row, answer in zip(requests, found, strict=True):
         shown = answer if options.generate else [round(value, 4) for value in answer]
@@ -86,14 +85,35 @@ def _serve(options: argparse.Namespace) -> int:
     if not options.verify:
         return 0
     wrong = 0
-    for row, answer in zip(requests, found, strict=True):
+    for row, inputs, answer in zip(requests, encoded, found, strict=True):
         alone = copy.deepcopy(backbone)
         if row["adapter"] is not None:
             merge(load_adapter(alone, options.adapters / row["adapter"]))
-        (wanted,) = answers(alone.eval(), [row])
+        (wanted,) = answers(alone.eval(), [inputs])
         wrong += wanted != answer if options.generate else max(abs(a - b) for a, b in zip(wanted, answer, strict=True)) > 1e-3
     print(f"one adapter at a time gives {'the same' if not wrong else f'{wrong} other answers'}", file=sys.stderr)
     return 1 if wrong else 0
+
+
+def _encoded(tokenizer, model, requests: list[dict], generate: int) -> list:
+    """The requests' tokens, each as if it were alone. Raises DataError for a prompt of no token, or too long to go on from."""
+    texts = [[text for text in (row["text"], row.get("pair")) if text is not None] for row in requests]
+    inputs = [[text for (text,) in columns_for(tokenizer, [pair])] for pair in texts]
+    whole = [tokenizer(*pair, verbose=False) for pair in inputs]
+    limit = positions(model)
+    if generate:
+        longest = max(len(row["input_ids"]) for row in whole) + generate
+        if limit is not None and longest > limit:
+            raise DataError(f"the longest request and --generate are {longest} tokens; this model reads {limit}")
+        if not all(row["input_ids"] for row in whole):
+            raise DataError("a request's text is empty, and this tokenizer begins it with no token: nothing to go on from")
+        return whole
+    most = min(tokenizer.model_max_length, limit or 10**9)  # a tokenizer may have no length of its own, which is 10**30
+    encoded = [tokenizer(*pair, truncation=True, max_length=most) for pair in inputs]
+    cut = sum(len(a["input_ids"]) < len(b["input_ids"]) for a, b in zip(encoded, whole, strict=True))
+    if cut:
+        print(f"warning: {cut} of {len(encoded)} requests are longer than the model reads and were cut", file=sys.stderr)
+    return encoded
 
 
 def _read(path: Path) -> list[dict]:

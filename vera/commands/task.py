@@ -41,15 +41,14 @@ def main() -> int:
     if not options.only_print:
         check_free("task", options.name)
     fields = {f: getattr(options, f) for f in ("instruction", "input", "output") if getattr(options, f)}
-    folder = options.file.is_dir()
-    if folder or fields:
-        deaf_to = ["text", "label", "kind", "validation", "test", "model", *(fields if folder else ())]
-        stray = [f"--{options.kind if o == 'kind' else o}" for o in deaf_to if getattr(options, o) is not None]
+    if options.file.is_dir() or fields:
+        what, more = ("a folder of images", [*fields]) if options.file.is_dir() else ("a file of instructions", [])
+        useless = ["text", "label", "kind", "validation", "test", "model", *more]
+        stray = [f"--{options.kind if o == 'kind' else o}" for o in useless if getattr(options, o) is not None]
         if stray:
-            read_as = "a folder of images" if folder else "a file of instructions"
-            raise ConfigError(f"{options.file} is read as {read_as}, of which nothing takes {', '.join(stray)}")
+            raise ConfigError(f"{options.file} is read as {what}, of which nothing takes {', '.join(stray)}")
     lines = []
-    if folder:
+    if options.file.is_dir():
         settings = draft.images(options.name, options.file)
     elif fields:
         if not {"instruction", "output"} <= fields.keys():

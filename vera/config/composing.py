@@ -386,7 +386,7 @@ def _check_recipe(name: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
     given = {word.lstrip("+").partition("=")[0] for word in overrides}
     if "train.epochs" not in given or "train.max_steps" in given or steps is None:
         return
-    if _plain(cfg.train, resolve=False)["max_steps"] == steps:  # and not a scale's
+    if _plain(cfg, resolve=False)["train"]["max_steps"] == steps:  # and not a scale's
         raise ConfigError(
             f"train.epochs: the recipe ends after {cfg.train.max_steps} steps; give train.max_steps=null with it "
             f"(conf/recipe/{name}.yaml)"

@@ -53,7 +53,21 @@ def defaults(config: PretrainedConfig) -> dict[str, Any]:
 
 def tokens(tokenizer: Any) -> str:
     """Of a tokenizer: its vocabulary, its special tokens, and what it makes of texts, pairs of them and truncated ones, among
-    them a part of its vocabulary (which shows in what order symbols are merged), and of their tokens again."""
+    them a part of its vocabulary (which shows in what order symbols are merged), and of their tokens again. Remembered of the
+    fast ones, for the runs of a sweep: all that decides is in the backend's JSON and the attributes."""
+    if not tokenizer.is_fast:
+        return _tokens(tokenizer)
+    own = {key: value for key, value in vars(tokenizer).items() if key != "_tokenizer"}
+    told = hashlib.sha256(f"{type(tokenizer)} {own} {tokenizer.backend_tokenizer.to_str()}".encode()).hexdigest()
+    if told not in _KNOWN:
+        _KNOWN[told] = _tokens(tokenizer)
+    return _KNOWN[told]
+
+
+_KNOWN: dict[str, str] = {}
+
+
+def _tokens(tokenizer: Any) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items())
     some = " ".join(token for token, _ in vocabulary[:: len(vocabulary) // 512 + 1])
     roles = [getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "pad", "cls", "sep", "unk", "mask")]
