@@ -230,6 +230,75 @@ def test_one_output_is_a_score_and_no_probability(monkeypatch, capsys):
     assert len(scores) == 8 and len({score for (score,) in scores}) >= 4 and "gives the same" in found.err
 
 
+@pytest.fixture
+def bench_of(tmp_path, monkeypatch):
+    """bench_of(torch version, *arguments): the command's file after it measured made-up rows; case f needs what is not here."""
+    from vera.commands import bench as command
+
+    described = measure.machine("cpu")
+
+    def case(name, *ignored):
+        if name == "f":
+            raise cases.NeedsMore("data")
+        return [measured(0.7) | {"case": name}]
+
+    def run(version, *arguments):
+        here = {**described, "versions": {**described["versions"], "torch": version}}
+        monkeypatch.setattr("bench.report.machine", lambda device: here)
+        monkeypatch.setattr("bench.report.code", lambda: f"code of {version}")
+        monkeypatch.setattr(cases, "measure_case", case)
+        monkeypatch.setattr("sys.argv", ["bench.py", "--device", "cpu", "--out", str(tmp_path), *arguments])
+        assert command.main() == 0
+        (path,) = tmp_path.glob("*.json")
+        return path, json.loads(path.read_text())
+
+    return run
+
+
+def test_rows_keep_the_versions_that_they_were_measured_with(bench_of, tmp_path, monkeypatch):
+    bench_of("2.11", "a", "b")
+    _, found = bench_of("2.13", "b")
+    assert found["machine"]["versions"]["torch"] == "2.11"
+    assert [row.get("machine", found["machine"])["versions"]["torch"] for row in found["cases"]] == ["2.11", "2.13"]
+    monkeypatch.setattr(table, "MEASURED", tmp_path)
+    notes = [note for note in table.build(Asked({}))[0].notes if "threads of" in note]
+    assert (
+        ["torch 2.11" in notes[0], "(case a)" in notes[0]] == ["torch 2.13" in notes[1], "(case b)" in notes[1]] == [True] * 2
+    )
+    _, found = bench_of("2.11", "b")
+    assert not any("machine" in row for row in found["cases"]) and [len(row["occasions"]) for row in found["cases"]] == [1, 1]
+    assert len([note for note in table.build(Asked({}))[0].notes if "threads of" in note]) == 1
+
+
+def test_what_cannot_be_measured_again_stays(bench_of, capsys):
+    path, found = bench_of("2.11", "a", "f")
+    assert found["left_out"] == [{"case": "f", "why": "data"}]
+    path.write_text(json.dumps({**found, "cases": [*found["cases"], measured(0.5) | {"case": "f"}], "left_out": []}))
+    _, found = bench_of("2.11", "a", "f")
+    assert [(row["case"], row["ratio"]["median"]) for row in found["cases"]] == [("a", 0.7), ("f", 0.5)]
+    assert found["left_out"] == [] and len(found["cases"][0]["occasions"]) == 2
+    assert "(f) not measured again, needs data" in capsys.readouterr().err
+
+
+def test_a_proof_on_a_machine_with_a_file_says_its_own_versions(bench_of, tmp_path):
+    from vera.commands.gpu_proof import Proof
+
+    _, before = bench_of("2.11", "a")
+    bench_of("2.13", "a")  # the only case: the file is of this machine now
+    made = Proof("cpu", True, tmp_path)
+    assert made.report.content["machine"]["versions"]["torch"] == "2.13" != before["machine"]["versions"]["torch"]
+    bench_of("2.15", "b")
+    made = Proof("cpu", True, tmp_path)
+    made.run("tests", lambda: made.found("tests", "3 passed"))
+    made.run("epoch", lambda: made.report.rows("p", [measured(0.9) | {"case": "p"}]))
+    made.run("step", lambda: 1 / 0)
+    (path,) = tmp_path.glob("*.json")
+    found = json.loads(path.read_text())
+    versions = {row["case"]: row.get("machine", found["machine"])["versions"]["torch"] for row in found["cases"]}
+    assert versions == {"a": "2.13", "b": "2.15", "p": "2.15"} and found["proof"]["versions"]["tests"]["torch"] == "2.15"
+    assert made.failed and [entry["case"] for entry in found["left_out"]] == ["step"]
+
+
 def test_requests_that_a_model_cannot_read_whole(capsys):
     from types import SimpleNamespace
 

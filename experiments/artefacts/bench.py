@@ -46,12 +46,7 @@ def build(asked: Asked) -> list[Table]:
                 ]
             )
         rules.append(len(rows))
-        loads = [row["load_average"] for row in measured["cases"]]
-        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        notes.append(
-            f"{machine['device']}, {machine['threads']} threads of {machine['cores']} cores, {machine['memory_gib']} GiB; "
-            f"{machine['system']}; {versions}; load average while measuring {min(loads):.1f} to {max(loads):.1f}."
-        )
+        notes += _machines(measured)
         if not on_gpu(machine):
             notes.append("A CPU takes fewer layers and a smaller Llama; the full-size cases need a GPU.")
         notes += [f"Case {entry['case']} not measured there, needs {entry['why']}." for entry in measured["left_out"]]
@@ -66,6 +61,22 @@ def build(asked: Asked) -> list[Table]:
         *notes,
     ]
     return [Table("bench", "Speed, memory and size against PEFT", columns, rows, notes, rules)] if rows else []
+
+
+def _machines(measured: dict) -> list[str]:
+    """A file's machine, once for each set of versions that its rows were measured with."""
+    made_on = [row.get("machine", measured["machine"]) for row in measured["cases"]]
+    said = []
+    for here in [machine for index, machine in enumerate(made_on) if machine not in made_on[:index]]:
+        rows = [row for row, machine in zip(measured["cases"], made_on, strict=True) if machine == here]
+        loads, cases = [row["load_average"] for row in rows], dict.fromkeys(row["case"] for row in rows)
+        versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+        said.append(
+            f"{here['device']}, {here['threads']} threads of {here['cores']} cores, {here['memory_gib']} GiB; "
+            f"{here['system']}; {versions}; load average while measuring {min(loads):.1f} to {max(loads):.1f}"
+            f"{'' if len(rows) == len(made_on) else ' (case ' + ', '.join(cases) + ')'}."
+        )
+    return said
 
 
 def _interval(row: dict) -> str:

@@ -9,23 +9,15 @@ A case measured again by the same code counts as another occasion beside those b
 """
 
 import argparse
-import json
 import os
-import re
 from pathlib import Path
 
 from vera.commands import ROOT
 from vera.errors import VeraError
-from vera.io.files import write_atomic
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 CASES = list("abcdefgh")
-
-
-def file_of(described: dict) -> str:
-    """The name of a machine's file in results/bench."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{described['device']} {described['threads']} threads".lower()).strip("-") + ".json"
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -45,42 +37,20 @@ def main() -> int:
         parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     import torch  # not before the arguments are known to be right: these take seconds
 
-    from bench.cases import NeedsMore, measure_case
-    from bench.measure import accumulated, code, machine, now
+    from bench.cases import measure_case
+    from bench.report import Report
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise VeraError("--device cuda: this machine has no CUDA GPU that torch can use")
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         print("On a CPU: fewer layers and a smaller Llama. The full-size cases need a GPU.")
-    described = machine(device)
-    print(f"{described['device']}, {described['threads']} threads")
-    path = options.out / file_of(described)
-    kept: dict = {}
-    rows, left_out = [], []
-    if path.exists():  # cases that are not measured now stay as they are
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        rows, left_out = kept["cases"], kept["left_out"]
-    made_by = code()
+    report = Report(device, options.out)
+    print(f"{report.machine['device']}, {report.machine['threads']} threads")
     for name in sorted(set(options.cases)) or CASES:
-        before = [row for row in rows if row["case"] == name]
-        rows, left_out = ([entry for entry in entries if entry["case"] != name] for entries in (rows, left_out))
         try:
-            found = measure_case(name, device, options.data, options.banks)
-        except NeedsMore as error:
-            found = []
-            left_out = [*left_out, {"case": name, "why": str(error)}]
-            print(f"({name}) not measured, needs {error}")
+            report.part(name, lambda name=name: report.rows(name, measure_case(name, device, options.data, options.banks)))
         except VeraError as error:
             raise VeraError(f"case {name}: {error}") from None
-        found = accumulated(before, found, now(), made_by)
-        for row in found:
-            goal = "" if row["goal"] is None else f"   goal {row['goal']:.2f}"
-            low, high = row["interval"]
-            ratio = f"{row['ratio']['median']:.3f} [{low:.3f}, {high:.3f}] on {len(row['occasions'])} occasions{goal}"
-            print(f"({name}) {row['what']}: {ratio}   {row['shapes']}", flush=True)
-        rows = sorted([*rows, *found], key=lambda row: row["case"])
-        content = {**kept, "machine": described, "cases": rows, "left_out": left_out}
-        write_atomic(path, json.dumps(content, indent=1) + "\n")  # after each case: what is measured is kept
-    print(f"written to {path}; `make tables` renders it")
+    print(f"written to {report.path}; `make tables` renders it")
     return 0

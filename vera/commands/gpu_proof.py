@@ -9,7 +9,6 @@ Needs a checkout and the packages below; without Hydra, datasets, evaluate, wand
 import argparse
 import importlib.util
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,38 +39,32 @@ def main() -> int:
     lacking = proof.missing(proof.OPTIONAL)
     print(f"not installed, and done without: {', '.join(lacking) or 'nothing'}", flush=True)
     out = options.out or (None if options.toy else ROOT / "results" / "bench")
-    report = Report("cuda" if gpu else "cpu", options.toy, out)
-    parts = report.parts()
+    made = Proof("cuda" if gpu else "cpu", options.toy, out)
+    parts, report = made.parts(), made.report
     unknown = set(options.parts) - parts.keys()
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
     began = time.monotonic()
     for name in options.parts or parts:
         if time.monotonic() - began > 60 * options.minutes:
-            report.leave_out(name, f"more than {options.minutes:g} minutes")
+            report.lacks(name, f"more than {options.minutes:g} minutes")
             continue
         since = time.monotonic()
-        report.run(name, parts[name])
+        made.run(name, parts[name])
         print(f"{name}: {time.monotonic() - since:.0f} s", flush=True)
     if report.path is not None:
         print(f"written to {report.path}; `make tables` renders it")
-    return 1 if report.failed else 0
+    return 1 if made.failed else 0
 
 
-class Report:
-    """What is measured, written after each part so that nothing is lost."""
+class Proof:
+    """Its parts, and the report that they go to."""
 
     def __init__(self, device: str, toy: bool, out: Path | None):
-        from bench.measure import code, machine
-        from vera.commands.bench import file_of
+        from bench.report import Report
 
-        self.device, self.toy, self.failed = device, toy, False
-        self.machine, self.code = machine(device), code()
-        self.path = None if out is None else out / file_of(self.machine)
-        self.out = out
-        self.content: dict[str, Any] = {"machine": self.machine, "cases": [], "left_out": [], "proof": {}}
-        if self.path is not None and self.path.exists():
-            self.content |= json.loads(self.path.read_text(encoding="utf-8"))
+        self.device, self.toy, self.out, self.failed = device, toy, out, False
+        self.report = Report(device, out)
 
     def parts(self) -> dict[str, Callable[[], None]]:
         cases = {name: lambda name=name: self.case(name) for name in "abcdegh"}  # f is of real data; `epoch` is its like
@@ -79,52 +72,31 @@ class Report:
 
     def run(self, name: str, part: Callable[[], None]) -> None:
         """One part; what goes wrong in it is said and kept, and the others go on."""
-        from bench.cases import NeedsMore
-
-        self.content["left_out"] = [entry for entry in self.content["left_out"] if entry["case"] != name]
         try:
-            part()
-        except NeedsMore as error:
-            self.leave_out(name, str(error))
+            self.report.part(name, part)
         except Exception as error:
             self.failed = True
-            self.leave_out(name, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-        self.write()
+            self.report.left_out(name, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            self.report.write()
 
-    def leave_out(self, name: str, why: str) -> None:
-        print(f"({name}) not measured: {why}", file=sys.stderr, flush=True)
-        self.content["left_out"].append({"case": name, "why": why})
-
-    def rows(self, case: str, found: list[dict[str, Any]]) -> None:
-        """New rows of a case in the place of the old, which they count with where they are of the same code."""
-        from bench.measure import accumulated, now
-
-        before = [row for row in self.content["cases"] if row["case"] == case]
-        rest = [row for row in self.content["cases"] if row["case"] != case]
-        made = accumulated(before, found, now(), self.code)
-        self.content["cases"] = sorted([*rest, *made], key=lambda row: row["case"])
-        for row in made:
-            print(f"({case}) {row['what']}: {row['ratio']['median']:.3f}   {row['shapes']}", flush=True)
-
-    def write(self) -> None:
-        from vera.io.files import write_atomic
-
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path, json.dumps(self.content, indent=1) + "\n")
+    def found(self, name: str, value: Any) -> None:
+        """Keep what is no ratio, with the versions that it was found with."""
+        kept = self.report.content.setdefault("proof", {})
+        kept[name] = value
+        kept["versions"] = {**kept.get("versions", {}), name: self.report.machine["versions"]}
 
     def tests(self) -> None:
         from bench.proof import tests
 
         said = tests()
         print(said, flush=True)
-        self.content["proof"]["tests"] = said
+        self.found("tests", said)
 
     def case(self, name: str) -> None:
         from bench.cases import measure_case
 
         banks = (4, 6) if self.toy else (1_000, 10_000)
-        self.rows(name, measure_case(name, self.device, None, banks, self.toy))
+        self.report.rows(name, measure_case(name, self.device, None, banks, self.toy))
 
     def table12(self) -> None:
         from bench.table12 import compare
@@ -142,13 +114,14 @@ class Report:
         from bench.proof import whole_epoch
 
         found, looked = whole_epoch(self.device, 1 if self.toy else 3, self.toy)
-        self.rows("p", found)
-        self.content["proof"]["epoch"] = looked
+        self.report.rows("p", found)
+        self.found("epoch", looked)
         print(f"idle in an epoch: {looked['idle']}", flush=True)
 
     def step(self) -> None:
         from bench.proof import step_profile
 
-        self.content["proof"]["step"] = found = step_profile(self.device, self.toy)
+        found = step_profile(self.device, self.toy)
+        self.found("step", found)
         for name, seconds in found["kernels"].items():
             print(f"{1000 * seconds:9.3f} ms  {name}", flush=True)
