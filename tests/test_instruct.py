@@ -532,7 +532,7 @@ def test_temperatures_that_cannot_be():
     with pytest.raises(ConfigError, match="several beams are searched, not drawn from"):
         settings("mt_bench", "answers.decoding.beams=2")
     with pytest.raises(ConfigError, match="search=hu2022 draws nothing: set temperature to 0, or search to transformers"):
-        settings("mt_bench", "answers.decoding.search=hu2022")
+        settings("mt_bench", "+answers.decoding.search=hu2022")
     with pytest.raises(ConfigError, match=r"answers\.decoding\.temperature"):
         settings("mt_bench", "answers.decoding.temperature=-1")
     only = settings("mt_bench", "~answers.decoding.temperature.otherwise").decoding

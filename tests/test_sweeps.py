@@ -75,7 +75,7 @@ def test_a_row_that_is_added_needs_nothing_else(tmp_path, monkeypatch):
 def test_a_miniature_is_the_same_rows_at_another_scale():
     mini = ("scale=mini", "artefacts=table6b")
     where = ("model=digits_vit", "task=digits", "method=vera")
-    inits = [(), ("method.init=kaiming_normal",), ("method.init=uniform_0_0.1",)]
+    inits = [(f"method.init={init}",) for init in ("kaiming_uniform", "kaiming_normal", "uniform_0_0.1")]
     assert chosen("ablations", *mini) == [(*where, *init, "scale=mini") for init in inits]
     assert chosen("ablations", *mini, "task=mrpc") == chosen("ablations", *mini)  # both of its tasks are the digits here
     assert len(chosen("ablations", "artefacts=[table6b,figure3]", "scale=mini")) == 4
