@@ -80,8 +80,8 @@ def build(asked: Asked) -> list[Table]:
         f"{over_seeds(asked.stat)}, of each run's best epoch unless another is asked for.",
         "Linear probe: mean-pooled embeddings of the frozen MiniLM and a regularised linear model on them (scripts/probe.py). "
         "It is the yardstick: a comparison of methods counts where they reach it.",
-        "Trained: parameters outside the head. Learning rates: conf/recipe/minilm.yaml says how they were searched, and that "
-        "on MRPC full fine-tuning and the head alone have STS-B's, where MRPC's own held-out rows prefer others.",
+        "Trained: parameters outside the head. Learning rates: of each task's own search on held-out rows, as "
+        "conf/recipe/minilm.yaml says.",
         *_at_ends({task: column.label for task, column in columns.items()}),
     ]
     notes += _devices({column.label: [entries[task, method] for method in METHODS] for task, column in columns.items()})
