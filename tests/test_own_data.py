@@ -181,7 +181,7 @@ def test_a_bad_row_leaves_no_record(tmp_path, compose):
         ({"texts": ["first", "verdict"]}, "verdict is named for two columns"),
         ({"metrics": ["pearson"]}, "pearson is no metric of classes; there are accuracy, f1"),
         ({"metrics": ["accuracy", "f1"]}, "f1 is of two classes"),
-        ({"metrics": ["f1_macro"]}, "metrics must hold the primary one, accuracy"),
+        ({"metrics": ["f1_macro"]}, "primary=accuracy is not among its metrics: f1_macro"),
         ({"labels": ["yes"]}, "two or more different ones"),
         ({"labels": [True, "no"]}, "a truth value is no number, got True; where it is a text, quote it"),
         ({"labels": [], "metrics": ["accuracy"]}, "accuracy is no metric of a score"),

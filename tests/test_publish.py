@@ -187,6 +187,9 @@ def test_the_card_shows_test_scores_where_there_are_some_and_code_that_parses(ma
     assert (
         "BLEU, NIST of the texts that it wrote for the 630 inputs of the test set, log_likelihood on 4,672 other rows" in text
     )
+    mine = record.model_copy(update={"run": record.run.model_copy(update={"method": "mine"})})
+    assert "made with method=mine of a project outside the harness" in publish._again(mine)
+    assert "make verify RUN=FOLDER" in publish._again(record)
     broken = Record.model_validate({**json.loads(record.to_json()), "collapsed": "the loss is nan", "weights": {}})
     monkeypatch.setattr(Store, "by_cell", lambda store: {record.run.cell_id: [record, broken]})
     text = publish.card(record, Store(root / "results"), "me/x", "best", "peft", "---\n\n# x\n", None)

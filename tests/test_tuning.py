@@ -137,6 +137,15 @@ def test_the_grid_is_chosen_from_on_validation_rows_and_repeats_nothing(search):
     assert any("best train.lr is the smallest" in note for note in tuning.remarks(edge, search("train.lr=0.01,0.1")))
 
 
+def test_trials_that_all_score_alike_choose_nothing(search, tmp_path):
+    """As where each predicts one class after a few steps: the first would have gone into the recipe."""
+    asked = search("train.lr=0.01,0.1")
+    tried = tuning.carry_out(asked, computing(lambda run: 0.68)[0])
+    assert tuning.remarks(tried, asked)[-1].startswith("All 2 trials have the same scores, which chooses nothing")
+    with pytest.raises(ConfigError, match="no setting is chosen: All 2 trials have the same scores"):
+        tuning.recipe_of(tried, asked, tmp_path)
+
+
 def test_each_seed_of_a_trial_has_the_folder_that_is_named_after_it(search):
     compute, done = computing()
     tuning.carry_out(search("train.lr=1e-3,1e-2", "task.data_dir=/folds/${seed}"), compute)
@@ -241,8 +250,8 @@ def test_trials_of_two_precisions_choose_nothing(search, tmp_path):
 
 
 def test_a_tie_is_told_and_is_no_edge(search):
-    asked = search("train.lr=1e-4,1e-3,1e-2")
-    tried = tuning.carry_out(asked, computing(lambda run: 0.2)[0])
+    asked = search("train.lr=1e-4,1e-3,1e-2,1e-1")
+    tried = tuning.carry_out(asked, computing(lambda run: 0.2 if run.train.lr < 0.1 else 0.1)[0])
     told = " ".join(choice.remarks(tried, asked))
     assert "3 trials have the best median" in told and "may lie beyond" not in told
     tried = tuning.carry_out(search("train.lr=1e-2,1e-1,1"), computing()[0])

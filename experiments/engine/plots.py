@@ -115,7 +115,8 @@ def save(made: Figure, stem: Path) -> list[Path]:
     """stem.pdf for print, stem.png, and stem.svg for the report, without dates or versions in them."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     made.draw_without_rendering()  # a first layout may leave an axis's label outside, which the next one brings in
-    made.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
-    made.savefig(stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
-    made.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
-    return [stem.with_suffix(suffix) for suffix in (".pdf", ".png", ".svg")]
+    pdf, png, svg = made_paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png", "svg")]
+    made.savefig(pdf, metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
+    made.savefig(png, dpi=150, metadata={"Software": None})
+    made.savefig(svg, metadata={"Date": None, "Creator": None})
+    return made_paths

@@ -19,6 +19,7 @@ from vera.config import build, resolve
 from vera.config.components import check_free, new_yaml
 from vera.errors import ConfigError, ModelError
 from vera.models.base import SAFE
+from vera.project import project
 from vera.tasks import draft
 
 
@@ -63,7 +64,10 @@ def main() -> int:
     print("\n".join(lines))
     if not options.only_print:
         path = new_yaml("task", options.name, draft.as_yaml(settings))
-        print(f"written: {path}; python scripts/train.py task={options.name} ...")
+        fitting = options.model or ("vit_base" if options.file.is_dir() else "llama_7b" if fields else "minilm")
+        there = f"--project {project()} " if project() else ""
+        print(f"written: {path}; python scripts/train.py {there}model={fitting} task={options.name} ...")
+        print("(a run can be published where a commit holds this file when it starts)")
     return 0
 
 

@@ -17,6 +17,7 @@ from vera.io.cache import make_folder
 from vera.models.base import Architecture
 from vera.models.image import ImageClassifier
 from vera.models.tiny import Pretraining, check_keys, image_processor
+from vera.records import screen
 from vera.seeds import derive, forked, generator, threads
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def pretrain(architecture: dict[str, Any], settings: dict[str, Any], folder: Pat
     steps = settings["epochs"] * -(-len(train) // settings["batch_size"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["lr"], total_steps=steps, pct_start=0.1)
     for epoch in range(settings["epochs"]):
+        screen.doing("pretraining", epoch, settings["epochs"])
         draws = torch.Generator().manual_seed(derive(settings["seed"], "pretrain", 1 + epoch))
         for batch in train[torch.randperm(len(train), generator=draws)].split(settings["batch_size"]):
             dy, dx = (int(shift) for shift in torch.randint(-1, 2, (2,), generator=draws))

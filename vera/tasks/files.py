@@ -94,7 +94,7 @@ class TextFiles(TextTask):
         elif "f1" in self.metrics and self.outputs > 2:
             problem = "f1 is of two classes; f1_macro is of more"
         elif self.primary not in self.metrics:
-            problem = f"metrics must hold the primary one, {self.primary}"
+            problem = f"primary={self.primary} is not among its metrics: {', '.join(self.metrics)}"
         if problem:
             raise PydanticCustomError("together", "{problem}", {"problem": problem})
         return self

@@ -56,9 +56,11 @@ def predict(
         share = batches[processes.rank :: processes.count]
         if processes.sharded:  # every forward pass needs all processes: some repeat a batch
             share += [batches[0]] * (-(-len(batches) // processes.count) - len(share))
+        done, total = 0, sum(map(len, share))
         collated = ((rows, data.collate([data.evaluation[row] for row in rows])) for rows in share)
-        for index, (rows, batch) in enumerate(fed(collated, accelerator.device)):
-            screen.doing("evaluating", index * batch_size, len(share) * batch_size)
+        for rows, batch in fed(collated, accelerator.device):
+            screen.doing("evaluating", done, total)
+            done += len(rows)
             batch = data.arrived(batch, accelerator.device)
             with accelerator.autocast():
                 logits = backbone.model(**{key: value for key, value in batch.items() if key != "labels"}).logits

@@ -178,7 +178,7 @@ def _check(run: RunConfig, method: Method, form: Form) -> None:
             f"method={method.name} is merged by PEFT alone: export it --to peft, and call merge_and_unload() there"
         )
     if form == "merged" and not isinstance(method, _MERGED):
-        raise NoSuchForm(f"method={method.name} adds layers of its own, which no plain model has: it cannot be merged")
+        raise NoSuchForm(f"method={method.name} is not known to leave a plain model: it is not merged")
     changed = [key for key in run.model.get("config", {}) if not _SAME_OUTPUTS.search(key)]
     if form != "merged" and changed:
         merges = isinstance(method, _MERGED)

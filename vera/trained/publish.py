@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
-from vera.config import CONF_DIR, build
+from vera.config import CONF_DIR, GROUPS, build
 from vera.errors import ConfigError, RecordError
 from vera.io.files import write_atomic
 from vera.records.record import Record
@@ -184,11 +184,7 @@ Scores are of the {checkpoint} epoch ({epoch}), {where}; nothing is in percent.
 
 ## Repeat it
 
-In a clone of the harness, at the commit above, with this repository downloaded to `FOLDER`:
-
-    make verify RUN=FOLDER
-
-trains it again and compares every number with `runs/{record.name}.json`.
+{_again(record)}
 
 ## Cite
 
@@ -215,6 +211,21 @@ def _bibtex() -> str:
     fields = {"title": paper["title"], "author": authors, "booktitle": paper["collection-title"], "year": paper["year"]}
     lines = [f"  {key} = {{{value}}}," for key, value in {**fields, "url": paper["url"]}.items()]
     return "\n".join(["@inproceedings{kopiczko2024vera,", *lines, "}"])
+
+
+def _again(record: Record) -> str:
+    """How to repeat a run: not by its repository and the harness alone where a part of it is of a project."""
+    named = {group: getattr(record.run, group) for group in GROUPS[:3]}
+    foreign = [f"{group}={name}" for group, name in named.items() if not (CONF_DIR / group / f"{name}.yaml").is_file()]
+    if foreign:
+        return f"""It was made with {" and ".join(foreign)} of a project outside the harness, whose files are not here: with
+them beside a clone of the harness, at the commit above, `vera --project PROJECT verify FOLDER` trains it again, and compares
+every number with `runs/{record.name}.json`."""
+    return f"""In a clone of the harness, at the commit above, with this repository downloaded to `FOLDER`:
+
+    make verify RUN=FOLDER
+
+trains it again and compares every number with `runs/{record.name}.json`."""
 
 
 def _shown(score: float) -> str:

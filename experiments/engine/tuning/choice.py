@@ -68,6 +68,11 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
     rung = [found for found in tried if found.trial.steps == best.trial.steps]
     most = None if best.summary is None else best.summary.median
     tied = [other.trial for other in rung if other.summary is not None and other.summary.median == most]
+    if level(tried):
+        return [
+            *said,
+            f"All {len(rung)} trials have the same scores, which chooses nothing: train longer (--steps) or search wider.",
+        ]
     if len(tied) > 1:
         said.append(f"{len(tied)} trials have the best median; the one with the best worst seed, or the first, is taken.")
     for index, found in enumerate(search.axes):
@@ -84,6 +89,12 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
     if best.summary is not None and best.summary.median == -math.inf:
         said.append("Every trial has collapsed: nothing is chosen.")
     return said
+
+
+def level(tried: Sequence[Tried]) -> bool:
+    """Whether several trials have come to the end, all with the same scores, as where each predicts one class."""
+    rung = [found.summary and sorted(found.summary.values) for found in tried if found.trial.steps == tried[0].trial.steps]
+    return len(rung) > 1 and rung[0] is not None and all(scores == rung[0] for scores in rung)
 
 
 def apart(tried: Sequence[Tried]) -> list[str]:

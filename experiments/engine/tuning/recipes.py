@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from experiments.engine.render import number
-from experiments.engine.tuning.choice import apart, chosen_on, missing, remarks
+from experiments.engine.tuning.choice import apart, chosen_on, level, missing, remarks
 from experiments.engine.tuning.searches import FOLDER, RESULTS_DIR, Search
 from experiments.engine.tuning.trials import Tried
 from vera.config import GROUPS, RunConfig, conf_file, dotted, marks, own_conf, recipe
@@ -48,10 +48,10 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path | None = None
     Raises ConfigError for a recipe that is written by hand, and where there is nothing to choose.
     """
     run, best = search.base, tried[0]
-    if missing(tried, search) or apart(tried) or best.summary is None or best.summary.median == -math.inf:
-        raise ConfigError(f"no setting is chosen: {remarks(tried, search)[-1]}")
     if run.task.get("synthetic") or run.model.get("size") == "tiny":
         raise ConfigError("a rehearsal's tiny models and synthetic rows choose no setting; no recipe is written")
+    if missing(tried, search) or apart(tried) or level(tried) or best.summary is None or best.summary.median == -math.inf:
+        raise ConfigError(f"no setting is chosen: {remarks(tried, search)[-1]}")
     model, task, method = (run.model["name"], run.task["name"], run.method["name"])
     name = f"{method}_{model}"
     path = (folder or own_conf() / "recipe") / f"{name}.yaml"
