@@ -93,12 +93,6 @@ def test_a_sweep_file_sweeps_by_itself_and_every_axis_can_be_overridden(train, t
     assert sorted(path.name.split("--")[2] for path in runs(tmp_path)) == ["head", "vera"]
 
 
-def test_wandb_offline(train, tmp_path):
-    done = train("tracker=wandb", WANDB_DIR=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert list(tmp_path.glob("wandb/offline-run-*")) and runs(tmp_path)
-
-
 def test_tables_from_records_without_torch(train, tmp_path):
     assert train("sweep=demo", "seed=0,1", "method=vera").returncode == 0
     code = (

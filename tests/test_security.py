@@ -350,6 +350,7 @@ def test_a_run_keeps_and_prints_no_secret(train, tmp_path):
     places = [f"hydra.sweep.dir={tmp_path / 'hydra'}"]
     done = train("tracker=wandb", WANDB_DIR=str(tmp_path), **SECRETS)
     assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("wandb/offline-run-*")) and list(tmp_path.glob("results/runs/*.json"))
     failed = train(
         "-m", "model.size=full", f"model.path={tmp_path}/{OWN}", "seed=0,1", *places, WANDB_DIR=str(tmp_path), **SECRETS
     )
