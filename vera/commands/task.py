@@ -67,7 +67,8 @@ def main() -> int:
         fitting = options.model or ("vit_base" if options.file.is_dir() else "llama_7b" if fields else "minilm")
         there = f"--project {project()} " if project() else ""
         print(f"written: {path}; python scripts/train.py {there}model={fitting} task={options.name} ...")
-        print("(a run can be published where a commit holds this file when it starts)")
+        if not project():
+            print("(a run can be published where a commit holds this file when it starts)")
     return 0
 
 

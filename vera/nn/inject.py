@@ -109,6 +109,16 @@ def configs(model: nn.Module) -> dict[str, VeraConfig]:
     return dict(getattr(unwrapped(model), _CONFIGS, {}))
 
 
+def active_adapter(model: nn.Module) -> str | None:
+    """The name of the active adapter, None for the bare backbone."""
+    return next((layer.active for _, layer in vera_layers(model) if layer.active is not None), None)
+
+
+def _distributed(model: nn.Module) -> bool:
+    """Whether DistributedDataParallel has wrapped it, which has taken up the parameters that trained then."""
+    return any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
+
+
 def check_root(model: nn.Module) -> None:
     """Raises AdapterError for a part of the model that an adapter was attached to, or a model that has it in a part: the
     adapter's configuration and heads are with the one that it was attached to."""
@@ -141,7 +151,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
     check_no_bank(model)
     given, model = model, unwrapped(model)
     check_root(model)
-    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in given.modules()):
+    if _distributed(given):
         raise AdapterError("attach the adapter before DistributedDataParallel, which would not see its parameters")
     _check_name(name)
     if name in configs(model):
@@ -171,7 +181,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
             projections[key] = Projection(*key, device=device_of(base), dtype=dtype_of(base))
         made[path] = (adapted, adapted.new_vectors(config, device_of(base)), projections[key])
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    active = next((there.active for _, there in vera_layers(model) if there.active), None)
+    active = active_adapter(model)
     attached = configs(model)
     try:
         for path, (adapted, vectors, projection) in made.items():
@@ -216,11 +226,10 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
     Raises AdapterError for a name that is not attached, a merged model, and in DistributedDataParallel, which has taken up what
     trained when it wrapped the model, for another adapter than the active one.
     """
-    wrapped = any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
-    model = unwrapped(model)
+    wrapped, model = _distributed(model), unwrapped(model)
     check_root(model)
     attached = configs(model)
-    active = next((layer.active for _, layer in vera_layers(model) if layer.active), None)
+    active = active_adapter(model)
     if wrapped and None not in (name, active) and name != active:
         raise AdapterError(f"choose adapter {name!r} before DistributedDataParallel, which would not see its parameters")
     if name is not None and name not in attached:

@@ -9,14 +9,9 @@ from torch import nn
 
 from . import heads, saving
 from .errors import AdapterError
-from .inject import _CONFIGS, check_root, configs, merge, replace_module, set_adapter, unmerge, vera_layers
+from .inject import _CONFIGS, active_adapter, check_root, configs, merge, replace_module, set_adapter, unmerge, vera_layers
 from .linear import VeraLinear
 from .names import unwrapped
-
-
-def active_adapter(model: nn.Module) -> str | None:
-    """The name of the active adapter, None for the bare backbone."""
-    return next((layer.active for _, layer in vera_layers(model) if layer.active is not None), None)
 
 
 def unload(model: nn.Module) -> nn.Module:
