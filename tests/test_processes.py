@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import EsmConfig, EsmModel
 
 from tests.conftest import REHEARSAL, ROOT
 from vera.errors import ConfigError, TrainingError
 from vera.models.llama import Llama
+from vera.models.tiny import byte_tokenizer
 from vera.records.record import Record
 from vera.records.store import Store
 from vera.run import execute
-from vera.train.processes import Processes
+from vera.train.processes import Processes, together
 
 TEXT = ("model=roberta_base", "task=rte", "train.batch_size=5", "train.epochs=2", "train.max_steps=null")
 
@@ -152,3 +154,31 @@ def test_a_sharded_llama_gives_the_numbers_of_one_process_and_the_same_adapter(l
         ours, theirs = trained(tmp_path / "many", record.name), trained(tmp_path / "work", alone.name)
         for name, tensor in theirs.items():
             torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-4, msg=f"{record.run.method}: {name}")
+
+
+@pytest.mark.slow
+def test_a_trained_layer_that_no_loss_reaches_is_refused_before_the_first_step(launch, tmp_path):
+    """One process trains the rest and says so (tests/test_own_backbone.py); DistributedDataParallel would wait for it."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    EsmModel(EsmConfig(**sizes, vocab_size=261, pad_token_id=1, mask_token_id=4)).save_pretrained(tmp_path / "esm")
+    byte_tokenizer().save_pretrained(tmp_path / "esm")
+    keys = [
+        "model=auto_text",
+        "model.name=mine",
+        f"model.path={tmp_path / 'esm'}",
+        "model.size=full",
+        "task=rte",
+        "method=lora",
+    ]
+    done = launch("run", *keys, "train.lr=1e-3", "method.targets=[all_linear]", f"results_dir={tmp_path / 'out'}")
+    (line,) = lines(done, "error: ")
+    assert "depends on 2 of the 30 trained tensors" in line and "contact_head" in line and "use one process" in line
+    assert (done.returncode != 0 and not (tmp_path / "out" / "runs").exists()) or not any((tmp_path / "out" / "runs").iterdir())
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
+def test_what_a_launcher_asks_for_and_no_run_does_is_refused(name, monkeypatch):
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(ConfigError, match=rf"{name}=true: runs do not use .* --multi_gpu"):
+        together("cpu")

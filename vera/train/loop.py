@@ -201,6 +201,16 @@ class Loop:
         state = self.optimizer.state
         return [name for name, parameter in self.parameters.items() if state and not state.get(parameter)]
 
+    def _all_reached(self) -> None:
+        """Several processes wait for the gradient of every trained parameter. Raises ConfigError."""
+        left = [name for name, parameter in self.parameters.items() if parameter.grad is None]
+        if left:
+            raise ConfigError(
+                f"nothing that is scored depends on {len(left)} of the {len(self.parameters)} trained tensors, such as "
+                f"{left[0]}, and several processes would wait for its gradient: leave its layer out (method.targets), or use "
+                "one process"
+            )
+
     @contextlib.contextmanager
     def _until_collapsed(self) -> Iterator[None]:
         try:
@@ -277,6 +287,8 @@ class Loop:
             loss_sum += loss.detach()
         if self.processes.sharded:
             average_gradients(self.parameters.values())
+        elif self.processes.count > 1 and self.step == self.started["step"]:
+            self._all_reached()
         penalty = self.method.penalty(self.backbone)
         if penalty is not None:
             self.accelerator.backward(penalty)

@@ -141,8 +141,15 @@ def gpus() -> list[str]:
 
 
 def together(device: str) -> Processes:
-    """The processes of this launch; the first call connects them. Raises ConfigError for a device that is not there."""
+    """The processes of this launch; the first call connects them. Raises ConfigError for a device that is not there, and for
+    what a launcher asks for and nothing here does."""
     gpu = on_gpu(device)
+    for name, what in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")):
+        if os.environ.get(name, "false").lower() == "true":
+            raise ConfigError(
+                f"{name}={os.environ[name]}: runs do not use {what}; `accelerate launch` with --multi_gpu or --use_fsdp "
+                "(docs/launchers.md), or unset it"
+            )
     return Processes() if launched() == 1 else _connected(gpu)
 
 
