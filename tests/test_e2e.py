@@ -2,13 +2,15 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import ROOT
+from vera.commands import score_e2e
 from vera.config import build, compose
-from vera.errors import ConfigError, DataError, ModelError
+from vera.errors import ConfigError, DataError, ModelError, RecordError
 from vera.models.decoding import generate_ids
 from vera.records.store import Store
 from vera.run import execute, prepare
@@ -328,7 +330,7 @@ def test_examples_whose_target_is_cut_off_teach_nothing(compose, tmp_path):
     assert loop.task.weight(batch) == 0 and loss.item() == 0
 
 
-def test_a_run_writes_at_the_last_epoch_and_keeps_every_output(compose):
+def test_a_run_writes_at_the_last_epoch_and_keeps_every_output(compose, monkeypatch):
     run = compose(*GPT2, "method=lora", "train.epochs=2", "train.max_steps=null", "train.batch_size=12")
     record = execute(run)
     assert record.parameters.head == 0 and record.parameters.adapter > 0
@@ -344,6 +346,11 @@ def test_a_run_writes_at_the_last_epoch_and_keeps_every_output(compose):
     _, _, _, data = prepare(run)
     again = compute(text.removesuffix("\n").split("\n"), list(data.references))
     assert {name: last.metrics[name] for name in again} == again
+    written = Path(run.results_dir, *record.outputs)
+    written.write_text(text.upper())
+    monkeypatch.setattr("sys.argv", ["score_e2e", str(written), "references.txt"])
+    with pytest.raises(RecordError, match=r"is not the file that the record .* was made with: its SHA-256 differs"):
+        score_e2e.main()
 
 
 def test_a_run_killed_after_writing_keeps_what_it_wrote(compose, tmp_path):
