@@ -51,7 +51,7 @@ def plain(tmp_path_factory):
 
 def settings_of(name, **changes):
     settings = {**choice("method", name), **changes}
-    filled = {key: VALUES.get(value, value) for key, value in settings["settings"].items()}
+    filled = {key: VALUES.get(str(value), value) for key, value in settings["settings"].items()}
     return {**settings, "settings": filled}
 
 
@@ -149,6 +149,8 @@ def test_what_no_yaml_sets_is_what_this_release_of_peft_would_take(name):
             r"settings.megatron_core cannot be set by a yaml; allowed for RANDLORA: r, ",
         ),
         ("dora", {"loftq_config": None}, "method.settings.loftq_config cannot be set"),
+        ("dora", {"layers_to_transform": [0, 1]}, "method.settings.layers_to_transform cannot be set by a yaml; allowed for"),
+        ("dora", {"rank_pattern": {"query": 4}}, "method.settings.rank_pattern cannot be set by a yaml; allowed for"),
         ("dora", {"init_lora_weights": "eva"}, "init_lora_weights must be one of true, gaussian, olora, .*; got 'eva'"),
         ("pissa", {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights must be one of .*, pissa; got 'pissa_niter_4'"),
         ("dora", {"r": "8"}, "method.settings.r must be a whole number; got '8'"),

@@ -205,6 +205,8 @@ def test_a_yaml_is_drafted_from_a_file_and_works(tmp_path, monkeypatch):
     assert read["files"] == {"train": "SICK_train.txt", "validation": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
     lines = draft.look(read)
     assert lines[0] == "train: 24 rows; maybe 8, no 8, yes 8" and lines[3].endswith("-> 1 (no)") and len(lines) == 6
+    with pytest.raises(ConfigError, match=r"labels: .* has a \$\{, which a yaml of conf/ reads as a reference"):
+        draft.as_yaml({**made, "labels": ["no", "${seed}"]})
     with pytest.raises(ConfigError, match="is there already"):
         new_yaml("task", "mine", "")
     with pytest.raises(ConfigError, match=r"NAME.name: string should match pattern"):
@@ -241,6 +243,11 @@ def test_labels_are_found_and_scores_told_from_classes(values, labels):
         ),
         (["neg", "pos", "neg "], "x:2, column 'y': 'neg ' and 'neg' (x:0) would be two classes", ["neg", "neg ", "pos"]),
         (["neg", "pos", "Pos"], "x:2, column 'y': 'Pos' and 'pos' (x:1) would be two classes", ["Pos", "neg", "pos"]),
+        (
+            ["pos\u00e9", "neg", "pose\u0301"],
+            "x:2, column 'y': 'pose\u0301' and 'pos\u00e9' (x:0)",
+            ["neg", "pose\u0301", "pos\u00e9"],
+        ),
         (["1", "0", "1.0"], "x:2, column 'y': '1.0' and '1' (x:0) would be two classes", ["0", "1", "1.0"]),
     ],
 )
@@ -250,7 +257,7 @@ def test_labels_that_may_be_meant_otherwise_are_asked_for(values, message, class
         draft.labels_of(rows, "y")
     assert str(caught.value).startswith(message) and "--classes" in str(caught.value)
     assert draft.labels_of(rows, "y", "classes") == classes
-    if "no" in values or "pos" in values:
+    if "no" in values or "neg" in values:
         with pytest.raises(DataError, match="is no score"):
             draft.labels_of(rows, "y", "scores")
     else:
@@ -423,7 +430,7 @@ def test_what_is_a_part_of_a_split_or_of_no_format_is_not_read(tmp_path):
     assert sum(map(len, rows_of(tmp_path, **own).values())) == len(ROWS)
     write(tmp_path / "all-00000-of-00001.parquet").rename(tmp_path / "all-00000-of-00001.PARQUET")
     assert sum(map(len, rows_of(tmp_path, files={"train": "all-00000-of-00001.PARQUET"}, held_out=0.5).values())) == len(ROWS)
-    (tmp_path / "all.csv.gz").write_bytes(b"")
+    (tmp_path / "all.csv.gz").write_bytes(b"\x1f\x8b\x08")
     with pytest.raises(DataError, match=r"all.csv.gz is none of .csv"):
         draft.text_files("mine", tmp_path / "all.csv.gz", ["first"], "verdict", {})
 

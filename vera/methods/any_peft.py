@@ -6,7 +6,7 @@ import copy
 import json
 import warnings
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel, PeftModelForSequenceClassification, get_peft_model_state_dict, set_peft_model_state_dict
@@ -21,7 +21,7 @@ from vera.io.files import write_atomic
 from vera.methods import fused
 from vera.methods.base import is_norm, read_tensors
 from vera.methods.peft import ADAPTER, CONFIG_FILE, WEIGHTS_FILE, PeftMethod, json_value
-from vera.methods.peft_types import TYPES, Setting, config_of, first_line
+from vera.methods.peft_types import TYPES, Setting, check_names, config_of, first_line
 from vera.models.base import positions
 from vera.models.text import reads_last_token
 from vera.nn.names import inside
@@ -61,6 +61,13 @@ class AnyPeft(PeftMethod):
         if merge == "exact" and kind in TYPES and not TYPES[kind].merges:
             raise PydanticCustomError("merge", "{kind} cannot be merged; method.merge=never", {"kind": kind})
         return merge
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _named(cls, settings: Any, info: ValidationInfo) -> Any:
+        if info.data.get("type") in TYPES and isinstance(settings, dict):
+            check_names(info.data["type"], settings, "method.settings")
+        return settings
 
     @field_validator("settings")
     @classmethod

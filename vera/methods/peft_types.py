@@ -8,6 +8,7 @@ that another release with other defaults computes the same or is refused.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -137,15 +138,21 @@ TYPES: dict[str, Type] = {
 NEVER_NULL = {"random_seed", "num_virtual_tokens"}
 
 
+def check_names(kind: str, settings: Iterable[str], where: str) -> None:
+    """Raises ConfigError for a setting of PEFT's that a yaml does not give."""
+    known = TYPES[kind].settings
+    if odd := [name for name in settings if name not in known]:
+        allowed = f"allowed for {kind}: {', '.join(known) or 'none'}"
+        raise ConfigError(f"{where}.{odd[0]} cannot be set by a yaml; {allowed}")
+
+
 def config_of(kind: str, settings: dict[str, Setting], where: str, **ours: Any) -> PeftConfig:
     """PEFT's config of a type of TYPES with `settings`, each of which must be given. Raises ConfigError naming the setting."""
+    check_names(kind, settings, where)
     known = TYPES[kind]
     made = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
     defaults = _defaults(made)
     for name, value in settings.items():
-        if name not in known.settings:
-            allowed = f"allowed for {kind}: {', '.join(known.settings) or 'none'}"
-            raise ConfigError(f"{where}.{name} cannot be set by a yaml; {allowed}")
         _check(name, value, known, defaults, where)
     missing = [name for name in known.settings if name not in settings]
     if missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -185,10 +186,12 @@ def _check_missing(places: dict[str, str], numbers: dict[str, float | None], col
 
 
 def _check_alike(places: dict[str, str], numbers: dict[str, float | None], column: str) -> None:
-    """Raises DataError for two labels that differ in spaces, in case, or in how one number is written."""
+    """Raises DataError for two labels that differ in spaces, in case, in how one character is composed (NFKC), or in how one
+    number is written."""
     seen: dict[str | float, str] = {}
     for text, number in numbers.items():
-        other = seen.setdefault(" ".join(text.split()).casefold() if number is None else number, text)
+        spelt = " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
+        other = seen.setdefault(spelt if number is None else number, text)
         if other != text:
             raise DataError(
                 f"{places[text]}, column {column!r}: {text!r} and {other!r} ({places[other]}) would be two classes; write them "
@@ -253,9 +256,11 @@ def images(name: str, folder: Path) -> dict[str, Any]:
 
 
 def as_yaml(settings: dict[str, Any]) -> str:
-    """One key a line, as the yamls of conf/ are written."""
+    """One key a line, as the yamls of conf/ are written. Raises ConfigError for a text that they would read as a reference."""
     lines = []
     for key, value in settings.items():
+        if "${" in str(value):
+            raise ConfigError(f"{key}: {value} has a ${{, which a yaml of conf/ reads as a reference; write it otherwise")
         text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
         lines.append(f"{key}: {text.removesuffix(END).strip()}")
     return "\n".join(lines) + "\n"

@@ -200,9 +200,18 @@ def label_of(where: str, column: str, value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
+def _ending(path: Path) -> str:
+    """By which a file is read. Raises DataError for one that is not there, or that nothing reads."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    if path.suffix.lower() not in ENDINGS:
+        raise DataError(f"{path} is none of {READ}")
+    return path.suffix.lower()
+
+
 def columns_of(path: Path) -> list[str]:
     """The columns that a file has, in their order; of JSON those of the first object. Raises DataError."""
-    ending = path.suffix.lower()
+    ending = _ending(path)
     if ending == ".parquet":
         return tables.parquet_columns(path)
     if ending in (".jsonl", ".json"):
@@ -225,11 +234,7 @@ def _unquoted(where: str, columns: tuple[str, ...], row: list[str]) -> tuple[str
 
 def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, tuple[Any, ...]]]:
     """("file:line", values of the columns) of every row of a file, which is read by its ending (READ). Raises DataError."""
-    ending = path.suffix.lower()
-    if not path.is_file():
-        raise DataError(f"{path} does not exist")
-    if ending not in ENDINGS:
-        raise DataError(f"{path} is none of {READ}")
+    ending = _ending(path)
     if (parts := tables.shards(path)) > 1:
         raise DataError(
             f"{path} is one of {parts} parts of its split: join them into one file, or read all of them by the split's name, "

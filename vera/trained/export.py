@@ -170,7 +170,8 @@ def _load(run: RunConfig, record: Record, method: Method, folder: Path) -> Backb
 def _check(run: RunConfig, method: Method, form: Form) -> None:
     """Raises NoSuchForm for what a method has no such form of, ConfigError for a run that no form can hold."""
     if form == "lora" and not isinstance(method, (Vera, Lora, AdaLora)):
-        raise NoSuchForm(f"method={method.name} is no low-rank update of matrices, so there is no LoRA of it")
+        peft = "; --to peft writes it as PEFT does" if isinstance(method, PeftMethod) else ""
+        raise NoSuchForm(f"method={method.name} cannot be written as a LoRA here{peft}")
     if form == "peft" and not isinstance(method, (Vera, PeftMethod)):
         raise NoSuchForm(f"PEFT has no format for method={method.name}")
     if form == "merged" and isinstance(method, AnyPeft) and method.merge == "exact":
