@@ -1,6 +1,7 @@
 """Verdicts on hand-made differences, against scipy; every stated claim has a check; nothing is decided that nobody has run."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -197,6 +198,16 @@ def test_a_collapsed_run_decides_nothing_by_its_survivors_in_any_metric():
     others = [run("lora", seed, 0.7, **({"collapsed": "the loss is nan"} if seed == 2 else {})) for seed in range(6)]
     row = verdicts(by_cell(*ours, *others))["better_e2e"]
     assert row[4] == "not run (undecided in miniature)" and row[6].startswith("a run collapsed in 1 of 6 pairs"), row
+
+
+def test_a_run_that_collapses_after_the_look_that_decided_does_not_undo_it():
+    def reading(*differences):
+        return decide("x", "", [Part("", differences)], "better", 2.0, looks=LOOKS)
+
+    later = reading(*CLEAR, 0.03, -math.inf)
+    assert later.reading == "supported" and later.result.endswith("all pairs: a run collapsed in 1 of 7 pairs")
+    at_once = reading(*CLEAR[:4], math.nan, *CLEAR)
+    assert at_once.reading == "undecided" and at_once.result.startswith("a run collapsed in 1 of 10 pairs")
 
 
 def test_an_ablation_in_miniature_is_called_one():

@@ -50,6 +50,7 @@ def test_a_row_a_run_with_the_keys_that_vary(results):
     assert (vera_row["test_accuracy"], vera_row["best_accuracy"], vera_row["task.validation"]) == (0.8, 0.9, "0.2")
     assert "train.epochs" not in found and "model.name" not in found and (found.parameters == 3072).all()
     assert found.cell.str.fullmatch("[0-9a-f]{8}").all() and found.collapsed.isna().all()
+    assert set(found.precision) == {"fp32"} and list(found.threads) == [2] * 7 and set(found.processes) == {1}
 
 
 def older(made: Record) -> Record:
@@ -221,3 +222,25 @@ def test_numbers_published_elsewhere_have_a_file_of_any_name(tmp_path, monkeypat
     table = compare("mine", Asked(cells))[0]
     assert table.title == "Digits, as in a paper of mine"
     assert [row[-1] for row in table.rows] == ["61.0", "60.0±0.0"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("cost", "bananas"), ("cost", "device"), ("scale", 0), ("scale", -100), ("digits", -1), ("digits", 0.5)]
+)
+def test_a_column_that_no_number_can_fill_is_refused(key, value, tmp_path, monkeypatch):
+    column = {"label": "Digits", "task": "digits", **({} if key == "cost" else {"metric": "accuracy"}), key: value}
+    table = {"title": "Mine", "stat": "median", "models": {"digits_vit": "ViT"}, "columns": {"digits": column}, "rows": []}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(table))
+    monkeypatch.setattr(published, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match=rf"mine\.yaml.*columns\.digits\.{key}"):
+        published.load("mine")
+
+
+def test_rows_over_unlike_seeds_are_told():
+    vera, lora = (
+        [record(["model=roberta_large", "task=rte", f"method={method}"], seed, 0.6) for seed in range(5)]
+        for method in ("vera", "lora")
+    )
+    for ours, told in ((vera, False), (vera[:3], True)):
+        notes = compare("table2", Asked(by_cell(*ours, *lora)))[0].notes
+        assert any(note.startswith("Cells are over unlike seeds") for note in notes) == told

@@ -70,6 +70,15 @@ def test_a_collapsed_method_is_on_no_front():
     assert pareto.table(Asked(cells), "digits_vit", "digits", "x").rows[0][-1] == "–"
 
 
+def test_a_run_that_collapsed_and_so_ended_early_is_no_sign_of_other_work():
+    *others, last = runs("lora", 0.7, 16_000, 2.0)
+    short = json.loads(last.to_json()) | {"collapsed": "the loss is nan"}
+    short["cost"]["seconds"] = 0.1
+    cells = by_cell(*others, Record.model_validate(short), *runs("vera", 0.8, 3_000, 2.0))
+    table = pareto.table(Asked(cells), "digits_vit", "digits", "x")
+    assert [row[6] for row in table.rows] == ["2.0 [2.0, 2.0]"] * 2 and not any("other work" in note for note in table.notes)
+
+
 def test_the_head_alone_has_no_front_of_parameters_to_draw(tmp_path):
     """It trains none of the backbone's: nothing to draw against."""
     asked = Asked(by_cell(*runs("head", 0.50, 0, 1.0)))

@@ -5,12 +5,13 @@ import re
 import pytest
 
 from experiments.artefacts.digits import METHODS
-from experiments.engine import registry
+from experiments.engine import pareto, registry
 from experiments.engine.render import DASH, INTERVAL
 from experiments.engine.rows import Asked
 from tests.test_experiments import by_cell, record
 from vera.commands import run
 from vera.config import conf_file
+from vera.errors import ConfigError
 
 SCORES = [0.50, 0.60, 0.70, 0.80, 0.95]  # median 70.0, mean 71.0, best 95.0; each 20 points lower at the last epoch
 EXPECTED = {"median": "70.0", "mean": "71.0", "last": "50.0", "best": "95.0"}
@@ -147,6 +148,19 @@ def test_a_row_about_another_value_than_with_gives_shows_no_runs_of_it():
     assert len(asked.records(cell)) == len(asked.records([*cell, "method.rank=64.0"])) == 5 and not asked.said
     assert not asked.records([*cell, "method.rank=1"]) and not asked.records(["model=vit_base", *cell[1:], "method.rank=8"])
     assert asked.said[0] == "A row of method.rank=1 has no runs with method.rank=64."
+
+
+@pytest.mark.parametrize("word", ["seed=3", "device=cpu", "train.save=true", "++train.checkpoint_seconds=5"])
+def test_a_key_that_is_no_part_of_what_a_run_computes_chooses_no_runs(word):
+    """All would be shown, as "every run with seed=3"."""
+    cell = ["model=digits_vit", "task=digits", "method=vera"]
+    asked = Asked(by_cell(*runs(cell)), [word])
+    said = re.escape(word.lstrip("+").partition("=")[0]) + "= is no part of what a run computes, and chooses no records"
+    for look in (lambda: asked.records(cell), lambda: pareto.table(asked, "digits_vit", "digits", "x")):
+        with pytest.raises(ConfigError, match=said):
+            look()
+    for word in ("train.batch_size=8", "scale=rehearsal", "method.rank=64"):
+        assert Asked(by_cell(*runs(cell)), [word]).records(cell) == []
 
 
 @pytest.mark.parametrize("word", ["method.sharing=unique", "++method.sharing=unique"])

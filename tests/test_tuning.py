@@ -89,6 +89,7 @@ def test_ranges_and_lists():
         (["train.lr=0.1,0.1"], {}, "a value is there twice"),
         (["train.lr=0.1,-1"], {}, r"^train\.lr: input should be greater than or equal to 0"),
         (["train.lr=1e-4..1e-1:log"], {}, "tpe needs --trials"),
+        (["train.lr=1e-4..1e-1:log"], {"trials": 0}, "--trials 0 tries nothing"),
         (["train.lr=1e-4..1e-1:log"], {"sampler": "grid"}, "a grid needs a number of points"),
         (["train.lr=1,2,3"], {"sampler": "grid", "trials": 2}, "the grid has 3 points, --trials 2 is fewer"),
         (["train.lr=1"], {}, "nothing to search"),

@@ -187,6 +187,33 @@ def test_nothing_is_tested_over_unlike_data(name):
     assert "stsb: data (d: vera; e: lora)" in said(other[name])[0]
 
 
+@pytest.mark.parametrize("name", ["table2", "glue_minilm"])
+def test_a_comparison_with_a_collapsed_run_says_so_in_its_line(name):
+    overrides = MINILM if name == "glue_minilm" else ["model=roberta_large", "task=stsb"]
+    *lora, last = runs([*overrides, "method=lora"], 0.7)
+    lost = last.model_copy(update={"collapsed": "the loss is nan"})
+    lines = built(name, *runs([*overrides, "method=vera"], 0.8), *lora, lost)[f"{name}_tests"].rows
+    assert [["STS-B" in line, "a run collapsed in 1 of 5 pairs" in line, line[-1]] for line in lines] == [[True, True, "–"]]
+
+
+@pytest.mark.parametrize("name", ["table2", "glue_minilm"])
+def test_a_comparison_without_a_run_has_no_line(name):
+    overrides = MINILM if name == "glue_minilm" else ["model=roberta_large", "task=stsb"]
+    made = built(name, *runs([*overrides, "method=lora"], 0.7))
+    assert not any("VeRA" in row[1] for row in (made[f"{name}_tests"].rows if f"{name}_tests" in made else []))
+
+
+def test_a_gain_stands_beside_the_accuracy_of_the_same_seeds():
+    head = runs([*DIGITS, *choice("figure4", "head", "mini")], 0.5)
+    vera = runs(["method=vera"], 0.8)
+    other = [
+        run.model_copy(update={"provenance": run.provenance.model_copy(update={"data_fingerprint": "e"})}) for run in vera[3:]
+    ]
+    table = built("figure4_gain", *vera[:3], *other, *head)["figure4_mini"]
+    (row,) = (row for row in table.rows if row[0] == "VeRA r=256")
+    assert row[2] == "3" and all("(n=3)" in text for text in row[5:7])
+
+
 def test_the_table_on_real_text_says_on_which_devices_it_was_computed():
     vera, lora = (runs([*MINILM, f"method={method}"], 0.8) for method in ("vera", "lora"))
     moved = [run.model_copy(update={"cost": run.cost.model_copy(update={"device": "H100"})}) for run in lora]
@@ -198,16 +225,18 @@ def test_the_table_on_real_text_says_on_which_devices_it_was_computed():
     assert found == {"VeRA r=256": ["2", "cpu"], "LoRA r=8": ["–", "H100 and cpu"]}  # seconds of two devices have no median
 
 
-def test_longer_runs_are_compared_with_the_recipes_and_with_lora_for_as_long():
+def test_few_and_many_epochs_of_cola_are_compared_method_by_method_and_with_lora_for_as_long():
     cola = ["model=minilm", "task=cola"]
-    usual = [*runs([*cola, "method=lora"], 0.3), *runs([*cola, "method=vera"], 0.1)]
+    usual = [*runs([*cola, "method=lora"], 0.5), *runs([*cola, "method=vera"], 0.4)]
     assert "glue_minilm_long" not in built("glue_minilm", *usual)
-    longer = runs([*cola, "method=vera", "train.epochs=12"], 0.4)
-    rows = {tuple(row[:2]): row for row in built("glue_minilm", *usual, *longer)["glue_minilm_long"].rows}
-    recipes, twelve = rows["VeRA r=256", "the recipe's"], rows["VeRA r=256", "train.epochs=12"]
-    assert (recipes[-2], recipes[-1].split()[0]) == ("–", "-20.0")
-    assert (twelve[-2].split()[0], twelve[-1]) == ("+30.0", "–")  # LoRA has not been trained for as long
-    rows = built("glue_minilm", *usual, *longer, *runs([*cola, "method=lora", "train.epochs=12"], 0.5))["glue_minilm_long"].rows
+    vera = runs([*cola, "method=vera", "train.epochs=4"], 0.1)
+    made = built("glue_minilm", *usual, *vera)
+    assert "Epochs: MRPC 4; CoLA 12 (Head only, Full fine-tuning: 4); RTE 6; STS-B 4." in made["glue_minilm"].notes
+    rows = {tuple(row[:2]): row for row in made["glue_minilm_long"].rows}
+    few, many = rows["VeRA r=256", "4"], rows["VeRA r=256", "12"]
+    assert few[-2:] == ["–", "–"]  # LoRA has not been trained for as long
+    assert [cell.split()[0] for cell in many[-2:]] == ["+30.0", "-10.0"]
+    rows = built("glue_minilm", *usual, *vera, *runs([*cola, "method=lora", "train.epochs=4"], 0.3))["glue_minilm_long"].rows
     assert [row[-1].split()[0] for row in rows if row[0] == "VeRA r=256"] == ["-20.0", "-10.0"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.engine import miniature
@@ -79,7 +79,10 @@ def _gains(setting: Setting, asked: Asked) -> Iterator[tuple[str, Entry, Entry, 
     for label, entry in zip(setting.methods, entries, strict=True):
         gains = by_seed(entry.records, baseline.records, epoch_of(entry.stat))
         known = gains and not any(map(math.isnan, gains.values()))
-        yield label, entry, baseline, summarise(list(gains.values())) if known else None
+        sides = [
+            replace(of, records=[r for r in of.records if r.run.seed in gains]) if gains else of for of in (entry, baseline)
+        ]
+        yield label, *sides, summarise(list(gains.values())) if known else None
 
 
 def published() -> dict[str, float]:

@@ -231,7 +231,8 @@ def deviation_p(values: Sequence[float], printed: float, spread: float | None, s
 
 
 def permutation_p(ours: Sequence[float], others: Sequence[float]) -> float | None:
-    """Two-sided p of the mean paired difference over all changes of sign (n = 5: 0.0625 at the least); None for one pair."""
+    """Two-sided p of the mean paired difference over all changes of sign (n = 5: 0.0625 at the least), from 14 pairs on over
+    9,999 random ones; None for one pair."""
     if len(ours) < 2:
         return None
     samples = (np.array(ours), np.array(others))
@@ -243,11 +244,18 @@ def _mean_difference(ours, others, axis):
     return np.mean(ours - others, axis=axis)
 
 
+def lost(ours: Sequence[Record], others: Sequence[Record], compared: bool = True) -> str:
+    """In how many of the `pairs` a run collapsed, so that there is nothing to compare; "" for none."""
+    both = pairs(ours, others, compared)
+    count = sum(any(record.collapsed for record in pair) for pair in both)
+    return f"a run collapsed in {count} of {len(both)} pairs" if count else ""
+
+
 def common(
     ours: Sequence[Record], others: Sequence[Record], metric: str | None = None, select: str = "best", compared: bool = True
 ) -> tuple[list[float], list[float]]:
     """The scores of both sides over their `pairs`."""
     both = pairs(ours, others, compared)
-    if any(record.collapsed for pair in both for record in pair):
+    if lost(ours, others, compared):
         return [], []  # a mean over the survivors would flatter
     return [our.score(metric, select) for our, _ in both], [other.score(metric, select) for _, other in both]

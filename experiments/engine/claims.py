@@ -102,10 +102,7 @@ def by_seed(
 ) -> dict[int, float]:
     """Ours minus others for each of their `pairs`, by seed, of the records with this metric; no number where a run collapsed,
     which `verdicts.decide` tells."""
-    sides = []
-    for overrides in (ours, others):
-        found = asked.records(overrides)
-        sides.append([r for r in found if r.collapsed or (metric or r.scores.primary) in r.reported(select)])
+    sides = ([r for r in asked.records(overrides) if r.has(metric, select)] for overrides in (ours, others))
     return {our.run.seed: our.score(metric, select) - other.score(metric, select) for our, other in pairs(*sides)}
 
 

@@ -15,6 +15,7 @@ from experiments.engine.aggregate import (
     common,
     deviation_p,
     epoch_of,
+    lost,
     paired,
     permutation_p,
     summarise_cost,
@@ -24,7 +25,7 @@ from experiments.engine.aggregate import (
 from experiments.engine.judged import Judgements
 from experiments.engine.published import Column, Published, Row, Statistic, load, number_in, run_of
 from experiments.engine.render import DASH, INTERVAL, Sourced, Table, figure, interval, number, signed
-from experiments.engine.rows import Asked
+from experiments.engine.rows import Asked, seeds_note
 from vera.records.record import Record
 
 STATS = {
@@ -71,6 +72,7 @@ def compare(name: str, asked: Asked) -> list[Table]:
         notes += [note for column in published.columns.values() for note in asked.cells.notes.get(column.score, [])]
     if any(_like(published, row, asked.stat) != stat for row in published.rows if row.method):
         notes.append(f"A row whose source says what is printed has that in place of it ({name}_studies).")
+    notes += seeds_note(asked.shown.values())
     if any(column.cost for column in published.columns.values()):
         notes += [COST_NOTE] * (stat == "best")
         ran = [record for records in asked.shown.values() for record in records]
@@ -170,7 +172,7 @@ def _scored(column: Column, records: Sequence[Record], select: str) -> list[Reco
     """The records with something in this column: runs are judged later than they are made, if at all, and a test set is not
     scored at the last epoch."""
     if column.judged:
-        return [r for r in records if r.collapsed or column.score in r.reported(select)]
+        return [r for r in records if r.has(column.score, select)]
     return list(records) if all(r.reported(select) for r in records) else []
 
 
@@ -256,9 +258,11 @@ def _tests(name: str, published: Published, asked: Asked, stat: Statistic) -> li
             epoch = epoch_of(stat)
             one, other = (_scored(column, _records(name, row, column.task, asked), epoch) for row in (vera, lora))
             sides = common(one, other, column.score, epoch)
-            if sides[0]:
+            which = label if len(both) == 1 else f"{label}, {vera.label} - {lora.label}"
+            if why := lost(one, other):
+                lines.append([which, column.label, DASH, why, DASH])
+            elif sides[0]:
                 p = permutation_p(*sides)
                 difference = signed(paired(*sides), column.scale, column.digits)
-                which = label if len(both) == 1 else f"{label}, {vera.label} - {lora.label}"
                 lines.append([which, column.label, str(len(sides[0])), difference, DASH if p is None else f"{p:.4f}"])
     return lines

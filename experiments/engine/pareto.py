@@ -11,6 +11,7 @@ from experiments.engine.aggregate import WORKED, Summary, summarise_cost, unlike
 from experiments.engine.render import DASH, INTERVAL, Table, interval
 from experiments.engine.rows import Asked, Entry, given, n, over_seeds, trained, unlike_notes
 from vera.config import choices
+from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.records.record import Record
 
@@ -25,20 +26,21 @@ def entries(asked: Asked, model: str, task: str) -> list[Entry]:
     ran = {run.method for run in runs if (run.model, run.task) == (model, task)}
     found = []
     for method in sorted(ran.intersection(choices("method"))):
+        keys = [f"model={model}", f"task={task}", f"method={method}"]
         try:
-            entry = asked.entry([method], [f"model={model}", f"task={task}", f"method={method}"])
+            composed([*keys, *asked.overrides])
         except ConfigError:  # no such run: the method is for other models, or needs a setting that no recipe has
             continue
-        if entry.records:
-            found.append(entry)
-    return sorted((entry for entry in asked.alike(found) if entry.records), key=lambda entry: (entry.parameters, entry.labels))
+        found.append(asked.entry([method], keys))
+    alike = asked.alike([entry for entry in found if entry.records])
+    return sorted((entry for entry in alike if entry.records), key=lambda entry: (entry.parameters, entry.labels))
 
 
 def cost(entry: Entry, which: str) -> float | None:
     """One of COSTS, the median over seeds; None where a record does not have it (memory on a CPU)."""
     if which == "Trained":
         return float(entry.parameters)
-    summary = summarise_cost(entry.records, "seconds" if which == "Seconds" else "peak_memory_bytes")
+    summary = summarise_cost(_finished(entry), "seconds" if which == "Seconds" else "peak_memory_bytes")
     return None if summary is None else summary.median / (MIB if which == "Memory" else 1)
 
 
@@ -93,8 +95,13 @@ def _machines(found: Sequence[Entry]) -> list[str]:
 
 
 def _took(entry: Entry) -> tuple[float, float]:
-    seconds = [record.cost.seconds for record in entry.records]
+    seconds = [record.cost.seconds for record in _finished(entry)]
     return min(seconds), max(seconds)
+
+
+def _finished(entry: Entry) -> list[Record]:
+    """The runs whose cost is that of a whole run: where some collapsed, and so ended early, the others."""
+    return [record for record in entry.records if not record.collapsed] or list(entry.records)
 
 
 def table(asked: Asked, model: str, task: str, name: str) -> Table:
@@ -112,10 +119,10 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
     devices, with_ = _machines(found), f" with {' '.join(asked.overrides)}" if asked.overrides else ""
     notes = [
         f"{over_seeds(asked.stat)} of {metric} x 100, each method at its recipe{with_}; trained parameters without the head.",
-        "On the front: no other method here costs at most as much and scores at least as well, by the figures shown; where the "
-        "ranges of the seeds overlap, the order may be chance.",
+        "On the front: no other method here costs at most as much and scores at least as well, by the medians before "
+        "rounding; where the ranges of the seeds overlap, the order may be chance.",
         f"Seconds: training and evaluation, median and range over seeds, on {'; '.join(devices) or 'nothing yet'}. Memory is "
-        "the GPU allocator's peak; a CPU has none.",
+        "the GPU allocator's peak; a CPU has none. A run that collapsed counts for neither.",
         "Over the seeds that all rows have.",
         *dict.fromkeys(barred(found).values()),
         *unlike_notes(_records(found)),

@@ -10,7 +10,7 @@ import yaml
 from experiments.engine.aggregate import summarise_records
 from experiments.engine.published import Statistic
 from experiments.engine.render import DASH, Table, number
-from experiments.engine.rows import OVER_SEEDS, epoch_of, unlike_notes
+from experiments.engine.rows import OVER_SEEDS, epoch_of, seeds_note, unlike_notes
 from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.records.frame import leaves, varying
@@ -66,15 +66,14 @@ def pivot(
     what = metric or "each task's first metric"
     epoch = f"at the {epoch_of(stat)} epoch; test rows where a record has them"
     notes = [f"{OVER_SEEDS[stat].capitalize()} ± standard deviation of {what} x 100, {epoch}.", *unlike_notes(chosen)]
-    if len({frozenset(record.run.seed for record in found) for found in places.values()}) > 1:
-        notes.append("Cells are over unlike seeds; a seed also draws what a run is trained on where data are drawn.")
+    notes += seeds_note(places.values())
     title = f"{', '.join(rows)} by {', '.join(columns)}" if columns else ", ".join(rows)
     return Table("pivot", title + (f" where {' '.join(where)}" if where else ""), [*rows, *titles], made, notes)
 
 
 def _shown(found: Sequence[Record], metric: str | None, stat: Statistic) -> str:
     epoch = epoch_of(stat)
-    if not found or any((metric or r.scores.primary) not in r.reported(epoch) for r in found if not r.collapsed):
+    if not found or not all(record.has(metric, epoch) for record in found):
         return DASH
     return number(summarise_records(found, metric, epoch), 100.0, 1, stat)
 

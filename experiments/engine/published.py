@@ -38,10 +38,10 @@ class Column(Strict):
     task: str
     metric: str | None = None
     also: dict[str, str] = {}
-    cost: str | None = None
+    cost: Literal["seconds", "steps", "examples", "tokens", "peak_memory_bytes"] | None = None
     judged: str | None = None
-    scale: float = 1.0
-    digits: int = 1
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    digits: int = Field(default=1, ge=0, le=9)
 
     @model_validator(mode="after")
     def _one_source(self):

@@ -14,9 +14,9 @@ from experiments.engine.published import Statistic
 DASH = "–"
 COLLAPSED = "collapsed"
 COLLAPSED_NOTE = "Collapsed seeds (a correlation undefined for constant predictions, or a loss not finite) count as the worst."
-INTERVAL = "Range of the seeds"
+INTERVAL = "Interval of the median"
 INTERVAL_NOTE = (
-    f"{INTERVAL}: of five the smallest and the largest, which cover the median with 93.75%; from six seeds on order statistics "
+    f"{INTERVAL}: of five seeds the smallest and the largest, which cover it with 93.75%; from six on order statistics "
     "that cover it with 95% or more."
 )
 MIXED = "†"

@@ -21,6 +21,8 @@ from experiments.engine.aggregate import (
 )
 from experiments.engine.published import Statistic
 from experiments.engine.render import DASH, INTERVAL, interval, number, signed
+from vera.config.memory import composed
+from vera.errors import ConfigError
 from vera.records.record import Record
 
 OVER_SEEDS = {"median": "median over seeds", "mean": "mean over seeds", "last": "median over seeds", "best": "best seed"}
@@ -51,9 +53,15 @@ class Asked:
         if other:
             self.said.append(f"A row of {' '.join(sorted(other))} has no runs with {' '.join(self.overrides)}.")
         if key not in self._found:
-            self._found[key] = [] if other else cell_records(self.cells, key)
+            self._found[key] = [] if other else self._of_cell(key, given)
         self.shown[key] = self._found[key]
         return self._found[key]
+
+    def _of_cell(self, overrides: Sequence[str], given: Iterable[str]) -> list[Record]:
+        run = composed(overrides)
+        if idle := [key for key in given if not run.decides(key)]:
+            raise ConfigError(f"{idle[0]}= is no part of what a run computes, and chooses no records; leave it out")
+        return cell_records(self.cells, overrides)
 
     def entry(self, labels: Sequence[str], overrides: Sequence[str], **shown) -> Entry:
         """One row's labels and runs. shown: what else an Entry has, with `stat` as the artefact's own choice."""
@@ -103,7 +111,7 @@ class Entry:
         return summarise([self.scale * record.score(self.metric) for record in self.records])
 
     def printed(self, select: str | None = None) -> str:
-        if not all(record.reported(select or epoch_of(self.stat)) for record in self.records):
+        if not all(record.has(self.metric, select or epoch_of(self.stat)) for record in self.records):
             return DASH
         return number(self.summary(select), self.scale, self.digits, self.stat)
 
@@ -127,6 +135,15 @@ def unlike_notes(records: Iterable[Record]) -> list[str]:
                 f"backbones, data or versions{still}."
             )
     return notes
+
+
+UNLIKE_SEEDS = "Cells are over unlike seeds; a seed also draws what a run is trained on where data are drawn."
+
+
+def seeds_note(cells: Iterable[Sequence[Record]]) -> list[str]:
+    """A note where cells of one table have runs of unlike seeds."""
+    found = {frozenset(record.run.seed for record in records) for records in cells if records}
+    return [UNLIKE_SEEDS] * (len(found) > 1)
 
 
 def given(asked: Asked) -> list[str]:
@@ -158,7 +175,7 @@ def score(metric: str, scale: float, digits: int) -> Column:
 
     def shown(entry: Entry) -> str:
         epoch = epoch_of(entry.stat)
-        if any(metric not in record.reported(epoch) for record in entry.records if not record.collapsed):
+        if not all(record.has(metric, epoch) for record in entry.records):
             return DASH
         return number(summarise_records(entry.records, metric, epoch), scale, digits, entry.stat)
 

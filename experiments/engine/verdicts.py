@@ -2,7 +2,7 @@
 
 A reading of seeds rests on Student's paired, one-sided test at 5%. A claim about several cells holds when it holds in each (the
 largest p counts), and is refuted when one cell refutes it (the smallest p, times the number of cells). Fewer than five pairs
-decide nothing. Sign-flip p values stand beside: five pairs cannot give less than 0.0625 there, so they alone never decide.
+decide nothing. Sign-flip p values, two-sided, stand beside and decide nothing.
 
 Where more seeds cost seconds, a reading is taken group-sequentially (Pocock 1977): at 5, 10, 20 and 40 pairs in the order of
 their seeds, each time at one stricter level; the first look that decides counts, and what the last one leaves open stays open.
@@ -70,11 +70,6 @@ def decide(
     run = [part for part in parts if part.differences]
     if not run:
         return Line(source, paper, DASH, DASH, DASH, "not run", miniature)
-    collapsed = max(sum(not math.isfinite(difference) for difference in part.differences) for part in run)
-    if collapsed:
-        of = max(len(part.differences) for part in run)
-        result = f"a run collapsed in {collapsed} of {of} pairs, and what the others say would flatter"
-        return Line(source, paper, DASH, DASH, result, "undecided", miniature)
     if not looks:
         return Line(source, paper, *_reading(parts, kind, margin, pairs, LEVEL), miniature)
     least = min(len(part.differences) for part in run)
@@ -85,13 +80,15 @@ def decide(
             break
     test += f", look {number} of {len(looks)} at {LOOK_LEVEL:g}"
     if any(len(part.differences) > look for part in run):
-        result += f"; all pairs: {_estimates(run, LOOK_LEVEL)}"
+        result += f"; all pairs: {_collapsed(run) or _estimates(run, LOOK_LEVEL)}"
     return Line(source, paper, ours, test, result, reading, miniature)
 
 
 def _reading(parts: Sequence[Part], kind: Kind, margin: float, enough: int, level: float) -> tuple[str, str, str, Reading]:
     """Estimates, test, result and reading of the parts, some of which have been run."""
     run = [part for part in parts if part.differences]
+    if collapsed := _collapsed(run):
+        return DASH, "none", f"{collapsed}, and what the others say would flatter", "undecided"
     counted = [part for part in run if len(part.differences) >= enough]
     against = [_refuting(part.differences, kind, margin / part.scale) for part in counted]
     holding = [_supporting(part.differences, kind, margin / part.scale) for part in counted]
@@ -119,6 +116,12 @@ def _reading(parts: Sequence[Part], kind: Kind, margin: float, enough: int, leve
         "equal": f"two one-sided paired t, margin {margin:g}",
     }[kind]
     return _estimates(run, level), f"{test}, n={'/'.join(map(str, counts))}", p, reading
+
+
+def _collapsed(parts: Sequence[Part]) -> str:
+    """In how many pairs a run collapsed; "" for none."""
+    most = max(sum(not math.isfinite(difference) for difference in part.differences) for part in parts)
+    return f"a run collapsed in {most} of {max(len(part.differences) for part in parts)} pairs" if most else ""
 
 
 def _largest(parts: Sequence[Part]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from vera.config.identity import GROUPS, cell_id, run_name
+from vera.config.identity import GROUPS, cell_id, hashed, run_name
 from vera.config.marks import Operational
 from vera.errors import ConfigError
 
@@ -155,6 +155,16 @@ class RunConfig(Strict):
     @property
     def run_name(self) -> str:
         return run_name(self.model["name"], self.task["name"], self.method["name"], self.cell_id, self.seed)
+
+    def decides(self, key: str) -> bool:
+        """Whether the key of an override is part of what a run computes, so that another value makes another cell: not the
+        seed, nor where it runs and what it leaves behind."""
+        group, _, name = key.partition(".")
+        if group not in GROUPS or not name:
+            return group in GROUPS or group not in type(self).model_fields
+        values, top = self.scientific[group], name.partition(".")[0]
+        with_it, without = {**values, top: "another"}, {k: v for k, v in values.items() if k != top}
+        return hashed(group, with_it, (), self.unhashed) != hashed(group, without, (), self.unhashed)
 
     def with_seed(self, seed: int) -> RunConfig:
         """The same cell under another seed."""

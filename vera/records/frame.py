@@ -26,10 +26,10 @@ def frame(results_dir: str | Path = "results", history: bool = False) -> pandas.
 
     Columns: model, task, method, seed, cell (eight digits of the cell_id); parameters and head_parameters (trained);
     best_epoch; for each metric (a fraction) best_*, last_* and, where the epoch was chosen on other rows, test_*; collapsed
-    (null, or why); seconds, steps, peak_memory_bytes, device; commit; and each key of the configuration that is not the same
-    in all of them, as model.*, task.*, method.* or train.*, null for a run that has no such key. Where one model, task or
-    method has records of several versions, model.version, task.version or method.version; where one model or task has several
-    fingerprints, model_fingerprint, configuration, preprocessing or data_fingerprint.
+    (null, or why); seconds, steps, peak_memory_bytes; device, precision, threads, processes; commit; and each key of the
+    configuration that is not the same in all of them, as model.*, task.*, method.* or train.*, null for a run that has no such
+    key. Where one model, task or method has records of several versions, model.version, task.version or method.version; where
+    one model or task has several fingerprints, model_fingerprint, configuration, preprocessing or data_fingerprint.
 
     history: one row an evaluated epoch instead: epoch, step, train_loss and the metrics by their names, of the rows that choose
     the epoch. Raises RecordError for a folder without records, or with an invalid one.
@@ -75,6 +75,7 @@ def _scores(record: Record) -> dict[str, Any]:
         "steps": cost.steps,
         "peak_memory_bytes": cost.peak_memory_bytes,
         "device": cost.device,
+        **{"precision": cost.precision, "threads": cost.threads, "processes": cost.processes},
         "commit": record.provenance.git_sha,
     }
 

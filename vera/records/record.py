@@ -219,6 +219,10 @@ class Record(Strict):
             raise RecordError(f"{self.name}.json: scores.{select}.metrics has no {name!r}; it has {has}")
         return metrics[name]
 
+    def has(self, metric: str | None = None, select: str = "best") -> bool:
+        """Whether `score` gives a number for these."""
+        return self.collapsed is not None or (metric or self.scores.primary) in self.reported(select)
+
     def reported(self, select: str) -> dict[str, Any]:
         """The metrics that tables show of the best or the last epoch; where it was chosen on other rows, those of the test set,
         of which the last epoch has none."""

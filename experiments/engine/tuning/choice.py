@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from experiments.engine.aggregate import COMPARED, unlike
-from experiments.engine.render import Table, interval, number
+from experiments.engine.render import INTERVAL, Table, interval, number
 from experiments.engine.tuning.searches import Search, three_splits
 from experiments.engine.tuning.trials import Tried
 from vera.config.components import component
@@ -34,7 +34,7 @@ def table(tried: Sequence[Tried], search: Search) -> Table:
         *steps,
         "n",
         "Validation",
-        "Range of the seeds",
+        INTERVAL,
         "Trained",
         "Seconds",
         "Cell",

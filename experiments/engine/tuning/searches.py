@@ -124,6 +124,8 @@ def read(
         raise ConfigError(
             f"{open_ended[0]}: a grid needs a number of points, such as 1e-4..1e-1:log:7; or give --search random"
         )
+    if trials is not None and trials < 1:
+        raise ConfigError(f"--trials {trials} tries nothing")
     if sampler == "grid" and trials is not None and trials < size:
         raise ConfigError(
             f"the grid has {size} points, --trials {trials} is fewer; leave it out, or give --search random or tpe"
