@@ -317,11 +317,13 @@ def test_byte_tokenizer_reads_any_text():
 
 
 @pytest.mark.parametrize("outer", [1, 3])
-def test_the_threads_of_the_caller_do_not_reach_a_pretraining(outer, tmp_path):
+def test_a_pretraining_has_its_own_threads_and_says_how_far_it_is(outer, tmp_path, monkeypatch):
     from vera.models import digits, gpt2_mini
+    from vera.records import screen
     from vera.seeds import threads
 
-    seen = []
+    seen, said = [], []
+    monkeypatch.setattr(screen, "doing", lambda what, done, of: said.append((what, done < of)))
 
     def counted(module, *_):
         seen.append(torch.get_num_threads())
@@ -333,8 +335,9 @@ def test_the_threads_of_the_caller_do_not_reach_a_pretraining(outer, tmp_path):
     try:
         with threads(outer):
             digits.pretrain(vit.architecture, {**vit.pretrain, "epochs": 1, "batch_size": 1000}, tmp_path)
+            assert said == [("pretraining", True)]
             gpt2_mini.pretrain(documents, small, {**gpt2.pretrain, "vocabulary": 300, "window": 16, "epochs": 1}, tmp_path)
-            assert torch.get_num_threads() == outer
+            assert torch.get_num_threads() == outer and set(said[1:]) == {("pretraining", True)}
     finally:
         handle.remove()
     assert set(seen) == {2}

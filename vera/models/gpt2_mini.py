@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -22,6 +23,7 @@ from vera.io.rows import read_csv
 from vera.models.base import Architecture
 from vera.models.gpt2 import Gpt2
 from vera.models.tiny import END, Pretraining, bytes_of, causal_tokenizer, check_keys
+from vera.records import screen
 from vera.records.sources import PRETRAINED
 from vera.seeds import forked, generator, threads
 
@@ -141,10 +143,12 @@ def pretrain(documents: list[list[str]], architecture: dict[str, Any], settings:
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"])
     steps = epochs * -(-len(windows(train)) // size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["lr"], total_steps=steps, pct_start=0.1)
+    done = itertools.count()
     for epoch in range(epochs):
         draws = generator(seed, "pretrain", 1 + epoch)
         found = windows([train[index] for index in torch.randperm(len(train), generator=draws).tolist()])
         for rows in torch.randperm(len(found), generator=draws).split(size):
+            screen.doing("pretraining", next(done), steps)
             loss = loss_of(found[rows])
             optimizer.zero_grad()
             loss.backward()
