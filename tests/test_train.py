@@ -16,6 +16,7 @@ from tests import forked
 from tests.conftest import REHEARSAL
 from vera.config import TrainConfig, build
 from vera.errors import ConfigError, TrainingError
+from vera.methods.base import ParameterGroups
 from vera.records.store import Store
 from vera.run import execute, prepare
 from vera.train.loop import Loop, best_epoch, make_accelerator, precision_of, similar_lengths
@@ -60,26 +61,36 @@ def test_same_seed_same_numbers_other_seed_other_numbers(fit):
     assert first.history != other.history
 
 
-def test_every_stream_follows_the_seed(compose):
-    runs = [prepare(compose(*TEXT, f"seed={seed}")) for seed in (0, 0, 1)]
+def test_every_stream_follows_the_seed(compose, tmp_path):
+    one_batch = ("train.batch_size=50", "train.max_steps=1")  # of all rows: dropout draws as much whatever their order
+    configs = [compose(*TEXT, f"seed={seed}", *one_batch) for seed in (0, 0, 1)]
+    runs = [prepare(config) for config in configs]
     heads = [backbone.model.classifier.dense.weight for backbone, *_ in runs]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
     prints = [backbone.fingerprint for backbone, *_ in runs]
     assert len(set(prints)) == 1  # the backbone itself does not depend on the seed
     projections = [next(m for m in backbone.model.modules() if hasattr(m, "fingerprint")).fingerprint for backbone, *_ in runs]
     assert projections[0] == projections[1] != projections[2]
+    generators = []  # torch's own, as dropout has left it
+    for index, (config, run) in enumerate(zip(configs, runs, strict=True)):
+        Loop(config, *run, tmp_path / str(index)).fit()
+        generators.append(torch.get_rng_state())
+    assert torch.equal(generators[0], generators[1]) and not torch.equal(generators[0], generators[2])
 
 
 def test_data_order_follows_seed_and_epoch(compose, tmp_path):
+    """Of rows that are the same for every seed."""
+
     def order(seed, epoch):
-        config = compose(f"seed={seed}", "train.max_steps=null", "train.epochs=2", "train.batch_size=50")
+        config = compose(*TEXT, f"seed={seed}", "train.max_steps=null", "train.epochs=2", "train.batch_size=50")
         loop = Loop(config, *prepare(config), tmp_path)
         loop.step = epoch * loop.steps_per_epoch
         ((_, batch),) = next(loop._rest_of_epoch())
-        return batch["labels"].tolist()
+        return batch["input_ids"].tolist()
 
     assert order(0, 0) == order(0, 0)
-    assert order(0, 0) != order(0, 1)
+    assert order(0, 1) != order(0, 0) != order(1, 0)
+    assert sorted(order(0, 0)) == sorted(order(0, 1)) == sorted(order(1, 0))
 
 
 def test_accumulated_micro_batches_give_the_same_gradient(fit):
@@ -122,6 +133,26 @@ def test_pieces_of_similar_length():
     assert similar_lengths(lengths, int, 20, 6) == [[40], [9, 9], [3, 3, 2]]
     assert similar_lengths(lengths, int, 20, 2) == [[40], [9, 9], [3, 3], [2]]
     assert similar_lengths([1] * 4, int, 1000, 4) == [[1] * 4]
+
+
+def test_clipping_shortens_the_gradient_of_all_parameters_as_one_vector(compose, tmp_path, monkeypatch):
+    def gradient(clip):
+        config, found = compose(f"train.clip={clip}", "train.max_steps=1"), []
+        backbone, method, task, data = prepare(config)
+        named = [parameter for group in method.parameter_groups(backbone).values() for _, parameter in group]
+        monkeypatch.setattr(type(method), "after_step", lambda *_: found.extend(p.grad.flatten() for p in named))
+        Loop(config, backbone, method, task, data, tmp_path / str(clip)).fit()
+        return torch.cat(found)
+
+    whole, clipped = gradient(0), gradient(1e-3)
+    assert whole.norm() > 0.1 and clipped.norm().item() == pytest.approx(1e-3, rel=1e-3)
+    torch.testing.assert_close(clipped / clipped.norm(), whole / whole.norm(), rtol=1e-3, atol=1e-6)
+
+
+def test_betas_and_epsilon_are_those_of_the_config(compose):
+    groups = ParameterGroups((), adapter=[("d", torch.nn.Parameter(torch.ones(1)))], head=[])
+    (made,) = optimizer(groups, compose("train.betas=[0.8,0.9]", "train.eps=1e-3").train).param_groups
+    assert (*made["betas"], made["eps"]) == (0.8, 0.9, 1e-3)
 
 
 def test_head_and_adapter_have_their_own_learning_rates(compose, tmp_path):
@@ -263,6 +294,17 @@ def test_best_epoch_is_the_first_highest_and_ignores_undefined():
     assert best_epoch(history[:1], "m") is None
 
 
+def test_each_metric_has_a_best_epoch_of_its_own(compose, monkeypatch):
+    found = iter([{"accuracy": 0.9, "f1": 0.6}, {"accuracy": 0.8, "f1": 0.7}])
+    monkeypatch.setattr("vera.tasks.glue.Glue.score", lambda *_: next(found))
+    scores = execute(compose("model=minilm", "task=mrpc", "method=head", "train.epochs=2", "train.max_steps=null")).scores
+    assert (scores.best.epoch, scores.best.metrics) == (1, {"accuracy": 0.9, "f1": 0.6})
+    assert {metric: (best.epoch, best.metrics) for metric, best in scores.best_each.items()} == {
+        "accuracy": (1, {"accuracy": 0.9}),
+        "f1": (2, {"f1": 0.7}),
+    }
+
+
 def test_best_and_last_adapters_are_kept(compose):
     run = compose("train.save=true", "train.epochs=3", "train.max_steps=null", "train.batch_size=10")
     record = execute(run)
@@ -375,8 +417,8 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("method", "kill_at"), [("vera", 1), ("vera", 5), ("vera", 7), ("lora", 5), ("full", 6)])
-def test_a_run_killed_at_any_step_ends_with_the_same_numbers(method, kill_at, compose, tmp_path):
+@pytest.mark.parametrize(("method", "kills"), [("vera", (1, 5, 7)), ("lora", (5,)), ("full", (6,))])
+def test_a_run_killed_at_any_step_ends_with_the_same_numbers(method, kills, compose, tmp_path):
     """Mid-epoch, at an epoch's end and after it; with dropout, so that the random state matters."""
     overrides = (*TEXT, f"method={method}", "train.epochs=2", "train.max_steps=null", "train.batch_size=5")
     run = compose(*overrides, "train.checkpoint_seconds=0")
@@ -386,18 +428,20 @@ def test_a_run_killed_at_any_step_ends_with_the_same_numbers(method, kill_at, co
 
     whole = loop(tmp_path / "whole")
     whole.fit()
+    for kill_at in kills:
 
-    def kill(step, total, loss):
-        if step == kill_at:
-            raise Killed
+        def kill(step, total, loss, kill_at=kill_at):
+            if step == kill_at:
+                raise Killed
 
-    with pytest.raises(Killed):
-        loop(tmp_path / "killed", kill).fit()
-    resumed = loop(tmp_path / "killed")
-    resumed.fit()
-    assert resumed.spent["restarts"] == (kill_at > 1)
-    assert resumed.history == whole.history
-    assert same(trained(resumed), trained(whole))
+        work = tmp_path / f"killed-{kill_at}"
+        with pytest.raises(Killed):
+            loop(work, kill).fit()
+        resumed = loop(work)
+        resumed.fit()
+        assert resumed.spent["restarts"] == (kill_at > 1)
+        assert resumed.history == whole.history, kill_at
+        assert same(trained(resumed), trained(whole)), kill_at
 
 
 def test_the_state_of_another_run_is_refused(compose, tmp_path):
