@@ -32,10 +32,9 @@ def lr_score(run):
 
 
 def made(run, score) -> Record:
-    """A record of a run; its test score says the opposite."""
-    raw = json.loads(
-        record([f"{group}={getattr(run, group)['name']}" for group in ("model", "task", "method")], run.seed, score).to_json()
-    )
+    """A record of a run; its last epoch and its test score say the opposite."""
+    groups = [f"{group}={getattr(run, group)['name']}" for group in ("model", "task", "method")]
+    raw = json.loads(record(groups, run.seed, score, last=1 - score).to_json())
     raw["run"] |= {"cell_id": run.cell_id, "follows_seed": run.follows_seed, "config": json.loads(json.dumps(run.scientific))}
     raw["cost"]["steps"] = run.train.max_steps or raw["cost"]["steps"]
     raw["scores"]["test"] = {"epoch": 1, "metrics": {run.task["primary"]: 1 - score}}
@@ -134,8 +133,23 @@ def test_the_grid_is_chosen_from_on_validation_rows_and_repeats_nothing(search):
     assert said.rows[0][:5] == ["0.01", "0.001", "2", "0.9005±0.0007 (n=2)", "[0.9000, 0.9010]"]
     assert any(note.startswith("2 trials have the best median") for note in said.notes)  # of either head_lr
     assert not any("it may lie beyond" in note for note in said.notes)
+    assert "1 of 7 other trials have a median within the range of the best one's seeds." in said.notes  # the other head_lr
     edge = tuning.carry_out(search("train.lr=0.01,0.1"), compute)
     assert any("best train.lr is the smallest" in note for note in tuning.remarks(edge, search("train.lr=0.01,0.1")))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([0.5, 0.6, 0.9], [0.62, 0.62, 0.62]),  # which has the lower mean
+        ([0.5, 0.6, 0.7], [0.55, 0.6, 0.62]),  # which has the lower best seed
+    ],
+)
+def test_the_best_median_is_chosen_and_of_equal_ones_that_with_the_best_worst_seed(first, second, search):
+    scores = {0.01: first, 0.1: second}
+    compute, _ = computing(lambda run: scores[run.train.lr][run.seed - 100])
+    tried = tuning.carry_out(search("train.lr=0.01,0.1", seeds=(100, 101, 102)), compute)
+    assert [t.trial.values for t in tried] == [("0.1",), ("0.01",)]
 
 
 def test_trials_that_all_score_alike_choose_nothing(search, tmp_path):
@@ -145,6 +159,10 @@ def test_trials_that_all_score_alike_choose_nothing(search, tmp_path):
     assert tuning.remarks(tried, asked)[-1].startswith("All 2 trials have the same scores, which chooses nothing")
     with pytest.raises(ConfigError, match="no setting is chosen: All 2 trials have the same scores"):
         tuning.recipe_of(tried, asked, tmp_path)
+    between = search("train.lr=0.01,0.1", f"results_dir={tmp_path / 'between'}", seeds=(100, 101, 102))
+    apart = computing(lambda run: 0.69 if (run.seed, run.train.lr) == (101, 0.1) else 0.68 + 0.02 * (run.seed == 102))[0]
+    tried = tuning.carry_out(between, apart)  # the same lowest and highest score
+    assert tried[0].trial.values == ("0.1",) and "same scores" not in " ".join(tuning.remarks(tried, between))
 
 
 def test_each_seed_of_a_trial_has_the_folder_that_is_named_after_it(search):
