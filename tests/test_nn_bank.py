@@ -150,6 +150,10 @@ def test_beyond_the_memory_limit_adapters_wait_in_a_file(tmp_path):
     with pytest.raises(AdapterError, match=r"4 different adapters, but .* hold 3"), bank.use(["a0", "a1", "a2", "a3"]):
         pass
     assert bank.resident == before
+    for name in ("a0", "a1", "a2", "a0", "a3"):
+        with bank.use([name]):
+            pass
+    assert bank.resident == ["a2", "a0", "a3"]  # a1 has made room: the one used longest ago, not the one fetched longest ago
     with pytest.raises(AdapterError, match="do not hold one adapter"):
         AdapterBank(roberta(), memory_bytes=100).add("a0", tmp_path / "a0")
 
@@ -222,12 +226,15 @@ def test_batches_that_do_not_fit_are_refused(tmp_path):
 def test_an_adapter_of_another_kind_or_backbone_changes_nothing(tmp_path):
     write(tmp_path / "all", count=2)
     write(tmp_path / "rank", count=1, rank=8)
+    write(tmp_path / "dtype", count=1, projection_dtype="bfloat16")
     write(tmp_path / "family", "llama", count=1)
     model = roberta()
     bank = AdapterBank(model)
     bank.load(tmp_path / "all")
     with pytest.raises(AdapterError, match="rank=8, the adapters of this bank have 6"):
         bank.add("x", tmp_path / "rank" / "a0")
+    with pytest.raises(AdapterError, match="projection_dtype='bfloat16', the adapters of this bank have"):
+        bank.add("x", tmp_path / "dtype" / "a0")
     with pytest.raises(AdapterError, match="does not fit this model"):
         bank.add("x", tmp_path / "family" / "a0")
     assert bank.names == ["a0", "a1"]
