@@ -52,6 +52,7 @@ def test_a_deviation_is_tested_with_the_published_spread_where_there_is_one():
         (CLEAR, "equal", 1.0, "not supported"),
         ([-d for d in CLEAR], "equal", 1.0, "not supported"),
         (NOISE, "equal", 1.0, "undecided"),
+        ([0.06, 0.02, 0.04, 0.01, 0.03], "equal", 1.0, "undecided"),  # p = 0.035 that it is above, and there are two sides
         ([0.001, 0.002], "equal", 1.0, "undecided"),  # two pairs decide nothing, however alike
         (CLEAR[:4], "better", 0, "undecided"),
         ([], "better", 0, "not run"),
@@ -74,6 +75,8 @@ def test_a_claim_about_cells_needs_all_and_falls_with_one():
     weak = [-0.03, -0.001, -0.02, -0.03, 0.001]
     alone, among = (decide("x", "", [Part("a", weak)] + [Part("b", NOISE)] * more, "better") for more in (0, 9))
     assert alone.reading == "not supported" and among.reading == "undecided"  # one bad cell of ten happens by chance
+    first = decide("x", "", [Part("a", weak)] + [Part("b", [])] * 9, "better")
+    assert first.reading == "not run"  # nor does one of ten refute while nine are to come
 
 
 def spread(mean, n, scale=0.04):
