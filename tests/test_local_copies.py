@@ -77,6 +77,17 @@ def test_glue_in_the_hubs_files_has_the_rows_of_the_official_ones(tmp_path):
     assert "official" not in source
 
 
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [("qnli", ("question", "sentence")), ("mrpc", ("sentence1", "sentence2")), ("stsb", ("sentence1", "sentence2"))],
+)
+def test_the_two_texts_of_a_pair_keep_their_order(name, texts, tmp_path):
+    for split in ("train", "validation"):
+        write(tmp_path / name / f"{split}-00000-of-00001.parquet", PAIRS, (*texts, "label"))
+    rows, _, _ = task(name, f"task.data_dir={tmp_path}").source_rows()
+    assert rows["train"] == [((first, second), label) for first, second, label in PAIRS]
+
+
 def test_glue_in_the_hubs_cache_is_read_without_a_network(tmp_path, monkeypatch, no_network):
     cached = tmp_path / "hub" / "datasets--nyu-mll--glue"
     glue_snapshot(cached / "snapshots" / COMMIT)
