@@ -9,6 +9,7 @@ import pytest
 import yaml
 from scipy.stats import ttest_ind
 
+from experiments.artefacts import table1
 from experiments.engine import protocol, published
 from experiments.engine.comparison import compare, studies
 from experiments.engine.rows import Asked
@@ -17,7 +18,7 @@ from vera.config import CONF_DIR, choices, compose, dotted, resolve
 from vera.errors import ConfigError
 
 TASKS = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
-HINTS = ROOT.parent / "shared" / "paper" / "prior_work_hparams.yaml"
+NOTES = ROOT.parent / "shared" / "paper"
 # Hu et al. 2022, Table 9, rows with a dagger: params, method, batch, epochs and rates in the order of TASKS, key and value.
 DAGGERS = [
     ("0.8M", "lora", 4, [10, 20, 20, 10, 20, 10], [4e-4, 3e-4, 2e-4, 2e-4, 4e-4, 2e-4], "rank", 8),
@@ -53,10 +54,22 @@ def test_the_rows_of_li_and_liang_have_their_settings(method, params, lr, epochs
     assert (run.train.lr, run.train.epochs, run.train.batch_size) == (lr, epochs, batch)
 
 
-def test_the_values_above_are_those_of_the_notes():
-    if not HINTS.is_file():
-        pytest.skip(f"no {HINTS}")
-    printed = yaml.safe_load(HINTS.read_text())["published_appendix"]
+@pytest.fixture(scope="module")
+def notes():
+    """notes("hparams") -> what the notes beside the project say; tests that read them are skipped elsewhere."""
+
+    @lru_cache
+    def read(name):
+        file = NOTES / f"{name}.yaml"
+        if not file.is_file():
+            pytest.skip(f"no {file}")
+        return yaml.safe_load(file.read_text())
+
+    return read
+
+
+def test_the_values_above_are_those_of_the_notes(notes):
+    printed = notes("prior_work_hparams")["published_appendix"]
     names = ("lora_dagger", "adapter_p_3M", "adapter_p_0_8M", "adapter_h_6M", "adapter_h_0_8M")
     for name, (_, _, batch, epochs, rates, _, value) in zip(names, DAGGERS, strict=True):
         row = printed["lora_table9"][f"roberta_large_{name}"]
@@ -65,6 +78,41 @@ def test_the_values_above_are_those_of_the_notes():
     names = ("full_medium", "adapter_l_0_37M_medium", "adapter_l_11_09M_medium")
     for name, (_, _, lr, epochs, batch) in zip(names, LI_LIANG, strict=True):
         assert printed["li_liang_e2e"][name] == {"lr": lr, "epochs": epochs, "batch": batch}
+
+
+@pytest.mark.parametrize("model", ["roberta_base", "roberta_large"])
+def test_table_8_is_that_of_the_notes(model, notes):
+    glue = notes("hparams")["glue"]
+    names = dict(zip(TASKS, ("SST-2", "MRPC", "CoLA", "QNLI", "RTE", "STS-B"), strict=True))
+    theirs, ours = glue[model.replace("_", "-")], protocol.sources()["table8"].printed[f"vera_{model}"]
+    assert ours == {
+        "method.rank": theirs["vera_rank"],
+        "task.max_length": theirs["max_seq_len"],
+        "train.batch_size": theirs["gpus"] * theirs["batch_size_per_gpu"],
+        **{
+            f"train.{key}": {task: theirs[there][name] for task, name in names.items()}
+            for key, there in (("epochs", "epochs"), ("head_lr", "lr_head"), ("lr", "lr_vera"))
+        },
+    }
+
+
+@pytest.mark.parametrize("name", ["2", "3", "4", "5", "6a", "6b", "6c", "7", "12", "13"])
+def test_a_table_is_printed_as_in_the_notes(name, notes):
+    """Line by line: model, number of parameters, bytes, and every cell with its spread and average."""
+    number, part = name.rstrip("abc"), name.lstrip("0123456789")
+    rows = notes("published")["tables"][f"table_{number}"]["rows"]
+    theirs = [row for row in rows if row.get("part", "") == part]
+    for ours, row in zip(published.load(f"table{name}").rows, theirs, strict=True):
+        assert [*ours.cells.values(), *filter(None, [ours.average])] == [cell["printed"] for cell in row["cells"].values()]
+        assert row.get("model") in (None, ours.model.replace("_", "-")) and row.get("bytes") == ours.bytes
+        assert (ours.params or "-") == row["params"].replace("none printed", "-")
+
+
+def test_table_1_is_printed_as_in_the_notes(notes):
+    for ours, row in zip(table1.published().rows, notes("published")["tables"]["table_1"]["rows"], strict=True):
+        assert (ours.model.replace("_", "-"), ours.rank) == (row["model"], row["rank"])
+        printed = (ours.lora.params, ours.lora.bytes, ours.vera.params, ours.vera.bytes)
+        assert printed == tuple(row[key] for key in ("lora_params", "lora_bytes", "vera_params", "vera_bytes"))
 
 
 @pytest.mark.parametrize("name", choices("recipe"))
