@@ -87,6 +87,7 @@ def test_a_launchers_variable_that_is_empty_counts_as_unset(value, count, monkey
         workers.launched()
 
 
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="to see a process end without waiting for it takes waitid")
 @pytest.mark.parametrize("waited_for", [True, False])
 def test_the_claim_of_a_process_that_is_gone_is_taken_over_at_once(waited_for, tmp_path):
     """Also while it is a zombie, since its parent has not asked how it ended."""
