@@ -11,7 +11,7 @@ from experiments.artefacts import digits, e2e_mini
 from experiments.engine import plots, published, registry
 from experiments.engine.aggregate import cell_records, common, permutation_p, summarise, summarise_records
 from experiments.engine.comparison import compare
-from experiments.engine.render import DASH, Table, interval, latex, markdown, notes_of, number
+from experiments.engine.render import DASH, INTERVAL, Table, interval, latex, markdown, notes_of, number
 from experiments.engine.rows import Asked
 from vera.config.memory import composed
 from vera.errors import ConfigError, RecordError
@@ -477,3 +477,10 @@ def test_the_interval_of_a_median_covers_it_as_often_as_said(n, left_out, covera
     assert inside == pytest.approx(coverage, abs=1e-4)
     if n > 5:
         assert inside >= 0.95 > sum(math.comb(n, above) for above in range(left_out + 2, n - left_out - 1)) / 2**n
+
+
+def test_a_note_explains_what_a_table_shows():
+    def notes(cell):
+        return notes_of(Table("x", "X", ["Method", INTERVAL], [["a", DASH], ["b", cell]]))
+
+    assert notes(DASH) == [] and [INTERVAL in note for note in notes("[0.1, 0.2]")] == [True]

@@ -96,9 +96,10 @@ def signed(difference: Difference | None, scale: float = 1.0, digits: int = 1) -
 def notes_of(table: Table) -> list[str]:
     """The table's notes, and what its marks mean."""
     cells = [cell for row in table.rows for cell in row]
-    notes = table.notes + [INTERVAL_NOTE] * (INTERVAL in table.columns)
+    intervals = [cell for row in table.rows for cell, column in zip(row, table.columns, strict=True) if column == INTERVAL]
     return (
-        notes
+        table.notes
+        + [INTERVAL_NOTE] * any(cell != DASH for cell in intervals)
         + [MIXED_NOTE] * any(MIXED in cell for cell in cells)
         + [COLLAPSED_NOTE] * any(COLLAPSED in cell for cell in cells)
     )
