@@ -397,6 +397,37 @@ def test_casting_keeps_every_bit_of_the_vectors():
         assert torch.equal(model.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_casting_after_a_backward_pass_keeps_every_bit_of_the_gradients(dtype):
+    model = randomise(make())
+    model(torch.randn(3, 12)).sum().backward()
+    vectors = [parameter for name, parameter in model.named_parameters() if "vectors" in name]
+    before = [(value.detach().clone(), value.grad.clone()) for value in vectors]
+    model.to(dtype)
+    for value, (number, gradient) in zip(vectors, before, strict=True):
+        assert torch.equal(value, number) and torch.equal(value.grad, gradient) and value.grad.dtype == value.dtype
+
+
+@every_plan
+@pytest.mark.parametrize("dropout", [0.0, 1e-17])  # with dropout the update is added to what the layer returns
+def test_a_backbone_in_double_precision_trains(name, dropout):
+    torch.manual_seed(0)
+    config = VeraConfig(rank=7, targets=("up", "down"), projection_seed=3, dropout=dropout)
+    layer = randomise(attach(Net().double(), config)).up
+    layer.plan = PLANS[name]
+    x = torch.randn(3, 12, dtype=torch.double, requires_grad=True)
+    g = torch.randn(3, 20, dtype=torch.double)
+    A, B, b, d = layer.matrices("default")
+
+    def call(x):
+        return x @ (layer.weight + b.double()[:, None] * B @ (d.double()[:, None] * A)).T + layer.bias
+
+    found, wanted = gradients(layer, x, g), gradients(layer, x, g, call)
+    assert [value.dtype for value in found] == [torch.double, torch.double, torch.float32, torch.float32]
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found[:2], wanted[:2], rtol=1e-11, atol=1e-11)
+
+
 def test_half_precision_keeps_vectors_in_float32():
     model = make().to(torch.bfloat16)
     assert model.up.weight.dtype == torch.bfloat16

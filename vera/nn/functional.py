@@ -222,9 +222,10 @@ def rounded(x: Tensor, dtype: torch.dtype, reader: object) -> Tensor:
 
 
 def _vector_gradients(product: Tensor, B: Tensor, b: Tensor, d: Tensor, need_b: bool, need_d: bool):
-    """db and dd from g^T u, [m, r]."""
-    P = product.mul_(B) if product.dtype == b.dtype else product * B.to(b.dtype)
-    return P @ d if need_b else None, b @ P if need_d else None
+    """db and dd, in the dtype of b and d, from g^T u, [m, r]; formed in the wider of theirs."""
+    wide = torch.promote_types(product.dtype, b.dtype)
+    P = product.mul_(B) if product.dtype == b.dtype else product * B.to(wide)
+    return (P @ d.to(wide)).to(b.dtype) if need_b else None, (b.to(wide) @ P).to(d.dtype) if need_d else None
 
 
 def _without_autocast(backward):

@@ -59,7 +59,8 @@ class Vectors(nn.Module):
     def _apply(self, fn, recurse=True):
         # Follow the model to another device, but keep float32 when it is cast to half precision: an update of b or d can be
         # smaller than bf16 resolves.
-        kept = [(parameter.data, parameter.grad) for parameter in self.parameters()]
+        # The gradient's data, since what is kept of a gradient itself is rounded with it.
+        kept = [(value.data, None if value.grad is None else value.grad.data) for value in self.parameters()]
         super()._apply(fn, recurse)
         for parameter, (value, grad) in zip(self.parameters(), kept, strict=True):
             if parameter.dtype in HALF:
