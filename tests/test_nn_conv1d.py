@@ -146,3 +146,9 @@ def test_a_subclass_keeps_its_own_call_and_is_not_merged():
     torch.testing.assert_close(model(x), before)
     with pytest.raises(AdapterError, match="Doubled"):
         merge(model)
+
+
+def test_the_input_may_be_named_as_conv1d_names_it():
+    layer = attach(torch.nn.Sequential(Conv1D(7, 5)), VeraConfig(rank=3, targets=("0",)))[0]
+    x = torch.randn(2, 5)
+    assert torch.equal(layer(x=x), layer(x))

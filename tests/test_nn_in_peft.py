@@ -309,6 +309,12 @@ def test_meta_and_odd_shapes_fail_or_run_as_pefts(own_calls):
     assert model.to("meta").base_model.model.q(torch.randn(4, 12, device="meta")).is_meta
 
 
+def test_a_nested_tensor_runs_pefts_own_forward(own_calls):
+    model = accelerate(peft_model())
+    x = torch.nested.nested_tensor([torch.randn(2, 12), torch.randn(5, 12)])
+    assert model.base_model.model.q._ordinary(x) is None
+
+
 def test_small_calls_run_pefts_own_forward(own_calls, monkeypatch):
     monkeypatch.undo()
     model = accelerate(peft_model())

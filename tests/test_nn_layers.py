@@ -188,11 +188,26 @@ def test_arguments_beside_x_reach_the_base_layer():
     torch.testing.assert_close(layer(x, gate=0.0).double(), update(layer, x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["input", "x"])
+@pytest.mark.parametrize("active", [True, False])
+def test_the_input_may_be_named_as_the_base_layer_names_it(name, active):
+    model, layer = adapted(linear() if name == "input" else Scaled(16, 16))
+    if not active:
+        set_adapter(model, None)
+    x = torch.randn(2, 16)
+    assert torch.equal(layer(**{name: x}), layer(x))
+    assert torch.equal(torch.compile(lambda x: layer(**{name: x}), backend="eager", fullgraph=True)(x), layer(x))
+    with pytest.raises(TypeError, match=name if active else "hidden"):
+        layer(hidden=x)
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
         (nn.Linear(16, 16, dtype=torch.complex64), "complex"),
         (nn.LazyLinear(16), "no shape yet"),
+        (nn.utils.skip_init(nn.Linear, 0, 16), "is empty"),
+        (nn.utils.skip_init(nn.Linear, 16, 0), "is empty"),
         (torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(16, 16)), {nn.Linear})[0], "no weight tensor"),
     ],
 )
@@ -227,6 +242,33 @@ def test_torchs_encoder_layer_does_not_pass_by_its_adapters(mask):
             torch.backends.mha.set_fastpath_enabled(fast)
         set_adapter(model, None)
         assert not torch.allclose(h, model(x, src_key_padding_mask=padding))
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_torchs_encoder_may_make_a_nested_tensor_of_a_padded_batch(merged):
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16, batch_first=True), 2).eval()
+    randomise(attach(model, VeraConfig(rank=7, targets=("linear1", "linear2"), projection_seed=3)))
+    x = torch.randn(3, 5, 16)
+    padding = torch.arange(5) >= torch.tensor([[5], [2], [1]])
+    if merged:
+        merge(model)
+    with torch.no_grad():
+        h = model(x, src_key_padding_mask=padding)
+        model.use_nested_tensor = False
+        torch.testing.assert_close(h[~padding], model(x, src_key_padding_mask=padding)[~padding])
+
+
+def test_a_nested_tensor_gets_its_gradient():
+    _, layer = adapted(linear())
+    parts = [torch.randn(2, 16), torch.randn(5, 16)]
+    x = torch.nested.nested_tensor(parts, requires_grad=True)
+    h = layer(x)
+    assert h.is_nested and [len(part) for part in h.unbind()] == [2, 5]
+    torch.cat(h.unbind()).sum().backward()
+    dense = torch.cat(parts).requires_grad_()
+    assert torch.equal(torch.cat(h.unbind()), layer(dense))
+    torch.testing.assert_close(torch.cat(x.grad.unbind()), torch.autograd.grad(layer(dense).sum(), dense)[0])
 
 
 class Tied(nn.Module):

@@ -29,10 +29,8 @@ class DvoraLinear(VeraLinear):
         vectors.m = nn.Parameter(norms.to(device))
         return vectors
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        h = super().forward(x, *args, **kwargs)
-        if self.active is None:
-            return h
+    def adapted(self, x: Tensor, *args, **kwargs) -> Tensor:
+        h = super().adapted(x, *args, **kwargs)
         scale, bias = self._scale(), self.bias
         wide = h.float() if bias is None else h.float() - bias
         wide = wide * scale

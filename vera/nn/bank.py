@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from . import heads, saving
-from .base_layer import called, device_of, dtype_of, shape_of
+from .base_layer import called, device_of, dtype_of, nested, shape_of, taken
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Reader
 from .config import VeraConfig
 from .errors import AdapterError
@@ -484,10 +484,14 @@ class _Layer(_Wrapper):
     def bias(self) -> Tensor | None:
         return self.base_layer.bias
 
-    def call(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def call(self, *args, **kwargs) -> Tensor:
         batch = self.batch
         if batch is None:
-            return self.base_layer(x, *args, **kwargs)
+            return self.base_layer(*args, **kwargs)
+        x, args, kwargs = taken(self.base_layer, args, kwargs)
+        if nested(x):
+            h = self.call(torch.nested.to_padded_tensor(x, 0.0), *args, **kwargs)
+            return torch.nested.as_nested_tensor([row[: len(part)] for row, part in zip(h, x.unbind(), strict=True)])
         if x.dim() < 2:
             raise AdapterError(f"{self.path} is called with one row alone: a bank needs [rows, ..., {self.in_features}]")
         copies = batch.check(self, len(x))

@@ -6,6 +6,7 @@ layer keeps its own call, to whose result the update is added, and nothing is me
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import torch
@@ -128,6 +129,9 @@ def check_adaptable(model: nn.Module, path: str, layer: nn.Module) -> None:
         raise AdapterError(f"{path} ({type(layer).__name__}) has no shape yet; run the model once before attaching an adapter")
     if weight.is_complex():
         raise AdapterError(f"{path} holds complex numbers; b, d, A and B are real")
+    if 0 in shape_of(layer):
+        d_out, d_in = shape_of(layer)
+        raise AdapterError(f"{path} ({type(layer).__name__}) is empty: it makes {d_out} numbers of {d_in}")
     above, _, name = path.rpartition(".")
     parent = unwrapped(model.get_submodule(above))
     fused = name == "out_proj" and getattr(getattr(model, "config", None), "model_type", None) in _FUSED
@@ -135,6 +139,21 @@ def check_adaptable(model: nn.Module, path: str, layer: nn.Module) -> None:
         raise AdapterError(
             f"{type(parent).__name__} reads the weight of {path} without calling it, so an adapter there would do nothing"
         )
+
+
+def taken(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, tuple, dict]:
+    """The input of a layer's call, by place or by the name that its own forward has for it, and what is beside it."""
+    if args:
+        return args[0], args[1:], kwargs
+    name = next(iter(inspect.signature(layer.forward).parameters), None)
+    if name not in kwargs:
+        raise TypeError(f"{type(layer).__name__} is called without its input, {name}")
+    return kwargs[name], (), {key: value for key, value in kwargs.items() if key != name}
+
+
+def nested(x: Tensor) -> bool:
+    """Whether x is a nested tensor that has no shape and takes few operations: of torch.strided layout, not of torch.jagged."""
+    return x.is_nested and x.layout is torch.strided
 
 
 def called(layer: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor:

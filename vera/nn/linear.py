@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .base_layer import called, matrix, obstacle, plain, shape_of, transposed
+from .base_layer import called, matrix, nested, obstacle, plain, shape_of, taken, transposed
 from .config import VeraConfig
 from .errors import AdapterError
 from .functional import (
@@ -79,7 +79,7 @@ class VeraLinear(nn.Module):
     order that costs less. Any other keeps its own call, to whose result the update is added; so does a plain one whose W0 or
     bias is trained, and one with dropout on the adapter's input.
 
-    A variant of VeRA is a subclass (`attach(..., layer=)`): `new_vectors` adds what it trains, `forward` makes its h of VeRA's,
+    A variant of VeRA is a subclass (`attach(..., layer=)`): `new_vectors` adds what it trains, `adapted` makes its h of VeRA's,
     and `whole` its W of VeRA's; the two must agree.
     """
 
@@ -119,9 +119,20 @@ class VeraLinear(nn.Module):
         """What an adapter of this layer trains, as it starts."""
         return Vectors(config, self.out_features, device)
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, *args, **kwargs) -> Tensor:
+        """The base layer's call, with its name for the input, adapted. A nested tensor, as torch's encoder makes of a padded
+        batch, comes back as one."""
         if self.active is None:
-            return self.base_layer(x, *args, **kwargs)
+            return self.base_layer(*args, **kwargs)
+        x, args, kwargs = taken(self.base_layer, args, kwargs)
+        if not nested(x):
+            return self.adapted(x, *args, **kwargs)
+        parts = x.unbind()
+        h = self.adapted(torch.cat(parts), *args, **kwargs)
+        return torch.nested.as_nested_tensor(list(h.split([len(part) for part in parts])))
+
+    def adapted(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """h of x with the active adapter."""
         A, B, b, d = matrices = self.matrices(self.active)
         if b.is_meta and not x.is_meta:
             raise AdapterError(

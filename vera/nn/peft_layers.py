@@ -68,10 +68,12 @@ class AcceleratedLinear(Linear):
         """W0, bias, A, B, b, d and the dropout to apply or None, for an ordinary call; None for any other.
 
         Ordinary is: eager, with one active adapter that this layer has, unmerged and enabled, on a plain nn.Linear; plain
-        tensors on one device in dtypes that PEFT computes with; frozen W0, bias, A and B; no hook that would be passed by; no
-        function transform, forward-mode derivative or dispatch mode; and large enough to be worth it.
+        tensors, not nested, on one device in dtypes that PEFT computes with; frozen W0, bias, A and B; no hook that would be
+        passed by; no function transform, forward-mode derivative or dispatch mode; and large enough to be worth it.
         """
-        if torch.compiler.is_compiling() or type(x) is not Tensor or x.dim() == 0 or x.shape[-1] != self.in_features:
+        if torch.compiler.is_compiling() or type(x) is not Tensor or x.is_nested:
+            return None
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
             return None
         names = self.active_adapters
         if len(names) != 1 or names[0] not in self.vera_lambda_d or self._disable_adapters or self.merged_adapters:
