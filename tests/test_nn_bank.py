@@ -867,12 +867,35 @@ def test_a_compiled_model_sees_the_batch_of_each_call(tmp_path):
     assert_rows(compiled(ROWS), found, [None] * 4)
 
 
+class Twice(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q = self.other = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.stack([self.q(x), self.other(input=x)], 1)
+
+
+def test_a_layer_under_two_names_is_adapted_where_it_is_named_in_full(tmp_path):
+    found = adapters(tmp_path, Twice, targets=("other",), modules_to_save=())
+    bank = banked(tmp_path, Twice)
+    got = mixed(bank)
+    assert_rows(got, found)
+    torch.testing.assert_close(got[:, 0], found[None][:, 0])
+    assert_rows(bank.model(ROWS), found, [None] * 4)
+    bank.close()
+    assert type(bank.model.q) is nn.Linear and bank.model.q is bank.model.other
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_an_encoder_layer_of_torch_calls_the_bank_and_is_refused_with_rows_second(batch_first, tmp_path):
     def make():
         torch.manual_seed(0)
         layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=batch_first)
-        return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
+        return nn.TransformerEncoder(layer, 1, enable_nested_tensor=batch_first).eval()
 
     x = torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(0))
     model = attach(make(), VeraConfig(rank=4, targets=("linear1", "linear2")))
@@ -889,6 +912,12 @@ def test_an_encoder_layer_of_torch_calls_the_bank_and_is_refused_with_rows_secon
     torch.testing.assert_close(got[1::2], make()(x)[1::2])
     assert not torch.allclose(got[::2], make()(x)[::2], atol=1e-2)
     torch.testing.assert_close(got[::2], model(x)[::2])
+    padding = torch.arange(4) >= torch.tensor([[4], [2], [1], [3]])  # torch's encoder makes a nested tensor of the rows
+    with bank.use(["a", None, "a", None]):
+        got = bank.model(x, src_key_padding_mask=padding)
+    with torch.no_grad():
+        torch.testing.assert_close(got[::2], model(x, src_key_padding_mask=padding)[::2])
+        torch.testing.assert_close(got[1::2], make()(x, src_key_padding_mask=padding)[1::2], rtol=1e-4, atol=1e-5)
 
 
 ROWS_SECOND = {

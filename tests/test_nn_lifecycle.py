@@ -185,16 +185,21 @@ def test_disabled_on_a_bare_model_and_after_deleting_inside():
     assert type(model[0]) is nn.Linear
 
 
-def test_a_layer_under_two_names_is_bare_under_both():
-    model = nn.Module()
-    model.first = nn.Linear(4, 4)
-    model.second = nn.Sequential(model.first)
-    try:
-        attach(model, VeraConfig(rank=2, targets=("first",)))
-    except AdapterError:
-        return
-    unload(model)
-    assert type(model.first) is type(model.second[0]) is nn.Linear
+@pytest.mark.parametrize("wrap", [lambda layer: layer, nn.utils.parametrizations.weight_norm])
+def test_a_layer_under_two_names_has_the_adapter_where_it_was_adapted_and_is_one_again_after_unload(wrap):
+    model = nn.ModuleDict({"first": wrap(nn.Linear(4, 4))})
+    model["second"] = nn.Sequential(model["first"])
+    trained(attach(model, VeraConfig(rank=2, targets=("first",))))
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        adapted, bare = model["first"](x), model["second"](x)
+        merged = merge_and_unload(copy.deepcopy(model))
+        torch.testing.assert_close(merged["first"](x), adapted)
+        assert torch.equal(merged["second"](x), bare) and not torch.allclose(adapted, bare)
+        merged["first"].register_forward_hook(lambda *_: pytest.fail("a hook of the other place"))
+        merged["second"](x)
+        assert torch.equal(model["first"](x), adapted)
+    assert unload(model)["first"] is model["second"][0] and isinstance(model["first"], nn.Linear)
 
 
 def test_save_pretrained_of_a_merged_model_writes_the_plain_one(tmp_path):

@@ -283,8 +283,11 @@ class AdapterBank:
         self.config, self._width, self._capacity, self._sizes, self._vectors = config, width, capacity, sizes, vectors
         self._device = device_of(next(iter(targets.values())))
         self._trained = [module for module in self.model.modules() if module.training]
-        for wrapper in wrappers.values():
-            for parent in self._above(wrapper.base_layer):  # a module may have several names
+        for path, wrapper in wrappers.items():
+            if isinstance(wrapper, _Layer):  # adapted there alone, as by `attach`; a head is exchanged under all its names
+                replace_module(unwrapped(self.model), path, wrapper)
+                continue
+            for parent in self._above(wrapper.base_layer):
                 for attribute, child in parent._modules.items():
                     if child is wrapper.base_layer:
                         parent._modules[attribute] = wrapper

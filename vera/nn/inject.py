@@ -89,10 +89,7 @@ def projection_keys(config: VeraConfig, shapes: dict[str, tuple[int, int]]) -> d
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of the one with this dotted name. A merged layer's base layer takes W along."""
-    old = model.get_submodule(path)
-    if isinstance(old, VeraLinear) and module is old.base_layer:
-        old.settle()
+    """Put a module in the place of the one with this dotted name, and in no other that that one may have."""
     parent, _, attribute = path.rpartition(".")
     setattr(unwrapped(model.get_submodule(parent)), attribute, module)
 

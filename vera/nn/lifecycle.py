@@ -29,8 +29,9 @@ def merge_and_unload(model: nn.Module, name: str | None = None) -> nn.Module:
     """Put W0 + dW of an adapter (default: the active one) into the bare layers for good, and its head into the model.
 
     Returns the model, a plain one again: `save_pretrained` writes it and `from_pretrained` reads it. Sums are formed in float32
-    at least and rounded once, to the dtype of W0. Raises AdapterError, with the model as it was, where `merge` does, and when
-    there is no such adapter.
+    at least and rounded once, to the dtype of W0. A copy of the layer gets the sum: where the model has the layer
+    under another name, without the adapter, it stays as it is. Raises AdapterError, with the model as it was, where `merge`
+    does, and when there is no such adapter.
     """
     check_root(model)
     before = active_adapter(model)
@@ -103,8 +104,12 @@ def _strip(model: nn.Module) -> nn.Module:
 
 
 def _bare(model: nn.Module, layers: list[VeraLinear]) -> nn.Module:
-    """Put these layers' base layers in their places, under every name they have."""
+    """Put these layers' base layers, with W where merged, in their places, under every name they have."""
+    bare: dict[nn.Module, nn.Module] = {}
+    for layer in layers:
+        bare[layer] = layer.bare()
+        layer.unmerge()
     for path, module in list(unwrapped(model).named_modules(remove_duplicate=False)):
-        if any(module is layer for layer in layers):
-            replace_module(unwrapped(model), path, module.base_layer)
+        if module in bare:
+            replace_module(unwrapped(model), path, bare[module])
     return model

@@ -225,24 +225,19 @@ class VeraLinear(nn.Module):
         self._sum, self._sum_of, self._sum_at, self.merged = None, [], [], None
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Put W, rounded to the dtype of W0, into the base layer for good, if it is merged; the tie to another layer ends."""
-        if self.merged is None:
-            return
-        _put(self.base_layer, self.whole())
-        self.unmerge()
-
-    @torch.no_grad()
     def bare(self) -> nn.Module:
-        """The base layer, or while merged a copy of it with W, rounded to the dtype of W0."""
+        """The base layer, or while merged a copy of it with W, rounded to the dtype of W0: the base layer may stand elsewhere
+        in the model, too, where no adapter is. The copy has the same bias, and hooks of its own."""
         base = self.base_layer
         if self.merged is None:
             return base
         if parametrize.is_parametrized(base):
-            base = copy.deepcopy(base)
+            base = copy.deepcopy(base, {id(parameter): parameter for parameter in base._parameters.values()})
+            kind = type(base)  # torch has made it for this layer and takes the weight out of it, which copies of the layer need
+            base.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
         else:
             base = copy.copy(base)
-            base._parameters = dict(base._parameters)
+            vars(base).update({key: copy.copy(value) for key, value in vars(base).items() if isinstance(value, dict)})
         _put(base, self.whole())
         return base
 
