@@ -150,17 +150,29 @@ def test_a_row_about_another_value_than_with_gives_shows_no_runs_of_it():
     assert asked.said[0] == "A row of method.rank=1 has no runs with method.rank=64."
 
 
-@pytest.mark.parametrize("word", ["seed=3", "device=cpu", "train.save=true", "++train.checkpoint_seconds=5"])
-def test_a_key_that_is_no_part_of_what_a_run_computes_chooses_no_runs(word):
+@pytest.mark.parametrize("word", ["seed=3", "device=cpu"])
+def test_a_key_that_is_no_part_of_a_cell_chooses_no_runs(word):
     """All would be shown, as "every run with seed=3"."""
     cell = ["model=digits_vit", "task=digits", "method=vera"]
     asked = Asked(by_cell(*runs(cell)), [word])
-    said = re.escape(word.lstrip("+").partition("=")[0]) + "= is no part of what a run computes, and chooses no records"
+    said = f"{word.partition('=')[0]}= is no part of a cell, and chooses none of its records"
     for look in (lambda: asked.records(cell), lambda: pareto.table(asked, "digits_vit", "digits", "x")):
         with pytest.raises(ConfigError, match=said):
             look()
-    for word in ("train.batch_size=8", "scale=rehearsal", "method.rank=64"):
-        assert Asked(by_cell(*runs(cell)), [word]).records(cell) == []
+
+
+def test_a_table_names_those_of_the_keys_given_that_choose_its_runs():
+    cell = ["model=digits_vit", "task=digits", "method=vera"]
+    fast = ["train.save=true", "++train.eval_batch_size=7", "model.path=/here", "train.batch_size=8"]
+    made = runs([*cell, "train.batch_size=8"])
+    table = next(made for made in registry.artefact("digits").build(Asked(by_cell(*made), fast)) if made.name == "digits")
+    assert "Every run with train.batch_size=8." in table.notes
+    assert (
+        "at its recipe with train.batch_size=8;"
+        in pareto.table(Asked(by_cell(*made), fast), "digits_vit", "digits", "x").notes[0]
+    )
+    alone = Asked(by_cell(*runs(cell)), fast[:3])
+    assert len(alone.records(cell)) == 5 and alone.named == ""
 
 
 @pytest.mark.parametrize("word", ["method.sharing=unique", "++method.sharing=unique"])

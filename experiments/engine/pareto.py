@@ -116,7 +116,7 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
         marks = ", ".join(which.lower() for which in on if index in on[which]) or DASH
         scored = [entry.printed(), interval(entry.summary(), entry.scale, entry.digits)]
         lines.append([*entry.labels, trained(entry), n(entry), *scored, *texts, marks])
-    devices, with_ = _machines(found), f" with {' '.join(asked.overrides)}" if asked.overrides else ""
+    devices, with_ = _machines(found), f" with {asked.named}" if asked.named else ""
     notes = [
         f"{over_seeds(asked.stat)} of {metric} x 100, each method at its recipe{with_}; trained parameters without the head.",
         "On the front: no other method here costs at most as much and scores at least as well, by the medians before "

@@ -42,6 +42,7 @@ class Asked:
     results: Path = RESULTS
     shown: dict[tuple[str, ...], list[Record]] = field(default_factory=dict, repr=False)
     said: list[str] = field(default_factory=list, repr=False)
+    _idle: set[str] = field(default_factory=set, repr=False)
     _found: dict[tuple[str, ...], list[Record]] = field(default_factory=dict, repr=False)
 
     def records(self, overrides: Sequence[str]) -> list[Record]:
@@ -59,9 +60,16 @@ class Asked:
 
     def _of_cell(self, overrides: Sequence[str], given: Iterable[str]) -> list[Record]:
         run = composed(overrides)
-        if idle := [key for key in given if not run.decides(key)]:
-            raise ConfigError(f"{idle[0]}= is no part of what a run computes, and chooses no records; leave it out")
+        idle = [key for key in given if not run.decides(key)]
+        if chosen := [key for key in idle if key in ("seed", "device")]:
+            raise ConfigError(f"{chosen[0]}= is no part of a cell, and chooses none of its records; leave it out")
+        self._idle.update(idle)  # how fast, or from where: a command line as the runs had it
         return cell_records(self.cells, overrides)
+
+    @property
+    def named(self) -> str:
+        """Those of `overrides` that choose the runs, once rows have been asked for."""
+        return " ".join(word for word in self.overrides if word.lstrip("+").partition("=")[0] not in self._idle)
 
     def entry(self, labels: Sequence[str], overrides: Sequence[str], **shown) -> Entry:
         """One row's labels and runs. shown: what else an Entry has, with `stat` as the artefact's own choice."""
@@ -148,7 +156,7 @@ def seeds_note(cells: Iterable[Sequence[Record]]) -> list[str]:
 
 def given(asked: Asked) -> list[str]:
     """A note where the runs are others than those that the table is about by itself."""
-    return [f"Every run with {' '.join(asked.overrides)}."] if asked.overrides else []
+    return [f"Every run with {asked.named}."] if asked.named else []
 
 
 Column = Callable[[Entry], str]
