@@ -58,7 +58,7 @@ def test_every_yaml_is_called_what_it_says_and_builds(group):
 def test_every_recipe_belongs_to_a_method_and_a_model():
     found = {recipe(method, model) for method in choices("method") for model in choices("model")}
     assert set(choices("recipe")) <= found
-    shared = {("ia3", "minilm"): "minilm", ("vera", "gpt2_large"): "vera_gpt2", ("lora", "llama2_7b"): "lora_llama"}
+    shared = {("adalora", "minilm"): "minilm", ("vera", "gpt2_large"): "vera_gpt2", ("lora", "llama2_7b"): "lora_llama"}
     assert all(recipe(*pair) == name for pair, name in shared.items())
     assert recipe("vera", "gpt2_mini") == "vera_gpt2_mini" and recipe("vera", "gpt3") == "vera_gpt3"  # which is no GPT-2
 

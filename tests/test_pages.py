@@ -210,11 +210,17 @@ def test_the_readme_shows_the_figures_of_the_tables():
     longer = (ROOT / "results" / "tables" / "glue_minilm_long.md").read_text().splitlines()
     of = rf"{difference} \(n=(\d)\)"
     said = rf"instead of four change VeRA's best epoch by {of}, LoRA's by {of} and BitFit's by {of}; "
-    *found, gap = re.search(said + rf"VeRA - LoRA is then {difference}\. ", text).groups()
+    said += r"the head alone then has (\S+) \(n=(\d)\) for (\S+), and one run of full fine-tuning (\S+) for (\S+)\. "
+    *found, alone, runs, before, full, usual = re.search(said, text).groups()
+    budgets = {tuple(cell.strip() for cell in line.split("|")[1:3]): line.split("|")[3:] for line in longer if "|" in line}
     for label, shown, count in zip(("VeRA r=256", "LoRA r=8", "BitFit"), found[::2], found[1::2], strict=True):
-        (row,) = (line for line in longer if line.startswith(f"| {label} | train.epochs=12 |"))
-        assert f" {shown} " in row and row.split("|")[3].strip() == count, row
-        assert label != "VeRA r=256" or row.split("|")[-2].strip() == gap
+        row = budgets[label, "12"]
+        assert f" {shown} " in row and row[0].strip() == count, row
+    for label, *shown in (("Head only", alone, runs, before), ("Full fine-tuning", full, "1", usual)):
+        few, many = budgets[label, "4"], budgets[label, "12"]
+        assert [many[2].split()[0], many[0].strip(), few[2].strip()] == shown
+        medians = [float(row[2].split("±")[0].split()[0]) for row in (many, few)]
+        assert medians[0] <= medians[1]  # as `enough` in conf/recipe/minilm.yaml says
     tables = [(ROOT / "results" / "tables" / f"{name}.md").read_text().splitlines() for name in ("digits", "glue_minilm")]
     for label, *values in cells:
         rows = [line for lines in tables for line in lines if line.startswith(f"| {label} |")]

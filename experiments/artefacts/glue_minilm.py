@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import median
 
 from experiments.artefacts.search import ends, tuned
 from experiments.engine import analysis
-from experiments.engine.aggregate import common, detectable, exceeds_p, paired, permutation_p, sources
+from experiments.engine.aggregate import common, detectable, exceeds_p, lost, paired, permutation_p, sources
 from experiments.engine.published import Column, load
 from experiments.engine.render import DASH, Table, figure, signed
 from experiments.engine.rows import Asked, Entry, difference, n, over_seeds, rows, score, scores, seconds, steps, trained
 from vera.config import choices
+from vera.config.memory import composed
 from vera.records.sources import CONFIGURED
 
 SWEEP = "glue_minilm"
@@ -29,7 +30,7 @@ METHODS = {
     "vera": "VeRA r=256",
 }
 PAIRS = (("vera", "lora"), ("full", "lora"), ("vera", "full"))
-LONGER = 12  # epochs of CoLA, whose recipe has four
+BUDGETED, BUDGETS = ("head", "full", "bitfit", "lora", "vera"), (4, 12)  # epochs of CoLA
 POWER = 0.8
 NOTE = (
     "MiniLM-L6 (BERT, d=384, six layers), which a CPU can train, on GLUE's official files; not the paper's RoBERTa. The head "
@@ -82,6 +83,7 @@ def build(asked: Asked) -> list[Table]:
         "It is the yardstick: a comparison of methods counts where they reach it.",
         "Trained: parameters outside the head. Learning rates: of each task's own search on held-out rows, as "
         "conf/recipe/minilm.yaml says.",
+        f"Epochs: {'; '.join(f'{column.label} {_epochs(task)}' for task, column in columns.items())}.",
         *_at_ends({task: column.label for task, column in columns.items()}),
     ]
     notes += _devices({column.label: [entries[task, method] for method in METHODS] for task, column in columns.items()})
@@ -96,35 +98,47 @@ def build(asked: Asked) -> list[Table]:
     if run:
         tables.append(_cells(run, title, asked))
         tables.append(_tests(entries, yardstick, title, columns))
-    longer = _longer(asked, entries, columns["cola"])
-    if longer is not None:
-        notes.append(f"CoLA with {LONGER} epochs, for the adapters: {longer.name}.")
-        tables.append(longer)
+    budgets = _budgets(asked, columns["cola"])
+    if budgets is not None:
+        notes.append(f"Other numbers of epochs on CoLA: {budgets.name}.")
+        tables.append(budgets)
     return tables
 
 
-def _longer(asked: Asked, entries: dict[tuple[str, str], Entry], column: Column) -> Table | None:
-    """CoLA's adapters beside the same trained for longer; None where nobody has done that, or --with gives the epochs."""
-    told = f"train.epochs={LONGER}"
+def _epochs(task: str) -> str:
+    """How many the recipes have of a task, and with which methods where they are not of one mind."""
+    found: dict[int, list[str]] = {}
+    for method, label in METHODS.items():
+        found.setdefault(composed(cell(task, method)).train.epochs, []).append(label)
+    usual, *others = sorted(found, key=lambda epochs: -len(found[epochs]))
+    return f"{usual}" + "".join(f" ({', '.join(found[epochs])}: {epochs})" for epochs in others)
+
+
+def _budgets(asked: Asked, column: Column) -> Table | None:
+    """CoLA with few and with many epochs, one of which is the recipe's; None where nobody has run the other, or --with gives
+    the epochs."""
     if any(word.lstrip("+").startswith("train.epochs=") for word in asked.overrides):
         return None
     shown = {"metric": column.metric, "scale": column.scale, "digits": column.digits}
-    usual = {m: replace(entries["cola", m], labels=[METHODS[m], "the recipe's"]) for m in ("bitfit", "lora", "vera")}
-    longer = {m: asked.entry([METHODS[m], told], [*cell("cola", m), told], **shown) for m in usual}
-    if not any(entry.records for entry in longer.values()):
+    tried = {}
+    for method, epochs in itertools.product(BUDGETED, BUDGETS):
+        keys = [*cell("cola", method), f"train.epochs={epochs}"]
+        tried[method, epochs] = asked.entry([METHODS[method], str(epochs)], keys, **shown)
+    if not any(all(tried[method, epochs].records for epochs in BUDGETS) for method in BUDGETED):
         return None
     columns = {"n": n, "Steps": steps, **scores(asked.stat, intervals=False), "Train loss": _train_loss}
     made = []
-    for method in usual:
-        for entry, for_as_long in ((usual[method], usual["lora"]), (longer[method], longer["lora"])):
-            against = {"To the recipe's epochs": difference(usual[method]), "To LoRA for as long": difference(for_as_long)}
-            made += rows([entry], {**columns, **against})
+    for (method, epochs), entry in tried.items():
+        fewest = tried[method, BUDGETS[0]]
+        against = {f"To {BUDGETS[0]} epochs": difference(fewest), "To LoRA for as long": difference(tried["lora", epochs])}
+        made += rows([entry], {**columns, **against})
     notes = [
         f"{over_seeds(asked.stat)}, x 100; differences over common seeds with Student's 95% interval of the mean, best epoch. "
         "The best of more epochs is also the best of more looks at the development set; the last epoch is not.",
         "Train loss: of the last epoch, median over seeds.",
     ]
-    return Table(f"{SWEEP}_long", "MiniLM on CoLA, trained for longer", ["Method", "Epochs", *columns, *against], made, notes)
+    heads = ["Method", "Epochs", *columns, *against]
+    return Table(f"{SWEEP}_long", "How many epochs of CoLA MiniLM needs", heads, made, notes)
 
 
 def _train_loss(entry: Entry) -> str:
@@ -197,6 +211,9 @@ def _tests(entries: dict, yardstick: dict[str, float | None], title: str, column
         for ours, other in PAIRS:
             sides = [entries[task, method] for method in (ours, other)]
             ranked = common(sides[0].records, sides[1].records, sides[0].metric)
+            pair = [columns[task].label, f"{METHODS[ours]} - {METHODS[other]}"]
+            if why := lost(sides[0].records, sides[1].records):
+                made.append([*pair, DASH, why, *[DASH] * 4])
             if not ranked[0]:
                 continue
             gaps = [a - b for a, b in zip(*ranked, strict=True)]
@@ -204,8 +221,7 @@ def _tests(entries: dict, yardstick: dict[str, float | None], title: str, column
             power, flips = detectable(gaps, power=POWER), permutation_p(*ranked)
             made.append(
                 [
-                    columns[task].label,
-                    f"{METHODS[ours]} - {METHODS[other]}",
+                    *pair,
                     str(len(gaps)),
                     signed(paired(*ranked), scale, digits),
                     _two_sided(gaps),
