@@ -238,6 +238,8 @@ def test_few_and_many_epochs_of_cola_are_compared_method_by_method_and_with_lora
     assert [cell.split()[0] for cell in many[-2:]] == ["+30.0", "-10.0"]
     rows = built("glue_minilm", *usual, *vera, *runs([*cola, "method=lora", "train.epochs=4"], 0.3))["glue_minilm_long"].rows
     assert [row[-1].split()[0] for row in rows if row[0] == "VeRA r=256"] == ["-20.0", "-10.0"]
+    made = built("glue_minilm", *usual, *runs([*cola, "method=vera", "train.epochs=4"], 0.1, data_fingerprint="e"))
+    assert {name: bool(said(table)) for name, table in made.items()} == {name: name == "glue_minilm_long" for name in made}
 
 
 @pytest.mark.parametrize(("backbone", "data", "shown"), [("m", "d", True), ("n", "d", False), ("m", "e", False)])

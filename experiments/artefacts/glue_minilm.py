@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 
 from experiments.artefacts.search import ends, tuned
@@ -11,7 +12,20 @@ from experiments.engine import analysis
 from experiments.engine.aggregate import common, detectable, exceeds_p, lost, paired, permutation_p, sources
 from experiments.engine.published import Column, load
 from experiments.engine.render import DASH, Table, figure, signed
-from experiments.engine.rows import Asked, Entry, difference, n, over_seeds, rows, score, scores, seconds, steps, trained
+from experiments.engine.rows import (
+    Asked,
+    Entry,
+    difference,
+    n,
+    over_seeds,
+    rows,
+    score,
+    scores,
+    seconds,
+    steps,
+    trained,
+    unlike_notes,
+)
 from vera.config import choices
 from vera.config.memory import composed
 from vera.records.sources import CONFIGURED
@@ -98,7 +112,7 @@ def build(asked: Asked) -> list[Table]:
     if run:
         tables.append(_cells(run, title, asked))
         tables.append(_tests(entries, yardstick, title, columns))
-    budgets = _budgets(asked, columns["cola"])
+    budgets = _budgets(replace(asked, shown={}), columns["cola"])
     if budgets is not None:
         notes.append(f"Other numbers of epochs on CoLA: {budgets.name}.")
         tables.append(budgets)
@@ -136,6 +150,7 @@ def _budgets(asked: Asked, column: Column) -> Table | None:
         f"{over_seeds(asked.stat)}, x 100; differences over common seeds with Student's 95% interval of the mean, best epoch. "
         "The best of more epochs is also the best of more looks at the development set; the last epoch is not.",
         "Train loss: of the last epoch, median over seeds.",
+        *unlike_notes(record for entry in tried.values() for record in entry.records),
     ]
     heads = ["Method", "Epochs", *columns, *against]
     return Table(f"{SWEEP}_long", "How many epochs of CoLA MiniLM needs", heads, made, notes)

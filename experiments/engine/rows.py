@@ -42,7 +42,7 @@ class Asked:
     results: Path = RESULTS
     shown: dict[tuple[str, ...], list[Record]] = field(default_factory=dict, repr=False)
     said: list[str] = field(default_factory=list, repr=False)
-    _idle: set[str] = field(default_factory=set, repr=False)
+    _idle: dict[str, bool] = field(default_factory=dict, repr=False)  # whether a key given decides none of the rows so far
     _found: dict[tuple[str, ...], list[Record]] = field(default_factory=dict, repr=False)
 
     def records(self, overrides: Sequence[str]) -> list[Record]:
@@ -60,16 +60,17 @@ class Asked:
 
     def _of_cell(self, overrides: Sequence[str], given: Iterable[str]) -> list[Record]:
         run = composed(overrides)
-        idle = [key for key in given if not run.decides(key)]
-        if chosen := [key for key in idle if key in ("seed", "device")]:
-            raise ConfigError(f"{chosen[0]}= is no part of a cell, and chooses none of its records; leave it out")
-        self._idle.update(idle)  # how fast, or from where: a command line as the runs had it
+        for key in given:
+            if key in ("seed", "device"):
+                raise ConfigError(f"{key}= is no part of a cell, and chooses none of its records; leave it out")
+            # How fast, or from where: a command line as the runs had it.
+            self._idle[key] = self._idle.get(key, True) and not run.decides(key)
         return cell_records(self.cells, overrides)
 
     @property
     def named(self) -> str:
         """Those of `overrides` that choose the runs, once rows have been asked for."""
-        return " ".join(word for word in self.overrides if word.lstrip("+").partition("=")[0] not in self._idle)
+        return " ".join(word for word in self.overrides if not self._idle.get(word.lstrip("+").partition("=")[0]))
 
     def entry(self, labels: Sequence[str], overrides: Sequence[str], **shown) -> Entry:
         """One row's labels and runs. shown: what else an Entry has, with `stat` as the artefact's own choice."""

@@ -88,7 +88,7 @@ def _reading(parts: Sequence[Part], kind: Kind, margin: float, enough: int, leve
     """Estimates, test, result and reading of the parts, some of which have been run."""
     run = [part for part in parts if part.differences]
     if collapsed := _collapsed(run):
-        return DASH, "none", f"{collapsed}, and what the others say would flatter", "undecided"
+        return DASH, "no test", f"{collapsed}, and what the others say would flatter", "undecided"
     counted = [part for part in run if len(part.differences) >= enough]
     against = [_refuting(part.differences, kind, margin / part.scale) for part in counted]
     holding = [_supporting(part.differences, kind, margin / part.scale) for part in counted]
