@@ -197,10 +197,23 @@ def test_a_collapsed_run_decides_nothing_by_its_survivors_in_any_metric():
         made = record(["model=gpt2_mini", "task=e2e", f"method={method}"], seed, score + seed / 100, metrics=metrics)
         return made.model_copy(update=more)
 
-    ours = [run("vera", seed, 0.5) for seed in range(6)]
-    others = [run("lora", seed, 0.7, **({"collapsed": "the loss is nan"} if seed == 2 else {})) for seed in range(6)]
+    ours = [run("vera", seed, 0.5) for seed in range(5)]
+    others = [run("lora", seed, 0.7, **({"collapsed": "the loss is nan"} if seed == 2 else {})) for seed in range(5)]
     row = verdicts(by_cell(*ours, *others))["better_e2e"]
-    assert row[4] == "not run (undecided in miniature)" and row[6].startswith("a run collapsed in 1 of 6 pairs"), row
+    assert row[4] == "not run (undecided in miniature)" and row[6].startswith("a run collapsed in 1 of 5 pairs"), row
+
+
+def test_a_metric_is_held_against_its_own_margin():
+    near = [0.004, 0.005, 0.006, 0.005, 0.004, 0.006]  # half a unit of the first, fifty of the second
+    first, second = Part("first", near, 100, 1, 1.0), Part("second", near, 10_000, 1, 1.0)
+    alone = decide("x", "", [first], "equal", 0.1)
+    assert alone.reading == "supported" and "margin 1" in alone.test
+    both = decide("x", "", [first, second], "equal", 0.1)
+    assert both.reading == "not supported"
+    assert decide("x", "", [Part("first", near)], "equal", 0.1).reading == "not supported"
+    short = [-value for value in near]
+    fallen = decide("x", "", [Part("first", short, margin=0.1), Part("second", short, margin=2.0)], "better")
+    assert fallen.reading == "not supported" and "refuted below 0.1/2" in fallen.test
 
 
 def test_a_run_that_collapses_after_the_look_that_decided_does_not_undo_it():

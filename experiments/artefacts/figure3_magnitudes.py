@@ -79,9 +79,9 @@ def _magnitudes(claim: Claim, asked: Asked) -> list[Line]:
             parts = [Part("query - value", gaps, 1, 2)]
             if claim.id == "later_layers_move_more":
                 parts = [Part("query", query, 1, 2), Part("value", value, 1, 2)]
-        if name == "figure3_mini":
-            lines.append(miniature.decide(claim, parts, "better", claim.paper, f"{miniature.LABEL} (norm)"))
+        if name == "figure3":
+            lines.append(decide("RTE, RoBERTa-large (norm)", claim.paper, parts, "better"))
         else:
-            source = "STS-B, MiniLM (norm)" if name == "figure3_minilm" else "RTE, RoBERTa-large (norm)"
-            lines.append(decide(source, claim.paper, parts, "better", miniature=name == "figure3_minilm"))
+            source = miniature.LABEL if name == "figure3_mini" else "STS-B, MiniLM"
+            lines.append(miniature.decide(claim, parts, "better", claim.paper, f"{source} (norm)"))
     return lines

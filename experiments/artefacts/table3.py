@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from experiments.artefacts import e2e_mini
+from experiments.engine import miniature
 from experiments.engine.claims import Claim, by_seed, decides, fewer, printed_mean, row_of
 from experiments.engine.published import load
 from experiments.engine.rows import Asked
@@ -26,9 +27,10 @@ def _better_e2e(claim: Claim, asked: Asked) -> list[Line]:
     small = []
     for metric, (scale, digits) in e2e_mini.METRICS.items():
         sides = (["model=gpt2_mini", "task=e2e", f"method={method}"] for method in ("vera", "lora"))
-        small.append(Part(metric, list(by_seed(asked, *sides, metric=metric, select="last").values()), scale, digits))
+        found = by_seed(asked, *sides, metric=metric, select="last")
+        small.append(Part(metric, list(found.values()), scale, digits, claim.metrics[metric]))
     paper = f"higher in {sum(higher)} of {len(higher)} printed cells"
     return [
         decide("GPT-2 medium and large", paper, parts, "better"),
-        decide("miniature on a small GPT-2", paper, small, "better", miniature=True),
+        miniature.decide(claim, small, "better", paper, "miniature on a small GPT-2"),
     ]

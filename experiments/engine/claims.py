@@ -31,6 +31,7 @@ class Claim(Strict):
 
     differs: what the miniature has otherwise than the paper, which is said where it refutes the claim.
     margin, miniature: the smallest difference that matters, in the printed unit, in the paper's setting and in miniature.
+    metrics: the same in miniature for each of several metrics.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Claim(Strict):
     factor: dict[str, float] = {}
     margin: float | None = None
     miniature: float = 0.0
+    metrics: dict[str, float] = {}
     differs: str | None = None
     rule: str = "the ratio of the counts, rounded to one digit, is at least the claimed one"
 

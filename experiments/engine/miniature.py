@@ -20,5 +20,5 @@ ALIKE = "Over the seeds that all rows have; the claims (claims.md) read more whe
 
 
 def decide(claim: Claim, parts: Sequence[Part], kind: Kind, paper: str, source: str = SOURCE) -> Line:
-    """A claim on the digits, whose seeds cost seconds: group-sequentially, at the claim's own margin for the miniature."""
+    """A claim in miniature, where seeds are cheap: group-sequentially, at the claim's own margin for it."""
     return verdicts.decide(source, paper, parts, kind, claim.miniature, miniature=True, looks=verdicts.LOOKS)

@@ -43,12 +43,13 @@ class Line:
 @dataclass(frozen=True)
 class Part:
     """One cell of a claim: differences pair by pair ([] for a cell that nobody has run; no number where a run of the pair
-    collapsed), and how they are printed."""
+    collapsed), and how they are printed. margin: in the printed unit, where a cell has its own."""
 
     label: str
     differences: Sequence[float]
     scale: float = 100
     digits: int = 1
+    margin: float | None = None
 
 
 def decide(
@@ -64,18 +65,20 @@ def decide(
 ) -> Line:
     """A claim about every part: better (than zero), not worse (than -margin), or equal (within margin).
 
-    `margin` is in the printed unit; "better" is refuted where `margin` or more is excluded (0: where it is worse). pairs: how
-    many it takes to decide anything. looks: numbers of pairs at which a group-sequential reading looks, () for one of all.
+    margin: in the printed unit, of each part that has none of its own; "better" is refuted where that much or more is excluded
+    (0: where it is worse). pairs: how many it takes to decide anything. looks: numbers of pairs at which a group-sequential
+    reading looks, () for one of all.
     """
+    parts = [replace(part, margin=margin) if part.margin is None else part for part in parts]
     run = [part for part in parts if part.differences]
     if not run:
         return Line(source, paper, DASH, DASH, DASH, "not run", miniature)
     if not looks:
-        return Line(source, paper, *_reading(parts, kind, margin, pairs, LEVEL), miniature)
+        return Line(source, paper, *_reading(parts, kind, pairs, LEVEL), miniature)
     least = min(len(part.differences) for part in run)
     for number, look in enumerate(looks, 1):
         first = [replace(part, differences=part.differences[:look]) for part in parts]
-        ours, test, result, reading = _reading(first, kind, margin, look, LOOK_LEVEL)
+        ours, test, result, reading = _reading(first, kind, look, LOOK_LEVEL)
         if reading in ("supported", "not supported") or number == len(looks) or least < looks[number]:
             break
     test += f", look {number} of {len(looks)} at {LOOK_LEVEL:g}"
@@ -84,14 +87,14 @@ def decide(
     return Line(source, paper, ours, test, result, reading, miniature)
 
 
-def _reading(parts: Sequence[Part], kind: Kind, margin: float, enough: int, level: float) -> tuple[str, str, str, Reading]:
+def _reading(parts: Sequence[Part], kind: Kind, enough: int, level: float) -> tuple[str, str, str, Reading]:
     """Estimates, test, result and reading of the parts, some of which have been run."""
     run = [part for part in parts if part.differences]
     if collapsed := _collapsed(run):
         return DASH, "no test", f"{collapsed}, and what the others say would flatter", "undecided"
     counted = [part for part in run if len(part.differences) >= enough]
-    against = [_refuting(part.differences, kind, margin / part.scale) for part in counted]
-    holding = [_supporting(part.differences, kind, margin / part.scale) for part in counted]
+    against = [_refuting(part.differences, kind, (part.margin or 0.0) / part.scale) for part in counted]
+    holding = [_supporting(part.differences, kind, (part.margin or 0.0) / part.scale) for part in counted]
     refuted = min(1.0, min(against) * len(parts)) if against else None
     reading: Reading
     if len(counted) == len(parts) and max(holding) < level:
@@ -110,10 +113,11 @@ def _reading(parts: Sequence[Part], kind: Kind, margin: float, enough: int, leve
     if known and kind == "better":
         p += f"; sign flips, two-sided: {_p(max(known))}"
     counts = sorted({len(part.differences) for part in run})
+    margins = "/".join(dict.fromkeys(f"{part.margin or 0.0:g}" for part in parts))
     test = {
-        "better": "paired t, one-sided" + (f", refuted below {margin:g}" if margin else ""),
-        "not worse": f"paired t, one-sided, margin {margin:g}",
-        "equal": f"two one-sided paired t, margin {margin:g}",
+        "better": "paired t, one-sided" + (f", refuted below {margins}" if margins != "0" else ""),
+        "not worse": f"paired t, one-sided, margin {margins}",
+        "equal": f"two one-sided paired t, margin {margins}",
     }[kind]
     return _estimates(run, level), f"{test}, n={'/'.join(map(str, counts))}", p, reading
 
