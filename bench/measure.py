@@ -42,14 +42,20 @@ def alternate(calls: Calls, rounds: int, device: str) -> dict[str, Seconds]:
     seconds = {name: Seconds() for name in calls}
     for index in range(rounds + 1):
         for name, call in list(calls.items())[:: -1 if index % 2 else 1]:
-            _wait(device)
-            began, computed = time.perf_counter(), time.process_time()
+            began, computed = clock(device), time.process_time()
             call()
-            _wait(device)
+            ended = clock(device)
             if index:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(ended - began)
                 seconds[name].cpu.append(time.process_time() - computed)
     return seconds
+
+
+def clock(device: str) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def ratio(ours: list[float], other: list[float]) -> dict[str, float]:
@@ -116,11 +122,11 @@ def _widest(ratios: list[dict[str, float]]) -> dict[str, float]:
 def peak_bytes(call: Callable[[], object], device: str) -> int:
     """The most that is allocated at once during a call, beyond what was there before: call it once before this."""
     if device == "cuda":
-        _wait(device)
+        clock(device)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
-        _wait(device)
+        clock(device)
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
@@ -135,7 +141,7 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
 def owned_bytes(device: str) -> int:
     """What this process holds: on a GPU its tensors there, else its resident memory once what is free has been given back."""
     if device == "cuda":
-        _wait(device)
+        clock(device)
         return torch.cuda.memory_allocated()
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -192,8 +198,3 @@ def _processor() -> str:
     found = {key.strip(): value.strip() for key, value in found.items()}
     name = found.get("model name", platform.processor() or platform.machine())
     return f"{name}, AVX-512" if "avx512f" in found.get("flags", "") else name
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

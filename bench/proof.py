@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import RobertaForSequenceClassification
 
 from bench.cases import QUERY_VALUE, NeedsMore, Row, timed
-from bench.measure import alternate, load_average
+from bench.measure import alternate, clock, load_average
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONAL = ("hydra", "datasets", "evaluate", "wandb", "bitsandbytes")  # what a machine may lack
@@ -168,14 +167,16 @@ def whole_epoch(device: str, rounds: int, toy: bool) -> tuple[list[Row], dict[st
 
 
 def looked_at(call: Callable[[], None], device: str, most: int = 12) -> dict[str, Any]:
-    """The share of a call's time in which the GPU computed nothing (None without one), and its kernels by time."""
-    activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU  # not both: to note the CPU's slows it
+    """The share of a call's time in which the GPU computed nothing (None without one), and its kernels by time. The time is
+    that of a call without the profiler, whose start alone takes seconds, and which slows the CPU."""
+    activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
+    call()  # what is done once for each new shape is no part of it
+    began = clock(device)
+    call()
+    wall = clock(device) - began
     with profile(activities=[activity]) as profiler:
-        began = time.perf_counter()
         call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        wall = time.perf_counter() - began
+        clock(device)
     kernels = [e for e in profiler.events() if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
     spent: dict[str, float] = {}
     for event in kernels:

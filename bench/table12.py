@@ -12,7 +12,6 @@ import gc
 import importlib.util
 import statistics
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +80,7 @@ def measure(method: str, model, four_bits: bool, steps: int, warmup: int, length
     steps on batches of its own loader. The adapters are put on modules of their own around the model's tensors, which stay."""
     import torch
 
+    from bench.measure import clock
     from vera.models.base import Backbone
     from vera.tasks.base import Data
     from vera.tasks.language import collate
@@ -101,17 +101,14 @@ def measure(method: str, model, four_bits: bool, steps: int, warmup: int, length
         loop = Loop(run, backbone, adapter, task, data, Path(folder))
         batches = loop._rest_of_epoch()
         for step in range(warmup + steps):
-            if device == "cuda":
-                if step == warmup:
-                    torch.cuda.empty_cache()
-                    torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
-            began = time.perf_counter()
+            if device == "cuda" and step == warmup:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            began = clock(device)
             loop._step(next(batches))
-            if device == "cuda":
-                torch.cuda.synchronize()
+            ended = clock(device)
             if step >= warmup:
-                seconds.append(time.perf_counter() - began)
+                seconds.append(ended - began)
     return {
         "method": method,
         "parameters": sum(parameter.numel() for parameter in loop.parameters.values()),
@@ -134,7 +131,10 @@ def compare(options: argparse.Namespace) -> dict:
     for index in range(options.rounds):
         rounds.append({})
         for method in METHODS[:: -1 if index % 2 else 1]:
-            rounds[-1][method] = measure(method, model, four_bits, options.steps, options.warmup, options.length)
+            found = measure(method, model, four_bits, options.steps, options.warmup, options.length)
+            rounds[-1][method] = found
+            took = statistics.median(found["seconds"])
+            print(f"round {index + 1} of {options.rounds}: {method} {took:.3f} s a step", flush=True)
             if device == "cuda":
                 gc.collect()  # Accelerate ties a model into a cycle
                 left.append(owned_bytes(device))
@@ -146,7 +146,7 @@ def compare(options: argparse.Namespace) -> dict:
         ("table12_time", "seconds a training step, median", "s", lambda one: statistics.median(one["seconds"])),
         ("table12_memory", "peak memory in bytes", "bytes", lambda one: one["peak_memory_bytes"]),
     ):
-        ours, other = ([value(found[method]) for found in rounds] for method in ("vera", "lora"))
+        ours, other = ([value(one[method]) for one in rounds] for method in ("vera", "lora"))
         if None in (*ours, *other):
             continue
         cases.append(

@@ -278,6 +278,15 @@ def test_numerics_are_those_of_the_run_and_not_of_the_last_one(compose, tmp_path
     assert exact.history == plain.history
 
 
+def test_cudnn_plans_no_attention_where_every_batch_may_have_a_length_of_its_own(fit):
+    fit("train.max_steps=1")
+    assert torch.backends.cuda.cudnn_sdp_enabled()  # images are of one size
+    fit(*TEXT, "train.max_steps=1")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    fit("train.max_steps=1")
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_what_the_environment_tells_accelerate_of_other_programs_reaches_no_run(fit, monkeypatch):
     plain = fit("train.max_steps=4")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
