@@ -123,13 +123,18 @@ def test_columns_sort_by_value_with_dashes_last(opened):
     assert trained.index("0.043M") < trained.index("61,440") < trained.index("0.8M") < trained.index("124,055,040")
 
 
-def test_a_cell_opens_its_provenance(opened):
+def test_a_cell_opens_its_provenance(opened, folder):
     (button,) = (b for b in find(opened, "#t-table2 td.below .source") if b.text.startswith("82.0"))
     assert "-3.90 from the paper, p = 0.0" in button.get_attribute("title")
     button.click()
     dialog = find(opened, "#provenance")[0]
     assert dialog.is_displayed()
-    for words in ("roberta_large, rte, vera", "accuracy by epoch", "--s4.json", "torch: 2.13", '"d_init": 0.1', "61,440"):
+    runs = {path: json.loads(path.read_text()) for path in (folder / "runs").glob("*--vera--*.json")}
+    files = [f"results/runs/{path.name}" for path in runs]
+    commits = {run["provenance"]["git_sha"] or "no git" for run in runs.values()}
+    assert len(files) == 5
+    shown = ("roberta_large, rte, vera", "accuracy by epoch", "torch: 2.13", '"d_init": 0.1', "61,440")
+    for words in (*shown, *files, *commits):
         assert words in dialog.text, words
     assert len(find(opened, "#provenance polyline")) == 5
     find(opened, "#provenance form button")[0].click()

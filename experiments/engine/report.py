@@ -271,14 +271,13 @@ def _run(record: Record, place) -> dict[str, Any]:
         **({} if source.test_rows is None else {"test_rows": source.test_rows}),
     }
     return {
-        "name": record.name,
         "seed": record.run.seed,
         "best": [scores.best.epoch, _short(scores.best.metrics)],
         "last": [scores.last.epoch, _short(scores.last.metrics)],
         **({} if scores.test is None else {"test": [scores.test.epoch, _short(scores.test.metrics)]}),
         "curve": [[point.epoch, _rounded(point.metrics.get(scores.primary))] for point in scores.history],
         "finished": source.finished,
-        "git": (source.git_sha or "no git") + (" and local changes" if source.git_dirty else ""),
+        "git": place((source.git_sha or "no git") + (" and local changes" if source.git_dirty else "")),
         "versions": place(source.versions),
         "sources": place(sources),
         "cost": f"{cost.seconds:.0f} s, {cost.steps} steps, {cost.device}, {cost.precision}, {cost.threads} threads",

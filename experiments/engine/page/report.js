@@ -127,7 +127,8 @@ function open(id) {
   element(body, "h3", "Runs");
   const tested = cell.runs.some((run) => run.test);
   const scores = (run) => [metrics(run.best), metrics(run.last), ...(tested ? [run.test ? metrics(run.test) : "–"] : [])];
-  const rows = cell.runs.map((run) => [run.seed, ...scores(run), run.cost, run.git, run.finished, `results/runs/${run.name}.json`]);
+  const file = (run) => `results/runs/${[cell.model, cell.task, cell.method, id, `s${run.seed}`].join("--")}.json`;
+  const rows = cell.runs.map((run) => [run.seed, ...scores(run), run.cost, data.pool[run.git], run.finished, file(run)]);
   table(body, ["Seed", "Best", "Last", ...(tested ? ["Test"] : []), "Cost", "Commit", "Finished", "Record"], rows);
   shared(body, "Versions", cell, "versions");
   shared(body, "Sources", cell, "sources");
