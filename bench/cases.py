@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaForSequenceClassification, RobertaModel
 
-from bench.measure import Seconds, alternate, load_average, multiply_adds, owned_bytes, peak_bytes, ratio
+from bench.measure import Calls, Seconds, alternate, load_average, multiply_adds, owned_bytes, peak_bytes, ratio
 from vera.errors import AdapterError
 from vera.nn import AdapterBank, VeraConfig, attach, merge, save_adapter
 from vera.nn.count import stored_bytes, vera_parameters
@@ -207,61 +208,40 @@ def case_c(sizes: Sizes) -> list[Row]:
 
 def case_d(sizes: Sizes) -> list[Row]:
     """A batch whose every row uses another adapter."""
-    layers, device, rows = sizes.layers["mixed"], sizes.device, []
+    device, rows = sizes.device, []
     for count in sizes.adapters:
-        length = 128
-        ids = torch.randint(5, 999, (count, length)).to(device)
-        bare = roberta(768, layers).eval().to(device)
-        ours = roberta(768, layers).eval().to(device)
-        with tempfile.TemporaryDirectory() as folder:
-            names = _random_adapters(roberta(768, layers), VeraConfig(rank=256, targets=QUERY_VALUE), Path(folder), count)
-            bank = AdapterBank(ours)
-            bank.load(folder)
-        lora = peft.get_peft_model(
-            roberta(768, layers), peft.LoraConfig(r=8, target_modules=list(QUERY_VALUE)), adapter_name=names[0]
-        )
+        calls, names, ids, shapes = _mixed(sizes, count, VeraConfig(rank=256, targets=QUERY_VALUE))
+        config = peft.LoraConfig(r=8, target_modules=list(QUERY_VALUE))
+        lora = peft.get_peft_model(roberta(768, sizes.layers["mixed"]), config, adapter_name=names[0])
         for name in names[1:]:
             lora.add_adapter(name, peft.LoraConfig(r=8, target_modules=list(QUERY_VALUE)))
-        lora = lora.eval().to(device)
-
-        def mixed(ours=ours, bank=bank, names=names, ids=ids) -> None:
-            with bank.use(names):
-                ours(input_ids=ids)
-
-        calls = {
-            "bare": torch.no_grad()(lambda bare=bare, ids=ids: bare(input_ids=ids)),
-            "ours": mixed,
-            "LoRA": torch.no_grad()(lambda lora=lora, ids=ids, names=names: lora(input_ids=ids, adapter_names=names)),
-        }
+        calls["LoRA"] = torch.no_grad()(partial(lora.eval().to(device), input_ids=ids, adapter_names=names))
         seconds = alternate(calls, sizes.rounds, device)
-        shapes = f"{layers} layers, d=768, r=256, query and value, {count} x {length} tokens, {count} adapters"
         goal = 1.15 if count == 64 else None
         rows.append(timed("d", "mixed batch / bare backbone", seconds, "ours", "bare", shapes, goal))
         rows.append(timed("d", "mixed batch / PEFT's LoRA r=8 with adapter_names", seconds, "ours", "LoRA", shapes, None))
-    rows.append(_with_heads(sizes))
-    return rows
-
-
-def _with_heads(sizes: Sizes) -> Row:
-    """The same with a classification head for each adapter."""
-    layers, device, count, length = sizes.layers["mixed"], sizes.device, sizes.adapters[0], 128
-    ids = torch.randint(5, 999, (count, length)).to(device)
-    bare = roberta(768, layers, labels=2).eval().to(device)
-    model = roberta(768, layers, labels=2).eval()
     config = VeraConfig(rank=256, targets=QUERY_VALUE, modules_to_save=("classifier",))
+    calls, _, _, shapes = _mixed(sizes, sizes.adapters[0], config, labels=2)
+    seconds = alternate(calls, sizes.rounds, device)
+    return [*rows, timed("d", "mixed batch with heads / bare", seconds, "ours", "bare", f"{shapes} and heads", None)]
+
+
+def _mixed(sizes: Sizes, count: int, config: VeraConfig, **shape: int) -> tuple[Calls, list[str], torch.Tensor, str]:
+    """The bare backbone, and a bank with a batch for so many adapters; their names, the batch, and the shapes in words."""
+    layers, device, length = sizes.layers["mixed"], sizes.device, 128
+    ids = torch.randint(5, 999, (count, length)).to(device)
+    bare, ours = (roberta(768, layers, **shape).eval().to(device) for _ in range(2))
     with tempfile.TemporaryDirectory() as folder:
-        names = _random_adapters(roberta(768, layers, labels=2), config, Path(folder), count)
-        model = model.to(device)
-        bank = AdapterBank(model)
+        names = _random_adapters(roberta(768, layers, **shape), config, Path(folder), count)
+        bank = AdapterBank(ours)
         bank.load(folder)
 
     def mixed() -> None:
         with bank.use(names):
-            model(input_ids=ids)
+            ours(input_ids=ids)
 
-    calls = {"bare": torch.no_grad()(lambda: bare(input_ids=ids)), "ours": mixed}
-    shapes = f"{layers} layers, d=768, r=256, query and value, {count} x {length} tokens, {count} adapters and heads"
-    return timed("d", "mixed batch with heads / bare", alternate(calls, sizes.rounds, device), "ours", "bare", shapes, None)
+    shapes = f"{layers} layers, d=768, r=256, query and value, {count} x {length} tokens, {count} adapters"
+    return {"bare": torch.no_grad()(lambda: bare(input_ids=ids)), "ours": mixed}, names, ids, shapes
 
 
 def _random_adapters(model: nn.Module, config: VeraConfig, folder: Path, count: int) -> list[str]:
@@ -318,7 +298,7 @@ def case_f(sizes: Sizes, data_dir: Path | None) -> list[Row]:
             loop, batches = _our_loop(task, backbone, data_dir, folder, tokens, sizes)
             calls: dict[str, Callable[[], object]] = {
                 "ours": lambda loop=loop, b=batches: _our_steps(loop, b, sizes.epoch_steps),
-                "Trainer": _trainer(loop, backbone, folder, sizes),
+                "Trainer": _padded_trainer(loop, backbone, folder, sizes),
             }
             seconds = alternate(calls, min(2, sizes.rounds), sizes.device)
             shapes = (
@@ -478,13 +458,9 @@ def _our_steps(loop, batches: Iterator, steps: int) -> None:
         loop._step(next(batches))
 
 
-def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], None]:
-    """Some steps of transformers' Trainer over the same examples, padded as the prior work's scripts pad them."""
-    from transformers import PrinterCallback, Trainer, TrainingArguments
-
+def _padded_trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], None]:
+    """Some steps over the same examples, padded as the prior work's scripts pad them."""
     model = RobertaForSequenceClassification.from_pretrained(backbone, use_safetensors=True, trust_remote_code=False)
-    config = peft.VeraConfig(r=1024, target_modules=list(QUERY_VALUE), modules_to_save=["classifier"])
-    model = peft.get_peft_model(model, config)
     tokenizer = loop.backbone.preprocess
 
     def collate(examples: list[dict]) -> dict:
@@ -492,23 +468,30 @@ def _trainer(loop, backbone: Path, folder: str, sizes: Sizes) -> Callable[[], No
         batch = dict(tokenizer.pad(inputs, padding="max_length", max_length=512, return_tensors="pt", verbose=False))
         return {**batch, "labels": torch.tensor([example["labels"] for example in examples])}
 
+    settings = {"per_device_train_batch_size": sizes.epoch_batch, "max_steps": sizes.epoch_steps, "learning_rate": 4e-3}
+    return trainer(model, 1024, loop.data.train, collate, folder, sizes.device, **settings, dataloader_pin_memory=False)
+
+
+def trainer(model: nn.Module, rank: int, rows, collate, folder: str, device: str, **settings) -> Callable[[], None]:
+    """transformers' Trainer with PEFT's VeRA on one device, silent, with these of its own settings."""
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    config = peft.VeraConfig(r=rank, target_modules=list(QUERY_VALUE), modules_to_save=["classifier"])
     arguments = TrainingArguments(
         output_dir=f"{folder}/trainer",
-        per_device_train_batch_size=sizes.epoch_batch,
-        max_steps=sizes.epoch_steps,
-        learning_rate=4e-3,
         report_to=[],
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        use_cpu=sizes.device == "cpu",
-        bf16=sizes.device == "cuda",
+        use_cpu=device == "cpu",
+        bf16=device == "cuda",
         remove_unused_columns=False,
-        dataloader_pin_memory=False,
+        **settings,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=loop.data.train, data_collator=collate)
-    trainer.remove_callback(PrinterCallback)
-    return trainer.train
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one, as ours; else DataParallel over all
+    made = Trainer(model=peft.get_peft_model(model, config), args=arguments, train_dataset=rows, data_collator=collate)
+    made.remove_callback(PrinterCallback)
+    return made.train
 
 
 def measure_case(

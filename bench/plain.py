@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from vera.config import CONF_DIR, RunConfig, normalised
+from vera.config import CONF_DIR, RunConfig, beside, normalised
+from vera.config.components import of_recipe, recipe
 
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 
@@ -25,11 +26,7 @@ def run_of(model: str, task: str, method: str, **changes: Any) -> RunConfig:
         "train": _read("train", "default"),
         "tracker": _read("tracker", "none"),
     }
-    family = str(tree["model"]["_target_"]).split(".")[-2]
-    for name in (f"{method}_{model}", model, f"{method}_{family}"):
-        if (CONF_DIR / "recipe" / f"{name}.yaml").is_file():
-            _merge(tree, _read("recipe", name))
-            break
+    tree = beside(of_recipe(recipe(method, model)), tree)
     for key, value in changes.items():
         group, _, name = key.partition("__")
         tree[group][name] = value
@@ -50,14 +47,6 @@ def run_of(model: str, task: str, method: str, **changes: Any) -> RunConfig:
 
 def _read(group: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8"))
-
-
-def _merge(tree: dict[str, Any], more: dict[str, Any]) -> None:
-    for key, value in more.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
-        else:
-            tree[key] = value
 
 
 def _resolved(value: Any, tree: dict[str, Any]) -> Any:

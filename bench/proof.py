@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import RobertaForSequenceClassification
 
-from bench.cases import QUERY_VALUE, NeedsMore, Row, timed
+from bench.cases import NeedsMore, Row, timed, trainer
 from bench.measure import alternate, clock, load_average
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,45 +107,27 @@ def epoch(loop: Any) -> Callable[[], None]:
     return call
 
 
-def trainer(loop: Any, folder: str, device: str, toy: bool) -> tuple[Callable[[], None], dict[str, Any]]:
+def trained_by_trainer(loop: Any, folder: str, device: str) -> tuple[Callable[[], None], dict[str, Any]]:
     """The same epoch by transformers' Trainer with PEFT's VeRA, and its settings: those of its own that make it fast."""
-    from transformers import PrinterCallback, Trainer, TrainingArguments
+    from transformers import TrainingArguments
 
     torch.manual_seed(0)
     model = RobertaForSequenceClassification(loop.backbone.model.config)
-    rank = loop.run.method["rank"]
-    config = peft.VeraConfig(r=rank, target_modules=list(QUERY_VALUE), modules_to_save=["classifier"])
     known = TrainingArguments.__dataclass_fields__
     fast: dict[str, Any] = (
         {"group_by_length": True} if "group_by_length" in known else {"train_sampling_strategy": "group_by_length"}
     )
     gpu = device == "cuda"
     fast |= {
-        "bf16": gpu,
         "dataloader_num_workers": 4 if gpu else 0,
         "dataloader_persistent_workers": gpu,
         "dataloader_pin_memory": gpu,
         "optim": "adamw_torch_fused" if gpu else "adamw_torch",
     }
-    arguments = TrainingArguments(
-        output_dir=f"{folder}/trainer",
-        per_device_train_batch_size=loop.run.train.batch_size,
-        num_train_epochs=1,
-        learning_rate=loop.run.train.lr,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        use_cpu=not gpu,
-        remove_unused_columns=False,
-        **fast,
-    )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # one, as ours; else DataParallel over all
-    made = Trainer(
-        model=peft.get_peft_model(model, config), args=arguments, train_dataset=loop.data.train, data_collator=_to_eights
-    )
-    made.remove_callback(PrinterCallback)
-    return made.train, {**fast, "padded to a multiple of": 8}
+    train = loop.run.train
+    given = {"per_device_train_batch_size": train.batch_size, "num_train_epochs": 1, "learning_rate": train.lr, **fast}
+    call = trainer(model, loop.run.method["rank"], loop.data.train, _to_eights, folder, device, **given)
+    return call, {**fast, "bf16": gpu, "padded to a multiple of": 8}
 
 
 def _to_eights(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -158,7 +139,7 @@ def whole_epoch(device: str, rounds: int, toy: bool) -> tuple[list[Row], dict[st
     with tempfile.TemporaryDirectory() as folder:
         loop = loop_of(toy, folder)
         ours = epoch(loop)
-        theirs, settings = trainer(loop, folder, device, toy)
+        theirs, settings = trained_by_trainer(loop, folder, device)
         seconds = alternate({"ours": ours, "Trainer": theirs}, rounds, device)
         looked = looked_at(ours, device)
     shapes = f"RoBERTa-base, r=1024, {len(loop.data.train)} examples of RTE's lengths, batch {loop.run.train.batch_size}"

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -457,6 +459,22 @@ def test_the_command_prints_the_yaml_and_three_rows(tmp_path, monkeypatch, capsy
     assert command.main() == 0
     out = capsys.readouterr().out
     assert "held_out: 0.2\n" in out and out.count(" -> ") == 3
+
+
+def test_the_page_shows_the_yaml_that_is_written(tmp_path, monkeypatch, capsys):
+    for split in ("train", "trial", "test_annotated"):
+        lines = [f"{split} {i}\tb\t{label}" for i, label in enumerate(("NEUTRAL", "ENTAILMENT", "CONTRADICTION"))]
+        (tmp_path / f"SICK_{split}.txt").write_text("\n".join(["sentence_A\tsentence_B\tentailment_judgment", *lines]) + "\n")
+    asked = ["--text", "sentence_A,sentence_B", "--label", "entailment_judgment", "--print"]
+    monkeypatch.setattr("sys.argv", ["task.py", "entails", str(tmp_path / "SICK_train.txt"), *asked])
+    monkeypatch.setattr(command, "tokenizer", lambda model: None)
+    assert command.main() == 0
+    printed = capsys.readouterr().out
+    printed = printed[printed.index("_target_") : printed.index("train: 3 rows; ")]
+    page = (Path(__file__).parent.parent / "docs" / "own_data.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(_target_.*?)```", page, re.DOTALL)
+    written, wanted = (dict(re.findall(r"^(\w+): (.*?)(?: +#.*)?$", text, re.M)) for text in (printed, shown))
+    assert written == {**wanted, "data_dir": str(tmp_path)}
 
 
 def test_an_option_that_the_kind_of_data_does_not_take_is_refused(tmp_path, monkeypatch):

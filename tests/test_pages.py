@@ -55,6 +55,13 @@ def test_the_speeds_that_the_page_shows_are_measured_ones():
         ratios = {f"{row['ratio']['median']:.3f}" for row in measured["cases"]}
         shown = [ratio for line in table.splitlines()[1:] for ratio in re.findall(r"\d\.\d{3}", line.split("|")[2])]
         assert len(shown) > 10 and [ratio for ratio in shown if ratio not in ratios] == []
+    (epoch,) = (row for row in measured["cases"] if row["case"] == "p")
+    said = r"kernels add up to ([\d.]+) s of the ([\d.]+) s .*? took (\d+) passes .*?, (\d+) ms each, "
+    said += r"the Trainer (\d+) .*?, (\d+) ms"
+    busy, whole, *passes = map(float, re.search(said, " ".join(text.split())).groups())
+    looked = measured["proof"]["epoch"]
+    assert (busy, whole) == (round(looked["seconds"] * (1 - looked["idle"]), 2), round(epoch["ours"], 1))
+    assert passes[1::2] == [round(1000 * epoch["ours"] / passes[0]), round(1000 * epoch["other"] / passes[2])]
 
 
 def tables() -> dict[str, str]:
@@ -139,7 +146,7 @@ def test_the_readme_is_short_and_every_page_is_in_the_site():
 
 
 @pytest.mark.parametrize("task", ["mrpc", "cola", "rte", "stsb"])
-@pytest.mark.parametrize("method", ["full", "head", "bitfit", "lora", "vera"])
+@pytest.mark.parametrize("method", ["full", "head", "bitfit", "adapter_h", "ia3", "lora_fa", "lora", "vera"])
 def test_minilm_has_the_rates_that_each_task_s_own_search_prefers(method, task):
     """As the README and the note of glue_minilm say."""
     key, chosen = "head_lr" if method == "head" else "lr", compose(["model=minilm", f"task={task}", f"method={method}"]).train

@@ -155,7 +155,7 @@ def recipes(tmp_path, monkeypatch):
     """A copy of conf/recipe to break, and what changes one of its files."""
     folder = tmp_path / "recipe"
     folder.mkdir()
-    monkeypatch.setattr(protocol, "CONF_DIR", tmp_path)
+    monkeypatch.setattr(protocol, "own_values", lambda group, name: yaml.safe_load((folder / f"{name}.yaml").read_text()))
 
     def change(name, *pairs):
         text = (CONF_DIR / "recipe" / f"{name}.yaml").read_text()

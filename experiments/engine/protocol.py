@@ -12,7 +12,8 @@ import yaml
 
 from experiments.engine.published import FOLDER, Runs, rows_of
 from experiments.engine.render import DASH, Table, markdown
-from vera.config import CONF_DIR, GROUPS, RunConfig, Strict, checked, dotted, recipe
+from vera.config import GROUPS, RunConfig, Strict, checked, dotted, recipe
+from vera.config.components import bases, own_values
 from vera.config.memory import composed
 from vera.errors import ConfigError
 
@@ -50,15 +51,14 @@ def sources(folder: Path = FOLDER) -> dict[str, Source]:
 
 
 def statements(name: str) -> dict[str, list[str]]:
-    """What a recipe says of each of its keys: names of sources, or "ours: why". Raises ConfigError naming file and key."""
-    path, where = CONF_DIR / "recipe" / f"{name}.yaml", f"conf/recipe/{name}.yaml"
-    if not path.is_file():
-        return {}
-    loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    keys = [key for group in GROUPS for key, value in dotted.leaves(loaded.get(group) or {}, f"{group}.") if value is not None]
+    """What a recipe says of each of its keys: names of sources, or "ours: why"; of those that it leaves to a shared one, what
+    that one says. Raises ConfigError naming file and key."""
+    held, where = own_values("recipe", name), f"conf/recipe/{name}.yaml"
+    shared = {key: told for base in bases(held) for key, told in statements(base).items()}
+    keys = [key for group in GROUPS for key, value in dotted.leaves(held.get(group) or {}, f"{group}.") if value is not None]
     said: dict[str, list[str]] = {}
     rest = None
-    for source, named in (loaded.get("sources") or {}).items():
+    for source, named in (held.get("sources") or {}).items():
         if source.partition(":")[0] != OURS and source not in sources():
             raise ConfigError(f"{where}.sources: {source!r} is not in {WHERE}; there are {', '.join(sources())}, 'ours: why'")
         if source.partition(":")[0] == OURS and not source.partition(":")[2].strip():
@@ -75,7 +75,7 @@ def statements(name: str) -> dict[str, list[str]]:
             if rest is None:
                 raise ConfigError(f"{where}: {key} has no source; name one under `sources`")
             said[key] = [rest]
-    return said
+    return {**shared, **said}
 
 
 def settings(row: Runs, tasks: Sequence[str]) -> list[Setting]:

@@ -1,7 +1,8 @@
 """Make a hub repository of a finished run: weights, record, model card; --dry-run only writes and shows it.
 
 python scripts/publish.py results/runs/<run>.json me/name --dry-run      to published/me/name; needs no network
-python scripts/publish.py results/runs/<run>.json me/name                ... and sends it (after `hf auth login`)
+python scripts/publish.py results/runs/<run>.json me/name                ... and sends it (after `hf auth login`, and
+                                                                         once the dry run's folder is removed)
 python scripts/publish.py work/results/<run> me/name --to merged         a plain model instead of an adapter
 
 Refused are runs whose code no commit holds, adapters on a backbone from a local folder, and paths of this machine. Whoever

@@ -6,6 +6,7 @@ python scripts/tune.py model=minilm task=stsb method=vera train.lr=1e-4..1e-1:lo
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from vera.io.files import locked, write_atomic
 from vera.records import interrupt
 
 ERROR = 2
+log = logging.getLogger("vera")
 
 
 def numbers(text: str) -> list[int]:
@@ -72,6 +74,9 @@ def main() -> int:
     if stray:
         raise ConfigError(f"{stray[0]!r} is not KEY=VALUE")
     search = tuning.read(readable(options.words), options.seeds, options.search, options.trials, options.steps)
+    held = tuning.in_use(search)
+    if held and not (options.replace or options.dry_run):
+        log.info("results/runs holds %d records of this method on this task: no recipe will be written without --replace", held)
     try:
         with interrupt.handled():
             tried = tuning.carry_out(search, (lambda runs: None) if options.dry_run else compute)

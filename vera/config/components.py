@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from vera.config.identity import beside
 from vera.config.marks import Fields, Mark, marked, table
 from vera.config.schema import Name, Strict, checked, shown
 from vera.config.values import fields_of, values_model
@@ -182,3 +183,29 @@ def malformed(error: yaml.YAMLError) -> str:
 def choices(group: str) -> list[str]:
     """The yamls of one config group."""
     return list(conf_files(group))
+
+
+def recipe(method: str, model: str) -> str:
+    """Which yaml of conf/recipe holds a method's settings on a model.
+
+    <method>_<model>; or <model>, which then has those of every method; or <method>_<family>, where the family is the module of
+    the model's class, for a model that can be trained (GPT-3 has no checkpoint, it is counted alone). The first of them, which
+    does not exist, where none does.
+    """
+    own = own_values("model", model)
+    family = str(own.get("_target_")).split(".")[-2:-1] if own.get("checkpoint") else []
+    names = (f"{method}_{model}", model, *(f"{method}_{name}" for name in family))
+    return next((name for name in names if conf_file("recipe", name).is_file()), names[0])
+
+
+def bases(recipe: dict[str, Any]) -> list[str]:
+    """The shared recipes that one is built upon."""
+    return [base for base in recipe.get("defaults") or () if isinstance(base, str) and base != "_self_"]
+
+
+def of_recipe(name: str) -> dict[str, Any]:
+    """What a recipe says, and the shared ones that it is built upon; nothing where there is no such recipe."""
+    own = own_values("recipe", name)
+    for base in reversed(bases(own)):
+        own = beside(own, of_recipe(base))
+    return own

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -26,14 +25,15 @@ from vera.config.components import (
     CONF_DIR,
     check_modality,
     choices,
-    conf_file,
     conf_folders,
     fields,
     group_marks,
     malformed,
     normalised,
+    of_recipe,
     own_target,
     own_values,
+    recipe,
 )
 from vera.config.identity import GROUPS, hashed
 from vera.config.marks import marks, table
@@ -42,19 +42,6 @@ from vera.errors import ConfigError, redacted
 
 # For launchers that have to be told how many GPUs a run takes (conf/hydra/launcher).
 OmegaConf.register_new_resolver("gpus_here", lambda: int(Path("/proc/driver/nvidia/version").exists()), replace=True)
-
-
-def recipe(method: str, model: str) -> str:
-    """Which yaml of conf/recipe holds a method's settings on a model.
-
-    <method>_<model>; or <model>, which then has those of every method; or <method>_<family>, where the family is the module of
-    the model's class, for a model that can be trained (GPT-3 has no checkpoint, it is counted alone). The first of them, which
-    does not exist, where none does.
-    """
-    own = own_values("model", model)
-    family = str(own.get("_target_")).split(".")[-2:-1] if own.get("checkpoint") else []
-    names = (f"{method}_{model}", model, *(f"{method}_{name}" for name in family))
-    return next((name for name in names if conf_file("recipe", name).is_file()), names[0])
 
 
 OmegaConf.register_new_resolver("recipe", recipe, replace=True)
@@ -312,20 +299,13 @@ def _without_recipes(task: dict[str, Any], resolved: dict[str, Any], overrides: 
     of_method = str(method.get("name"))
     names = [recipe(of_method, str(model.get("name"))), *(f"{of_method}_{part}" for part in family)]
     given = {key.split(".")[1] for word in overrides if (key := word.lstrip("+").partition("=")[0]).startswith("task.")}
-    of_recipe = {key for name in names for key in _of_recipe(name, "task")} & task.keys() - given
-    if not of_recipe:
+    told = {key for name in names for key in of_recipe(name).get("task") or {}} & task.keys() - given
+    if not told:
         return task
-    foreign = of_recipe - fields({"_target_": task.get("_target_")}, "task").keys()
+    foreign = told - fields({"_target_": task.get("_target_")}, "task").keys()
     if foreign:
         check_modality(model, task)
     return {key: value for key, value in task.items() if key not in foreign}
-
-
-def _of_recipe(name: str, group: str) -> dict[str, Any]:
-    """What a recipe says of one group, and the shared ones that it is built upon; nothing where there is no such recipe."""
-    own = own_values("recipe", name)
-    beneath = [_of_recipe(base, group) for base in own.get("defaults") or () if isinstance(base, str) and base != "_self_"]
-    return dict(ChainMap(own.get(group) or {}, *reversed(beneath)))
 
 
 def _check_name(settings: dict[str, Any], group: str, overrides: Sequence[str]) -> None:
@@ -379,7 +359,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _check_recipe(name: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
     """A recipe says how long to train in epochs or in steps. (max_steps on the command line is a cap on either.) Raises
     ConfigError where it says both, and where epochs are given on top of its steps, which a run ends after all the same."""
-    train = _of_recipe(name, "train")
+    train = of_recipe(name).get("train") or {}
     steps = train.get("max_steps")
     if train.get("epochs") is not None and steps is not None:
         raise ConfigError(f"conf/recipe/{name}.yaml: train.epochs and train.max_steps are both given; keep one")

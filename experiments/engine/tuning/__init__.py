@@ -9,20 +9,3 @@ from experiments.engine.tuning.choice import chosen_on, edge, missing, remarks, 
 from experiments.engine.tuning.recipes import in_use, recipe_of
 from experiments.engine.tuning.searches import Search, Trial, read
 from experiments.engine.tuning.trials import Tried, carry_out
-
-__all__ = [
-    "Axis",
-    "Search",
-    "Trial",
-    "Tried",
-    "axis",
-    "carry_out",
-    "chosen_on",
-    "edge",
-    "in_use",
-    "missing",
-    "read",
-    "recipe_of",
-    "remarks",
-    "table",
-]
