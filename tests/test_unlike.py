@@ -219,10 +219,10 @@ def test_the_table_on_real_text_says_on_which_devices_it_was_computed():
     moved = [run.model_copy(update={"cost": run.cost.model_copy(update={"device": "H100"})}) for run in lora]
     here, there = (built("glue_minilm", *vera, *other)["glue_minilm"].notes for other in (lora, moved))
     assert not any("Computed" in note for note in here)
-    assert "Computed: STS-B on H100 (LoRA r=8) and on cpu (VeRA r=256). Rounding differs between devices." in there
+    assert "Computed: STS-B on H100 (LoRA r=8), on cpu (VeRA r=256). Rounding differs between devices." in there
     mixed = built("glue_minilm", *vera, *moved[:2], *lora[2:])["glue_minilm_cells"]
     found = {row[1]: row[-2:] for row in mixed.rows}
-    assert found == {"VeRA r=256": ["2", "cpu"], "LoRA r=8": ["–", "H100 and cpu"]}  # seconds of two devices have no median
+    assert found == {"VeRA r=256": ["2", "cpu"], "LoRA r=8": ["–", "H100; cpu"]}  # seconds of two devices have no median
 
 
 def test_few_and_many_epochs_of_cola_are_compared_method_by_method_and_with_lora_for_as_long():

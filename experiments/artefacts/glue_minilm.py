@@ -187,7 +187,7 @@ def _devices(found: dict[str, list[Entry]]) -> list[str]:
     if len({device for devices in places.values() for device in devices}) < 2:
         return []
     told = [
-        f"{task} on {' and on '.join(f'{device} ({listed(of)})' for device, of in sorted(devices.items()))}"
+        f"{task} on {', on '.join(f'{device} ({listed(of)})' for device, of in sorted(devices.items()))}"
         for task, devices in places.items()
     ]
     return [f"Computed: {'; '.join(told)}. Rounding differs between devices."]
@@ -201,7 +201,7 @@ def _cells(run: Sequence[Entry], title: str, asked: Asked) -> Table:
         "Second metric": _second,
         "Steps": steps,
         "Seconds": lambda entry: seconds(entry) if len(_on(entry)) == 1 else DASH,
-        "Computed on": lambda entry: " and ".join(_on(entry)),
+        "Computed on": lambda entry: "; ".join(_on(entry)),
     }
     notes = [
         f"{over_seeds(asked.stat)}, x 100. Second metric: F1 (MRPC), Spearman (STS-B), at the best epoch of the first.",
