@@ -30,6 +30,7 @@ from vera.config import (
     marks,
     younger,
 )
+from vera.config.components import bases, own_values
 from vera.config.composing import recipe
 from vera.config.marks import TABLE
 from vera.config.paths import readable
@@ -55,9 +56,10 @@ def test_every_yaml_is_called_what_it_says_and_builds(group):
         assert build(composed, group).name == name
 
 
-def test_every_recipe_belongs_to_a_method_and_a_model():
+def test_every_recipe_belongs_to_a_method_and_a_model_or_to_recipes_that_begin_from_it():
     found = {recipe(method, model) for method in choices("method") for model in choices("model")}
-    assert set(choices("recipe")) <= found
+    begun_from = {base for name in found for base in bases(own_values("recipe", name))}
+    assert set(choices("recipe")) <= found | begun_from
     shared = {("adalora", "minilm"): "minilm", ("vera", "gpt2_large"): "vera_gpt2", ("lora", "llama2_7b"): "lora_llama"}
     assert all(recipe(*pair) == name for pair, name in shared.items())
     assert recipe("vera", "gpt2_mini") == "vera_gpt2_mini" and recipe("vera", "gpt3") == "vera_gpt3"  # which is no GPT-2
