@@ -57,6 +57,7 @@ def _serve(options: argparse.Namespace) -> int:
     requests = _read(options.requests)
     tokenizer, model = _load(options)
     backbone = copy.deepcopy(model) if options.verify else None
+    torch.backends.cuda.enable_cudnn_sdp(False)  # on Hopper it plans anew for each length
     limit = None if options.memory_mib is None else int(options.memory_mib * 2**20)
     bank = AdapterBank(model, memory_bytes=limit, dtype=torch.bfloat16 if options.bf16 else torch.float32)
     for name, reason in bank.load(options.adapters).items():

@@ -90,6 +90,7 @@ def generate_ids(
     chosen_by: from the indices of the prompts of a batch to what changes their scores last (Draws); greedy search only.
     Raises ConfigError when a prompt and max_new_tokens are more than the model can read.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)  # on Hopper it plans anew for each length, which every token changes
     tokenizer, model = backbone.preprocess, backbone.model
     limit = positions(model)
     longest = max(map(len, prompts)) + decoding.max_new_tokens
