@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaForSeque
 
 from bench.measure import Calls, Seconds, alternate, load_average, multiply_adds, owned_bytes, peak_bytes, ratio
 from vera.errors import AdapterError
+from vera.models.attention import allow_cudnn
 from vera.nn import AdapterBank, VeraConfig, attach, merge, save_adapter
 from vera.nn.count import stored_bytes, vera_parameters
 
@@ -503,6 +504,7 @@ def measure_case(
     logging.getLogger("transformers").setLevel(logging.ERROR)
     global _toy
     _toy, sizes = toy, Sizes(device, toy)
+    allow_cudnn(False)  # as a run of texts has it, whatever ran before
     sizes.banks = banks or sizes.banks
     if name == "f":
         rows = case_f(sizes, data_dir)

@@ -150,7 +150,7 @@ def whole_epoch(device: str, rounds: int, toy: bool) -> tuple[list[Row], dict[st
 def looked_at(call: Callable[[], None], device: str, most: int = 12) -> dict[str, Any]:
     """The share of a call's time in which the GPU computed nothing (None without one), and its kernels by time. The time is
     that of a call without the profiler, whose start alone takes seconds, and which slows the CPU."""
-    activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
+    activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU  # not both: to note the CPU's slows it
     call()  # what is done once for each new shape is no part of it
     began = clock(device)
     call()

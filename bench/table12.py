@@ -95,7 +95,7 @@ def measure(method: str, model, four_bits: bool, steps: int, warmup: int, length
     torch.manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, ((warmup + steps) * run.train.batch_size, length)).tolist()
     rows = [{"input_ids": row, "labels": row} for row in ids]
-    data = Data(rows, rows[:1], partial(collate, pad=0), "random tokens", None, "random")
+    data = Data(rows, rows[:1], partial(collate, pad=0), "random tokens", None, "random", lengths=[length])  # as Alpaca has
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(run, backbone, adapter, task, data, Path(folder))

@@ -57,6 +57,7 @@ def test_the_proof_runs_without_what_a_gpu_box_lacks(parts, tmp_path):
         (("llama_7b", "alpaca", "lora"), {"model__quantisation": "none"}, ["model.quantisation=none"]),
         (("llama_7b", "alpaca", "vera"), {"method__rank": 64}, ["method.rank=64"]),
         (("vit_base", "cifar100", "head"), {"train__epochs": 3}, ["train.epochs=3"]),
+        (("vit_large", "food101", "vera"), {}, []),  # whose recipe begins from another
     ],
     ids=str,
 )

@@ -120,6 +120,13 @@ def test_every_key_of_a_recipe_has_a_source(name):
     assert protocol.statements(name)
 
 
+def test_what_a_recipe_leaves_to_another_has_that_one_s_sources():
+    assert protocol.statements("lora_vit_large") == protocol.statements("lora_vit_base")
+    said = protocol.statements("vera_minilm")
+    assert said["train.batch_size"] == ["ours: a budget for two CPU cores"]
+    assert said["train.lr"] == ["ours: chosen by make tune, as `tuned` says"]  # not what the shared one says of it, too
+
+
 @pytest.mark.parametrize("name", published.names())
 def test_a_recipe_has_what_its_source_prints(name):
     assert protocol.table(name).rows

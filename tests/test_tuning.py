@@ -16,6 +16,7 @@ from experiments.engine.tuning import choice
 from tests.conftest import REHEARSAL
 from tests.test_experiments import record
 from vera.commands import run as command
+from vera.commands import tune
 from vera.config import conf_file
 from vera.errors import ConfigError
 from vera.io.files import write_atomic
@@ -399,3 +400,18 @@ def test_the_table_of_searches_says_which_chosen_values_lie_at_an_end():
         assert sorted(said.split("; ")) == (sorted(wanted) or ["–"]), (name, task)
         seen |= {text.split()[-1] for text in wanted}
     assert seen == {"smallest", "largest"}
+
+
+def test_a_recipe_that_has_records_is_said_to_stay_before_the_first_trial(monkeypatch, capsys):
+    def first_trial(search, compute):
+        raise RuntimeError("a trial")
+
+    monkeypatch.setattr(tuning, "carry_out", first_trial)
+    said = {}
+    for more in ([], ["--replace"], ["--dry-run"]):
+        words = ["model=minilm", "task=stsb", "method=vera", "train.lr=0.01,0.1", "--seeds", "100", *more]
+        monkeypatch.setattr("sys.argv", ["tune.py", *words])
+        with pytest.raises(RuntimeError, match="a trial"):
+            tune.main()
+        said["".join(more)] = "no recipe will be written without --replace" in "".join(capsys.readouterr())
+    assert said == {"": True, "--replace": False, "--dry-run": False}

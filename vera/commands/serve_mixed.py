@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from vera.errors import DataError
 from vera.io.files import read_json
 from vera.io.rows import read_text
+from vera.models.attention import allow_cudnn
 from vera.models.base import SAFE, check_whole, positions
 from vera.models.causal import causal
 from vera.models.text import agree_on_padding
@@ -57,7 +58,7 @@ def _serve(options: argparse.Namespace) -> int:
     requests = _read(options.requests)
     tokenizer, model = _load(options)
     backbone = copy.deepcopy(model) if options.verify else None
-    torch.backends.cuda.enable_cudnn_sdp(False)  # on Hopper it plans anew for each length
+    allow_cudnn(False)
     limit = None if options.memory_mib is None else int(options.memory_mib * 2**20)
     bank = AdapterBank(model, memory_bytes=limit, dtype=torch.bfloat16 if options.bf16 else torch.float32)
     for name, reason in bank.load(options.adapters).items():

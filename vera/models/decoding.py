@@ -12,6 +12,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, NoRepe
 
 from vera.config import Strict
 from vera.errors import ConfigError
+from vera.models.attention import allow_cudnn
 from vera.models.base import Backbone, positions
 from vera.records import screen
 
@@ -90,7 +91,7 @@ def generate_ids(
     chosen_by: from the indices of the prompts of a batch to what changes their scores last (Draws); greedy search only.
     Raises ConfigError when a prompt and max_new_tokens are more than the model can read.
     """
-    torch.backends.cuda.enable_cudnn_sdp(False)  # on Hopper it plans anew for each length, which every token changes
+    allow_cudnn(False)  # every token makes a new length
     tokenizer, model = backbone.preprocess, backbone.model
     limit = positions(model)
     longest = max(map(len, prompts)) + decoding.max_new_tokens

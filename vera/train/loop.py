@@ -27,6 +27,7 @@ from vera.errors import Collapsed, ConfigError, TrainingError
 from vera.io.files import move_folder, write_atomic
 from vera.methods.base import Method
 from vera.models import reuse
+from vera.models.attention import allow_cudnn
 from vera.models.base import Backbone
 from vera.records import interrupt, screen
 from vera.records.kept import weights_hash
@@ -74,10 +75,8 @@ def precision_of(accelerator: Accelerator, model: nn.Module, tf32: bool = False)
     return "bf16" if half or accelerator.mixed_precision == "bf16" else full
 
 
-def set_numerics(config: TrainConfig, lengths_vary: bool) -> None:
-    """For this process, until the next run says otherwise: TF32, whether operations must give the same each time, and whether
-    cuDNN may compute attention, which plans anew (seconds, on Hopper, with a mask) for every length that it has not met."""
-    torch.backends.cuda.enable_cudnn_sdp(not lengths_vary)
+def set_numerics(config: TrainConfig) -> None:
+    """For this process, until the next run says otherwise: TF32, and whether operations must give the same each time."""
     torch.use_deterministic_algorithms(config.deterministic)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.tf32
@@ -119,7 +118,8 @@ class Loop:
         self.processes = together(run.device)
         self.processes.on_main(lambda: None)  # none waits in the next collective, which has a time limit, for one still loading
         self.accelerator = make_accelerator(run.device, run.train.precision)
-        set_numerics(run.train, lengths_vary=data.lengths is not None)
+        set_numerics(run.train)
+        allow_cudnn(data.lengths is None)  # where all are equal
         gc.collect()  # Accelerate ties a model of an earlier run into a cycle
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
