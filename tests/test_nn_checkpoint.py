@@ -33,6 +33,7 @@ def llama(seed=0):
     return LlamaForCausalLM(config).eval()
 
 
+CONFIG = {"rank": 16, "targets": ("query", "value"), "projection_seed": 7, "modules_to_save": ("classifier",)}
 FAMILIES = {"roberta": (roberta, ("query", "value"), ("classifier",)), "llama": (llama, LLAMA, ())}
 IDS = torch.randint(5, 59, (3, 11), generator=torch.Generator().manual_seed(0))
 
@@ -332,3 +333,18 @@ def test_variants_that_peft_cannot_express_are_refused_by_peft(tmp_path):
 def test_nothing_to_save():
     with pytest.raises(AdapterError, match="not attached"):
         save_adapter(roberta(), "/nowhere")
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_dict_of_another_pair_is_refused(strict, tmp_path):
+    source = adapted()
+    torch.save(source.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt")
+    with pytest.raises(RuntimeError, match=r"query.*another pair A, B: seed 7, here 8"):
+        attach(roberta(), VeraConfig(**{**CONFIG, "projection_seed": 8})).load_state_dict(state, strict=strict)
+    with pytest.raises(RuntimeError, match="another pair A, B: seed 7, here"):
+        attach(roberta(), VeraConfig(**CONFIG, sharing="unique")).load_state_dict(state, strict=strict)
+    for fitting in (state, dict(state)):  # a plain dict, as safetensors gives, does not say
+        same = attach(roberta(1), VeraConfig(**CONFIG)).eval()
+        same.load_state_dict(fitting, strict=strict)
+        assert torch.equal(logits(same), logits(source))

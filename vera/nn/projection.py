@@ -42,7 +42,8 @@ def fingerprint(A: Tensor, B: Tensor) -> str:
 
 
 class Projection(nn.Module):
-    """One pair A [rank, d_in], B [d_out, rank] as buffers that no state dict holds.
+    """One pair A [rank, d_in], B [d_out, rank] as buffers that no state dict holds. Its metadata say what they were drawn from,
+    so that b and d of another pair are refused; safetensors files have no such metadata, `save_adapter`'s have their config.
 
     Layers that share the pair hold this same module: one storage, moved and cast once, whatever the number of layers. A layer
     smaller than the pair reads a slice: A[:, :d_in], B[:d_out, :].
@@ -75,6 +76,22 @@ class Projection(nn.Module):
             A, B = draw(*self.key)
             self.fingerprint = fingerprint(A, B)
             self.A, self.B = A.to(device, self.A.dtype), B.to(device, self.B.dtype)
+
+    def drawn_from(self) -> dict:
+        """What the pair is a function of."""
+        return dict(zip(("rank", "d_in", "d_out", "seed", "init", "rounded"), self.key, strict=True))
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["drawn_from"] = self.drawn_from()
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        there, here = local_metadata.get("drawn_from"), self.drawn_from()
+        if there not in (None, here):
+            differ = ", ".join(f"{name} {there.get(name)}, here {here[name]}" for name in here if there.get(name) != here[name])
+            error_msgs.append(f"{prefix[:-1]}: b and d were trained with another pair A, B: {differ}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_half": None}
@@ -110,5 +127,4 @@ class Projection(nn.Module):
         return A if d_in == A.shape[1] else A[:, :d_in], B if d_out == B.shape[0] else B[:d_out]
 
     def extra_repr(self) -> str:
-        names = ("rank", "d_in", "d_out", "seed", "init", "rounded")
-        return ", ".join(f"{name}={value}" for name, value in zip(names, self.key, strict=True))
+        return ", ".join(f"{name}={value}" for name, value in self.drawn_from().items())
