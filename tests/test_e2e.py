@@ -330,6 +330,15 @@ def test_examples_whose_target_is_cut_off_teach_nothing(compose, tmp_path):
     assert loop.task.weight(batch) == 0 and loss.item() == 0
 
 
+@pytest.mark.parametrize(("reason", "decoded"), [("needs Java", True), ("needs Java", False), (None, True)])
+def test_metrics_that_will_be_missing_are_told_before_the_training(reason, decoded, compose, warned, monkeypatch):
+    monkeypatch.setattr("vera.tasks.e2e.unavailable", lambda: reason)
+    monkeypatch.setattr("vera.tasks.base._PREPARED", {})
+    prepare(compose(*GPT2, *([] if decoded else ["task.decoding=null", "task.primary=log_likelihood"])))
+    told = [line for line in warned() if "lack METEOR, ROUGE_L, CIDEr: needs Java" in line]
+    assert len(told) == (reason is not None and decoded)
+
+
 def test_a_run_writes_at_the_last_epoch_and_keeps_every_output(compose, monkeypatch):
     run = compose(*GPT2, "method=lora", "train.epochs=2", "train.max_steps=null", "train.batch_size=12")
     record = execute(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Iterable
@@ -34,6 +35,8 @@ HU_SOURCE = "examples/NLG/data/e2e of github.com/microsoft/LoRA"
 COLUMNS = ("mr", "ref")
 HUB_COLUMNS = ("meaning_representation", "human_reference")
 RENAMED = {"eatType": "Type", "familyFriendly": "family friendly", "priceRange": "price"}  # as LoRA's data call them
+
+log = logging.getLogger(__name__)
 
 Row = tuple[str, str]  # meaning representation (hu2022: the context made from it), reference
 _SLOT = re.compile(r"\s*([^\[\],]+?)\s*\[([^\[\]]*)\]\s*(?:,|$)")
@@ -80,6 +83,8 @@ class E2E(LanguageTask):
 
     def _prepare(self, backbone: Backbone) -> Data:
         self.check_length(backbone)
+        if self.decoding is not None and (reason := unavailable()):
+            log.warning("task=%s: records of this machine lack %s: %s", self.name, ", ".join(CAPTION_METRICS), reason)
         tokenizer = backbone.preprocess
         rows, source, commit = self.read()
         examples, truncated = {}, {}
