@@ -187,6 +187,16 @@ def test_the_average_over_tasks_is_paired_by_seed():
     assert worse[4] == "not supported"
     four = verdicts(by_cell(*runs("vera", 0.001, {("rte", 3)}), *runs("lora", 0.0)))["same_glue_large"]
     assert four[4] == "undecided" and "4 of the 5 pairs" in four[6]
+    apart = by_cell(
+        *(
+            record(["model=minilm", f"task={task}", f"method={method}"], seed, 0.8)
+            for task, seeds in (("rte", range(5)), ("mrpc", range(5, 10)))
+            for method in ("vera", "lora")
+            for seed in seeds
+        )
+    )
+    (table,) = (table for table in registry.artefact("claims").build(Asked(apart)) if table.name == "claims")
+    assert any("no seed that each of them has (seeds 0, 1, 2, 3, 4; 5, 6, 7, 8, 9)" in note for note in table.notes)
 
 
 def test_a_collapsed_run_decides_nothing_by_its_survivors_in_any_metric():

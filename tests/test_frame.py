@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 import vera
-from experiments.engine import published
+from experiments.engine import paper, published
 from experiments.engine.comparison import compare
 from experiments.engine.pivot import pivot
+from experiments.engine.registry import artefact
 from experiments.engine.rows import Asked
 from tests.conftest import ROOT
 from tests.test_experiments import by_cell, record
@@ -146,6 +147,12 @@ def test_a_table_by_any_keys(results):
     assert last.rows[1] == ["8", "40.0±0.0 (n=3)"]
     told = ["method.train_head=true", "train.deterministic=False", "train.max_steps=null", "method.targets=[query,value]"]
     assert pivot(records, ["method", "method.rank"], ["task"], where=told).rows == made.rows
+    with pytest.raises(ConfigError, match=r"accuracy is no metric .*; their last epoch has none: test rows have the best"):
+        pivot(records, ["method.rank"], [], "accuracy", ["method=vera"], stat="last")
+    near = [
+        record(["model=digits_vit", "task=digits", "method=lora", f"train.lr={rate}"], 0, 0.5) for rate in (0.2, 0.20000001)
+    ]
+    assert [row[0] for row in pivot(near, ["train.lr"], []).rows] == ["0.2", "0.20000001"]
     recipes = pivot(records, ["method"], ["task"], recipes=True)
     assert recipes.rows == [["lora", "60.0±10.0 (n=3)"]]
 
@@ -221,7 +228,23 @@ def test_numbers_published_elsewhere_have_a_file_of_any_name(tmp_path, monkeypat
     cells = by_cell(*(record(LORA, seed, 0.6) for seed in range(5)))
     table = compare("mine", Asked(cells))[0]
     assert table.title == "Digits, as in a paper of mine"
-    assert [row[-1] for row in table.rows] == ["61.0", "60.0±0.0"]
+    assert [(row[2], row[-1]) for row in table.rows] == [("published", "61.0"), ("ours", "60.0±0.0")]
+    (folder / "mine.yaml").rename(folder / "digits.yaml")
+    with pytest.raises(ConfigError, match=r"results/paper/digits\.yaml: there is a digits already"):
+        published.names()
+    (folder / "digits.yaml").rename(folder / "digits_tests.yaml")
+    everything = {name: artefact(name).build(Asked(cells)) for name in ("digits", "digits_tests")}
+    everything["digits"][0].name = "digits_tests"  # as the second table of a module may be
+    with pytest.raises(ConfigError, match="2 tables are called digits_tests"):
+        paper.write(everything, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_doubled_key_of_a_published_table_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("title: Mine\nstat: median\ncolumns: {}\nrows: [{cells: {acc: 10.0, acc: 80.0}}]\n")
+    monkeypatch.setattr(published, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match=r"mine\.yaml: 'acc' is there twice"):
+        published.load("mine")
 
 
 @pytest.mark.parametrize(

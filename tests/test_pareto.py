@@ -59,6 +59,14 @@ def test_a_disturbed_machine_has_no_front_of_seconds_and_a_cpu_none_of_memory():
     assert any("No front of seconds: vera took over" in note for note in table.notes)
 
 
+def test_every_reason_against_a_front_is_told():
+    slow = json.loads(made("vera", 4, 0.8, 3_000, 20.0).to_json())
+    slow["cost"]["threads"] = 1
+    runs_ = [*runs("head", 0.5, 0, 1.0), *runs("vera", 0.8, 3_000, 2.0, seeds=4), Record.model_validate(slow)]
+    notes = " ".join(pareto.table(Asked(by_cell(*runs_)), "digits_vit", "digits", "x").notes)
+    assert "No front of seconds: vera took over" in notes and "No front of seconds: the runs differ in threads" in notes
+
+
 def test_methods_are_compared_over_the_seeds_that_all_have():
     uneven = [*runs("head", 0.5, 0, 1.0, seeds=3), *runs("vera", 0.8, 3_000, 2.0)]
     assert [row[2] for row in pareto.table(Asked(by_cell(*uneven)), "digits_vit", "digits", "x").rows] == ["3", "3"]
@@ -101,6 +109,10 @@ def test_the_command_writes_table_and_figure(tmp_path, capsys):
     store.write(record([*DIGITS, "method=lora", "method.rank=64"], 9, 0.7))
     assert command("pareto", ["method.rank=64", "--results", str(tmp_path)]) == 1
     assert "no seed has a run of every method" in capsys.readouterr().err
+    assert command("pareto", ["train.learning_rate=0.1", "--results", str(tmp_path)]) == 1
+    assert "learning_rate" in (said := capsys.readouterr().err) and "no method has records" not in said
+    assert command("pareto", ["minilm", "--results", str(tmp_path)]) == 1
+    assert "'minilm' is not KEY=VALUE" in capsys.readouterr().err
     assert command("pareto", ["model=minilm", "task=rte", "--results", str(tmp_path)]) == 1
     assert "no method has records" in capsys.readouterr().err
     assert command("pareto", ["model=minilm", "task=rtee", "--results", str(tmp_path)]) == 1

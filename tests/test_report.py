@@ -125,7 +125,7 @@ def test_columns_sort_by_value_with_dashes_last(opened):
 
 def test_a_cell_opens_its_provenance(opened, folder):
     (button,) = (b for b in find(opened, "#t-table2 td.below .source") if b.text.startswith("82.0"))
-    assert "-3.90 from the paper, p = 0.0" in button.get_attribute("title")
+    assert "-3.90 from what is printed, p = 0.0" in button.get_attribute("title")
     button.click()
     dialog = find(opened, "#provenance")[0]
     assert dialog.is_displayed()

@@ -291,3 +291,27 @@ def test_a_search_chooses_nothing_over_unlike_data(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no setting is chosen: The trials are not like with like"):
         tuning.recipe_of(across, asked, tmp_path)
     assert not any("like with like" in line for line in tuning.remarks(*tried("alike", lambda run: "d")))
+
+
+def test_longer_training_says_of_which_epoch_its_differences_are_and_where_the_runs_were_computed():
+    cola = ["model=minilm", "task=cola", "method=bitfit"]
+    few = [record([*cola, "train.epochs=4"], seed, 0.2 + seed / 100, last=0.1 + seed / 50) for seed in range(5)]
+    many = runs([*cola, "train.epochs=12"], 0.3, cost={"device": "NVIDIA H100"})
+    for stat, epoch in ((None, "best"), ("last", "last")):
+        found = artefact("glue_minilm").build(Asked(by_cell(*few, *many), stat=stat))
+        (table,) = (table for table in found if table.name == "glue_minilm_long")
+        notes = " ".join(table.notes)
+        assert f"differences of the {epoch} epoch" in notes and "Computed: BitFit on NVIDIA H100 (12), on cpu (4)." in notes
+        (row,) = (row for row in table.rows if row[:2] == ["BitFit", "12"])
+        assert row[table.columns.index("To 4 epochs")][:3] == ("+8." if epoch == "best" else "+16")
+
+
+def test_test_rows_have_no_last_epoch_and_a_table_of_that_a_dash_in_each_column():
+    tested = []
+    for item in runs([*MINILM, "method=vera", "task.validation=0.1"], 0.8):
+        raw = json.loads(item.to_json())
+        raw["scores"]["test"] = {"epoch": 1, "metrics": raw["scores"]["best"]["metrics"]}
+        tested.append(Record.model_validate(raw))
+    found = artefact("glue_minilm").build(Asked(by_cell(*tested), ["task.validation=0.1"], "last"))
+    (cells,) = (table for table in found if table.name == "glue_minilm_cells")
+    assert [row[3:5] for row in cells.rows] == [["–", "–"]]

@@ -9,7 +9,7 @@ from statistics import median
 
 from experiments.artefacts.search import ends, tuned
 from experiments.engine import analysis
-from experiments.engine.aggregate import common, detectable, exceeds_p, lost, paired, permutation_p, sources
+from experiments.engine.aggregate import common, detectable, epoch_of, exceeds_p, lost, paired, permutation_p, sources
 from experiments.engine.published import Column, load
 from experiments.engine.render import DASH, Table, figure, signed
 from experiments.engine.rows import (
@@ -43,7 +43,7 @@ METHODS = {
     "lora": "LoRA r=8",
     "vera": "VeRA r=256",
 }
-PAIRS = (("vera", "lora"), ("full", "lora"), ("vera", "full"))
+PAIRS = (("vera", "lora"), ("full", "lora"), ("vera", "full"), ("adapter_h", "lora"))
 BUDGETED, BUDGETS = ("head", "full", "bitfit", "lora", "vera"), (4, 12)  # epochs of CoLA
 POWER = 0.8
 NOTE = (
@@ -146,10 +146,12 @@ def _budgets(asked: Asked, column: Column) -> Table | None:
         fewest = tried[method, BUDGETS[0]]
         against = {f"To {BUDGETS[0]} epochs": difference(fewest), "To LoRA for as long": difference(tried["lora", epochs])}
         made += rows([entry], {**columns, **against})
+    epoch = epoch_of(asked.stat or "median")
     notes = [
-        f"{over_seeds(asked.stat)}, x 100; differences over common seeds with Student's 95% interval of the mean, best epoch. "
-        "The best of more epochs is also the best of more looks at the development set; the last epoch is not.",
+        f"{over_seeds(asked.stat)}, x 100; differences of the {epoch} epoch over common seeds with Student's 95% interval of "
+        "the mean. The best of more epochs is also the best of more looks at the development set; the last epoch is not.",
         "Train loss: of the last epoch, median over seeds.",
+        *_devices({METHODS[method]: [tried[method, epochs] for epochs in BUDGETS] for method in BUDGETED}),
         *unlike_notes(record for entry in tried.values() for record in entry.records),
     ]
     heads = ["Method", "Epochs", *columns, *against]
@@ -174,21 +176,21 @@ def _at_ends(tasks: dict[str, str]) -> list[str]:
 
 
 def _devices(found: dict[str, list[Entry]]) -> list[str]:
-    """Where the runs of each task were computed, if not all in one place: their rounding differs."""
+    """Where the runs of each name were computed, by an entry's last label, if not all in one place: their rounding differs."""
 
-    def listed(methods: set[str]) -> str:
-        return ", ".join(sorted(methods))
+    def listed(labels: set[str]) -> str:
+        return ", ".join(sorted(labels))
 
     places: dict[str, dict[str, set[str]]] = {}
-    for task, entries in found.items():
+    for name, entries in found.items():
         for entry in entries:
             for device in _on(entry):  # of starts on another one, too
-                places.setdefault(task, {}).setdefault(device, set()).add(entry.labels[-1])
+                places.setdefault(name, {}).setdefault(device, set()).add(entry.labels[-1])
     if len({device for devices in places.values() for device in devices}) < 2:
         return []
     told = [
-        f"{task} on {', on '.join(f'{device} ({listed(of)})' for device, of in sorted(devices.items()))}"
-        for task, devices in places.items()
+        f"{name} on {', on '.join(f'{device} ({listed(of)})' for device, of in sorted(devices.items()))}"
+        for name, devices in places.items()
     ]
     return [f"Computed: {'; '.join(told)}. Rounding differs between devices."]
 

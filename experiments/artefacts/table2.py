@@ -23,8 +23,8 @@ def _same_glue(claim: Claim, asked: Asked) -> list[Line]:
         task: by_seed(asked, *(glue_minilm.cell(task, method) for method in ("vera", "lora"))) for task in glue_minilm.TASKS
     }
     run = {task: found for task, found in small.items() if found}
-    part, over = Part("", mean_over(run.values()) if run else []), ", ".join(run or small)
+    part, over = Part("", mean_over(asked, run.values()) if run else []), ", ".join(run or small)
     return [
-        decide("RoBERTa-large, average (points)", paper, [Part("", mean_over(each))], "equal", claim.margin),
+        decide("RoBERTa-large, average (points)", paper, [Part("", mean_over(asked, each))], "equal", claim.margin),
         decide(f"MiniLM, average of {over} (points)", paper, [part], "equal", claim.margin, miniature=True),
     ]

@@ -23,7 +23,7 @@ def _same_images(claim: Claim, asked: Asked) -> list[Line]:
         vera, lora = (row_of("table5", model, method) for method in ("vera", "lora"))
         sides = ((vera.overrides(c.task), lora.overrides(c.task), c.metric) for c in published.columns.values())
         each = [by_seed(asked, *side, "last") for side in sides]
-        parts.append(Part(label, mean_over(each)))
+        parts.append(Part(label, mean_over(asked, each)))
         gap = statistics.fmean(printed_mean(vera.cells[key]) - printed_mean(lora.cells[key]) for key in published.columns)
         paper.append(f"{label} {gap:+.1f}")
     mini = by_seed(asked, *([*miniature.OVERRIDES, f"method={m}"] for m in ("vera", "lora")), select="last")

@@ -108,10 +108,13 @@ def by_seed(
     return {our.run.seed: our.score(metric, select) - other.score(metric, select) for our, other in pairs(*sides)}
 
 
-def mean_over(found: Iterable[dict[int, float]]) -> list[float]:
-    """The mean over cells for every seed that all of them have."""
+def mean_over(asked: Asked, found: Iterable[dict[int, float]]) -> list[float]:
+    """The mean over cells for every seed that all of them have; that there is none, though each has some, is `said`."""
     found = list(found)
     seeds = set.intersection(*(set(one) for one in found))
+    if not seeds and all(found):
+        each = "; ".join(", ".join(map(str, sorted(one))) for one in found)
+        asked.said.append(f"A mean over several cells has no seed that each of them has (seeds {each}), and so is not shown.")
     return [statistics.fmean(one[seed] for one in found) for seed in sorted(seeds)]
 
 

@@ -53,7 +53,9 @@ def compare(name: str, asked: Asked) -> list[Table]:
         group = published.models[row.model]
         if row.cells:
             printed = [_named(row.cells[key], row, key, published) for key in published.columns]
-            rows.append([group, row.label, "paper", row.params or DASH, *printed, *([row.average or DASH] if averages else [])])
+            rows.append(
+                [group, row.label, published.source, row.params or DASH, *printed, *([row.average or DASH] if averages else [])]
+            )
         if row.method is not None:
             found = {task: _records(name, row, task, asked) for task in published.tasks()}
             rows.append(_ours(published, row, found, _like(published, row, asked.stat), averages))
@@ -66,7 +68,7 @@ def compare(name: str, asked: Asked) -> list[Table]:
         *published.notes,
         f"ours: {STATS[stat]} ± standard deviation; n is given where it is not 5; a dash is a cell that nobody has run, or "
         "whose runs have no such score.",
-        "Trained: parameters outside the head; paper as printed, ours counted on the adapted model.",
+        f"Trained: parameters outside the head; {published.source} as printed, ours counted on the adapted model.",
     ]
     if isinstance(asked.cells, Judgements):
         notes += [note for column in published.columns.values() for note in asked.cells.notes.get(column.score, [])]
@@ -80,7 +82,8 @@ def compare(name: str, asked: Asked) -> list[Table]:
             notes.append(f"Time and memory are not like with like: {', '.join(work)}.")
     tables = [Table(name, published.heading, columns, rows, notes, rules)]
     if details:
-        tables.append(Table(f"{name}_cells", f"{published.called}, cell by cell", DETAILS, details, [SELECTION]))
+        heads = [*DETAILS, published.source.capitalize()]
+        tables.append(Table(f"{name}_cells", f"{published.called}, cell by cell", heads, details, [SELECTION]))
     tests = _tests(name, published, asked, stat)
     if tests:
         tables.append(
@@ -109,7 +112,6 @@ DETAILS = [
     "Std",
     "Median last",
     "Selection",
-    "Paper",
 ]
 SELECTION = "Selection: median best minus median last epoch, what choosing the epoch on the evaluation set adds to a score."
 TESTS = ["Model", "Column", "n", "Mean difference [95%]", "p"]
@@ -258,7 +260,7 @@ def _tests(name: str, published: Published, asked: Asked, stat: Statistic) -> li
             epoch = epoch_of(stat)
             one, other = (_scored(column, _records(name, row, column.task, asked), epoch) for row in (vera, lora))
             sides = common(one, other, column.score, epoch)
-            which = label if len(both) == 1 else f"{label}, {vera.label} - {lora.label}"
+            which = label if len(both) == 1 and not (vera.variant or lora.variant) else f"{label}, {vera.label} - {lora.label}"
             if why := lost(one, other):
                 lines.append([which, column.label, DASH, why, DASH])
             elif sides[0]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -48,8 +49,12 @@ def tables(asked: Asked, chosen: Collection[str] | None = None) -> dict[str, lis
 
 
 def write(made: dict[str, list[Table]], folder: Path) -> None:
-    """Each table as Markdown and LaTeX."""
-    for table in (table for found in made.values() for table in found):
+    """Each table as Markdown and LaTeX. Raises ConfigError where two would be one file."""
+    every = [table for found in made.values() for table in found]
+    for name, count in Counter(table.name for table in every).items():
+        if count > 1:
+            raise ConfigError(f"{count} tables are called {name}: give the published one (results/paper) another name")
+    for table in every:
         write_atomic(folder / f"{table.name}.md", markdown(table))
         write_atomic(folder / f"{table.name}.tex", latex(table))
 

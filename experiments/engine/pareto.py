@@ -21,17 +21,21 @@ CALM = 1.5  # a method's slowest seed to its fastest one, where its seconds are 
 
 
 def entries(asked: Asked, model: str, task: str) -> list[Entry]:
-    """Every method that has records of its recipe's cell on this model and task, by trained parameters."""
+    """Every method that has records of its recipe's cell on this model and task, by trained parameters. Raises ConfigError for
+    overrides with which no method makes a run."""
     runs = (record.run for records in asked.cells.values() for record in records)
     ran = {run.method for run in runs if (run.model, run.task) == (model, task)}
-    found = []
+    found, refused = [], None
     for method in sorted(ran.intersection(choices("method"))):
         keys = [f"model={model}", f"task={task}", f"method={method}"]
         try:
             composed([*keys, *asked.overrides])
-        except ConfigError:  # no such run: the method is for other models, or needs a setting that no recipe has
+        except ConfigError as error:  # no such run: the method is for other models, or needs a setting that no recipe has
+            refused = error
             continue
         found.append(asked.entry([method], keys))
+    if refused and not found:
+        raise refused
     alike = asked.alike([entry for entry in found if entry.records])
     return sorted((entry for entry in alike if entry.records), key=lambda entry: (entry.parameters, entry.labels))
 
@@ -66,19 +70,22 @@ def fronts(found: Sequence[Entry]) -> dict[str, set[int]]:
     return made
 
 
-def barred(found: Sequence[Entry]) -> dict[str, str]:
-    """The costs of which no front can be drawn, and why."""
+def barred(found: Sequence[Entry]) -> dict[str, list[str]]:
+    """The costs of which no front can be drawn, and every reason."""
     records = _records(found)
     if unlike(records):
-        return dict.fromkeys(COSTS, "No front: the scores are not like with like.")
+        return {name: ["No front: the scores are not like with like."] for name in COSTS}
+    both, seconds = [], []
     if work := unlike(records, WORKED):
-        return dict.fromkeys(("Memory", "Seconds"), f"No front of memory and seconds: the runs differ in {', '.join(work)}.")
+        both.append(f"No front of memory and seconds: the runs differ in {', '.join(work)}.")
+    if threads := unlike(records, ["threads"]):
+        seconds.append(f"No front of seconds: the runs differ in {threads[0]}.")
     if disturbed := restless(found):
         names = ", ".join(entry.labels[0] for entry in disturbed)
         times = f"{names} took over {CALM} times as long with one seed as with another"
-        return {"Seconds": f"No front of seconds: {times}: the machine had other work."}
-    threads = unlike(records, ["threads"])
-    return {"Seconds": f"No front of seconds: the runs differ in {threads[0]}."} if threads else {}
+        seconds.append(f"No front of seconds: {times}: the machine had other work.")
+    reasons = {"Memory": both, "Seconds": both + seconds}
+    return {name: why for name, why in reasons.items() if why}
 
 
 def _records(found: Sequence[Entry]) -> list[Record]:
@@ -124,7 +131,7 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
         f"Seconds: training and evaluation, median and range over seeds, on {'; '.join(devices) or 'nothing yet'}. Memory is "
         "the GPU allocator's peak; a CPU has none. A run that collapsed counts for neither.",
         "Over the seeds that all rows have.",
-        *dict.fromkeys(barred(found).values()),
+        *dict.fromkeys(reason for why in barred(found).values() for reason in why),
         *unlike_notes(_records(found)),
     ]
     return Table(name, f"What a score costs: {task} with {model}", columns, lines, notes)

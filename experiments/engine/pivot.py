@@ -51,7 +51,10 @@ def pivot(
         raise ConfigError(f"there are no records{' with ' * bool(where)}{' '.join(where)}{there}")
     metrics = sorted({name for record in chosen for name in record.reported(epoch_of(stat))})
     if metric is not None and metric not in metrics:
-        raise ConfigError(f"{metric} is no metric of these records; there are {', '.join(metrics)}")
+        there = (
+            f"there are {', '.join(metrics)}" if metrics else f"their {epoch_of(stat)} epoch has none: test rows have the best"
+        )
+        raise ConfigError(f"{metric} is no metric of these records; {there}")
     places: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Record]] = {}
     for record in chosen:
         down, across = (tuple(_text(_value(record, key)) for key in part) for part in (rows, columns))
@@ -107,7 +110,8 @@ def _text(value: Any) -> str:
         return ", ".join(map(_text, value))
     if isinstance(value, bool):
         return str(value).lower()
-    return DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return DASH if value is None else short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
 def _pair(word: str) -> tuple[str, str]:

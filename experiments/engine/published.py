@@ -156,6 +156,11 @@ class Published(Strict):
     rows: list[Row] = Field(min_length=1)
 
     @property
+    def source(self) -> str:
+        """How a line of its own is called beside ours."""
+        return "paper" if self.table else "published"
+
+    @property
     def called(self) -> str:
         return f"Table {self.table}" if self.table else self.title
 
@@ -235,9 +240,15 @@ def _read(schema: type[Schema], name: str, folder: Path | None) -> Schema:
 
 
 def names(folder: Path | None = None) -> list[str]:
-    """Every table of scores in results/paper: the paper's in its order, then others by name, then those of the project."""
+    """Every table of scores in results/paper: the paper's in its order, then others by name, then those of the project.
+
+    Raises ConfigError for one of the others that has the name of something here.
+    """
     found = [path.stem for path in (folder or FOLDER).glob("*.yaml") if _scored(path)]
     numbers = {name: re.fullmatch(r"table(\d+)\w*", name) for name in found}
+    for name in found:
+        if not numbers[name]:
+            _check_free(f"results/paper/{name}.yaml", (ARTEFACTS / f"{name}.py").is_file())
     found.sort(key=lambda name: (int(number[1]) if (number := numbers[name]) else math.inf, name))
     return found if folder else found + own_names()
 
@@ -250,9 +261,13 @@ def own_names() -> list[str]:
     """The project's tables of scores. Raises ConfigError for one that has the name of something here."""
     found = [path for path in sorted(_own().glob("*.yaml")) if _scored(path)]
     for path in found:
-        if (FOLDER / path.name).is_file() or (ARTEFACTS / f"{path.stem}.py").is_file():
-            raise ConfigError(f"{path}: there is a {path.stem} already; give this table a name of its own")
+        _check_free(path, (FOLDER / path.name).is_file() or (ARTEFACTS / f"{path.stem}.py").is_file())
     return [path.stem for path in found]
+
+
+def _check_free(path: str | Path, taken: bool) -> None:
+    if taken:
+        raise ConfigError(f"{path}: there is a {Path(path).stem} already; give this table a name of its own")
 
 
 def _own() -> Path:
@@ -283,6 +298,19 @@ def _mapping(path: Path) -> dict[str, Any]:
     return loaded
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML of which a doubled key is no silent choice of the last one."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [(key.tag, key.value) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key[1]!r} is there twice", node.value[index][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
-    return yaml.safe_load(text)
+    return yaml.load(text, Loader=_EachKeyOnce)

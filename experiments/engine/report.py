@@ -152,7 +152,7 @@ def _cell(text: str) -> dict[str, Any]:
         return shown
     shown["cell"] = text.cell[:HASH]
     if text.deviation is not None:
-        gap = f"{text.deviation:+.2f} from the paper"
+        gap = f"{text.deviation:+.2f} from what is printed"
         if text.p is None:
             shown.update(tone="single", title=f"{gap}, no test")
         else:

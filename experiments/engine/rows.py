@@ -119,10 +119,12 @@ class Entry:
         """Of the best epoch, as pictures show it."""
         return summarise([self.scale * record.score(self.metric) for record in self.records])
 
+    def has(self, select: str | None = None) -> bool:
+        """Whether every run has the metric at that epoch: a test set, say, is not scored at the last one."""
+        return all(record.has(self.metric, select or epoch_of(self.stat)) for record in self.records)
+
     def printed(self, select: str | None = None) -> str:
-        if not all(record.has(self.metric, select or epoch_of(self.stat)) for record in self.records):
-            return DASH
-        return number(self.summary(select), self.scale, self.digits, self.stat)
+        return number(self.summary(select), self.scale, self.digits, self.stat) if self.has(select) else DASH
 
 
 def _called(entry: Entry) -> str:
@@ -196,7 +198,7 @@ def scores(stat: Statistic | None, intervals: bool = True) -> dict[str, Column]:
     title = "Last epoch" if stat == "last" else "Best epoch"
     columns: dict[str, Column] = {title: Entry.printed}
     if intervals:
-        columns[INTERVAL] = lambda entry: interval(entry.summary(), entry.scale, entry.digits)
+        columns[INTERVAL] = lambda entry: interval(entry.summary(), entry.scale, entry.digits) if entry.has() else DASH
     return {**columns, "Last epoch": lambda entry: entry.printed("last")} if stat != "last" else columns
 
 
@@ -211,7 +213,7 @@ def difference(reference: Entry) -> Column:
 
 
 def _pairs(entry: Entry, reference: Entry) -> tuple[list[float], list[float]]:
-    if entry is reference:
+    if entry is reference or not (entry.has() and reference.has()):
         return [], []
     return common(entry.records, reference.records, entry.metric, epoch_of(entry.stat))
 

@@ -19,6 +19,8 @@ def main() -> int:
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="model=, task=, and what else all runs have been given")
     arguments.results(parser)
     options = parser.parse_intermixed_args()
+    if stray := [word for word in options.words if "=" not in word]:
+        raise ConfigError(f"{stray[0]!r} is not KEY=VALUE")
     given = dict(word.partition("=")[::2] for word in options.words)
     model, task = given.pop("model", "") or "digits_vit", given.pop("task", "") or "digits"
     for group, name in (("model", model), ("task", task)):

@@ -55,7 +55,6 @@ def main() -> int:
         rows = [[", ".join(sweep.artefacts), sweep.label, *figures(plan.status(found))] for sweep, found in wanted]
         rows.sort()
         columns = ["Fills", "Sweep", *COLUMNS]
-        lead = ["all", ""]
     else:
         rows = []
         for sweep, found in wanted:
@@ -63,14 +62,13 @@ def main() -> int:
                 what = " ".join(part for part in cell.overrides[1:] if part not in options.overrides)
                 rows.append([sweep.label, what, *figures(plan.status([cell]))])
         columns = ["Sweep", "Cell", *COLUMNS]
-        lead = ["all", ""]
     notes = [
         "A run that several sweeps want is counted in each of them, and once in the last line.",
         "From: recorded seconds of the same cell, a GPU's where there are any, or operations at "
         f"{options.tflops:g} x 10^12 a second (--tflops): a lower bound. Padding is what random batches add to the training "
         "examples, where their lengths are known.",
     ]
-    show(Table("plan", "The plan", columns, [*rows, [*lead, *figures(whole)]], notes, [len(rows)]))
+    show(Table("plan", "The plan", columns, [*rows, ["all", "", *figures(whole)]], notes, [len(rows)]))
     if judged:
         show(judging.table(judged))
     for name in sorted(whole.failed):
