@@ -3,12 +3,19 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, inject_adapter_in_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
 
 from tests.conftest import REHEARSAL, ROOT
 from vera.commands import run as command_line
@@ -16,6 +23,7 @@ from vera.config import build, choice
 from vera.config import compose as compose_run
 from vera.config.paths import work_of
 from vera.errors import ConfigError, ModelError, RecordError
+from vera.nn import VeraConfig, attach, load_adapter
 from vera.records.kept import kept
 from vera.records.store import Store
 from vera.run import execute
@@ -138,6 +146,8 @@ def test_a_lora_opens_in_plain_peft(name, runs, tmp_path, cache):
     effect = (wanted - before).abs().max()
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0.05 * effect if "llama" in name else 1e-5)
     assert effect > 1e-4
+    if name != "decoder":
+        _only_this_head(tmp_path / "out", run)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +157,37 @@ def test_pefts_own_format_opens_in_plain_peft(name, runs, tmp_path, cache):
     run, record, folder = runs(name)
     export(record, tmp_path / "out", "peft", work=folder.parent, overrides=[f"cache_dir={cache}"])
     wanted, plain, modality = own(run, folder)
+    _only_this_head(tmp_path / "out", run)
+    if run.method["name"] == "vera" and run.method["train"] == "both":
+        other = own(run, folder)[1]
+        torch.testing.assert_close(logits(load_adapter(other, tmp_path / "out"), modality), wanted, rtol=1e-4, atol=1e-5)
     found = logits(PeftModel.from_pretrained(plain, tmp_path / "out"), modality)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def _only_this_head(out, run):
+    """The file has the model's one head, not also the backbone's own, which lies aside while an adapter's is in the model."""
+    head = [name for name in load_file(out / "adapter_model.safetensors") if "classifier" in name]
+    assert len(head) == {"rte": 4, "cifar100": 2}.get(run.task["name"], 0) and not any("vera_heads" in name for name in head)
+
+
+@pytest.mark.parametrize("library", ["vera.nn", "peft"])
+def test_an_adapted_layer_that_peft_takes_for_the_head_is_refused(library):
+    """It compares ends of names, and so opens no file with both."""
+    for targets in (["q_lin"], ["q_lin", "pre_classifier"]):
+        model = DistilBertForSequenceClassification(
+            DistilBertConfig(dim=16, hidden_dim=32, n_layers=1, n_heads=2, vocab_size=50)
+        )
+        if library == "peft":
+            inject_adapter_in_model(LoraConfig(target_modules=targets), model)
+        else:
+            attach(model, VeraConfig(rank=4, targets=tuple(targets), projection_seed=0))
+        backbone = SimpleNamespace(model=model, head=("classifier",))
+        if len(targets) == 1:
+            module._check_names(backbone)
+        else:
+            with pytest.raises(NoSuchForm, match=r"the adapted layer pre_classifier for the head classifier.*--to merged"):
+                module._check_names(backbone)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name not in ("adapter", *ANY_PEFT)])

@@ -263,6 +263,12 @@ def test_every_mode_and_size_becomes_the_models_input(kind, load):
     torch.testing.assert_close(both, backbone.preprocess([stored]), rtol=0, atol=1e-6)
 
 
+def test_16_bits_of_grey_in_a_portable_map(load):
+    backbone, _ = load("cifar100", **{"task.synthetic": "true"})
+    stored = Image.open(io.BytesIO(encoded(ODD["16 bits"], "PPM")))
+    assert stored.mode == "I" and (backbone.preprocess.resize(stored) == 120).all()
+
+
 def test_cmyk_and_turned_photographs(folders, load):
     Image.new("CMYK", (9, 5), (0, 255, 255, 0)).save(folders / "test" / "digit_0" / "000.png", "JPEG")  # named wrongly, too
     turned = Image.new("RGB", (8, 16), "white")

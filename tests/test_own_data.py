@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -193,6 +194,22 @@ def test_settings_that_do_not_go_together_are_one_line(changes, message, tmp_pat
     with pytest.raises(ConfigError, match=message) as caught:
         build(settings(tmp_path, **changes), "task")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["1e5", "12E03", "1_0", "08", "0x1", "1:30", "no", "~", ".inf", "nan", "-", "a: b", "#", "é", "2020-01-01"]
+)
+def test_a_drafted_text_is_read_as_that_text(text):
+    made = {
+        "labels": [text, "plain"],
+        "columns": {text: "first"},
+        "text": text,
+        "count": 3,
+        "rate": 0.5,
+        "none": None,
+        "flag": True,
+    }
+    assert OmegaConf.to_container(OmegaConf.create(draft.as_yaml(made))) == made
 
 
 def test_a_yaml_is_drafted_from_a_file_and_works(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ class Pixels:
         return json.dumps([self.mode, PIL.__version__, self.processor.to_dict()], sort_keys=True, default=str)
 
     def _converted(self, image: Image.Image) -> Image.Image:
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
             # 16 bits a pixel, which `convert` would cut off at 255
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
         elif image.mode in ("I", "F"):

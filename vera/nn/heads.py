@@ -20,7 +20,7 @@ from .errors import AdapterError
 from .linear import VeraLinear
 from .names import matches
 
-_HEADS = "vera_heads"
+HEADS = "vera_heads"
 
 
 class _Heads:
@@ -106,7 +106,7 @@ def add(model: nn.Module, name: str, modules: dict[str, nn.Module]) -> None:
         return
     heads = _of(model)
     if not heads.hooks:
-        setattr(model, _HEADS, heads)
+        setattr(model, HEADS, heads)
         heads.hooks = [
             model.register_state_dict_post_hook(_write_state),
             model.register_load_state_dict_pre_hook(_read_state),
@@ -160,12 +160,12 @@ def release(model: nn.Module) -> None:
     """Forget all modules that are not in the model: what is in it stays, the active adapter's copies or the backbone's own."""
     for hook in _of(model).hooks:
         hook.remove()
-    if hasattr(model, _HEADS):
-        delattr(model, _HEADS)
+    if hasattr(model, HEADS):
+        delattr(model, HEADS)
 
 
 def _of(model: nn.Module) -> _Heads:
-    return getattr(model, _HEADS, None) or _Heads()
+    return getattr(model, HEADS, None) or _Heads()
 
 
 def _put(model: nn.Module, heads: _Heads, name: str | None) -> None:
@@ -231,7 +231,7 @@ def _entries(heads: _Heads, prefix: str) -> Iterable[tuple[str, nn.Module]]:
     for name, modules in heads.aside.items():
         owner = "backbone" if name is None else f"adapter.{name}"
         for path, module in modules.items():
-            yield f"{prefix}{_HEADS}.{owner}.{path}.", module
+            yield f"{prefix}{HEADS}.{owner}.{path}.", module
 
 
 def _write_state(model: nn.Module, state: dict, prefix: str, _metadata: dict) -> None:
@@ -249,7 +249,7 @@ def _read_state(model: nn.Module, state: dict, prefix: str, _metadata, _strict, 
         errors += [f"{start}{key} does not fit the copy of the head that is kept there" for key in wrong]
         fitting = {key: value for key, value in own.items() if key not in wrong}
         module.load_state_dict(fitting, strict=False, assign=any(value.is_meta for value in expected.values()))
-    others = [key for key in state if key.startswith(f"{prefix}{_HEADS}.")]
+    others = [key for key in state if key.startswith(f"{prefix}{HEADS}.")]
     for key in others:  # of another adapter than the ones here, or saved while another one was active
         unexpected.append(key)
         del state[key]

@@ -64,7 +64,7 @@ def _plain(model: nn.Module) -> Iterator[None]:
         for attribute, child in parent._modules.items()
         if isinstance(child, VeraLinear)
     ]
-    aside = model.__dict__.pop(heads._HEADS, None)
+    aside = model.__dict__.pop(heads.HEADS, None)
     own = {module: module.__dict__.pop(_NAME) for module in list(model.modules()) if _NAME in module.__dict__}
     try:
         for parent, attribute, layer in places:
@@ -76,4 +76,4 @@ def _plain(model: nn.Module) -> Iterator[None]:
         for module, method in own.items():
             module.__dict__[_NAME] = method
         if aside is not None:
-            model.__dict__[heads._HEADS] = aside
+            model.__dict__[heads.HEADS] = aside

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from omegaconf import OmegaConf
 
 from vera.config import build
 from vera.errors import ConfigError, DataError
@@ -255,13 +256,26 @@ def images(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+class _Quoting(yaml.SafeDumper):
+    """Every text in quotes."""
+
+
+_Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
+def _flow(value: Any, dumper: type[yaml.SafeDumper]) -> str:
+    return yaml.dump(value, Dumper=dumper, default_flow_style=True, sort_keys=False, width=10_000)
+
+
 def as_yaml(settings: dict[str, Any]) -> str:
     """One key a line, as the yamls of conf/ are written. Raises ConfigError for a text that they would read as a reference."""
     lines = []
     for key, value in settings.items():
         if "${" in str(value):
             raise ConfigError(f"{key}: {value} has a ${{, which a yaml of conf/ reads as a reference; write it otherwise")
-        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+        text = _flow(value, yaml.SafeDumper)
+        if OmegaConf.to_container(OmegaConf.create(f"is: {text}")) != {"is": value}:  # which takes more texts for numbers: 1e5
+            text = _flow(value, _Quoting)
         lines.append(f"{key}: {text.removesuffix(END).strip()}")
     return "\n".join(lines) + "\n"
 

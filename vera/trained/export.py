@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from vera.models.base import Backbone
 from vera.models.gpt2 import join_attention
 from vera.models.text import reads_last_token
 from vera.nn.base_layer import matrix, transposed
+from vera.nn.heads import HEADS
 from vera.nn.inject import replace_module
 from vera.nn.linear import VeraLinear
 from vera.nn.names import inside
@@ -86,6 +88,8 @@ def export(
     method = build(run.method, "method")
     _check(run, method, form)
     backbone = _load(run, record, method, folder)
+    if form != "merged":
+        _check_names(backbone)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -189,6 +193,14 @@ def _check(run: RunConfig, method: Method, form: Form) -> None:
         )
 
 
+def _check_names(backbone: Backbone) -> None:
+    """Raises NoSuchForm for an adapted layer that PEFT takes for a head, whose names it compares as plain endings."""
+    for name, layer in backbone.model.named_modules():
+        for head in backbone.head if isinstance(layer, (VeraLinear, BaseTunerLayer)) else ():
+            if name.endswith(head) and not inside(name, [head]):
+                raise NoSuchForm(f"PEFT takes the adapted layer {name} for the head {head}, and refuses both: see --to merged")
+
+
 def _factors(backbone: Backbone, method: Method) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
     """By name of an adapted layer: what it was, and A [r, d_in], B [d_out, r] with W = W0 + B A; float32 on the CPU."""
     found = {}
@@ -278,7 +290,7 @@ def _write_adapter(run, record, backbone, folder, tensors, config) -> None:
 
 def _head(backbone: Backbone, prefix: str = _PREFIX) -> dict[str, Tensor]:
     """The head's tensors by their names in PEFT's files, trained or as the seed drew them: no checkpoint has them."""
-    state = backbone.model.state_dict()
+    state = {name: value for name, value in backbone.model.state_dict().items() if not inside(name, [HEADS])}
     return {prefix + name: state[name].detach().cpu() for name in state if inside(name, backbone.head)}
 
 
@@ -306,7 +318,7 @@ def _write_merged(run, record, backbone, method, folder, rank) -> list[str]:
             lines.append(
                 f"W0 + dW is summed in float32 and rounded to {dtype}, which changes up to {lost:.1%} of a matrix's update"
             )
-    for name in ("peft_config", "vera_configs", "vera_heads"):
+    for name in ("peft_config", "vera_configs", HEADS):
         if hasattr(model, name):
             delattr(model, name)
     join_attention(model)
