@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -153,6 +154,19 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys, ca
         first, second = (module.draw(asked, tmp_path / folder) for folder in "ab")
         assert [path.name for path in first] == [f"{name}_mini.{kind}" for kind in ("pdf", "png", "svg")]
         assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+    gone = [tmp_path / "work" / cosines["runs"][index] for index in (0, 1)]  # those of seed 0
+    for folder in gone:
+        shutil.rmtree(folder)
+    assert analyse(monkeypatch, "figure3_mini", "figure5_mini", *where, *flags) == 0
+    again = [measurements.read(f"{name}_mini", tmp_path / "results") for name in ("figure3", "figure5")]
+    assert again == [norms, cosines]
+    one = measurements.read("figure3_mini", tmp_path / "results")
+    (tmp_path / "results" / "analysis" / "figure3_mini.json").write_text(json.dumps({**one, "trained": {}}))
+    assert analyse(monkeypatch, "figure3_mini", *where, *flags) == 0  # of weights that nobody can tell to be the same
+    assert measurements.read("figure3_mini", tmp_path / "results")["seeds"] == [1]
+    assert analyse(monkeypatch, "figure3_mini", *where, *flags, "--with", "train.clip=2.0") == 1  # of which none was measured
+    (tmp_path / "results" / "analysis" / "figure3_mini.json").write_text(json.dumps(norms))
 
     path = tmp_path / "results" / "runs" / f"{norms['runs'][0]}.json"
     content = json.loads(path.read_text())

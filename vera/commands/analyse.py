@@ -2,12 +2,15 @@
 
 python scripts/analyse.py                     whatever there are adapters for, from work/results to results/analysis
 python scripts/analyse.py figure3 figure5     these, or an error that names the runs that are missing
+
+A run that was measured before and has not been trained again since keeps its numbers where its adapter is gone.
 """
 
 import argparse
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.artefacts.figure3_magnitudes import MEASURED as FIGURE3
@@ -19,6 +22,7 @@ from vera.config.paths import work_of
 from vera.errors import AdapterError, VeraError
 from vera.io.files import write_atomic
 from vera.records.kept import kept
+from vera.records.record import Record
 from vera.records.store import Store
 from vera.trained import adapters
 
@@ -39,8 +43,11 @@ def main() -> int:
     store, work = Store(options.results), Path(options.work or work_of(options.results))
     for name in options.names or names:
         measure = magnitudes if name in FIGURE3 else similarities
+        before = analysis.read(name, store.root) or {}
+        if before.get("with", []) != overrides:
+            before = {}
         try:
-            found = measure(name, store, work, overrides)
+            found = measure(name, store, work, overrides, before)
         except VeraError as error:
             if options.names:
                 raise VeraError(f"{name}: {error}") from None
@@ -53,12 +60,16 @@ def main() -> int:
     return 0
 
 
-def magnitudes(name: str, store: Store, work: Path, overrides: list[str]) -> dict:
+def magnitudes(name: str, store: Store, work: Path, overrides: list[str], before: dict) -> dict:
     """Norm of d for each seed, target and layer."""
-    runs = finished([*FIGURE3[name][1], *overrides], store, work)
+    runs = finished([*FIGURE3[name][1], *overrides], store, work, before)
     made_by = about(runs, store)
     norms: dict[str, list[list[float]]] = {}
     for run, folder in runs:
+        if folder is None:
+            for target, measured in before["norms"].items():
+                norms.setdefault(target, []).append(measured[before["seeds"].index(run.seed)])
+            continue
         vectors = adapters.trained_vectors(folder)
         for target, paths in adapters.by_target(list(vectors), run.model["targets"]).items():
             norms.setdefault(target, []).append([round(vectors[path][1].double().norm().item(), 6) for path in paths])
@@ -73,16 +84,20 @@ def magnitudes(name: str, store: Store, work: Path, overrides: list[str]) -> dic
     }
 
 
-def similarities(name: str, store: Store, work: Path, overrides: list[str]) -> dict:
+def similarities(name: str, store: Store, work: Path, overrides: list[str], before: dict) -> dict:
     """Cosine of LoRA's query differences with VeRA's and with random matrices, for each seed and layer."""
     _, of_vera, of_lora = FIGURE5[name]
-    vera, lora = (finished([*choice, *overrides], store, work) for choice in (of_vera, of_lora))
+    vera, lora = (finished([*choice, *overrides], store, work, before) for choice in (of_vera, of_lora))
     found: dict[str, list[list[float]]] = {"lora_vera": [], "lora_random": []}
-    pairs = [(a, b) for a in vera for b in lora if a[0].seed == b[0].seed]
+    pairs = [(a, b) for a in vera for b in lora if a[0].seed == b[0].seed and _whole(a, b, store, before)]
     if not pairs:
         raise AdapterError("no seed has both a LoRA and a VeRA adapter")
     made_by = about([run for pair in pairs for run in pair], store)
     for (run, vera_folder), (_, lora_folder) in pairs:
+        if vera_folder is None or lora_folder is None:
+            for key, values in found.items():
+                values.append(before[key][before["seeds"].index(run.seed)])
+            continue
         differences = [adapters.weight_differences(folder) for folder in (vera_folder, lora_folder)]
         paths = adapters.by_target(list(differences[0]), run.model["targets"])["query"]
         by_vera, by_lora = ([difference[path] for path in paths] for difference in differences)
@@ -98,13 +113,19 @@ def similarities(name: str, store: Store, work: Path, overrides: list[str]) -> d
     }
 
 
-def finished(overrides: list[str], store: Store, work: Path) -> list[tuple[RunConfig, Path]]:
-    """The runs of one cell that have a record and a saved adapter, by seed. Raises AdapterError when there is none."""
+Measured = tuple[RunConfig, Path | None]  # a run and its adapter; None: its numbers are in an earlier measurement
+
+
+def finished(overrides: list[str], store: Store, work: Path, before: dict) -> list[Measured]:
+    """The runs of one cell that have a record, and a saved adapter or a measurement, by seed. Raises AdapterError when there is
+    none."""
     first = compose(overrides)
-    found = []
+    found: list[Measured] = []
     for record in store.by_cell().get(first.cell_id, []):
-        if (work / record.name / "best" / adapters.CONFIG_FILE).exists():
-            found.append((compose([*overrides, f"seed={record.run.seed}"]), kept(record, work, "best")[0]))
+        there = (work / record.name / "best" / adapters.CONFIG_FILE).exists()
+        if there or _known(record, before):
+            folder = kept(record, work, "best")[0] if there else None
+            found.append((compose([*overrides, f"seed={record.run.seed}"]), folder))
     if not found:
         raise AdapterError(
             f"no saved adapter of {first.run_name} in {work} with a record in {store.root}; make it with "
@@ -119,7 +140,19 @@ def _compact(found: dict) -> str:
     return re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match.group().split()), text) + "\n"
 
 
-def about(runs: list[tuple[RunConfig, Path]], store: Store) -> dict:
+def _known(record: Record, before: dict) -> bool:
+    """Whether an earlier measurement is of what this run has trained."""
+    return before.get("trained", {}).get(record.name) == analysis.mark(record)
+
+
+def _whole(one: Measured, other: Measured, store: Store, before: dict) -> bool:
+    """Whether a pair has both adapters, or was measured before."""
+    if one[1] is not None and other[1] is not None:
+        return True
+    return all(_known(store.find(run.run_name), before) for run, _ in (one, other))
+
+
+def about(runs: Sequence[Measured], store: Store) -> dict:
     """Which runs are measured, and which code and backbone made them. Raises AdapterError where they were not made alike."""
     records = [store.find(run.run_name) for run, _ in runs]
     if apart := unlike(records):
