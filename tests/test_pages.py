@@ -193,68 +193,100 @@ def test_the_site_builds_and_every_link_of_it_is_found(tmp_path):
     assert all(f'id="vera.nn.{name}"' in api for name in ("inject.attach", "bank.AdapterBank.use", "config.VeraConfig"))
 
 
-def test_the_readme_shows_the_figures_of_the_tables():
-    """Every row of a table there, cell by cell, in the row of that name in a table of results."""
-    cells = [
-        [c.strip() for c in line.strip("|").split("|")] for line in prose(ROOT / "README.md").splitlines() if line[:2] == "| "
+def shown_rows(page):
+    """The rows of a page's tables that hold a score with its spread."""
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in prose(page).splitlines() if line[:2] == "| "]
+    return [cells for cells in lines if any("±" in cell for cell in cells)]
+
+
+def rows_in(name, width):
+    """The rows of a table of results by their first cell, or cells."""
+    lines = [
+        [cell.strip() for cell in line.strip("| ").split(" | ")] for line in tables()[name].splitlines() if line[:2] == "| "
     ]
-    cells = [row for row in cells if any("±" in cell for cell in row)]
-    assert len(cells) > 8
-    text = " ".join(prose(ROOT / "README.md").split())
-    tests = (ROOT / "results" / "tables" / "glue_minilm_tests.md").read_text()
+    return {tuple(cells[:width]) if width > 1 else cells[0]: cells[width:] for cells in lines}
+
+
+def test_the_readme_shows_the_figures_of_the_tables():
+    """Every row of a table there, cell by cell, in the row of that name in a table of results; and what it says of them."""
+    found = [line for name in ("digits", "glue_minilm") for line in tables()[name].splitlines()]
+    shown = shown_rows(ROOT / "README.md")
+    assert len(shown) == 15
+    for label, *values in shown:
+        rows = [line for line in found if line.startswith(f"| {label} |")]
+        assert any(all(f" {value} " in row for value in values) for row in rows), f"{label}: {values}"
+    text, tests = " ".join(prose(ROOT / "README.md").split()), rows_in("glue_minilm_tests", 2)
+    cola = re.search(r"VeRA is worse than LoRA on CoLA: (\S+ \[\S+, (\S+)\]) points", text)
+    assert cola[1] == tests["CoLA", "VeRA r=256 - LoRA r=8"][1] and float(cola[2]) < 0
+    for task in ("MRPC", "STS-B"):  # neither different nor equal within a point
+        low, high = map(float, re.search(r"\[(\S+), (\S+)\]", tests[task, "VeRA r=256 - LoRA r=8"][1]).groups())
+        assert low < -1 and high > 0
+    scores = {
+        name: [float(re.match(r"[\d.]+", cell)[0]) for cell in row[1:]]
+        for name, row in rows_in("glue_minilm", 1).items()
+        if row[1][:1].isdigit()
+    }
+    probe = scores.pop("Linear probe")
+    assert [name for name, row in scores.items() if row[2] >= probe[2]] == ["AdapterH"]
+    assert "AdapterH alone reaches the linear probe on RTE, and nothing does on STS-B" in text
+    assert all(row[3] < probe[3] for row in scores.values())
+
+
+def test_the_page_on_minilm_says_what_the_tables_do():
+    text, tests = " ".join(prose(ROOT / "docs" / "minilm.md").split()), rows_in("glue_minilm_tests", 2)
     difference = r"(\S+ \[.*?\])"
     for pair, said in (
         (
             "VeRA r=256 - LoRA r=8",
-            rf"VeRA - LoRA is {difference} points on MRPC, {difference} on CoLA and {difference} on STS-B \(n=5\)",
+            rf"VeRA - LoRA is {difference} points on MRPC, {difference} on CoLA and {difference} on STS-B \(n=5,",
         ),
         ("Full fine-tuning - LoRA r=8", rf"Full fine-tuning - LoRA is {difference}, {difference} and {difference}\."),
     ):
         for task, shown in zip(("MRPC", "CoLA", "STS-B"), re.search(said, text).groups(), strict=True):
-            assert f"| {task} | {pair} | 5 | {shown} |" in tests
-    below = re.search(r"\| CoLA \| VeRA r=256 - LoRA r=8 \| 5 \| \S+ \[(\S+), (\S+)\]", tests)
-    assert "(n=5): worse on CoLA; " in text and float(below[2]) < 0
-    longer = (ROOT / "results" / "tables" / "glue_minilm_long.md").read_text().splitlines()
-    of = rf"{difference} \(n=(\d)\)"
+            assert tests[task, pair][:2] == ["5", shown]
+    mrpc, rte = (tests[task, "AdapterH - LoRA r=8"] for task in ("MRPC", "RTE"))
+    assert f"is above LoRA by {mrpc[1]} on MRPC." in text and f"above LoRA by {rte[1]}." in text and mrpc[0] == rte[0] == "5"
+    of = rf"{difference} \(n=(\d)(?:;[^)]*)?\)"
     said = rf"instead of four change VeRA's best epoch by {of}, LoRA's by {of} and BitFit's by {of}; "
     said += r"the head alone then has (\S+) \(n=(\d)\) for (\S+), and one run of full fine-tuning (\S+) for (\S+)\. "
     *found, alone, runs, before, full, usual = re.search(said, text).groups()
-    budgets = {tuple(cell.strip() for cell in line.split("|")[1:3]): line.split("|")[3:] for line in longer if "|" in line}
+    budgets = rows_in("glue_minilm_long", 2)
     for label, shown, count in zip(("VeRA r=256", "LoRA r=8", "BitFit"), found[::2], found[1::2], strict=True):
         row = budgets[label, "12"]
-        assert f" {shown} " in row and row[0].strip() == count, row
+        assert row[0] == count and row[5] == shown, row
     for label, *shown in (("Head only", alone, runs, before), ("Full fine-tuning", full, "1", usual)):
         few, many = budgets[label, "4"], budgets[label, "12"]
-        assert [many[2].split()[0], many[0].strip(), few[2].strip()] == shown
-        medians = [float(row[2].split("±")[0].split()[0]) for row in (many, few)]
+        assert [many[2].split()[0], many[0], few[2]] == shown
+        medians = [float(re.match(r"[\d.]+", row[2])[0]) for row in (many, few)]
         assert medians[0] <= medians[1]  # as `enough` in conf/recipe/minilm.yaml says
-    tables = [(ROOT / "results" / "tables" / f"{name}.md").read_text().splitlines() for name in ("digits", "glue_minilm")]
-    for label, *values in cells:
-        rows = [line for lines in tables for line in lines if line.startswith(f"| {label} |")]
-        assert any(all(f" {value} " in row for value in values) for row in rows), f"{label}: {values}"
-    searched = [line.split("|") for line in (ROOT / "results" / "tables" / "search.md").read_text().splitlines()]
+    searched = [line.split("|") for line in tables()["search"].splitlines()]
     at_ends = [row for row in searched if len(row) > 5 and row[1].strip().endswith("_minilm") and row[4].strip() != "–"]
-    (note,) = (line for line in tables[1] if line.startswith("- A better rate may lie beyond"))
+    (note,) = (line for line in tables()["glue_minilm"].splitlines() if line.startswith("- A better rate may lie beyond"))
     assert len(at_ends) == note.count("train.") and all(f"({row[4].strip()})" in note for row in at_ends)
-    (probe,) = (line for line in tables[1] if line.startswith("| Linear probe |"))
-    yardstick = dict(zip(("MRPC", "CoLA", "RTE", "STS-B"), map(float, probe.split("|")[3:7]), strict=True))
-    said = r"embeddings has (\S+) on MRPC, below .*?, (\S+) on CoLA, and (\S+) on STS-B, above all\. "
-    said += r"On RTE none of the table above reaches its (\S+):"
-    found = dict(zip(("MRPC", "CoLA", "STS-B", "RTE"), map(float, re.search(said, text).groups()), strict=True))
-    assert found == yardstick
-    values = {row[0]: [float(re.match(r"[\d.]+", cell)[0]) for cell in row[2:]] for row in cells[-5:]}
-    scores = {method: dict(zip(yardstick, row, strict=True)) for method, row in values.items()}
-    alone = scores.pop("Head only")
-    assert alone["MRPC"] < yardstick["MRPC"] < min(row["MRPC"] for row in scores.values())
-    assert all(yardstick[task] > max(row[task] for row in (alone, *scores.values())) for task in ("STS-B", "RTE"))
-    assert "Of these three adapters BitFit has the highest median on MRPC and STS-B, the lowest on CoLA; " in text
-    said = r"AdapterH, with ([\d,]+) parameters, has (\S+) on MRPC, (.*?) on CoLA and (\S+) on STS-B\."
-    (other,) = (line.split("|") for line in tables[1] if line.startswith("| AdapterH |"))
-    count, mrpc, cola, _, stsb = (cell.strip() for cell in other[2:7])
-    assert re.search(said, text).groups() == (count, mrpc, cola, stsb)
-    for other in ("LoRA r=8", "VeRA r=256"):
+    table = rows_in("glue_minilm", 1)
+    counts = {name: int(row[0].replace(",", "")) for name, row in table.items() if row[0][:1].isdigit()}
+    scores = {
+        name: dict(zip(table["Method"][1:], (float(re.match(r"[\d.]+", cell)[0]) for cell in row[1:]), strict=True))
+        for name, row in table.items()
+        if name != "Method"
+    }
+    probe, alone = scores.pop("Linear probe"), scores.pop("Head only")
+    said = r"The linear probe has (\S+) on MRPC, below every method that adapts the backbone, (\S+) on CoLA, (\S+) on RTE, "
+    said += r"and (\S+) on STS-B, above all\."
+    assert tuple(map(float, re.search(said, text).groups())) == tuple(probe[task] for task in ("MRPC", "CoLA", "RTE", "STS-B"))
+    assert alone["MRPC"] < probe["MRPC"] < min(row["MRPC"] for row in scores.values())
+    assert probe["STS-B"] > max(row["STS-B"] for row in (alone, *scores.values()))
+    for other in ("LoRA r=8", "VeRA r=256"):  # "BitFit is above LoRA and VeRA on MRPC and STS-B and below both on CoLA."
         assert all(scores["BitFit"][task] > scores[other][task] for task in ("MRPC", "STS-B"))
         assert scores["BitFit"]["CoLA"] < scores[other]["CoLA"]
-    assert "full fine-tuning learns the training rows by heart and no more" in text
-    runs = [json.loads(path.read_text()) for path in (ROOT / "results" / "runs").glob("minilm--rte--full--*.json")]
-    assert len(runs) == 5 and all(run["scores"]["history"][-1]["train_loss"] < 0.05 for run in runs)
+    adapters = {name: count for name, count in counts.items() if name not in ("Full fine-tuning", "Head only")}
+    assert max(adapters, key=adapters.get) == "AdapterH" and f"{adapters['AdapterH']:,} parameters" in text
+    reached = re.search(r"AdapterH alone reaches the probe, in each of five seeds: (\S+), above", text)[1]
+    assert reached == table["AdapterH"][3] and f"stays at {table['Full fine-tuning'][3]}." in text
+    of_rte = {
+        method: [json.loads(path.read_text()) for path in (ROOT / "results" / "runs").glob(f"minilm--rte--{method}--*.json")]
+        for method in ("full", "adapter_h")
+    }
+    assert all(len(runs) == 5 for runs in of_rte.values())
+    assert all(run["scores"]["history"][-1]["train_loss"] < 0.05 for run in of_rte["full"])
+    assert all(100 * run["scores"]["best"]["metrics"]["accuracy"] > probe["RTE"] for run in of_rte["adapter_h"])
