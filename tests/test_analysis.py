@@ -162,6 +162,10 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys, ca
     again = [measurements.read(f"{name}_mini", tmp_path / "results") for name in ("figure3", "figure5")]
     assert again == [norms, cosines]
     one = measurements.read("figure3_mini", tmp_path / "results")
+    older = {key: value for key, value in one.items() if key != "trained"}  # from before it was said
+    (tmp_path / "results" / "analysis" / "figure3_mini.json").write_text(json.dumps(older))
+    assert analyse(monkeypatch, "figure3_mini", *where, *flags) == 0
+    assert measurements.read("figure3_mini", tmp_path / "results") == one
     (tmp_path / "results" / "analysis" / "figure3_mini.json").write_text(json.dumps({**one, "trained": {}}))
     assert analyse(monkeypatch, "figure3_mini", *where, *flags) == 0  # of weights that nobody can tell to be the same
     assert measurements.read("figure3_mini", tmp_path / "results")["seeds"] == [1]

@@ -141,8 +141,10 @@ def _compact(found: dict) -> str:
 
 
 def _known(record: Record, before: dict) -> bool:
-    """Whether an earlier measurement is of what this run has trained."""
-    return before.get("trained", {}).get(record.name) == analysis.mark(record)
+    """Whether an earlier measurement is of what this run has trained; one from before it said so is taken at its word."""
+    if "trained" not in before:
+        return record.name in before.get("runs", [])
+    return before["trained"].get(record.name) == analysis.mark(record)
 
 
 def _whole(one: Measured, other: Measured, store: Store, before: dict) -> bool:
