@@ -281,6 +281,11 @@ def test_the_page_on_minilm_says_what_the_tables_do():
         assert scores["BitFit"]["CoLA"] < scores[other]["CoLA"]
     adapters = {name: count for name, count in counts.items() if name not in ("Full fine-tuning", "Head only")}
     assert max(adapters, key=adapters.get) == "AdapterH" and f"{adapters['AdapterH']:,} parameters" in text
+    learned = sorted(
+        100 * json.loads(path.read_text())["scores"]["best"]["metrics"]["matthews_correlation"]
+        for path in (ROOT / "results" / "runs").glob("minilm--cola--adapter_h--*.json")
+    )
+    assert len(learned) == 5 and f"({learned[0]:.1f}, the others {learned[1]:.1f} to {learned[-1]:.1f})" in text
     reached = re.search(r"AdapterH alone reaches the probe, in each of five seeds: (\S+), above", text)[1]
     assert reached == table["AdapterH"][3] and f"stays at {table['Full fine-tuning'][3]}." in text
     of_rte = {
