@@ -218,6 +218,14 @@ def test_a_settings_value_that_shapes_refuse_is_one_line(attached):
     assert "\n" not in str(caught.value)
 
 
+def test_a_method_whose_parameters_have_no_elements_trains_nothing(attached):
+    settings = {**settings_of("oft")["settings"], "oft_block_size": 1}
+    method, model_config, backbone, _ = attached("oft", settings=settings)
+    method.attach(backbone, model_config)
+    with pytest.raises(ConfigError, match="method oft trains nothing of this backbone; that is method=head"):
+        method.parameter_groups(backbone)
+
+
 def test_verify_builds_a_stranger_s_settings_from_the_allowlist_alone(compose, tmp_path):
     run = compose("method=dora", "train.max_steps=1")
     record = execute(run)

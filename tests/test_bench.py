@@ -178,17 +178,6 @@ def test_bad_arguments_of_the_script(arguments, message, script):
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_serving_a_mixed_batch_equals_one_adapter_at_a_time(script, tmp_path):
-    done = script("serve_mixed.py")
-    assert done.returncode == 0 and "gives the same" in done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["adapter"] for answer in answers].count(None) == 2 and len(answers) == 8
-    (tmp_path / "requests").write_text('{"adapter": "a"}\n')
-    done = script("serve_mixed.py", "--model", tmp_path, "--adapters", tmp_path, "--requests", tmp_path / "requests")
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert done.returncode == 1 and lines and "line 1" in lines[0] and "Traceback" not in done.stderr
-
-
 def test_a_measurement_on_a_gpu_is_read_as_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *ignored: "NVIDIA H100")
     assert table.on_gpu(measure.machine("cuda")) and not table.on_gpu(measure.machine("cpu"))
@@ -218,16 +207,6 @@ def test_table_12_measures_the_layers_that_a_run_has(method, cache, monkeypatch)
     measured = adapted[0].model
     assert four_bits and kinds(measured) == kinds(real) and weights(measured) == weights(real) != set()
     assert kinds(model) == {"bitsandbytes.nn.modules.Linear4bit"}  # the other method finds it bare
-
-
-def test_one_output_is_a_score_and_no_probability(monkeypatch, capsys):
-    from vera.commands import serve_mixed
-
-    monkeypatch.setattr("sys.argv", ["serve_mixed.py", "--labels", "1"])
-    assert serve_mixed.main() == 0
-    found = capsys.readouterr()
-    scores = [json.loads(line)["scores"] for line in found.out.splitlines()]
-    assert len(scores) == 8 and len({score for (score,) in scores}) >= 4 and "gives the same" in found.err
 
 
 @pytest.fixture

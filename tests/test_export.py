@@ -22,7 +22,7 @@ from vera.commands import run as command_line
 from vera.config import build, choice
 from vera.config import compose as compose_run
 from vera.config.paths import work_of
-from vera.errors import ConfigError, ModelError, RecordError
+from vera.errors import AdapterError, ConfigError, ModelError, RecordError
 from vera.nn import VeraConfig, attach, load_adapter
 from vera.records.kept import kept
 from vera.records.store import Store
@@ -161,6 +161,12 @@ def test_pefts_own_format_opens_in_plain_peft(name, runs, tmp_path, cache):
     if run.method["name"] == "vera" and run.method["train"] == "both":
         other = own(run, folder)[1]
         torch.testing.assert_close(logits(load_adapter(other, tmp_path / "out"), modality), wanted, rtol=1e-4, atol=1e-5)
+        stranger = own(run, folder)[1]
+        with torch.no_grad():
+            for weight in stranger.parameters():
+                weight.mul_(1.5)
+        with pytest.raises(AdapterError, match="trained on another backbone"):
+            load_adapter(stranger, tmp_path / "out")
     found = logits(PeftModel.from_pretrained(plain, tmp_path / "out"), modality)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 

@@ -433,6 +433,20 @@ def test_answers_that_were_changed_after_their_record_are_no_runs_own(trained):
     assert read_answers(path, questions, 2).record == older
 
 
+def test_answers_twice_or_to_other_questions_make_no_record(trained):
+    asked = settings()
+    _, path, _ = answer(trained, asked)
+    first = path.read_text().splitlines()[0]
+    for extra in (first, json.dumps({**json.loads(first), "question_id": 99999})):
+        path.with_suffix(".json").unlink(missing_ok=True)
+        whole = path.read_text()
+        path.write_text(f"{whole}{extra}\n")
+        with pytest.raises(RecordError, match="has answers twice or to other questions"):
+            answer(trained, asked)
+        path.write_text(whole)
+    answer(trained, asked)
+
+
 def test_answers_that_another_worker_writes_are_come_back_to(trained):
     _, path, _ = answer(trained, settings())
     path.with_suffix(".json").unlink()

@@ -425,6 +425,7 @@ def test_the_command_line(script, server, tmp_path):
     path = answer_file(tmp_path, load_questions(chosen, tmp_path))
     there = server(lambda n, body: "[[8]]" if n != 2 else error(500, f"broken {KEY}"))
     base = [str(path), "questions.synthetic=true", f"judge.base_url={there.url}"]
+    assert run("nope.jsonl").stderr == "error: nope.jsonl is no file\n"
     without = run(*base)
     assert without.returncode == 1 and without.stderr == (
         "error: set OPENAI_API_KEY to the endpoint's key (any word where the endpoint asks for none)\n"

@@ -219,7 +219,7 @@ def test_a_row_s_scores_do_not_depend_on_its_batch(config, cache, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     model, backbone = loaded(tmp_path, cache)
     options = argparse.Namespace(model=str(tmp_path), generate=0, labels=3, device="cpu")
-    for tokenizer, classifier in ((backbone.preprocess, backbone.model), serve_mixed._load(options)):
+    for tokenizer, classifier in ((backbone.preprocess, backbone.model), serve_mixed._load(options)[:2]):
         classifier.eval()
         rows = [tokenizer("a dog"), tokenizer("the cat sleeps in the house")]
         with torch.no_grad():

@@ -245,7 +245,7 @@ def test_the_page_on_minilm_says_what_the_tables_do():
         for task, shown in zip(("MRPC", "CoLA", "STS-B"), re.search(said, text).groups(), strict=True):
             assert tests[task, pair][:2] == ["5", shown]
     mrpc, rte = (tests[task, "AdapterH - LoRA r=8"] for task in ("MRPC", "RTE"))
-    assert f"is above LoRA by {mrpc[1]} on MRPC." in text and f"above LoRA by {rte[1]}." in text and mrpc[0] == rte[0] == "5"
+    assert f"is above LoRA by {mrpc[1]} on MRPC;" in text and f"above LoRA by {rte[1]}." in text and mrpc[0] == rte[0] == "5"
     of = rf"{difference} \(n=(\d)(?:;[^)]*)?\)"
     said = rf"instead of four change VeRA's best epoch by {of}, LoRA's by {of} and BitFit's by {of}; "
     said += r"the head alone then has (\S+) \(n=(\d)\) for (\S+), and one run of full fine-tuning (\S+) for (\S+)\. "

@@ -91,12 +91,29 @@ def test_what_nobody_could_repeat_is_refused_and_nothing_is_written(made, tmp_pa
     refused("'x' is not a name on the hub", record, "x")
     refused("made by code that no commit holds", changed(made, tmp_path, git_dirty=True))
     refused("made by code that no commit holds", changed(made, tmp_path, git_sha=None, git_dirty=None))
+    begun = {"step": 0, "git_sha": "2" * 40, "git_dirty": True}
+    refused("made by code that no commit holds", changed(made, tmp_path, notes={"resumed": [begun]}))
     refused(
         "came from a local folder, which nobody else has: --to merged", changed(made, tmp_path, model_source="local folder")
     )
     refused("no LoRA of it|holds no trained weights", record, work=tmp_path)
     notes = {"read_from": str(tmp_path.home() / "rows.tsv")}
     refused("holds .*, a path of this machine", changed(made, tmp_path, notes=notes))
+
+
+def test_a_card_names_every_commit_and_counts_seeds_that_are_alike(made, tmp_path, cache):
+    root, runs = made
+    path = changed(made, tmp_path, notes={"resumed": [{"step": 1, "git_sha": "2" * 40}]})
+    other = Store(tmp_path / "results").path(runs[1].run_name)
+    record = json.loads(other.read_text())
+    record["provenance"]["data_fingerprint"] = "of other rows"
+    other.write_text(json.dumps(record))
+    out = tmp_path / "out"
+    publish.prepare(path, "me/x", out, work=root / "work", overrides=[f"cache_dir={cache}"])
+    card, score = (out / "README.md").read_text(), Store(root / "results").find(runs[0].run_name).score("accuracy")
+    assert f"| accuracy | {score:.4f} | {score:.4f} | {score:.4f} to {score:.4f} | 1 |" in card
+    assert "Not among the seeds: 1 of other weights, data or precision." in card
+    assert f"| code | commit {'1' * 40}; begun at commit {'2' * 40} |" in card
 
 
 def test_the_hubs_answer_is_one_line(made, tmp_path, monkeypatch):

@@ -93,6 +93,7 @@ def test_ranges_and_lists():
         (["train.lr=1e-4..1e-1:log"], {"sampler": "grid"}, "a grid needs a number of points"),
         (["train.lr=1,2,3"], {"sampler": "grid", "trials": 2}, "the grid has 3 points, --trials 2 is fewer"),
         (["train.lr=1"], {}, "nothing to search"),
+        (["train.lr=1,2", "train.lr=3"], {}, r"^train\.lr is given twice"),
         (["train.save=true,false"], {}, "make the same run"),
         (["task=rte,stsb"], {}, "task is not a setting to be chosen"),
         (["task.validation=0.1,0.2"], {}, r"task\.validation is not a setting"),

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from experiments.engine.published import Statistic
 from vera.config.memory import composed
 from vera.records.record import Record
-from vera.records.sources import CONFIGURED, DRAWN
+from vera.records.sources import CONFIGURED, DRAWN, made_of
 
 PAPER_SEEDS = 5
 
@@ -119,21 +119,17 @@ def sources(
 
 
 def _made_with(record: Record) -> dict[str, str | None]:
-    source, cost, config = record.provenance, record.cost, record.run.config
-    earlier = source.notes.get("resumed", [])  # starts on another machine
+    cost, config = record.cost, record.run.config
+    earlier = record.provenance.notes.get("resumed", [])  # starts on another machine
 
     def over(key: str, last: str | int) -> str:
         return " and ".join(sorted({str(last), *(str(start[key]) for start in earlier if key in start)}))
 
     return {
-        "backbone": source.model_fingerprint,
-        **{note: source.notes.get(note) for note in CONFIGURED},
-        # A task's, not of what a seed draws from it, which `unlike` compares seed by seed; and whether pairs became one text.
-        "data": source.data_fingerprint + ", pairs joined" * ("pairs" in source.notes),
+        **made_of(record),  # what a seed draws from a task's data `unlike` compares seed by seed
         "version": ", ".join(f"{group} {config[group].get('version')}" for group in ("model", "task")),
         "device": over("device", cost.device),
         "processes": str(cost.processes),
-        "precision": cost.precision,
         "threads": over("threads", cost.threads),
     }
 

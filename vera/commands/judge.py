@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vera.config import checked, resolve
 from vera.config.paths import readable
+from vera.errors import DataError
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.grade import judge
 from vera.judge.judgement import Answers, find
@@ -57,6 +58,8 @@ def _groups(files: list[str], overrides: list[str]) -> list[list[str]]:
 
 
 def _one(files: list[str], overrides: list[str]) -> None:
+    if missing := next((file for file in files if not Path(file).is_file()), None):
+        raise DataError(f"{missing} is no file")
     source, settings, values = _config(files, overrides)
     key = read_key(settings)
     with screen.counted("judge", "verdicts", say=lambda text: print(text, file=sys.stderr, flush=True)) as show:

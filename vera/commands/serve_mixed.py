@@ -14,6 +14,7 @@ import copy
 import json
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,7 +29,10 @@ from vera.models.causal import causal
 from vera.models.text import agree_on_padding
 from vera.models.tiny import tiny_checkpoint
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter
+from vera.nn.checkpoint import CONFIG_FILE
+from vera.nn.names import inside
 from vera.tasks.text import columns_for
+from vera.train.processes import on_gpu
 
 TINY = {"family": "roberta", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 
@@ -38,33 +42,54 @@ def main() -> int:
     parser.add_argument("--model", help="a folder in transformers' format, or a hub id")
     parser.add_argument("--adapters", type=Path)
     parser.add_argument("--requests", type=Path)
-    parser.add_argument("--labels", type=int, default=2)
-    parser.add_argument("--generate", type=int, default=0, metavar="TOKENS")
-    parser.add_argument("--memory-mib", type=float, help="limit for the adapters in memory; the others wait in a file")
+    parser.add_argument("--labels", type=_positive, default=2)
+    parser.add_argument("--generate", type=_positive, default=0, metavar="TOKENS")
+    parser.add_argument(
+        "--memory-mib", type=_mib, metavar="MIB", help="limit for the adapters in memory; the others wait in a file"
+    )
     parser.add_argument("--bf16", action="store_true", help="keep the adapters in half precision")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--verify", action="store_true")
     options = parser.parse_args()
     given = (options.model, options.adapters, options.requests)
     if any(given) and not all(given):
         parser.error("--model, --adapters and --requests belong together")
+    on_gpu(options.device)
     with tempfile.TemporaryDirectory() as folder:
         if options.model is None:
             _demonstration(options, Path(folder))
         return _serve(options)
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _mib(text: str) -> int:
+    """In bytes."""
+    with suppress(ValueError, OverflowError):
+        if (size := int(float(text) * 2**20)) > 0:
+            return size
+    raise argparse.ArgumentTypeError(f"{text!r} is no size in MiB")
+
+
 def _serve(options: argparse.Namespace) -> int:
     requests = _read(options.requests)
-    tokenizer, model = _load(options)
+    tokenizer, model, drawn = _load(options)
     backbone = copy.deepcopy(model) if options.verify else None
     allow_cudnn(False)
-    limit = None if options.memory_mib is None else int(options.memory_mib * 2**20)
-    bank = AdapterBank(model, memory_bytes=limit, dtype=torch.bfloat16 if options.bf16 else torch.float32)
+    bank = AdapterBank(model, memory_bytes=options.memory_mib, dtype=torch.bfloat16 if options.bf16 else torch.float32)
     for name, reason in bank.load(options.adapters).items():
         print(f"warning: adapter {name} is left out: {reason}", file=sys.stderr)
     if len(bank) == 0:
         raise DataError(f"no adapter in {options.adapters} fits {options.model}")
+    bare = any(row["adapter"] is None for row in requests)
+    if random := sorted(name for name in drawn if bare or not inside(name, bank.config.modules_to_save)):
+        whose = "a request of the bare backbone has" if bare else "the adapters bring"
+        why = f"has no {random[0]}, and {whose} none, so that answers would be random"
+        raise DataError(f"{options.model} {why} (a language model: --generate)")
     print(f"{len(bank)} adapters of {bank.adapter_bytes:,} bytes; {len(requests)} requests in one batch", file=sys.stderr)
 
     encoded = _encoded(tokenizer, model, requests, options.generate)
@@ -90,7 +115,8 @@ def _serve(options: argparse.Namespace) -> int:
     for row, inputs, answer in zip(requests, encoded, found, strict=True):
         alone = copy.deepcopy(backbone)
         if row["adapter"] is not None:
-            merge(load_adapter(alone, options.adapters / row["adapter"]))
+            own = (options.adapters / CONFIG_FILE).is_file()  # the folder of one adapter, called default
+            merge(load_adapter(alone, options.adapters if own else options.adapters / row["adapter"]))
         (wanted,) = answers(alone.eval(), [inputs])
         wrong += wanted != answer if options.generate else max(abs(a - b) for a, b in zip(wanted, answer, strict=True)) > 1e-3
     print(f"one adapter at a time gives {'the same' if not wrong else f'{wrong} other answers'}", file=sys.stderr)
@@ -126,6 +152,8 @@ def _read(path: Path) -> list[dict]:
         try:
             row = read_json(line)
             row = {"pair": None, **row}
+            if unknown := row.keys() - {"adapter", "text", "pair"}:
+                raise DataError(f"{path} line {number}: no such key: {min(unknown)}; there are adapter, text and pair")
             texts = (row["text"], row["pair"] or "", row["adapter"] or "")
             if not all(isinstance(text, str) for text in texts):
                 raise TypeError("not a text")
@@ -138,14 +166,22 @@ def _read(path: Path) -> list[dict]:
 
 
 def _load(options: argparse.Namespace):
+    """Tokenizer, model, and the names of what the checkpoint lacks, which is drawn at random: a head, where the adapters bring
+    theirs."""
+    told: dict = {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model, **SAFE)
         if options.generate:
             model = causal(AutoModelForCausalLM.from_pretrained(options.model, **SAFE, use_safetensors=True))
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                options.model, **SAFE, use_safetensors=True, num_labels=options.labels, ignore_mismatched_sizes=True
-            )  # whatever head it has: the adapters bring theirs
+            model, told = AutoModelForSequenceClassification.from_pretrained(
+                options.model,
+                **SAFE,
+                use_safetensors=True,
+                num_labels=options.labels,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
             agree_on_padding(tokenizer, model)
     except (OSError, ValueError) as error:
         raise DataError(f"--model {options.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
@@ -154,16 +190,17 @@ def _load(options: argparse.Namespace):
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, model.eval().to(options.device)
+    drawn = {*told.get("missing_keys", ()), *(name for name, *_ in told.get("mismatched_keys", ()))}
+    return tokenizer, model.eval().to(options.device), drawn
 
 
 def _demonstration(options: argparse.Namespace, folder: Path) -> None:
     """A tiny random classifier, four random adapters with their heads, and eight requests."""
-    options.model = str(tiny_checkpoint(TINY, folder))
+    source, options.model = tiny_checkpoint(TINY, folder), str(folder / "model")
     options.adapters, options.requests, options.verify = folder / "adapters", folder / "requests.jsonl", True
-    model = AutoModelForSequenceClassification.from_pretrained(
-        options.model, **SAFE, use_safetensors=True, num_labels=options.labels
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(source, **SAFE, use_safetensors=True, num_labels=options.labels)
+    model.save_pretrained(options.model)  # with a head of its own
+    AutoTokenizer.from_pretrained(source, **SAFE).save_pretrained(options.model)
     attach(model, VeraConfig(rank=32, targets=("query", "value"), modules_to_save=("classifier",)))
     for index in range(4):
         torch.manual_seed(index)

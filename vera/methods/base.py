@@ -86,7 +86,7 @@ class Method(Component):
                 groups["head" if inside(name, backbone.head) else "adapter"].append((name, parameter))
         if not groups["adapter"] and not groups["head"]:
             raise ConfigError(f"method {self.name} trains nothing (method.train_head={self.train_head})")
-        if not groups["adapter"] and not self.head_alone:
+        if not any(parameter.numel() for _, parameter in groups["adapter"]) and not self.head_alone:
             raise ConfigError(f"method {self.name} trains nothing of this backbone; that is method=head")
         for name, parameter in (*groups["adapter"], *groups["head"]):
             if parameter.element_size() < 4:

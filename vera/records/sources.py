@@ -101,6 +101,19 @@ def configured(notes: Mapping[str, Any]) -> dict[str, str]:
     return {note: str(notes[note]) for note in CONFIGURED if note in notes}
 
 
+def made_of(record: Record) -> dict[str, str | None]:
+    """What the seeds of a cell should have in common: the weights and rows that they were made from, and the precision. What an
+    older record does not note is None."""
+    made = record.provenance
+    return {
+        "backbone": made.model_fingerprint,
+        **{note: made.notes.get(note) for note in CONFIGURED},
+        # A task's, not of what a seed draws from it; and whether pairs became one text.
+        "data": made.data_fingerprint + ", pairs joined" * ("pairs" in made.notes),
+        "precision": record.cost.precision,
+    }
+
+
 def recall(run: RunConfig, source: Local) -> dict[str, str] | None:
     """The `prints` of these files, where a run has taken them before."""
     for seed in (run.seed, None):

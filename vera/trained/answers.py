@@ -153,7 +153,7 @@ def answer(
         if missing:
             backbone, method = loaded or _load(run, trained, folder)
             _write(run, settings, backbone, method, questions, missing, path, on_progress)
-        record = _record(run, settings, identity, trained, weights, used, path)
+        record = _record(run, settings, identity, trained, weights, questions, used, path)
         write(path.with_suffix(".json"), record)
     return record, path, True
 
@@ -286,8 +286,10 @@ def _shortened(prompt: list[int], room: int, begin: int | None) -> list[int]:
     return prompt if len(prompt) <= room else prompt[:head] + prompt[len(prompt) - room + head :]
 
 
-def _record(run, settings, identity, trained, weights, used, path) -> Answers:
+def _record(run, settings, identity, trained, weights, questions, used, path) -> Answers:
     lines = _lines(path)
+    if sorted(line["question_id"] for line in lines) != sorted(question.id for question in questions.questions):
+        raise RecordError(f"{path} has answers twice or to other questions; delete them, or the file")
 
     def all_of(key: str) -> list[Any] | None:
         """What the lines have under a key; None when one of them does not say."""

@@ -6,13 +6,14 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
@@ -270,11 +271,14 @@ def _write_peft(run, record, backbone, method, folder, rank) -> list[str]:
     if config["peft_type"] == "VERA_VARIANT":
         raise NoSuchForm(f"PEFT's VeRA has no init={method.init} with sharing={method.sharing}: see --to lora, which is exact")
     prefix = method.prefix if isinstance(method, PeftMethod) else _PREFIX
-    _write_adapter(run, record, backbone, folder, load_file(folder / WEIGHTS_FILE) | _head(backbone, prefix), config)
+    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+        told = file.metadata()  # a VeRA's: which A and B, and which backbone, it is for
+    tensors = load_file(folder / WEIGHTS_FILE) | _head(backbone, prefix)
+    _write_adapter(run, record, backbone, folder, tensors, config, told)
     return [f"{config['peft_type']} in PEFT's format"]
 
 
-def _write_adapter(run, record, backbone, folder, tensors, config) -> None:
+def _write_adapter(run, record, backbone, folder, tensors, config, metadata=None) -> None:
     base, revision = _base(run, record)
     config |= {
         "base_model_name_or_path": base,
@@ -284,7 +288,7 @@ def _write_adapter(run, record, backbone, folder, tensors, config) -> None:
         "modules_to_save": list(backbone.head) or None,
     }
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, {"format": "pt"}))
+    write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, {**(metadata or {}), "format": "pt"}))
     write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -344,6 +348,10 @@ def _base(run: RunConfig, record: Record) -> tuple[str | None, str | None]:
     return (checkpoint, record.provenance.model_commit) if record.provenance.model_source == checkpoint else (None, None)
 
 
+def _code(start: Mapping[str, Any]) -> str:
+    return f"commit {start['git_sha']}" + " with changes" * bool(start.get("git_dirty"))
+
+
 def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: list[str]) -> str:
     base, revision = _base(run, record)
     provenance, chosen = record.provenance, getattr(record.scores, checkpoint)
@@ -352,6 +360,7 @@ def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: 
     where = f"`{base}` at commit `{revision}`" if base else provenance.model_source
     tested = record.scores.test if checkpoint == "best" else None
     scored, test = (", ".join(f"{n} {value:.4f}" for n, value in s.metrics.items()) if s else None for s in (chosen, tested))
+    earlier = provenance.notes.get("resumed", [])
     rows: list[tuple[str, Any]] = [
         ("form", "; ".join(lines)),
         ("base model", f"{where}, weights with fingerprint {provenance.model_fingerprint}"),
@@ -362,7 +371,7 @@ def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: 
         ("epoch", f"{chosen.epoch}, the {checkpoint} one: {scored}"),
         ("test set", test),
         ("labels", ", ".join(f"{index} {label}" for index, label in enumerate(labels)) if labels else None),
-        ("code", f"commit {provenance.git_sha}" + (" with changes" if provenance.git_dirty else "")),
+        ("code", "; begun at ".join([_code(vars(provenance)), *(_code(start) for start in earlier if "git_sha" in start)])),
         (
             "versions",
             ", ".join(f"{n} {provenance.versions[n]}" for n in ("torch", "transformers", "peft") if n in provenance.versions),

@@ -18,6 +18,7 @@ from vera.config import CONF_DIR, GROUPS, build
 from vera.errors import ConfigError, RecordError
 from vera.io.files import write_atomic
 from vera.records.record import Record
+from vera.records.sources import made_of
 from vera.records.store import Store
 from vera.tasks.base import Task
 from vera.trained import export
@@ -94,7 +95,8 @@ def _check(record: Record, checkpoint: str) -> None:
         raise ConfigError(f"{record.name} has test scores of its best epoch alone; publish --checkpoint best")
     if record.collapsed is not None:
         raise RecordError(f"{record.name} has collapsed ({record.collapsed}): there is nothing to publish")
-    if made.git_sha is None or made.git_dirty is not False:
+    starts = [{"git_sha": made.git_sha, "git_dirty": made.git_dirty}, *made.notes.get("resumed", [])]
+    if any(start.get("git_sha", "") is None or start.get("git_dirty", False) is not False for start in starts):
         raise RecordError(
             f"{record.name} was made by code that no commit holds, so nobody could repeat it; commit, and train it again"
         )
@@ -130,7 +132,8 @@ def card(
         where = f"{', '.join(texts)} of the texts that it wrote for the {made.notes['outputs']:,} inputs of the test set, "
         where += f"log_likelihood on {made.eval_rows:,} other rows"
     task, model = build(record.run.config["task"], "task"), record.run.model
-    seeds = store.by_cell().get(record.run.cell_id, [record])
+    every = store.by_cell().get(record.run.cell_id, [record])
+    seeds = [seed for seed in every if made_of(seed) == made_of(record)]
     base = made.model_source if made.model_commit else None
     data = ModelCardData(
         base_model=base,
@@ -153,9 +156,11 @@ def card(
     )
     scores = []
     for name, value in reported.items():
-        every = [seed.score(name, checkpoint) for seed in seeds]
-        middle, worst, best = map(_shown, (statistics.median(every), min(every), max(every)))
-        scores.append(f"| {name} | {_shown(value)} | {middle} | {worst} to {best} | {len(every)} |")
+        found = [seed.score(name, checkpoint) for seed in seeds]
+        middle, worst, best = map(_shown, (statistics.median(found), min(found), max(found)))
+        scores.append(f"| {name} | {_shown(value)} | {middle} | {worst} to {best} | {len(found)} |")
+    other = len(every) - len(seeds)
+    apart = f" Not among the seeds: {other} of other weights, data or precision." if other else ""
     identity = exported.partition("---\n\n# ")[2].partition("\n")[2].strip()
     return f"""---
 {data.to_yaml()}
@@ -170,7 +175,7 @@ def card(
 |---|---:|---:|---:|---:|
 {chr(10).join(scores)}
 
-Scores are of the {checkpoint} epoch ({epoch}), {where}; nothing is in percent.
+Scores are of the {checkpoint} epoch ({epoch}), {where}; nothing is in percent.{apart}
 
 ## Use
 

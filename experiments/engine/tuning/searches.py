@@ -105,6 +105,8 @@ def read(
             or found.key.startswith("task.")  # a recipe is the method's on the model, for every task
         ):
             raise ConfigError(f"{found.key} is not a setting to be chosen; those of model, method and train are")
+        if sum(word.partition("=")[0].lstrip("+") == found.key for word in words) > 1:
+            raise ConfigError(f"{found.key} is given twice; put all its values into one list or range")
     if steps and any(word.partition("=")[0] == "train.max_steps" for word in words):
         raise ConfigError("--steps and train.max_steps both say how long to train; keep one")
     if list(steps) != sorted(set(steps)) or any(count < 1 for count in steps):

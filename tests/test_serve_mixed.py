@@ -1,0 +1,86 @@
+"""One batch, an adapter a request: the same answers as one at a time, and none that comes from nothing trained."""
+
+import argparse
+import json
+
+import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from vera.commands import run as command
+from vera.commands import serve_mixed
+from vera.nn import VeraConfig, attach, save_adapter
+
+
+def test_serving_a_mixed_batch_equals_one_adapter_at_a_time(script, tmp_path):
+    done = script("serve_mixed.py")
+    assert done.returncode == 0 and "gives the same" in done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["adapter"] for answer in answers].count(None) == 2 and len(answers) == 8
+    (tmp_path / "requests").write_text('{"adapter": "a"}\n')
+    done = script("serve_mixed.py", "--model", tmp_path, "--adapters", tmp_path, "--requests", tmp_path / "requests")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert done.returncode == 1 and lines and "line 1" in lines[0] and "Traceback" not in done.stderr
+
+
+def test_one_output_is_a_score_and_no_probability(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["serve_mixed.py", "--labels", "1"])
+    assert serve_mixed.main() == 0
+    found = capsys.readouterr()
+    scores = [json.loads(line)["scores"] for line in found.out.splitlines()]
+    assert len(scores) == 8 and len({score for (score,) in scores}) >= 4 and "gives the same" in found.err
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The demonstration's classifier and adapters, and a backbone of it without its head."""
+    folder = tmp_path_factory.mktemp("served")
+    options = argparse.Namespace(labels=2)
+    serve_mixed._demonstration(options, folder)
+    whole = AutoModelForSequenceClassification.from_pretrained(options.model)
+    whole.base_model.save_pretrained(folder / "bare")
+    AutoTokenizer.from_pretrained(options.model).save_pretrained(folder / "bare")
+    return options.model, folder / "bare", options.adapters
+
+
+@pytest.fixture
+def served(made, tmp_path, capsys):
+    """served(rows, *options) -> status, answers, what was said."""
+
+    def serve(rows, *options, model=made[1], adapters=made[2]):
+        (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        words = ["--model", model, "--adapters", adapters, "--requests", tmp_path / "asked.jsonl", *options]
+        status = command("serve_mixed", [str(word) for word in words])
+        printed = capsys.readouterr()
+        return status, [json.loads(line) for line in printed.out.splitlines()], printed.err
+
+    return serve
+
+
+def test_no_answer_comes_from_a_head_that_was_drawn(made, served, tmp_path):
+    own, bare = {"adapter": "adapter0", "text": "x"}, {"adapter": None, "text": "x"}
+    assert served([own])[0] == 0 and served([own, bare], model=made[0])[0] == 0
+    status, answers, said = served([own, bare])
+    assert (status, answers) == (1, []) and "has no classifier.dense.bias, and a request of the bare backbone has none" in said
+    model = AutoModelForSequenceClassification.from_pretrained(made[0])
+    save_adapter(attach(model, VeraConfig(rank=4, targets=("query",), projection_seed=0)), tmp_path / "headless" / "a")
+    status, answers, said = served([{"adapter": "a", "text": "x"}], adapters=tmp_path / "headless")
+    assert (status, answers) == (1, []) and "the adapters bring none, so that answers would be random" in said
+
+
+def test_the_folder_of_one_adapter_is_verified_too(made, served):
+    status, answers, said = served([{"adapter": "default", "text": "x"}], "--verify", adapters=made[2] / "adapter1")
+    assert status == 0 and len(answers) == 1 and "gives the same" in said
+
+
+@pytest.mark.parametrize(
+    "words", ["--memory-mib nan", "--memory-mib inf", "--memory-mib -1", "--labels 0", "--generate -3", "--device gpu"]
+)
+def test_sizes_that_are_none_are_refused(words, served, capsys):
+    with pytest.raises(SystemExit):
+        served([{"adapter": "adapter0", "text": "x"}], *words.split())
+    assert words.split()[0] in capsys.readouterr().err
+
+
+def test_a_key_that_a_request_does_not_have_is_named(served):
+    status, _, said = served([{"adapter": "adapter0", "text": "x", "pare": "y"}])
+    assert status == 1 and "line 1: no such key: pare; there are adapter, text and pair" in said
