@@ -177,6 +177,17 @@ def _only_this_head(out, run):
     assert len(head) == {"rte": 4, "cifar100": 2}.get(run.task["name"], 0) and not any("vera_heads" in name for name in head)
 
 
+def test_every_adapter_file_s_names_are_looked_at(runs, tmp_path, cache, monkeypatch):
+    def refuse(backbone):
+        raise NoSuchForm("looked at")
+
+    monkeypatch.setattr(module, "_check_names", refuse)
+    for form in ("lora", "peft"):
+        with pytest.raises(NoSuchForm, match="looked at"):
+            export(runs("vera")[2], tmp_path / form, form, overrides=[f"cache_dir={cache}"])
+    export(runs("vera")[2], tmp_path / "merged", "merged", overrides=[f"cache_dir={cache}"])
+
+
 @pytest.mark.parametrize("library", ["vera.nn", "peft"])
 def test_an_adapted_layer_that_peft_takes_for_the_head_is_refused(library):
     """It compares ends of names, and so opens no file with both."""

@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import shutil
 
 import pytest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from vera.commands import run as command
 from vera.commands import serve_mixed
@@ -67,9 +68,30 @@ def test_no_answer_comes_from_a_head_that_was_drawn(made, served, tmp_path):
     assert (status, answers) == (1, []) and "the adapters bring none, so that answers would be random" in said
 
 
-def test_the_folder_of_one_adapter_is_verified_too(made, served):
+def test_the_folder_of_one_adapter_is_verified_too(made, served, tmp_path):
     status, answers, said = served([{"adapter": "default", "text": "x"}], "--verify", adapters=made[2] / "adapter1")
     assert status == 0 and len(answers) == 1 and "gives the same" in said
+    both = tmp_path / "both"  # PEFT's layout: one in the folder itself, others below
+    shutil.copytree(made[2] / "adapter1", both)
+    shutil.copytree(made[2] / "adapter2", both / "other")
+    rows = [{"adapter": name, "text": "x"} for name in ("default", "other")]
+    status, (one, other), said = served(rows, "--verify", adapters=both)
+    assert status == 0 and one["probabilities"] != other["probabilities"] and "gives the same" in said
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_no_text_comes_from_a_language_model_without_its_head(tied, made, served, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=tied))
+    for name, saved in (("whole", model), ("body", model.model)):
+        saved.save_pretrained(tmp_path / name)
+        AutoTokenizer.from_pretrained(made[0]).save_pretrained(tmp_path / name)
+    save_adapter(attach(model, VeraConfig(rank=4, targets=("q_proj",), projection_seed=0)), tmp_path / "adapters" / "a")
+    for name in ("whole", "body"):
+        places = {"model": tmp_path / name, "adapters": tmp_path / "adapters"}
+        status, answers, said = served([{"adapter": None, "text": "x"}], "--generate", "2", **places)
+        refused = name == "body" and not tied
+        assert (status, len(answers), "has no lm_head.weight" in said) == ((1, 0, True) if refused else (0, 1, False)), said
 
 
 @pytest.mark.parametrize(
@@ -78,7 +100,7 @@ def test_the_folder_of_one_adapter_is_verified_too(made, served):
 def test_sizes_that_are_none_are_refused(words, served, capsys):
     with pytest.raises(SystemExit):
         served([{"adapter": "adapter0", "text": "x"}], *words.split())
-    assert words.split()[0] in capsys.readouterr().err
+    assert f"argument {words.split()[0]}: " in capsys.readouterr().err
 
 
 def test_a_key_that_a_request_does_not_have_is_named(served):

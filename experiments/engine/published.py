@@ -301,14 +301,13 @@ def _mapping(path: Path) -> dict[str, Any]:
 class _EachKeyOnce(yaml.SafeLoader):
     """YAML of which a doubled key is no silent choice of the last one."""
 
-    def construct_mapping(self, node, deep=False):
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
         keys = [(key.tag, key.value) for key, _ in node.value]
         for index, key in enumerate(keys):
             if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key[1]!r} is there twice", node.value[index][0].start_mark
-                )
-        return super().construct_mapping(node, deep)
+                raise yaml.composer.ComposerError(None, None, f"{key[1]!r} is there twice", node.value[index][0].start_mark)
+        return node
 
 
 @lru_cache(maxsize=64)

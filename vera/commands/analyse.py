@@ -43,10 +43,10 @@ def main() -> int:
     store, work = Store(options.results), Path(options.work or work_of(options.results))
     for name in options.names or names:
         measure = magnitudes if name in FIGURE3 else similarities
-        before = analysis.read(name, store.root) or {}
-        if before.get("with", []) != overrides:
-            before = {}
         try:
+            before = analysis.read(name, store.root) or {}
+            if before.get("with", []) != overrides:
+                before = {}
             found = measure(name, store, work, overrides, before)
         except VeraError as error:
             if options.names:
@@ -56,7 +56,9 @@ def main() -> int:
         if overrides:
             found["with"] = overrides
         path = write_atomic(Path(options.out or store.root / "analysis") / f"{name}.json", _compact(found))
-        print(f"{name}: {len(found['seeds'])} seeds, written to {path}")
+        gone = sorted(set(before.get("seeds", [])) - set(found["seeds"]))
+        lost = f" (no longer {', '.join(map(str, gone))}: trained again and without an adapter)" if gone else ""
+        print(f"{name}: {len(found['seeds'])} seeds, written to {path}{lost}")
     return 0
 
 

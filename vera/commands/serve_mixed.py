@@ -48,13 +48,13 @@ def main() -> int:
         "--memory-mib", type=_mib, metavar="MIB", help="limit for the adapters in memory; the others wait in a file"
     )
     parser.add_argument("--bf16", action="store_true", help="keep the adapters in half precision")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu (the default), cuda, cuda:1 ...")
     parser.add_argument("--verify", action="store_true")
     options = parser.parse_args()
     given = (options.model, options.adapters, options.requests)
     if any(given) and not all(given):
         parser.error("--model, --adapters and --requests belong together")
-    on_gpu(options.device)
+    on_gpu(torch.device(options.device).type)
     with tempfile.TemporaryDirectory() as folder:
         if options.model is None:
             _demonstration(options, Path(folder))
@@ -65,6 +65,14 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def _device(text: str) -> str:
+    try:
+        torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device of torch's") from None
+    return text
 
 
 def _mib(text: str) -> int:
@@ -115,7 +123,7 @@ def _serve(options: argparse.Namespace) -> int:
     for row, inputs, answer in zip(requests, encoded, found, strict=True):
         alone = copy.deepcopy(backbone)
         if row["adapter"] is not None:
-            own = (options.adapters / CONFIG_FILE).is_file()  # the folder of one adapter, called default
+            own = row["adapter"] == "default" and (options.adapters / CONFIG_FILE).is_file()  # as PEFT lays it: not below
             merge(load_adapter(alone, options.adapters if own else options.adapters / row["adapter"]))
         (wanted,) = answers(alone.eval(), [inputs])
         wrong += wanted != answer if options.generate else max(abs(a - b) for a, b in zip(wanted, answer, strict=True)) > 1e-3
@@ -168,11 +176,13 @@ def _read(path: Path) -> list[dict]:
 def _load(options: argparse.Namespace):
     """Tokenizer, model, and the names of what the checkpoint lacks, which is drawn at random: a head, where the adapters bring
     theirs."""
-    told: dict = {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model, **SAFE)
         if options.generate:
-            model = causal(AutoModelForCausalLM.from_pretrained(options.model, **SAFE, use_safetensors=True))
+            model, told = AutoModelForCausalLM.from_pretrained(
+                options.model, **SAFE, use_safetensors=True, output_loading_info=True
+            )
+            causal(model)
         else:
             model, told = AutoModelForSequenceClassification.from_pretrained(
                 options.model,
@@ -190,7 +200,7 @@ def _load(options: argparse.Namespace):
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-    drawn = {*told.get("missing_keys", ()), *(name for name, *_ in told.get("mismatched_keys", ()))}
+    drawn = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
     return tokenizer, model.eval().to(options.device), drawn
 
 

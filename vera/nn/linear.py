@@ -115,6 +115,21 @@ class VeraLinear(nn.Module):
         A, B = projection.sliced(self.in_features, self.out_features)
         return A, B, b, vectors.d
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        # The state dict's metadata say of which pair its b and d are; safetensors files have no such metadata.
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            pairs = {name: projection.drawn_from() for name, projection in self.projections.items()}
+            destination._metadata[prefix[:-1]]["drawn_from"] = pairs
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        for name, there in local_metadata.get("drawn_from", {}).items():
+            here = self.projections[name].drawn_from() if name in self.projections else there
+            if there != here and any(f"{prefix}vectors.{name}.{part}" in state_dict for part in "bd"):
+                differ = ", ".join(f"{key} {there.get(key)}, here {here[key]}" for key in here if there.get(key) != here[key])
+                error_msgs.append(f"{prefix[:-1]}: b and d were trained with another pair A, B: {differ}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
     def new_vectors(self, config: VeraConfig, device: torch.device) -> Vectors:
         """What an adapter of this layer trains, as it starts."""
         return Vectors(config, self.out_features, device)

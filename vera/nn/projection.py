@@ -42,8 +42,7 @@ def fingerprint(A: Tensor, B: Tensor) -> str:
 
 
 class Projection(nn.Module):
-    """One pair A [rank, d_in], B [d_out, rank] as buffers that no state dict holds. Its metadata say what they were drawn from,
-    so that b and d of another pair are refused; safetensors files have no such metadata, `save_adapter`'s have their config.
+    """One pair A [rank, d_in], B [d_out, rank] as buffers that no state dict holds.
 
     Layers that share the pair hold this same module: one storage, moved and cast once, whatever the number of layers. A layer
     smaller than the pair reads a slice: A[:, :d_in], B[:d_out, :].
@@ -80,18 +79,6 @@ class Projection(nn.Module):
     def drawn_from(self) -> dict:
         """What the pair is a function of."""
         return dict(zip(("rank", "d_in", "d_out", "seed", "init", "rounded"), self.key, strict=True))
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if hasattr(destination, "_metadata"):
-            destination._metadata[prefix[:-1]]["drawn_from"] = self.drawn_from()
-
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
-        there, here = local_metadata.get("drawn_from"), self.drawn_from()
-        if there not in (None, here):
-            differ = ", ".join(f"{name} {there.get(name)}, here {here[name]}" for name in here if there.get(name) != here[name])
-            error_msgs.append(f"{prefix[:-1]}: b and d were trained with another pair A, B: {differ}")
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_half": None}

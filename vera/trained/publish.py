@@ -7,7 +7,7 @@ import re
 import shutil
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -133,7 +133,7 @@ def card(
         where += f"log_likelihood on {made.eval_rows:,} other rows"
     task, model = build(record.run.config["task"], "task"), record.run.model
     every = store.by_cell().get(record.run.cell_id, [record])
-    seeds = [seed for seed in every if made_of(seed) == made_of(record)]
+    seeds = [seed for seed in every if _alike(made_of(seed), made_of(record))]
     base = made.model_source if made.model_commit else None
     data = ModelCardData(
         base_model=base,
@@ -197,6 +197,11 @@ Scores are of the {checkpoint} epoch ({epoch}), {where}; nothing is in percent.{
 {_bibtex()}
 ```
 """
+
+
+def _alike(one: Mapping[str, str | None], other: Mapping[str, str | None]) -> bool:
+    """Whether nothing that both say differs."""
+    return all(None in (one[name], other[name]) or one[name] == other[name] for name in one)
 
 
 def _use(form: export.Form, repo: str, base: str | None, task: Task) -> str:
