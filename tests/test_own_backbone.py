@@ -518,8 +518,8 @@ def test_what_is_trained_and_counted_but_never_used_is_said(cache, tmp_path, com
 def test_a_served_model_may_have_a_head_of_another_size(tmp_path):
     t.AutoModelForSequenceClassification.from_config(FAMILIES["bert"]).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    _, model = serve_mixed._load(argparse.Namespace(model=str(tmp_path), generate=0, labels=5, device="cpu"))
-    assert model.classifier.out_features == 5
+    _, model, drawn = serve_mixed._load(argparse.Namespace(model=str(tmp_path), generate=0, labels=5, device="cpu"))
+    assert model.classifier.out_features == 5 and drawn == {"classifier.weight", "classifier.bias"}
 
 
 @pytest.mark.parametrize(("config", "unused"), [(t.RobertaConfig, 2), (t.MPNetConfig, 2), (t.BertConfig, 0)])

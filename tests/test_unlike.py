@@ -315,3 +315,12 @@ def test_test_rows_have_no_last_epoch_and_a_table_of_that_a_dash_in_each_column(
     found = artefact("glue_minilm").build(Asked(by_cell(*tested), ["task.validation=0.1"], "last"))
     (cells,) = (table for table in found if table.name == "glue_minilm_cells")
     assert [row[3:5] for row in cells.rows] == [["–", "–"]]
+
+
+def test_a_method_with_more_seeds_than_the_others_is_shown_over_theirs():
+    vera, lora = (runs([*MINILM, f"method={method}"], 0.8, seeds) for method, seeds in (("vera", 9), ("lora", 5)))
+    few = runs([*MINILM, "method=ia3"], 0.7, 2)
+    found = artefact("glue_minilm").build(Asked(by_cell(*vera, *lora, *few)))
+    shown = {row[0]: row[-1] for row in found[0].rows}
+    assert shown["VeRA r=256"] == shown["LoRA r=8"] == "80.2±0.2" and shown["IA3"].endswith("(n=2)")
+    assert "Over the seeds that all methods with 5 or more have; there are others of STS-B." in found[0].notes

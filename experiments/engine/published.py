@@ -312,4 +312,8 @@ class _EachKeyOnce(yaml.SafeLoader):
 
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
-    return yaml.load(text, Loader=_EachKeyOnce)
+    loader = _EachKeyOnce(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
