@@ -165,9 +165,11 @@ def test_from_runs_to_figures_3_and_5(compose, tmp_path, monkeypatch, capsys, ca
     older = {key: value for key, value in one.items() if key != "trained"}  # from before it was said
     (tmp_path / "results" / "analysis" / "figure3_mini.json").write_text(json.dumps(older))
     assert analyse(monkeypatch, "figure3_mini", *where, *flags) == 0
-    assert measurements.read("figure3_mini", tmp_path / "results") == one
-    (tmp_path / "results" / "analysis" / "figure3_mini.json").write_text(json.dumps({**one, "trained": {}}))
-    assert analyse(monkeypatch, "figure3_mini", *where, *flags) == 0  # of weights that nobody can tell to be the same
+    taken = measurements.read("figure3_mini", tmp_path / "results")
+    assert taken["norms"] == one["norms"] and list(taken["trained"]) == norms["runs"][1:]  # of seed 0 nothing was compared
+    other = {**one, "trained": {**one["trained"], norms["runs"][0]: "0" * 64}}
+    (tmp_path / "results" / "analysis" / "figure3_mini.json").write_text(json.dumps(other))
+    assert analyse(monkeypatch, "figure3_mini", *where, *flags) == 0  # seed 0 was trained again since
     assert measurements.read("figure3_mini", tmp_path / "results")["seeds"] == [1]
     assert analyse(monkeypatch, "figure3_mini", *where, *flags, "--with", "train.clip=2.0") == 1  # of which none was measured
     (tmp_path / "results" / "analysis" / "figure3_mini.json").write_text(json.dumps(norms))

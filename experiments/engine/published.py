@@ -247,8 +247,7 @@ def names(folder: Path | None = None) -> list[str]:
     found = [path.stem for path in (folder or FOLDER).glob("*.yaml") if _scored(path)]
     numbers = {name: re.fullmatch(r"table(\d+)\w*", name) for name in found}
     for name in found:
-        if not numbers[name]:
-            _check_free(f"results/paper/{name}.yaml", (ARTEFACTS / f"{name}.py").is_file())
+        _check_free((folder or FOLDER) / f"{name}.yaml")
     found.sort(key=lambda name: (int(number[1]) if (number := numbers[name]) else math.inf, name))
     return found if folder else found + own_names()
 
@@ -261,13 +260,18 @@ def own_names() -> list[str]:
     """The project's tables of scores. Raises ConfigError for one that has the name of something here."""
     found = [path for path in sorted(_own().glob("*.yaml")) if _scored(path)]
     for path in found:
-        _check_free(path, (FOLDER / path.name).is_file() or (ARTEFACTS / f"{path.stem}.py").is_file())
+        _check_free(path, (FOLDER / path.name).is_file())
     return [path.stem for path in found]
 
 
-def _check_free(path: str | Path, taken: bool) -> None:
-    if taken:
-        raise ConfigError(f"{path}: there is a {Path(path).stem} already; give this table a name of its own")
+def _check_free(path: Path, taken: bool = False) -> None:
+    """Raises ConfigError for a table that is called as one of this repository's is, or may be: its modules write several, which
+    begin with their names, and miniatures of tables and figures."""
+    name = path.stem
+    ours = any(name == module.stem or name.startswith(f"{module.stem}_") for module in ARTEFACTS.glob("[!_]*.py"))
+    numbered = re.match(r"(table|figure)\d", name) is not None
+    if taken or (name != f"table{_mapping(path).get('table')}" if numbered else ours):
+        raise ConfigError(f"{path}: there is a {name} already; give this table a name of its own")
 
 
 def _own() -> Path:

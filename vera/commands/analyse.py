@@ -65,7 +65,7 @@ def main() -> int:
 def magnitudes(name: str, store: Store, work: Path, overrides: list[str], before: dict) -> dict:
     """Norm of d for each seed, target and layer."""
     runs = finished([*FIGURE3[name][1], *overrides], store, work, before)
-    made_by = about(runs, store)
+    made_by = about(runs, store, before)
     norms: dict[str, list[list[float]]] = {}
     for run, folder in runs:
         if folder is None:
@@ -94,7 +94,7 @@ def similarities(name: str, store: Store, work: Path, overrides: list[str], befo
     pairs = [(a, b) for a in vera for b in lora if a[0].seed == b[0].seed and _whole(a, b, store, before)]
     if not pairs:
         raise AdapterError("no seed has both a LoRA and a VeRA adapter")
-    made_by = about([run for pair in pairs for run in pair], store)
+    made_by = about([run for pair in pairs for run in pair], store, before)
     for (run, vera_folder), (_, lora_folder) in pairs:
         if vera_folder is None or lora_folder is None:
             for key, values in found.items():
@@ -143,10 +143,10 @@ def _compact(found: dict) -> str:
 
 
 def _known(record: Record, before: dict) -> bool:
-    """Whether an earlier measurement is of what this run has trained; one from before it said so is taken at its word."""
-    if "trained" not in before:
-        return record.name in before.get("runs", [])
-    return before["trained"].get(record.name) == analysis.mark(record)
+    """Whether an earlier measurement is of what this run has trained; one that does not say so is taken at its word, as tables
+    take it."""
+    mark = analysis.mark(record)
+    return record.name in before.get("runs", []) and before.get("trained", {}).get(record.name, mark) == mark
 
 
 def _whole(one: Measured, other: Measured, store: Store, before: dict) -> bool:
@@ -156,8 +156,11 @@ def _whole(one: Measured, other: Measured, store: Store, before: dict) -> bool:
     return all(_known(store.find(run.run_name), before) for run, _ in (one, other))
 
 
-def about(runs: Sequence[Measured], store: Store) -> dict:
-    """Which runs are measured, and which code and backbone made them. Raises AdapterError where they were not made alike."""
+def about(runs: Sequence[Measured], store: Store, before: dict) -> dict:
+    """Which runs are measured, and which code and backbone made them. Raises AdapterError where they were not made alike.
+
+    trained: without those that were taken at an earlier measurement's word, which nothing has compared.
+    """
     records = [store.find(run.run_name) for run, _ in runs]
     if apart := unlike(records):
         raise AdapterError(
@@ -166,7 +169,11 @@ def about(runs: Sequence[Measured], store: Store) -> dict:
     return {
         "seeds": sorted({record.run.seed for record in records}),
         "runs": [record.name for record in records],
-        "trained": {record.name: analysis.mark(record) for record in records},
+        "trained": {
+            record.name: analysis.mark(record)
+            for (_, folder), record in zip(runs, records, strict=True)
+            if folder is not None or record.name in before.get("trained", {})
+        },
         "git_sha": sorted({str(record.provenance.git_sha) for record in records}),
         "backbone": sorted({record.provenance.model_fingerprint for record in records}),
     }

@@ -24,7 +24,7 @@ from vera.errors import DataError
 from vera.io.files import read_json
 from vera.io.rows import read_text
 from vera.models.attention import allow_cudnn
-from vera.models.base import SAFE, check_whole, positions
+from vera.models.base import SAFE, check_whole, drawn, positions
 from vera.models.causal import causal
 from vera.models.text import agree_on_padding
 from vera.models.tiny import tiny_checkpoint
@@ -85,7 +85,7 @@ def _mib(text: str) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     requests = _read(options.requests)
-    tokenizer, model, drawn = _load(options)
+    tokenizer, model, random = _load(options)
     backbone = copy.deepcopy(model) if options.verify else None
     allow_cudnn(False)
     bank = AdapterBank(model, memory_bytes=options.memory_mib, dtype=torch.bfloat16 if options.bf16 else torch.float32)
@@ -94,7 +94,7 @@ def _serve(options: argparse.Namespace) -> int:
     if len(bank) == 0:
         raise DataError(f"no adapter in {options.adapters} fits {options.model}")
     bare = any(row["adapter"] is None for row in requests)
-    if random := sorted(name for name in drawn if bare or not inside(name, bank.config.modules_to_save)):
+    if random := sorted(name for name in random if bare or not inside(name, bank.config.modules_to_save)):
         whose = "a request of the bare backbone has" if bare else "the adapters bring"
         why = f"has no {random[0]}, and {whose} none, so that answers would be random"
         raise DataError(f"{options.model} {why} (a language model: --generate)")
@@ -200,8 +200,7 @@ def _load(options: argparse.Namespace):
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-    drawn = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
-    return tokenizer, model.eval().to(options.device), drawn
+    return tokenizer, model.eval().to(options.device), drawn(told)
 
 
 def _demonstration(options: argparse.Namespace, folder: Path) -> None:

@@ -172,7 +172,7 @@ class Model(Component):
         check_whole(model, source)
         if not made_here:
             self._check_fit(misfit(self.model_dump(), model.config.to_dict(), source))
-        lacking = _names(info["missing_keys"]) | _names(info["mismatched_keys"])
+        lacking = drawn(info)
         head = found.head(model, lacking) if self.head == "auto" else list(self.head)
         missing = [name for name in head if not any(part[0] == name for part in model.named_modules())]
         if missing:
@@ -465,9 +465,10 @@ def check_whole(model: nn.Module, source: str) -> None:
         raise ModelError(f"{source} {HOLDS_ADAPTER}")
 
 
-def _names(keys: Any) -> set[str]:
-    """Parameters' names in transformers' loading info, where some stand beside their shapes."""
-    return {key[0] if isinstance(key, tuple) else key for key in keys}
+def drawn(info: dict[str, Any]) -> set[str]:
+    """By transformers' loading info the parameters that a checkpoint lacks or has in other shapes: they are random."""
+    keys = (*info["missing_keys"], *info["mismatched_keys"])
+    return {key[0] if isinstance(key, tuple) else key for key in keys}  # some stand beside their shapes
 
 
 def weights_fingerprint(model: nn.Module, head: list[str] | tuple[str, ...] = ()) -> str:

@@ -156,6 +156,13 @@ class Provenance(Strict):
     test_rows: Count | None = None
     notes: Annotated[dict[str, Any], AfterValidator(_plain_values)] = {}
 
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """git_sha and git_dirty of every start, the last one first."""
+        last = {"git_sha": self.git_sha, "git_dirty": self.git_dirty}
+        earlier = self.notes.get("resumed", [])  # each notes what it had otherwise
+        return [last, *({key: start.get(key, last[key]) for key in last} for start in earlier)]
+
 
 class Record(Strict):
     """A finished run. outputs: the texts that its scores were computed from, as paths in the results folder with the SHA-256

@@ -360,9 +360,6 @@ def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: 
     where = f"`{base}` at commit `{revision}`" if base else provenance.model_source
     tested = record.scores.test if checkpoint == "best" else None
     scored, test = (", ".join(f"{n} {value:.4f}" for n, value in s.metrics.items()) if s else None for s in (chosen, tested))
-    last = {"git_sha": provenance.git_sha, "git_dirty": provenance.git_dirty}  # an earlier start notes what it had otherwise
-    earlier = [start for start in provenance.notes.get("resumed", []) if start.keys() & last.keys()]
-    starts = [last, *({**last, **start} for start in earlier)]
     rows: list[tuple[str, Any]] = [
         ("form", "; ".join(lines)),
         ("base model", f"{where}, weights with fingerprint {provenance.model_fingerprint}"),
@@ -373,7 +370,7 @@ def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: 
         ("epoch", f"{chosen.epoch}, the {checkpoint} one: {scored}"),
         ("test set", test),
         ("labels", ", ".join(f"{index} {label}" for index, label in enumerate(labels)) if labels else None),
-        ("code", "; begun at ".join(map(_code, starts))),
+        ("code", "; begun at ".join(dict.fromkeys(map(_code, provenance.starts)))),
         (
             "versions",
             ", ".join(f"{n} {provenance.versions[n]}" for n in ("torch", "transformers", "peft") if n in provenance.versions),

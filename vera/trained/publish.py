@@ -95,8 +95,7 @@ def _check(record: Record, checkpoint: str) -> None:
         raise ConfigError(f"{record.name} has test scores of its best epoch alone; publish --checkpoint best")
     if record.collapsed is not None:
         raise RecordError(f"{record.name} has collapsed ({record.collapsed}): there is nothing to publish")
-    starts = [{"git_sha": made.git_sha, "git_dirty": made.git_dirty}, *made.notes.get("resumed", [])]
-    if any(start.get("git_sha", "") is None or start.get("git_dirty", False) is not False for start in starts):
+    if any(start["git_sha"] is None or start["git_dirty"] is not False for start in made.starts):
         raise RecordError(
             f"{record.name} was made by code that no commit holds, so nobody could repeat it; commit, and train it again"
         )
