@@ -57,11 +57,13 @@ def served(made, tmp_path, capsys):
     return serve
 
 
-def test_no_answer_comes_from_a_head_that_was_drawn(made, served, tmp_path):
+def test_no_answer_comes_unmarked_from_a_head_that_was_drawn(made, served, tmp_path):
     own, bare = {"adapter": "adapter0", "text": "x"}, {"adapter": None, "text": "x"}
-    assert served([own])[0] == 0 and served([own, bare], model=made[0])[0] == 0
-    status, answers, said = served([own, bare])
-    assert (status, answers) == (1, []) and "has no classifier.dense.bias, and a request of the bare backbone has none" in said
+    for model, marks in ((made[0], [False, False]), (made[1], [False, True])):
+        status, answers, said = served([own, bare], model=model)
+        assert status == 0 and [answer.get("random_head", False) for answer in answers] == marks
+        assert ("answers without an adapter come from a random head" in said) == any(marks)
+    assert "warning" not in served([own])[2]
     model = AutoModelForSequenceClassification.from_pretrained(made[0])
     save_adapter(attach(model, VeraConfig(rank=4, targets=("query",), projection_seed=0)), tmp_path / "headless" / "a")
     status, answers, said = served([{"adapter": "a", "text": "x"}], adapters=tmp_path / "headless")

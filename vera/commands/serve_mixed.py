@@ -5,7 +5,8 @@ python scripts/serve_mixed.py --model FOLDER --adapters FOLDER --requests FILE  
 python scripts/serve_mixed.py ... --generate 40                                   a language model, 40 new tokens a request
 
 FILE has one JSON object a line: {"adapter": "rte", "text": "...", "pair": "..."}; pair may be missing, adapter null is the bare
-backbone. --adapters holds one folder an adapter, as a run leaves them in work/results/<run>/best. Each answer is one JSON line.
+backbone, whose answer is marked (random_head) where its checkpoint has no such head. --adapters holds one folder an adapter, as a
+run leaves them in work/results/<run>/best. Each answer is one JSON line.
 --verify computes every request alone as well, with its adapter merged into the weights, and fails when the answers differ.
 """
 
@@ -93,11 +94,14 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"warning: adapter {name} is left out: {reason}", file=sys.stderr)
     if len(bank) == 0:
         raise DataError(f"no adapter in {options.adapters} fits {options.model}")
-    bare = any(row["adapter"] is None for row in requests)
-    if random := sorted(name for name in random if bare or not inside(name, bank.config.modules_to_save)):
-        whose = "a request of the bare backbone has" if bare else "the adapters bring"
-        why = f"has no {random[0]}, and {whose} none, so that answers would be random"
+    if nobodys := sorted(name for name in random if not inside(name, bank.config.modules_to_save)):
+        why = f"has no {nobodys[0]}, and the adapters bring none, so that answers would be random"
         raise DataError(f"{options.model} {why} (a language model: --generate)")
+    if random and any(row["adapter"] is None for row in requests):
+        print(
+            f"warning: {options.model} has no {min(random)}: answers without an adapter come from a random head",
+            file=sys.stderr,
+        )
     print(f"{len(bank)} adapters of {bank.adapter_bytes:,} bytes; {len(requests)} requests in one batch", file=sys.stderr)
 
     encoded = _encoded(tokenizer, model, requests, options.generate)
@@ -116,7 +120,8 @@ def _serve(options: argparse.Namespace) -> int:
     key = "text" if options.generate else "scores" if len(found[0]) == 1 else "probabilities"
     for row, answer in zip(requests, found, strict=True):
         shown = answer if options.generate else [round(value, 4) for value in answer]
-        print(json.dumps({"adapter": row["adapter"], key: shown}, ensure_ascii=False))
+        marked = {"random_head": True} if random and row["adapter"] is None else {}
+        print(json.dumps({"adapter": row["adapter"], key: shown, **marked}, ensure_ascii=False))
     if not options.verify:
         return 0
     wrong = 0
