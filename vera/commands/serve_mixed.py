@@ -5,8 +5,8 @@ python scripts/serve_mixed.py --model FOLDER --adapters FOLDER --requests FILE  
 python scripts/serve_mixed.py ... --generate 40                                   a language model, 40 new tokens a request
 
 FILE has one JSON object a line: {"adapter": "rte", "text": "...", "pair": "..."}; pair may be missing, adapter null is the bare
-backbone, whose answer is marked (random_head) where its checkpoint has no such head. --adapters holds one folder an adapter, as a
-run leaves them in work/results/<run>/best. Each answer is one JSON line.
+backbone, whose answer is marked (random_head) where its checkpoint has no such head. --adapters holds one folder an adapter,
+as a run leaves them in work/results/<run>/best. Each answer is one JSON line.
 --verify computes every request alone as well, with its adapter merged into the weights, and fails when the answers differ.
 """
 
