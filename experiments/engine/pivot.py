@@ -7,10 +7,9 @@ from typing import Any
 
 import yaml
 
-from experiments.engine.aggregate import summarise_records
 from experiments.engine.published import Statistic
-from experiments.engine.render import DASH, Table, number
-from experiments.engine.rows import OVER_SEEDS, epoch_of, seeds_note, unlike_notes
+from experiments.engine.render import DASH, Table
+from experiments.engine.rows import OVER_SEEDS, Entry, epoch_of, seeds_note, unlike_notes
 from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.records.frame import leaves, varying
@@ -61,10 +60,11 @@ def pivot(
         places.setdefault((down, across), []).append(record)
     for (down, across), found in places.items():
         _one_cell(found, " ".join([*down, *across]))
+    shown = {place: Entry(place[0], found, stat, metric).printed() for place, found in places.items()}
     heads = sorted({place[1] for place in places}, key=_order)
     made = []
     for down in sorted({place[0] for place in places}, key=_order):
-        made.append([*down, *(_shown(places.get((down, part), []), metric, stat) for part in heads)])
+        made.append([*down, *(shown.get((down, part), DASH) for part in heads)])
     titles = [", ".join(part) for part in heads] if columns else [metric or "score"]
     what = metric or "each task's first metric"
     epoch = f"at the {epoch_of(stat)} epoch; test rows where a record has them"
@@ -72,13 +72,6 @@ def pivot(
     notes += seeds_note(places.values())
     title = f"{', '.join(rows)} by {', '.join(columns)}" if columns else ", ".join(rows)
     return Table("pivot", title + (f" where {' '.join(where)}" if where else ""), [*rows, *titles], made, notes)
-
-
-def _shown(found: Sequence[Record], metric: str | None, stat: Statistic) -> str:
-    epoch = epoch_of(stat)
-    if not found or not all(record.has(metric, epoch) for record in found):
-        return DASH
-    return number(summarise_records(found, metric, epoch), 100.0, 1, stat)
 
 
 def _one_cell(found: Sequence[Record], place: str) -> None:

@@ -184,13 +184,7 @@ def n(entry: Entry) -> str:
 def score(metric: str, scale: float, digits: int) -> Column:
     """One metric at the epoch that `stat` reads; a dash where a run does not have it."""
 
-    def shown(entry: Entry) -> str:
-        epoch = epoch_of(entry.stat)
-        if not all(record.has(metric, epoch) for record in entry.records):
-            return DASH
-        return number(summarise_records(entry.records, metric, epoch), scale, digits, entry.stat)
-
-    return shown
+    return lambda entry: replace(entry, metric=metric, scale=scale, digits=digits).printed()
 
 
 def scores(stat: Statistic | None, intervals: bool = True) -> dict[str, Column]:
