@@ -18,33 +18,24 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from . import heads, saving
-from .base_layer import called, device_of, dtype_of, nested, shape_of, taken
+from .banked import Batch, Layer, Saved, Wrapper, batches, check_head, check_rows_first
+from .base_layer import device_of, dtype_of
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Reader
 from .config import VeraConfig
 from .errors import AdapterError
-from .functional import projected
 from .inject import projection_keys, replace_module, seen, target_shapes, vera_layers
 from .names import plain_path, unwrapped
 from .projection import Projection
-from .rows import RowWise
 
 _BLOCK = 2**26  # bytes of the table that are allocated at once, at least one adapter's
-# transformers' families that compute some layers on [time, rows, ...], like [rows, time, ...] where both are of one size
-_ROWS_SECOND = {"bridgetower", "fsmt", "led", "longformer", "mask2former", "oneformer", "xlnet"}
-
-# The batches of this thread, or of this asyncio task, by the id of their bank.
-_batches: ContextVar[dict[int, _Batch]] = ContextVar("batches", default={})  # noqa: B039 never changed in place
 
 
 class _Mode(threading.local):
@@ -90,7 +81,7 @@ class AdapterBank:
         self.model, self.memory_bytes, self.dtype = model, memory_bytes, dtype
         self._lock = threading.RLock()
         self._need_bare()
-        _check_rows_first(model)
+        check_rows_first(model)
         self._reader = Reader(model)
         self._reset()
 
@@ -211,18 +202,24 @@ class AdapterBank:
         with self._lock:
             slots = self._pin(list(dict.fromkeys(name for name in names if name is not None)))
             try:
-                batch = _Batch(self, names, copies, slots)
+                batch = self._batch(names, copies, slots)
             except BaseException:
                 self._unpin(slots)
                 raise
-        _batches.set({**_batches.get(), id(self): batch})
+        batches.set({**batches.get(), id(self): batch})
         try:
             with _without_gradients():
                 yield
         finally:
-            _batches.set({key: value for key, value in _batches.get().items() if value is not batch})
+            batches.set({key: value for key, value in batches.get().items() if value is not batch})
             with self._lock:
                 self._unpin(slots)
+
+    def _batch(self, names: list[str | None], copies: int, slots: dict[str, int]) -> Batch:
+        rows = {name: self._row(slot) for name, slot in slots.items()}
+        whole = {name: self._whole.get(name, {}) for name in slots}
+        bare = torch.zeros(sum(self._vectors.values()), dtype=self.dtype, device=self._device)
+        return Batch(names, copies, rows, whole, self._vectors, bare)
 
     def close(self) -> None:
         """Give the model its own layers and modes back and forget all adapters. Raises AdapterError while a batch uses them."""
@@ -231,7 +228,7 @@ class AdapterBank:
             if self._in_use:
                 raise AdapterError("the bank is in use by a batch of another thread")
             for path, module in list(self.model.named_modules(remove_duplicate=False)):
-                if isinstance(module, _Wrapper) and module.vera_bank is self:
+                if isinstance(module, Wrapper) and module.vera_bank is self:
                     replace_module(self.model, path, module.base_layer)
             saving.remove(self.model)
             for module in self._trained:
@@ -247,7 +244,7 @@ class AdapterBank:
         modules = unwrapped(self.model).named_modules(remove_duplicate=False)
         saved = heads.find(((plain_path(path), module) for path, module in modules), config.modules_to_save)
         for path, module in saved.items():
-            _check_head(path, module)
+            check_head(path, module)
         for path, module in targets.items():
             if device_of(module).type == "meta":
                 raise AdapterError(f"{path} has no values yet (meta device): a bank needs them")
@@ -266,25 +263,25 @@ class AdapterBank:
         if capacity == 0:
             raise AdapterError(f"{self.memory_bytes:,} bytes do not hold one adapter of {width * self.dtype.itemsize:,}")
         projections: dict[tuple, Projection] = {}
-        wrappers: dict[str, _Wrapper] = {}
+        wrappers: dict[str, Wrapper] = {}
         for path, key in projection_keys(config, shapes).items():
             module = targets[path]
             place = (*key, device_of(module), dtype_of(module))
             if place not in projections:
                 projections[place] = Projection(*key, device=device_of(module), dtype=dtype_of(module))
-            wrappers[path] = _Layer(self, path, module, projections[place])
+            wrappers[path] = Layer(self, path, module, projections[place])
             if any(isinstance(parent, nn.TransformerEncoderLayer) for parent in self._above(module)):
                 wrappers[path].register_forward_pre_hook(seen)  # as `attach` does
         starts = dict(zip(sizes, accumulate(map(math.prod, sizes.values()), initial=0), strict=False))
         for path, module in saved.items():
             own = [key for key in sizes if key.startswith(f"{path}.") and key not in vectors]
             places = {key.removeprefix(f"{path}."): (starts[key], sizes[key]) for key in own}
-            wrappers[path] = _Saved(self, path, module, places)
+            wrappers[path] = Saved(self, path, module, places)
         self.config, self._width, self._capacity, self._sizes, self._vectors = config, width, capacity, sizes, vectors
         self._device = device_of(next(iter(targets.values())))
         self._trained = [module for module in self.model.modules() if module.training]
         for path, wrapper in wrappers.items():
-            if isinstance(wrapper, _Layer):  # adapted there alone, as by `attach`; a head is exchanged under all its names
+            if isinstance(wrapper, Layer):  # adapted there alone, as by `attach`; a head is exchanged under all its names
                 replace_module(unwrapped(self.model), path, wrapper)
                 continue
             for parent in self._above(wrapper.base_layer):
@@ -393,7 +390,7 @@ class AdapterBank:
             raise AdapterError(f"no adapter in the bank is called {some}; it holds {len(self)}")
 
     def _need_bare(self) -> None:
-        if any(vera_layers(self.model)) or any(isinstance(module, _Wrapper) for module in self.model.modules()):
+        if any(vera_layers(self.model)) or any(isinstance(module, Wrapper) for module in self.model.modules()):
             raise AdapterError("a bank needs a model without adapters")
 
     def _need_kind(self) -> None:
@@ -401,7 +398,7 @@ class AdapterBank:
             raise AdapterError("the bank is empty")
 
     def _not_in_use(self) -> None:
-        if id(self) in _batches.get():
+        if id(self) in batches.get():
             raise AdapterError("the bank is in use by a batch; leave `with bank.use(...)` first")
 
     def _same_kind(self, config: VeraConfig, values: dict[str, Tensor], folder: str | os.PathLike) -> None:
@@ -412,196 +409,3 @@ class AdapterBank:
             here, there = getattr(self.config, key), getattr(config, key)
             if here != there:
                 raise AdapterError(f"{Path(folder) / CONFIG_FILE} has {key}={there!r}, the adapters of this bank have {here!r}")
-
-
-class _Batch:
-    """The adapters of one batch: b and d of each name gathered once, and which rows belong to which adapter."""
-
-    def __init__(self, bank: AdapterBank, names: list[str | None], copies: int, slots: dict[str, int]):
-        self.names, self.copies = names, copies
-        self.adapters = {name: bank._row(slot) for name, slot in slots.items()}
-        self.whole = {name: bank._whole.get(name, {}) for name in slots}
-        size = sum(bank._vectors.values())
-        order = {name: number for number, name in enumerate([*slots, None])}
-        bare = torch.zeros(size, dtype=bank.dtype, device=bank._device)
-        table = torch.stack([*(row[:size] for row in self.adapters.values()), bare])
-        index = torch.tensor([order[name] for name in names for _ in range(copies)], dtype=torch.int64, device=bank._device)
-        gathered = table.index_select(0, index).split(list(bank._vectors.values()), 1)
-        self.vectors = dict(zip(bank._vectors, gathered, strict=True))
-        self.product: Tensor | None = None  # keeps the latest A x for the layers that read the same x
-
-    def check(self, layer: _Wrapper, rows: int) -> int:
-        """Copies of each name in a call with this many rows. Raises AdapterError for a call that the batch cannot serve."""
-        if layer.training:
-            raise AdapterError("a model in training mode (dropout, batch statistics) in a bank; call model.eval() first")
-        if torch.is_grad_enabled():
-            raise AdapterError("a bank computes no gradients; call the model under torch.no_grad()")
-        for copies in (self.copies, 1):
-            if rows == len(self.names) * copies:
-                return copies
-        raise AdapterError(f"a batch of {rows} rows, but {len(self.names) * self.copies} adapter names")
-
-    def vector(self, key: str, x: Tensor, dtype: torch.dtype, copies: int) -> Tensor:
-        """The rows' own b or d, [rows, 1, ..., size], to be multiplied with something of the dimensions of x."""
-        value = self.vectors[key][:: self.copies // copies].to(x.device, dtype)
-        return value.view(len(value), *[1] * (x.dim() - 2), -1)
-
-    def members(self, copies: int, device: torch.device) -> dict[str | None, Tensor]:
-        """The rows of each adapter."""
-        rows = [name for name in self.names for _ in range(copies)]
-        found: dict[str | None, list[int]] = {}
-        for number, name in enumerate(rows):
-            found.setdefault(name, []).append(number)
-        return {name: torch.tensor(numbers, device=device) for name, numbers in found.items()}
-
-
-class _Wrapper(nn.Module):
-    def __init__(self, bank: AdapterBank, path: str, base_layer: nn.Module):
-        super().__init__()
-        self.base_layer, self.path = base_layer, path
-        self.__dict__[saving.BANK] = bank  # the bank holds the model: no submodule
-
-    def forward(self, *args, **kwargs):
-        if torch.compiler.is_compiling():  # a compiler must not remember the batch that it sees
-            return torch.compiler.disable(self.call)(*args, **kwargs)
-        return self.call(*args, **kwargs)
-
-    @property
-    def batch(self) -> _Batch | None:
-        return _batches.get().get(id(self.vera_bank))
-
-
-class _Layer(_Wrapper):
-    """A frozen linear map [rows, ..., d_in] -> [rows, ..., d_out], adapted row by row."""
-
-    def __init__(self, bank: AdapterBank, path: str, base_layer: nn.Module, projection: Projection):
-        super().__init__(bank, path, base_layer)
-        self.out_features, self.in_features = shape_of(base_layer)
-        self.projection = projection
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base_layer.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base_layer.bias
-
-    def call(self, *args, **kwargs) -> Tensor:
-        batch = self.batch
-        if batch is None:
-            return self.base_layer(*args, **kwargs)
-        x, args, kwargs = taken(self.base_layer, args, kwargs)
-        if nested(x):
-            h = self.call(torch.nested.to_padded_tensor(x, 0.0), *args, **kwargs)
-            return torch.nested.as_nested_tensor([row[: len(part)] for row, part in zip(h, x.unbind(), strict=True)])
-        if x.dim() < 2:
-            raise AdapterError(f"{self.path} is called with one row alone: a bank needs [rows, ..., {self.in_features}]")
-        copies = batch.check(self, len(x))
-        h = called(self.base_layer, x, args, kwargs)
-        device, dtype = x.device.type, x.dtype
-        if torch.is_autocast_enabled(device) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
-        dtype = torch.float32 if dtype == torch.float16 else dtype  # as VeraLinear: fp16's range is too small for a sum over x
-        with torch.autocast(device, enabled=False):
-            A, B = self.projection.sliced(self.in_features, self.out_features)
-            batch.product = projected(x.to(dtype), A, x, self)
-            u = batch.product.view(*x.shape[:-1], -1)
-            y = F.linear(u * batch.vector(f"{self.path}.vera_lambda_d", x, dtype, copies), B.to(dtype))
-            b = batch.vector(f"{self.path}.vera_lambda_b", x, dtype, copies)
-            if h.dtype != dtype:
-                return y.mul_(b).to(h.dtype).add_(h)
-            return torch.addcmul(h, y, b, out=y)  # h may be kept by a hook
-
-
-class _Saved(_Wrapper):
-    """A module that every adapter has its own copy of, such as a head."""
-
-    def __init__(self, bank: AdapterBank, path: str, base_layer: nn.Module, places: dict[str, tuple[int, tuple[int, ...]]]):
-        super().__init__(bank, path, base_layer)
-        self.places = places  # of its tensors in a row of the table: start and shape
-        self.__dict__["row_wise"] = RowWise(base_layer, path)
-        self.__dict__["lock"] = threading.RLock()  # an adapter's tensors stand in the one module while it computes for them
-
-    def call(self, *args, **named):
-        with self.lock:
-            batch = self.batch
-            return self.base_layer(*args, **named) if batch is None else self._by_rows(batch, args, named)
-
-    def _by_rows(self, batch: _Batch, args: tuple, named: dict):
-        found = [leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor) and leaf.dim()]
-        if not found:
-            raise AdapterError(f"{self.path} is called without a tensor: its rows are not known")
-        sizes = [len(tensor) for tensor in found]
-        rows = next((rows for rows in (len(batch.names) * batch.copies, len(batch.names)) if rows in sizes), sizes[0])
-        members = batch.members(batch.check(self, rows), found[0].device)
-        own = heads.tensors(self.base_layer)
-        parts = [({} if name is None else self._tensors(batch, name, own), index) for name, index in members.items()]
-        return self.row_wise(parts, rows, args, named)
-
-    def _tensors(self, batch: _Batch, name: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        """An adapter's tensors of this module, each on the device and in the dtype of the module's own."""
-        made = {}
-        for key, like in own.items():
-            if key in self.places:
-                start, shape = self.places[key]
-                value = batch.adapters[name][start : start + math.prod(shape)].view(shape)
-            else:
-                value = batch.whole[name][f"{self.path}.{key}"]
-            # A parameter is only read; a buffer may be written to, which must not reach the table.
-            made[key] = value.to(like.device, like.dtype, copy=not isinstance(like, nn.Parameter))
-        return made
-
-    def __getattr__(self, name: str):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            with self.lock:
-                value = getattr(super().__getattr__("base_layer"), name)
-        return self._outside(value, f".{name}") if isinstance(value, (Tensor, nn.Module)) else value
-
-    def _outside(self, value, what: str):
-        if self.batch is not None:
-            raise AdapterError(
-                f"{self.path}{what} is read by itself: in a bank {self.path} must be called, once for each adapter"
-            )
-        return value
-
-    def __getitem__(self, key):
-        return self._outside(self.base_layer[key], f"[{key!r}]")
-
-    def __iter__(self):
-        return iter(self._outside(self.base_layer, "'s modules"))
-
-    def __len__(self) -> int:
-        return len(self.base_layer)
-
-    def __bool__(self) -> bool:
-        return True
-
-
-def _check_rows_first(model: nn.Module) -> None:
-    """Raises AdapterError for a model that holds one of _ROWS_SECOND, or a class derived from it."""
-    for kind in (kind for module in model.modules() for kind in type(module).__mro__):
-        family = kind.__module__.split(".")[2:3] if kind.__module__.startswith("transformers.models.") else []
-        if _ROWS_SECOND.intersection(family):
-            raise AdapterError(
-                f"{family[0]} ({kind.__name__}) has the rows of a batch in the second dimension of some layers, so a bank may "
-                "take others for them; use one adapter at a time"
-            )
-
-
-def _check_head(path: str, module: nn.Module) -> None:
-    """Raises AdapterError for a module that cannot be called with the tensors of each adapter in turn."""
-    if type(module).forward is nn.Module.forward:
-        raise AdapterError(
-            f"{path} in modules_to_save is a {type(module).__name__}, which is not called: a bank cannot switch it"
-        )
-    own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-    for part in module.modules():
-        if isinstance(part, nn.RNNBase):  # torch exchanges its list of weights itself
-            continue
-        for name, value in vars(part).items():
-            held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
-            if name not in ("_parameters", "_buffers") and any(id(item) in own for item in held):
-                raise AdapterError(f"{path} in modules_to_save keeps a parameter in {name}, where a bank cannot exchange it")
