@@ -30,6 +30,19 @@ def test_what_is_linear_in_the_embeddings_is_found(monkeypatch):
     assert "cosine" not in found
 
 
+def test_the_penalty_is_chosen_by_the_metric_that_is_shown(monkeypatch):
+    """One class for all has the best accuracy on unequal classes, and no correlation with anything."""
+    task = build(compose(["model=minilm", "task=cola", "task.synthetic=true"]).task, "task")
+    draw = np.random.default_rng(1)
+    rows = {split: [((str(int(n % 5 > 0)),), int(n % 5 > 0)) for n in range(500)] for split in ("train", "validation")}
+    monkeypatch.setattr(type(task), "read", lambda self: (rows, "here", None))
+    monkeypatch.setattr(
+        probe, "embed", lambda b, texts: np.array([[int(t) + draw.normal(), *draw.normal(size=60)] for t in texts])
+    )
+    found = probe.probe(task, None)
+    assert found["chosen_by"] == "matthews_correlation" and found["metrics"]["matthews_correlation"] > 0
+
+
 def test_scores_have_a_cosine_too_and_embeddings_have_length_one(cache):
     run = compose(["model=minilm", "task=stsb", "scale=rehearsal"])
     task, backbone = build(run.task, "task"), build(run.model, "model").load(1, cache)
