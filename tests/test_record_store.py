@@ -4,6 +4,7 @@ import json
 import math
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -173,6 +174,24 @@ def test_hidden_files_are_no_records(finished, tmp_path):
     (store.runs / f"._{record.name}.json").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
     assert store.names() == [record.name] and store.records() == [record] and status.look(tmp_path).done == {record.name}
     assert read_record(tmp_path) == record
+
+
+def test_a_record_that_is_named_is_the_one_that_is_read(finished, tmp_path, monkeypatch):
+    """An older copy in a folder beside runs/, or one with a relative path from within runs/."""
+    record, store = finished[0], Store(tmp_path)
+    path = store.write(record)
+    copy = tmp_path / "old" / path.name
+    copy.parent.mkdir()
+    copy.write_text(record.model_copy(update={"cost": record.cost.model_copy(update={"seconds": 12345.0})}).to_json())
+    assert read_record(copy).cost.seconds == 12345.0 != read_record(path).cost.seconds
+    copy.write_text("{}")
+    with pytest.raises(RecordError, match="old"):
+        read_record(copy)
+    copy.unlink()
+    with pytest.raises(RecordError, match="cannot be read"):
+        read_record(copy)
+    monkeypatch.chdir(store.runs)
+    assert read_record(Path(path.name)) == record
 
 
 def test_a_cell_is_read_when_it_is_asked_for(finished, tmp_path):

@@ -248,11 +248,21 @@ def test_the_command(script, recorded, cache, tmp_path):
         read_record(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize("words", ["--tolerance -1", "--tolerance nan", "--tolerance inf", "--threads 0", "--threads -3"])
+def test_limits_that_would_decide_alone_are_refused(words, monkeypatch, capsys):
+    from vera.commands import verify as command
+
+    monkeypatch.setattr("sys.argv", ["verify.py", "none.json", *words.split()])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert words.split()[0] in capsys.readouterr().err
+
+
 def test_paths_are_given_as_to_a_training_and_options_anywhere(recorded, tmp_path, monkeypatch):
     run = run_of(recorded[0], ["cache_dir=~/some cache"], tmp_path)
     assert run.cache_dir == os.path.expanduser("~/some cache")
     from vera.commands import verify as command
 
     monkeypatch.setattr("sys.argv", ["verify.py", "none.json", "device=cpu", "--tolerance", "1", "cache_dir=x"])
-    with pytest.raises(RecordError, match=r"none\.json is not there"):
+    with pytest.raises(RecordError, match=r"none\.json cannot be read: No such file"):
         command.main()

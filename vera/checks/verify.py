@@ -62,16 +62,15 @@ class Comparison:
 
 
 def read_record(path: Path) -> Record:
-    """The record in a file of a results folder, or the only one in a folder that was published. Raises RecordError."""
+    """The record in a file, wherever it lies, or the only one in a folder that was published. Raises RecordError."""
     if path.is_dir():
         inside = Store(path).names()
         if len(inside) != 1:
             raise RecordError(f"{path} holds {len(inside)} records (runs/<run>.json); name the one to repeat")
         path = Store(path).path(inside[0])
-    found = Store(path.parent.parent).find(path.stem) if path.suffix == ".json" else None
-    if found is None:
-        raise RecordError(f"{path} is not there or is not called <run>.json")
-    return found
+    if path.suffix != ".json":
+        raise RecordError(f"{path} is not called <run>.json, as a record is")
+    return Store.read(path)
 
 
 def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:

@@ -36,7 +36,7 @@ class Store:
     def find(self, name: str) -> Record | None:
         """The record of a run, or None when it has not finished. Raises RecordError for a file that is not a valid record."""
         path = self.path(name)
-        return self._read(path) if path.exists() else None
+        return self.read(path) if path.exists() else None
 
     def write(self, record: Record, outputs: dict[str, str] | None = None) -> Path:
         """Write a record after the outputs that it names (path to text), and forget the run's earlier failure.
@@ -90,14 +90,15 @@ class Store:
 
     def records(self) -> list[Record]:
         """Every record, sorted by file name. Raises RecordError for an invalid one."""
-        return [self._read(self.path(name)) for name in sorted(self.names())]
+        return [self.read(self.path(name)) for name in sorted(self.names())]
 
     def by_cell(self) -> Cells:
         """Records by cell_id, each list sorted by seed. Raises RecordError for a file whose name is not a run's."""
         return Cells(self)
 
     @staticmethod
-    def _read(path: Path) -> Record:
+    def read(path: Path) -> Record:
+        """The record in one file, wherever it lies. Raises RecordError where it is none or has not its run's name."""
         try:
             text = path.read_bytes()
         except OSError as error:
@@ -158,7 +159,7 @@ class Cells(Mapping[str, list[Record]]):
         if part not in self._read:
             cells: dict[str, list[Record]] = defaultdict(list)
             for name in self._files.get(part, []):
-                record = self._store._read(self._store.path(name))
+                record = self._store.read(self._store.path(name))
                 cells[record.run.cell_id].append(record)
             self._read[part] = {cell: sorted(records, key=lambda record: record.run.seed) for cell, records in cells.items()}
         return self._read[part]

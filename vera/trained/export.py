@@ -125,8 +125,7 @@ def find(source: Path, checkpoint: str | None, results: Path | None, work: Path 
         name, work = source.resolve().name, source.resolve().parent
         record, store = _record_of(source, name, work, results)
     elif source.suffix == ".json":
-        record = read_record(source)
-        store = Store(source.parent.parent)
+        record, store = read_record(source), Store(source.absolute().parent.parent)
         work = work_of(store.root) if work is None else work
     elif source.exists():
         raise ConfigError(f"{source} is neither a run's folder nor its record (results/runs/<run>.json)")
