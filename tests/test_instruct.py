@@ -186,6 +186,8 @@ def test_the_rows_of_a_subset_are_the_same_for_every_seed_and_never_held_out(bac
         ('[{"instruction": "a", "input": ""}]', "row 0: no 'output'"),
         ('[{"instruction": "a", "output": "b"}, {"output": "b"}]', "row 1: no 'instruction'"),
         ('[{"instruction": "a", "output": 3}]', "row 0: 'output' is not a text"),
+        ('[{"instruction": "a", "output": 0}]', "row 0: 'output' is not a text"),
+        ('[{"instruction": "a", "input": false, "output": "b"}]', "row 0: 'input' is not a text"),
         ('[{"instruction": " ", "output": "b"}]', "row 0: empty 'instruction'"),
         ('["a"]', "row 0 is not an object"),
         ('{"instruction": "a"}', ":1: no 'output'"),
@@ -197,6 +199,20 @@ def test_bad_rows_are_named(content, words, tmp_path):
     with pytest.raises(DataError) as caught:
         read_rows(tmp_path)
     assert words in str(caught.value) and "alpaca.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_columns_that_are_not_there_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"q": "a", "out": "b"}\n{"q": "c", "context": "d", "out": "e"}\n')
+    columns = {"instruction": "q", "output": "out"}
+    assert read_rows(path, {**columns, "input": "context"}) == [("a", "", "b"), ("c", "d", "e")]
+    with pytest.raises(DataError, match="no row has 'contxt', which columns name as the input"):
+        read_rows(path, {**columns, "input": "contxt"})
+    path.write_text('{"q": "a", "out": 3}\n')
+    with pytest.raises(DataError, match="'out' is not a text"):
+        read_rows(path, columns)
+    with pytest.raises(ConfigError, match="columns are those of a file: give it with data_dir="):
+        alpaca("+task.columns={instruction: q}")
 
 
 def test_a_folder_without_rows_and_no_hub(tmp_path, backbone):

@@ -401,6 +401,15 @@ def test_grey_of_32_bits_is_refused_and_16_bits_are_scaled():
             pixels._converted(Image.new(mode, (1, 1), 3))
 
 
+def test_links_to_nothing_are_named(tmp_path):
+    """As git-annex leaves them where the images have not been fetched: a set without them would be another one."""
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "1.jpg").write_bytes(picture())
+    (tmp_path / "train" / "cat" / "2.jpg").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"1 of the files in .*cat are links to nothing, such as .*2\.jpg"):
+        from_folder(tmp_path, ["train"], "image", "label", 1, tmp_path / "cache")
+
+
 def test_stray_files_are_passed_over_and_counted(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "train" / name).mkdir(parents=True)

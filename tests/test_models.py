@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -300,6 +301,18 @@ def test_the_fingerprint_of_an_image_processor_is_of_the_pixels_that_it_makes(tm
     others += [{"rescale_factor": 1 / 127}, {"do_normalize": False}]
     assert of() == of() == "09de59c206da5fab"
     assert len({of(), *(of(**other) for other in others)}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("more", [{"do_resize": False}, {"size": {"shortest_edge": 24}}])
+def test_a_crop_larger_than_the_image_does_not_hide_how_the_processor_normalises(more):
+    from transformers import CLIPImageProcessor
+
+    pixels = Pixels(CLIPImageProcessor(crop_size={"height": 32, "width": 32}, **more), 3)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 28, 3), np.uint8))
+    halves = pixels.normalise(torch.from_numpy(np.asarray(pixels.resize(image)))[None])
+    assert torch.allclose(halves, pixels([image]), atol=1e-5) and halves.std() > 0.5
+    with pytest.raises(ModelError, match="the same of black and white images"):
+        Pixels(CLIPImageProcessor(rescale_factor=0.0), 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "P"])

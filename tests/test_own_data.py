@@ -557,6 +557,10 @@ def test_instructions_are_read_by_the_names_of_their_columns(tmp_path, compose):
     assert rows[3] == ("What is 3?", "", "3") and task.held_out == 2
     with pytest.raises(DataError, match=r"mine.jsonl:1 has no column 'reply'; it has 'question', 'answer'"):
         draft.instructions("mine", path, {"instruction": "question", "output": "reply"})
+    some = tmp_path / "some.jsonl"  # the first row has no input
+    some.write_text(path.read_text() + json.dumps({"question": "Why?", "answer": "So.", "about": "x"}) + "\n")
+    named = {"instruction": "question", "output": "answer", "input": "about"}
+    assert draft.instructions("mine", some, named)["facts"] == {"train_rows": 21}
     path = write(tmp_path / "mine.parquet", [(f"What is {i}?", str(i), "") for i in range(20)], ("question", "answer", "more"))
     made = draft.instructions("mine", path, {"instruction": "question", "output": "answer"})
     task = build({**choice("task", "alpaca"), **{k: v for k, v in made.items() if k != "defaults"}}, "task")

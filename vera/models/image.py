@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from vera.errors import ModelError
 from vera.models.base import Layout, Model
 
 
@@ -55,6 +56,10 @@ class Pixels:
         black, white = (self._processed(Image.new(self.mode, (2, 2), color)) for color in ("black", "white"))
         self.offset = black  # [channels, 1, 1]
         self.factor = (white - black) / 255
+        if not self.factor.all():
+            raise ModelError(
+                "the image processor makes the same of black and white images, so that a model sees nothing in them"
+            )
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
         """Pixel values [N, channels, H, W], float32."""
@@ -85,4 +90,6 @@ class Pixels:
         return image.convert(self.mode)
 
     def _processed(self, image: Image.Image) -> torch.Tensor:
-        return self([image])[0, :, :1, :1]
+        pixels = self([image])[0]
+        row, column = (size // 2 for size in pixels.shape[1:])  # the middle: a crop larger than the image has a rim of its own
+        return pixels[:, row : row + 1, column : column + 1]

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vera.config import Source
 from vera.errors import DataError
@@ -55,6 +55,12 @@ class Alpaca(LanguageTask):
             if f"{{{name}}}" not in value:
                 raise ValueError(f"must hold {{{name}}}")
         return value
+
+    @model_validator(mode="after")
+    def _columns_of_a_file(self):
+        if self.columns and self.data_dir is None and not self.synthetic:
+            raise ValueError(f"columns are those of a file: give it with data_dir=; {REPOSITORY} has {', '.join(FIELDS)}")
+        return self
 
     def load(self, backbone: Backbone, seed: int) -> Data:
         return self.once(backbone, lambda: self._prepare(backbone))
@@ -148,6 +154,8 @@ def read_rows(path: Path, columns: dict[str, str] | None = None) -> list[Row]:
         found = tables.read_columns(files, list(names.values()))
         return [checked_row(where, dict(zip(names, values, strict=True)), names) for where, values in found]
     objects = [found for file in files for found in tables.read_objects(file, names.values())]
+    if "input" in (columns or {}) and not any(names["input"] in row for _, row in objects if isinstance(row, dict)):
+        raise DataError(f"{files[0]}: no row has {names['input']!r}, which columns name as the input")
     return [
         checked_row(where, {field: row[name] for field, name in names.items() if name in row}, names) for where, row in objects
     ]
@@ -160,11 +168,11 @@ def checked_row(where: str, row: Any, names: Mapping[str, str] = MappingProxyTyp
     for field in FIELDS:
         if field not in row and field != "input":
             raise DataError(f"{where}: no {names.get(field, field)!r}")
-        if not isinstance(row.get(field) or "", str):
-            raise DataError(f"{where}: {field!r} is not a text")
+        if not isinstance(row.get(field), (str, type(None))):
+            raise DataError(f"{where}: {names.get(field, field)!r} is not a text")
     instruction, given, output = (row.get(field) or "" for field in FIELDS)
     if not instruction.strip():
-        raise DataError(f"{where}: empty 'instruction'")
+        raise DataError(f"{where}: empty {names.get('instruction', 'instruction')!r}")
     return instruction, given, output
 
 

@@ -213,7 +213,7 @@ def instructions(name: str, file: Path, columns: dict[str, str]) -> dict[str, An
     them. Raises DataError."""
     if file.suffix.lower() != ".parquet":
         where, first = read_objects(file, columns.values())[0]
-        positions(where, [*columns.values()], first)
+        positions(where, [column for field, column in columns.items() if field != "input"], first)  # which rows may lack
     rows = read_rows(file, columns)
     return {
         "defaults": ["alpaca", "_self_"],

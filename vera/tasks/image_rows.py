@@ -193,7 +193,7 @@ def _from_class_folders(folder: Path, classes: int, where: str) -> Rows:
 
 def class_files(folder: Path) -> dict[str, list[Path]]:
     """The images of each class folder, by its name; what _stray says is passed over. Raises DataError for a class without
-    images, and for images that lie elsewhere: deeper in a class folder, or beside the class folders."""
+    images, for links to nothing, and for images that lie elsewhere: deeper in a class folder, or beside the class folders."""
     found = {}
     for name in _folders(folder):
         inside = [path for path in sorted((folder / name).iterdir()) if not _stray(path)]
@@ -203,6 +203,8 @@ def class_files(folder: Path) -> dict[str, list[Path]]:
         if deeper:
             raise DataError(f"{deeper[0]} lies in a folder inside the class folder {folder / name}; move its images up into it")
         found[name] = [path for path in inside if path.is_file()]
+        if gone := [path for path in inside if not path.exists()]:
+            raise DataError(f"{len(gone)} of the files in {folder / name} are links to nothing, such as {gone[0]}")
     empty = [name for name, files in found.items() if not files]
     if empty:
         raise DataError(f"{folder} has no images of {', '.join(map(repr, empty[:5]))}: put some in, or remove the folder")
