@@ -65,6 +65,7 @@ _PURE = {
     "beside",
     "recipe",
 }
+_PLACED = {"chat": "answers.chat", "questions": "answers.questions"}  # groups that another one chooses from
 _RESOLVER = re.compile(r"\$\{\s*([A-Za-z_][\w.]*)\s*:")
 _KEYS = RunConfig.model_fields.keys() - {"follows_seed", "unhashed", "variant"}  # which are found, not given
 _READ = {*_KEYS, "answers", "models_dir", "data_root"}  # at the top level; the others there are what a recipe refers to
@@ -388,6 +389,8 @@ def explain(error: Exception) -> str:
     if unknown:
         key = unknown.group(1)
         parent, _, leaf = key.rpartition(".")
+        if key in _PLACED:
+            return f"{key} is chosen as {key}@{_PLACED[key]}=, one of {', '.join(choices(key))}"
         if leaf in choices_groups() and not parent:
             return f"{key}: no such choice; allowed: {', '.join(choices(leaf))}"
         return f"{key} is not a key of the configuration; {_allowed(parent)}"
