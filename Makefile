@@ -8,7 +8,7 @@ WORKERS ?=
 ARGS ?=
 FUZZ ?= 2000
 # METHOD chooses among the rows of a sweep; WORKERS=auto starts a worker on each GPU of this machine, WORKERS=4 four.
-CHOSEN = $(if $(METHOD),method=$(METHOD))
+CHOSEN = $(if $(METHOD),$(call quoted,method=$(METHOD)))
 CREW = $(if $(WORKERS),workers=$(WORKERS))
 SWEPT := demo digits glue-base glue-large glue-minilm images ablations ablations-mini e2e e2e-mini instruct vicuna
 DEAF := help setup lint format check table1 docs
@@ -118,10 +118,10 @@ digits: setup ## the demo's runs as records of this repository (results/runs)
 	$(PY) scripts/train.py sweep=demo results_dir=results $(CHOSEN) $(ARGS) $(CREW)
 
 glue-base: setup ## Table 2, RoBERTa-base: the rows of METHOD x six tasks x 5 seeds
-	$(PY) scripts/train.py sweep=glue_base method=$(or $(METHOD),vera) $(ARGS) $(CREW)
+	$(PY) scripts/train.py sweep=glue_base $(call quoted,method=$(or $(METHOD),vera)) $(ARGS) $(CREW)
 
 glue-large: setup ## Table 2, RoBERTa-large
-	$(PY) scripts/train.py sweep=glue_large method=$(or $(METHOD),vera) $(ARGS) $(CREW)
+	$(PY) scripts/train.py sweep=glue_large $(call quoted,method=$(or $(METHOD),vera)) $(ARGS) $(CREW)
 
 glue-minilm: setup ## MiniLM on four GLUE tasks, eight methods x 5 seeds; hours on a CPU (ARGS='task.data_dir=/path/to/glue')
 	$(PY) scripts/train.py sweep=glue_minilm $(CHOSEN) $(ARGS) $(CREW)
@@ -143,7 +143,7 @@ figure6: setup ## Figure 6 in full: fit random matrices again (a minute or two)
 	$(PY) scripts/expressivity.py $(ARGS)
 
 e2e: setup .venv/e2e ## Table 3: E2E with GPT-2 medium and large, the rows of METHOD x 5 seeds
-	$(PY) scripts/train.py sweep=e2e method=$(or $(METHOD),vera) $(ARGS) $(CREW)
+	$(PY) scripts/train.py sweep=e2e $(call quoted,method=$(or $(METHOD),vera)) $(ARGS) $(CREW)
 
 e2e-mini: setup .venv/e2e ## E2E on two CPU cores with a small GPT-2 made here (ARGS='task.data_dir=/path/to/e2e'), and its table
 	$(PY) scripts/train.py sweep=e2e_mini $(CHOSEN) $(ARGS) $(CREW)
@@ -169,13 +169,13 @@ docs: .venv/docs ## README, docs/, the tables they point to and an API reference
 	$(PY) -m mkdocs build --strict --quiet
 
 protocol: setup ## each setting of a table's rows: value, source, what other sources print (ARTEFACT=table2)
-	@$(PY) scripts/protocol.py $(ARTEFACT) $(ARGS)
+	@$(PY) scripts/protocol.py $(call quoted,$(ARTEFACT)) $(ARGS)
 
 plan: setup ## what the paper's tables and figures need, what is there, what the rest would cost (ARTEFACT=table2)
-	@$(PY) scripts/plan.py $(ARTEFACT) $(ARGS)
+	@$(PY) scripts/plan.py $(call quoted,$(ARTEFACT)) $(ARGS)
 
 status: setup ## what is done, running (where, since when, how long yet), failed, missing; live in a terminal (ARTEFACT=table2)
-	@$(PY) scripts/status.py $(ARTEFACT) $(ARGS)
+	@$(PY) scripts/status.py $(call quoted,$(ARTEFACT)) $(ARGS)
 
 test-faults: setup ## the digits sweep under 50 kills, full disks and suspended workers gives the uninterrupted records (minutes)
 	@$(PY) tests/system/faults.py $(ARGS)
@@ -193,7 +193,7 @@ gpu-proof: ## on a GPU box, from a checkout alone: tests, bench at full size, Ta
 	$(shell test -x $(PY) && echo $(PY) || echo $(PYTHON)) scripts/gpu_proof.py $(ARGS)
 
 doctor: setup ## what a sweep needs and whether it is here: versions, memory, disk, hub, accounts (ARTEFACT=table4)
-	@$(PY) scripts/doctor.py $(ARTEFACT) $(ARGS)
+	@$(PY) scripts/doctor.py $(call quoted,$(ARTEFACT)) $(ARGS)
 
 model: setup ## what would be adapted in a checkpoint, and its yaml (ID=answerdotai/ModernBERT-base ARGS='--for text'; docs/own_backbone.md)
 	@$(PY) scripts/model.py $(call quoted,$(ID)) $(ARGS)
@@ -205,13 +205,13 @@ verify: setup ## repeat a recorded run and compare every number (RUN=results/run
 	@$(PY) scripts/verify.py $(call quoted,$(RUN)) $(ARGS)
 
 pareto: setup ## score against parameters, memory and seconds, every method with records, the front marked (MODEL= TASK=)
-	@$(PY) scripts/pareto.py model=$(MODEL) task=$(TASK) $(ARGS)
+	@$(PY) scripts/pareto.py $(call quoted,model=$(MODEL)) $(call quoted,task=$(TASK)) $(ARGS)
 
 export: setup ## every record as one file for other programs (FORMAT=csv|parquet|latex ARGS='--history')
-	@$(PY) scripts/frame.py --format $(or $(FORMAT),csv) $(ARGS)
+	@$(PY) scripts/frame.py --format $(call quoted,$(or $(FORMAT),csv)) $(ARGS)
 
 tune: setup ## search a method's settings on validation rows (METHOD= MODEL= TASK= ARGS='train.lr=1e-4..1e-1:log:7 --seeds 100,101')
-	@$(PY) scripts/tune.py method=$(METHOD) model=$(MODEL) task=$(TASK) $(ARGS)
+	@$(PY) scripts/tune.py $(call quoted,method=$(METHOD)) $(call quoted,model=$(MODEL)) $(call quoted,task=$(TASK)) $(ARGS)
 
 publish: setup ## a finished run as a repository of the hub, with record and card (RUN=results/runs/NAME.json REPO=me/name ARGS=--dry-run)
 	@$(PY) scripts/publish.py $(call quoted,$(RUN)) $(call quoted,$(REPO)) $(ARGS)

@@ -61,8 +61,8 @@ def test_a_command_is_called_as_its_script(vera, script, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["plan", "table99"], 1, "error: nothing is called 'table99'"),
-        (["doctor", "table99"], 2, "error: nothing is called 'table99'"),
+        (["plan", "table99"], 1, "error: nothing that has runs is called 'table99'"),
+        (["doctor", "table99"], 2, "error: nothing that has runs is called 'table99'"),
         (["verify", "none.json"], 2, "error: none.json"),
         (["score_e2e", "none", "none"], 1, "error: none"),
         (["train", "method=veera"], 2, "error: method=veera"),

@@ -119,8 +119,11 @@ def test_table_5_pays_for_one_evaluation_a_run_and_head_only_for_one_pass(folder
 
 
 def test_unknown_names_and_bad_sweeps_are_one_line(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="nothing is called 'table99'; there are"):
+    with pytest.raises(ConfigError, match="nothing that has runs is called 'table99'; there are"):
         sweeps.sweeps("table99")
+    with pytest.raises(ConfigError, match="nothing that has runs is called 'table1'; there are"):  # not Table 12's
+        sweeps.sweeps("table1")
+    assert {name for part in sweeps.sweeps("table6") for name in part.artefacts} >= {"table6a", "table6b", "table6c"}
     with pytest.raises(ConfigError, match="seeds are whole numbers"):
         cells("glue_large", "seed=one")
     (tmp_path / "sweep").mkdir()
@@ -189,4 +192,4 @@ def test_the_command_prints_the_plan_and_the_commands(tmp_path, capsys):
             command(name, [*words, "results_dir=mine", *here])
         assert "where they are looked for is --results" in capsys.readouterr().err
     wrong = run("nothing", *here, code=1).err
-    assert wrong.startswith("error: nothing is called 'nothing'") and wrong.count("\n") == 1
+    assert wrong.startswith("error: nothing that has runs is called 'nothing'") and wrong.count("\n") == 1

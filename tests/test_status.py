@@ -90,7 +90,7 @@ def test_the_command_prints_once_where_nobody_watches(script, tmp_path):
     done = script("status.py", SWEEP, "--results", tmp_path)
     assert done.returncode == 0 and done.stderr == "" and every[3] in done.stdout
     wrong = script("status.py", "no_such")
-    assert wrong.returncode == 1 and wrong.stderr.startswith("error: nothing is called 'no_such'")
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: nothing that has runs is called 'no_such'")
 
 
 def test_durations():

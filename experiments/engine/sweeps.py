@@ -88,7 +88,8 @@ def read_sweep(name: str) -> Sweep:
 
 
 def sweeps(artefact: str | None = None) -> list[Sweep]:
-    """The sweeps of the paper, or of the project, one entry for each table or figure; or those of one artefact, or one sweep.
+    """The sweeps of the paper, or of the project, one entry for each table or figure; or those of one artefact, or of those
+    whose names go on from it (table6: table6a, table6b; not table1: table12), or one sweep.
 
     Raises ConfigError where nothing is called like that.
     """
@@ -98,11 +99,16 @@ def sweeps(artefact: str | None = None) -> list[Sweep]:
         return [part for sweep in every if conf_file("sweep", sweep.name).is_relative_to(there) for part in _parts(sweep)]
     if artefact is None:
         return [part for sweep in every for part in _parts(sweep) if part.artefacts]
-    found = [p for s in every for p in _parts(s) if s.name == artefact or any(a.startswith(artefact) for a in p.artefacts)]
+
+    def asked(part: Sweep) -> bool:
+        rests = (name.removeprefix(artefact) for name in part.artefacts if name.startswith(artefact))
+        return part.name == artefact or any(not rest[:1].isdigit() for rest in rests)
+
+    found = [part for sweep in every for part in _parts(sweep) if asked(part)]
     found = found or [sweep for sweep in own_sweeps() if sweep.label == artefact]
     if not found:
         known = sorted({name for sweep in every for name in (sweep.name, *sweep.artefacts)})
-        raise ConfigError(f"nothing is called {artefact!r}; there are {', '.join(known)}")
+        raise ConfigError(f"nothing that has runs is called {artefact!r}; there are {', '.join(known)}")
     return found
 
 
