@@ -131,9 +131,12 @@ def test_sign_flips_stand_beside_and_five_pairs_cannot_go_below_a_sixteenth():
 
 def test_sign_flips_of_a_refuted_claim_are_against_the_margin_that_is_excluded():
     nothing = [-0.002, 0.001, 0.002, -0.001, 0.0015]  # as good as zero, and so not better by two points
-    (line, far) = (decide("x", "", [Part("", nothing)] * parts, "better", 2.0) for parts in (1, 2))
-    assert line.reading == "not supported" and line.result.endswith("that it fails; sign flips, two-sided: 0.0625")
-    assert far.result.endswith("sign flips, two-sided: 0.1250")
+    above = [0.2 + 0.01 * gap for gap in range(20)]
+    one = decide("x", "", [Part("", nothing)], "better", 2.0)
+    two = decide("x", "", [Part("", above), Part("", nothing)], "better", 2.0)
+    assert one.reading == two.reading == "not supported"
+    assert one.result.endswith("that it fails; sign flips, two-sided: 0.0625")
+    assert two.result.endswith("sign flips, two-sided: 0.1250")
 
 
 def line(reading, miniature=False):
