@@ -1,5 +1,7 @@
 """The linear probe: what it makes of a pair, and that it learns from training rows alone."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,27 @@ def test_scores_have_a_cosine_too_and_embeddings_have_length_one(cache):
     assert embedded[2] == pytest.approx(alone[0], abs=1e-5)  # padding and order change nothing
     found = probe.probe(task, backbone)
     assert found["metrics"].keys() == found["cosine"].keys() == {"pearson", "spearmanr"} and found["penalised"] == "alpha"
+
+
+def test_one_task_is_measured_again_and_the_others_are_kept(tmp_path, monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    path, model = tmp_path / f"{probe.PROBE}.json", SimpleNamespace(fingerprint="m", notes={"preprocessing": "t"})
+    monkeypatch.setattr(probe, "probe", lambda task, backbone: {"metrics": {task.primary: 0.5}})
+    monkeypatch.setattr(probe, "build", lambda part, kind: SimpleNamespace(primary=part.get("primary"), load=lambda *_: model))
+    monkeypatch.setattr("sys.argv", ["probe.py", "--out", str(tmp_path)])
+    assert probe.main() == 0
+    first = json.loads(path.read_text())["tasks"]
+    assert list(first) == list(probe.TASKS) and {made["preprocessing"] for made in first.values()} == {"t"}
+    model.notes = {"preprocessing": "u"}
+    monkeypatch.setattr("sys.argv", ["probe.py", "--out", str(tmp_path), "--tasks", "cola"])
+    assert probe.main() == 0
+    again = json.loads(path.read_text())["tasks"]
+    assert again == {**first, "cola": {**first["cola"], "preprocessing": "u"}}
+    monkeypatch.setattr("sys.argv", ["probe.py", "--tasks", "cola,sst2"])
+    with pytest.raises(SystemExit):
+        probe.main()
+    assert "--tasks sst2: the probe is of rte, mrpc, cola, stsb" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["task=cola", "model=roberta_base", "+method=lora"])

@@ -242,13 +242,22 @@ def test_few_and_many_epochs_of_cola_are_compared_method_by_method_and_with_lora
     assert {name: bool(said(table)) for name, table in made.items()} == {name: name == "glue_minilm_long" for name in made}
 
 
-@pytest.mark.parametrize(("backbone", "data", "shown"), [("m", "d", True), ("n", "d", False), ("m", "e", False)])
-def test_the_linear_probe_is_no_yardstick_for_runs_of_other_rows_or_another_backbone(backbone, data, shown, tmp_path):
-    tasks = {"stsb": {"metrics": {"pearson": 0.5}, "data_fingerprint": data}}
-    measured = {"backbone": backbone, "tasks": {**tasks, "rte": {"metrics": {"accuracy": 0.6}, "data_fingerprint": "r"}}}
+@pytest.mark.parametrize(
+    ("backbone", "data", "tokenizer", "shown"),
+    [("m", "d", "t", True), ("n", "d", "t", False), ("m", "e", "t", False), ("m", "d", "u", False)],
+)
+def test_the_linear_probe_is_no_yardstick_for_runs_of_other_rows_or_another_backbone(
+    backbone, data, tokenizer, shown, tmp_path
+):
+    made = {"backbone": backbone, "preprocessing": tokenizer}
+    tasks = {
+        "stsb": {"metrics": {"pearson": 0.5}, "data": data, **made},
+        "rte": {"metrics": {"accuracy": 0.6}, "data": "r", **made, "preprocessing": "another"},
+    }
     (tmp_path / "analysis").mkdir()
-    (tmp_path / "analysis" / "probe_minilm.json").write_text(json.dumps(measured))
-    cells = by_cell(*(run for method in ("vera", "lora") for run in runs([*MINILM, f"method={method}"], 0.8)))
+    (tmp_path / "analysis" / "probe_minilm.json").write_text(json.dumps({"tasks": tasks}))
+    notes = {"preprocessing": "t"}
+    cells = by_cell(*(run for m in ("vera", "lora") for run in runs([*MINILM, f"method={m}"], 0.8, notes=notes)))
     scores, _, tests = artefact("glue_minilm").build(Asked(cells, results=tmp_path))
     assert [scores.rows[0][-1], tests.rows[0][-1]] == (["50.0", "yes"] if shown else ["–", "–"])
     assert ("60.0" in scores.rows[0]) == (backbone == "m")  # RTE has no runs, but the table's have a backbone

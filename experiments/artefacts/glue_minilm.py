@@ -70,8 +70,7 @@ def cell(task: str, method: str) -> list[str]:
 def build(asked: Asked) -> list[Table]:
     """Scores in Table 2's form; each cell with interval, last epoch and cost; pairs of methods seed by seed."""
     columns = {key: column for key, column in load("table2").columns.items() if key in TASKS}
-    measured = analysis.read(PROBE, asked.results) or {}
-    probe = measured.get("tasks", {})
+    probe = (analysis.read(PROBE, asked.results) or {}).get("tasks", {})
     entries = {
         (task, method): asked.entry(
             [columns[task].label, label],
@@ -90,11 +89,10 @@ def build(asked: Asked) -> list[Table]:
             more += [column.label] * (len(entry.records) < len(whole[method].records))
             entries[task, method] = entry
     yardstick, foreign = {}, []
-    backbones = sources([record for entry in entries.values() for record in entry.records], ("backbone", *CONFIGURED))
-    same = all(found <= {measured.get(name)} for name, found in backbones.items() if name == "backbone" or name in measured)
+    weights = sources([record for entry in entries.values() for record in entry.records], ("backbone",))
     for task, column in columns.items():
-        data = sources([record for method in METHODS for record in entries[task, method].records], ("data",))["data"]
-        like = same and data <= {probe.get(task, {}).get("data_fingerprint")}
+        of_runs = sources([record for method in METHODS for record in entries[task, method].records], ("data", *CONFIGURED))
+        like = all(found <= {probe.get(task, {}).get(name)} for name, found in {**weights, **of_runs}.items())
         yardstick[task] = probe[task]["metrics"][column.metric] if task in probe and like else None
         foreign += [column.label] * (task in probe and not like)
     of_probe = [

@@ -1,6 +1,7 @@
 """The yardstick of results/tables/glue_minilm.md: a linear model on MiniLM's mean-pooled embeddings, which stay as they are.
 
 python scripts/probe.py task.data_dir=/path/to/glue      a few minutes on one core; writes results/analysis/probe_minilm.json
+python scripts/probe.py task.data_dir=/path/to/glue --tasks rte,cola      these alone: the file keeps the others
 
 A sentence u gives u; a pair u, v gives u, v, |u - v| and u * v (InferSent, Conneau et al. 2017). Classes: logistic regression;
 scores: ridge regression; standardised, with the penalty that has the best of the task's first metric (not accuracy on CoLA, for
@@ -30,33 +31,41 @@ from vera.tasks.text import fingerprint
 
 PENALTIES = [10.0**power for power in range(6)]
 BATCH = 64
+VERSIONS = ("torch", "transformers", "tokenizers", "scikit-learn", "numpy")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as given to train.py")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="some of them (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "analysis", help="folder for the measurement")
     options = parser.parse_intermixed_args()
     for word in options.overrides:
         if word.partition("=")[0].lstrip("+~") in ("model", "task", "method"):
             parser.error(f"{word}: the probe is of model=minilm on each of {', '.join(TASKS)}")
-    found = {}
-    for name in TASKS:
+    tasks = options.tasks.split(",")
+    if odd := [name for name in tasks if name not in TASKS]:
+        parser.error(f"--tasks {odd[0]}: the probe is of {', '.join(TASKS)}")
+    path = options.out / f"{PROBE}.json"
+    found = {} if set(tasks) == set(TASKS) or not path.exists() else json.loads(path.read_text())["tasks"]
+    made_by = code()
+    for name in tasks:
         run = compose(["model=minilm", f"task={name}", "method=head", *readable(options.overrides)])
         task, backbone = build(run.task, "task"), build(run.model, "model").load(1, Path(run.cache_dir))
-        found[name] = probe(task, backbone)
+        found[name] = {
+            **probe(task, backbone),
+            "backbone": backbone.fingerprint,
+            **configured(backbone.notes),
+            "git_sha": made_by["git_sha"],
+            "git_dirty": made_by["git_dirty"],
+            "versions": {key: made_by["versions"][key] for key in VERSIONS},
+        }
         print(name, json.dumps(found[name]["metrics"]), flush=True)
-    made_by = code()
     content = {
         "what": "linear models on mean-pooled embeddings of the frozen backbone, scored on GLUE's development sets",
-        "backbone": backbone.fingerprint,
-        **configured(backbone.notes),
-        "git_sha": made_by["git_sha"],
-        "git_dirty": made_by["git_dirty"],
-        "versions": {key: made_by["versions"][key] for key in ("torch", "transformers", "scikit-learn", "numpy")},
-        "tasks": found,
+        "tasks": {name: found[name] for name in TASKS if name in found},
     }
-    path = write_atomic(options.out / f"{PROBE}.json", json.dumps(content, indent=1) + "\n")
+    write_atomic(path, json.dumps(content, indent=1) + "\n")
     print(f"written to {path}")
     return 0
 
@@ -94,7 +103,7 @@ def probe(task, backbone) -> dict:
         d = sides["validation"].shape[1] // 4
         cosine = torch.tensor(sides["validation"][:, 3 * d :].sum(1))[:, None]
         result["cosine"] = task.score(cosine, torch.tensor(labels["validation"]))
-    return {**result, "data": source, "data_fingerprint": fingerprint(rows)}
+    return {**result, "data_source": source, "data": fingerprint(rows)}
 
 
 def features(embedded: list[np.ndarray]) -> np.ndarray:
