@@ -108,14 +108,14 @@ def _reading(parts: Sequence[Part], kind: Kind, enough: int, level: float) -> tu
         reading, p = "undecided", f"{least} of the {enough} pairs that it takes"
     else:
         reading, p = "undecided", f"p = {_p(max(holding))}" + _largest(parts)
-    flips = [permutation_p(part.differences, [0.0] * len(part.differences)) for part in run]
+    tested, times = [(part, 0.0) for part in run], 1
     if reading == "not supported":  # as Student's p: of the part that refutes, against the margin that it excludes
         part = counted[against.index(min(against))]
-        flip = permutation_p(part.differences, [(part.margin or 0.0) / part.scale] * len(part.differences))
-        flips = [None if flip is None else min(1.0, flip * len(parts))]
+        tested, times = [(part, (part.margin or 0.0) / part.scale)], len(parts)
+    flips = [permutation_p(part.differences, [at] * len(part.differences)) for part, at in tested]
     known = [value for value in flips if value is not None]
     if known and kind == "better":
-        p += f"; sign flips, two-sided: {_p(max(known))}"
+        p += f"; sign flips, two-sided: {_p(min(1.0, max(known) * times))}"
     counts = sorted({len(part.differences) for part in run})
     margins = "/".join(dict.fromkeys(f"{part.margin or 0.0:g}" for part in parts))
     test = {

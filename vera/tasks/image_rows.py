@@ -203,7 +203,7 @@ def class_files(folder: Path) -> dict[str, list[Path]]:
         if deeper:
             raise DataError(f"{deeper[0]} lies in a folder inside the class folder {folder / name}; move its images up into it")
         found[name] = [path for path in inside if path.is_file()]
-        if gone := [path for path in inside if not path.exists()]:
+        if len(found[name]) < len(inside) and (gone := [path for path in inside if not path.exists()]):
             raise DataError(f"{len(gone)} of the files in {folder / name} are links to nothing, such as {gone[0]}")
     empty = [name for name, files in found.items() if not files]
     if empty:
