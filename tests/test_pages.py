@@ -186,6 +186,13 @@ def test_what_make_task_is_shown_to_write_is_not_there_and_records_that_are_name
             assert (ROOT / named).is_file(), f"{page.name}: {named}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_link_is_to_a_file(page):
+    """Where mkdocs is not installed, too: the site refuses a link to a folder."""
+    links = re.findall(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).is_file()] == []
+
+
 def test_the_site_builds_and_every_link_of_it_is_found(tmp_path):
     pytest.importorskip("mkdocs", reason="mkdocs is not installed (extra docs)")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
