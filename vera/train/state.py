@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -70,9 +71,9 @@ def save(
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).detach().to("cpu").contiguous()
     for rank, own in enumerate(processes):
         tensors |= {f"process/{rank}/{name}": tensor for name, tensor in own.items()}
-    header = {"progress": progress, "processes": len(processes)}
+    state = json.dumps({"progress": progress, "processes": len(processes)})
     try:
-        write_atomic(folder / FILE, safetensors_bytes(tensors, {"state": json.dumps(header)}))
+        write_atomic(folder / FILE, safetensors_bytes(tensors, {"state": state, "crc32": _crc32(state, tensors)}))
     except OSError as error:
         raise TrainingError(f"{folder / FILE} cannot be written: {error.strerror or error}") from None
 
@@ -90,9 +91,12 @@ def load(
         return None
     try:
         with safe_open(path, "pt") as file:
-            header = read_json(file.metadata()["state"])
+            written = file.metadata()
+            header = read_json(written["state"])
             found = header["processes"]
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if "crc32" in written and written["crc32"] != _crc32(written["state"], tensors):  # older ones have none
+            raise ValueError("its bytes have changed since it was written")
         _PROGRESS.validate_python(header["progress"])
         if found == count:
             return _restore(header, tensors, parameters, optimizer, rank)
@@ -108,6 +112,14 @@ def load(
             f"go on with --num_processes {found}, or delete it to start the run again"
         )
     raise TrainingError(f"{path} is not the state of this run ({problem}); delete it to start the run again")
+
+
+def _crc32(state: str, tensors: dict[str, Tensor]) -> str:
+    """Of all that a state holds: a disk or a copy that changed a byte would otherwise change the run's numbers unseen."""
+    total = zlib.crc32(state.encode())
+    for key in sorted(tensors):
+        total = zlib.crc32(tensors[key].cpu().reshape(-1).view(torch.uint8).numpy(), zlib.crc32(key.encode(), total))
+    return f"{total:08x}"
 
 
 def _restore(
