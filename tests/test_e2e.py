@@ -175,6 +175,14 @@ def test_a_small_folder_is_read_with_quotes_and_line_breaks(folder):
     assert by_meaning(rows["test"])[rows["test"][0][0]] == ['The Mill, a "pub". It is cheap.']
 
 
+def test_meaning_representations_that_are_scored_and_trained_on_are_counted_and_warned_of(folder, compose, warned):
+    with (folder / FILES["test"]).open("ab") as file:
+        file.write(b"name[Cotto],Cotto.\r\nname[Zizzi],There is Zizzi.\r\n")
+    *_, data = prepare(compose(*GPT2, "method=vera", "task.synthetic=false", f"task.data_dir={folder}"))
+    assert data.notes["also_in_train"] == {"validation": 2, "test": 2} and data.notes["test_references"] == 4
+    assert warned()[-1] == "task=e2e: 2 of 2 validation and 2 of 3 test rows have the texts of a training row"
+
+
 BAD_ROWS = {
     "unparsable": ("mr,ref\nname[A],a\nname[B,b\n", r"trainset.csv:3: meaning representation cannot parse 'name\[B'"),
     "no column": ("mr,text\nname[A],a\n", r"trainset.csv:1 has no column 'ref'; it has 'mr', 'text'"),

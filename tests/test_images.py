@@ -148,6 +148,30 @@ def test_what_remains_is_evaluated_where_there_is_no_test_set(folders, load, dec
     assert decoded == [("train", CLASSES * 6)]
 
 
+def test_images_that_are_trained_on_and_scored_are_counted_and_warned_of(folders, load, compose, warned):
+    """By their pixels: another file format of the same image counts."""
+    copied = [folders / "train" / "digit_0" / f"{index:03d}.png" for index in range(6)]
+    for index, path in enumerate(copied):
+        Image.open(path).save(folders / "test" / "digit_1" / f"again {index}.bmp")
+    _, data = load("cifar100", f"task.data_dir={folders}")
+    drawn = sum(row < 6 for row in data.notes["few_shot_rows"])
+    assert drawn == 4 and data.notes["also_in_train"] == {"evaluation": 4} and "truncated" not in data.notes
+    assert warned() == ["task=cifar100: 4 of 21 evaluation rows have the pixels of a training row"]
+    shapes = [f"{key}={value}" for key, value in {**SHAPES, "task.synthetic": "false", "task.validation": 0.25}.items()]
+    *_, data = prepare(compose("model=vit_base", "task=cifar100", "method=head", *shapes, f"task.data_dir={folders}"))
+    held = sum(row < 4 for row in data.notes["validation"]["rows"])  # of the four, as copies of which the test rows are counted
+    assert data.notes["also_in_train"] == {"test": 4 - held} and held > 0
+
+
+def test_one_image_twice_in_the_pool_is_counted_where_one_of_them_is_drawn(folders, load):
+    for label in range(CLASSES):
+        shutil.copy(folders / "train" / f"digit_{label}" / "000.png", folders / "train" / f"digit_{label}" / "000b.png")
+    _, data = load("resisc45", f"task.data_dir={folders / 'train'}")
+    once = [len({0, 1} & {row - 7 * label for row in data.notes["few_shot_rows"]}) for label in range(CLASSES)]
+    assert data.notes.get("also_in_train", {"evaluation": 0})["evaluation"] == once.count(1)
+    assert 1 in once
+
+
 def test_changed_images_are_decoded_again(folders, load, decoded):
     _, before = load("cifar100", f"task.data_dir={folders}")
     digit(3).save(folders / "test" / "digit_1" / "002.png")

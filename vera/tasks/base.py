@@ -26,22 +26,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Made:
-    """What the examples of a split were made of, one each: texts, and whether `max_length` cut them. dropped: how many rows
-    became no example; None where each does."""
+    """What the examples of a split were made of, one each: content (texts, or what stands for an image's pixels), and whether
+    `max_length` cut them (None where nothing does). dropped: how many rows became no example; None where each does."""
 
-    texts: Sequence[Hashable]
-    cut: Sequence[bool]
+    content: Sequence[Hashable]
+    cut: Sequence[bool] | None = None
     dropped: int | None = None
 
     def part(self, rows: Sequence[int], dropped: int | None = None) -> Made:
         """Some of the examples."""
-        return Made([self.texts[row] for row in rows], [self.cut[row] for row in rows], dropped)
+        cut = None if self.cut is None else [self.cut[row] for row in rows]
+        return Made([self.content[row] for row in rows], cut, dropped)
 
 
-def repeated(texts: Mapping[str, Sequence[Hashable]]) -> dict[str, int]:
-    """By split beside train: how many of its rows have the texts of a training row, where any has."""
-    train = set(texts["train"])
-    counted = {split: sum(each in train for each in found) for split, found in texts.items() if split != "train"}
+def repeated(content: Mapping[str, Sequence[Hashable]]) -> dict[str, int]:
+    """By split beside train: how many of its rows have the content of a training row, where any has."""
+    train = set(content["train"])
+    counted = {split: sum(each in train for each in found) for split, found in content.items() if split != "train"}
     return {split: count for split, count in counted.items() if count}
 
 
@@ -49,15 +50,12 @@ COUNTED = ("truncated", "dropped", "also_in_train")
 
 
 def counts(made: Mapping[str, Made]) -> dict[str, dict[str, int]]:
-    """A record's notes by split: rows that were cut ("truncated") or left out ("dropped"), and those beside train whose texts
-    are trained on ("also_in_train"), where there are any."""
-    also = repeated({split: each.texts for split, each in made.items()})
+    """A record's notes by split: rows that were cut ("truncated") or left out ("dropped"), and those beside train whose content
+    is trained on ("also_in_train"), where there are any."""
+    cut = {split: sum(each.cut) for split, each in made.items() if each.cut is not None}
     dropped = {split: each.dropped for split, each in made.items() if each.dropped is not None}
-    return {
-        "truncated": {split: sum(each.cut) for split, each in made.items()},
-        **({"dropped": dropped} if dropped else {}),
-        **({"also_in_train": also} if also else {}),
-    }
+    also = repeated({split: each.content for split, each in made.items()})
+    return {what: found for what, found in zip(COUNTED, (cut, dropped, also), strict=True) if found}
 
 
 def twice(names: Iterable[str]) -> str | None:
@@ -207,14 +205,18 @@ class Task(Component):
     def _warn(self, data: Data) -> None:
         """What a reader of the scores has to know of `counts`, a line each."""
         cut, dropped = data.notes.get("truncated", {}), data.notes.get("dropped", {})
-        kept = {"train": data.train, "validation": data.evaluation, "evaluation": data.evaluation, "test": data.test}
+        kept = {
+            **{"train": data.train, "validation": data.evaluation, "evaluation": data.evaluation},
+            "test": data.prompts if data.test is None else data.test,
+        }
 
         def counted(found: dict[str, int]) -> str:
             said = [f"{n} of {len(kept[name] or ()) + dropped.get(name, 0)} {name}" for name, n in found.items() if n]
             return f"{' and '.join(said)} rows" if said else ""
 
-        if also := counted(data.notes.get("also_in_train", {})):
-            log.warning("task=%s: %s have the texts of a training row", self.name, also)
+        if (also := counted(data.notes.get("also_in_train", {}))) and not self.synthetic:
+            what = "pixels" if self.modality == "image" else "texts"
+            log.warning("task=%s: %s have the %s of a training row", self.name, also, what)
         said = [f"{counted(cut)} are cut"] if counted(cut) else []
         if counted(dropped):
             said.append(f"{counted(dropped)} are left out, as nothing of their response fits or is there")

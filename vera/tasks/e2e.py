@@ -23,7 +23,7 @@ from vera.io.rows import read_csv, read_text
 from vera.models.base import Backbone
 from vera.models.decoding import Decoding, generate
 from vera.seeds import derive
-from vera.tasks.base import Data, Final
+from vera.tasks.base import Data, Final, Made
 from vera.tasks.e2e_metrics import CAPTION_METRICS, METRICS, NIST_MODES, NIST_PY, compute, unavailable
 from vera.tasks.language import LanguageTask, collate
 
@@ -87,14 +87,14 @@ class E2E(LanguageTask):
             log.warning("task=%s: records of this machine lack %s: %s", self.name, ", ".join(CAPTION_METRICS), reason)
         tokenizer = backbone.preprocess
         rows, source, commit = self.read()
-        examples, truncated = {}, {}
+        examples, cut = {}, {}
         for split in ("train", "validation"):
             prompts = encode_prompts(tokenizer, self._contexts(meaning for meaning, _ in rows[split]))
             texts = [" " + " ".join(ref.split()) for _, ref in rows[split]]
             targets = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
             made = [self.example(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
             examples[split] = [example for example, _ in made]
-            truncated[split] = sum(cut for _, cut in made)
+            cut[split] = [was_cut for _, was_cut in made]
         groups = by_meaning(rows["test"])
         return Data(
             train=examples["train"],
@@ -106,7 +106,8 @@ class E2E(LanguageTask):
             source=source,
             commit=commit,
             fingerprint=hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16],
-            notes={"truncated": truncated, "test_references": len(rows["test"])},
+            notes={"test_references": len(rows["test"])},
+            made={**{split: Made([mr for mr, _ in rows[split]], cut[split]) for split in cut}, "test": Made(list(groups))},
         )
 
     def hub_data(self):

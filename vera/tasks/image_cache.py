@@ -25,19 +25,21 @@ from vera.tasks.image_rows import Rows
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raised when the bytes below change their meaning, or may have been wrong
+FORMAT = 4  # raised when the bytes below change their meaning, or may have been wrong
 BATCH = 32
 FEW = 256  # images that are not worth starting processes for
 NAMED = 5
-ABOUT, PIXELS = "about.json", "pixels.u8"
+ABOUT, PIXELS, PRINTS = "about.json", "pixels.u8", "prints.u64"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """pixels: uint8 [N, channels, H, W], mapped from disk. fingerprint: SHA-256, 16 digits, of the encoded images in order.
+    """pixels: uint8 [N, channels, H, W], mapped from disk. prints: uint64 [N], a hash of each image's pixels.
+    fingerprint: SHA-256, 16 digits, of the encoded images in order.
     broken_exif: images whose EXIF block cannot be read, so that a rotation it may ask for is not done."""
 
     pixels: np.ndarray
+    prints: np.ndarray
     fingerprint: str
     broken_exif: int
 
@@ -54,7 +56,7 @@ def prepare(rows: Rows, chosen: np.ndarray | None, pixels: Pixels, cache_dir: Pa
     make_folder(folder, ABOUT, lambda scratch: _decode(rows, wanted, pixels, scratch, workers))
     about = json.loads((folder / ABOUT).read_text())
     pixels_on_disk = np.memmap(folder / PIXELS, np.uint8, "r", shape=tuple(about["shape"]))
-    return Prepared(pixels_on_disk, about["fingerprint"], about["broken_exif"])
+    return Prepared(pixels_on_disk, np.fromfile(folder / PRINTS, np.uint64), about["fingerprint"], about["broken_exif"])
 
 
 def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, workers: int | None) -> None:
@@ -69,7 +71,7 @@ def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, worker
         generator=torch.Generator(),
     )
     digest, bad, shape, broken_exif = hashlib.sha256(), [], None, 0
-    with (folder / PIXELS).open("wb") as file:
+    with (folder / PIXELS).open("wb") as file, (folder / PRINTS).open("wb") as prints:
         for index, batch in enumerate(loader):
             screen.doing("decoding images", index * BATCH, len(wanted))
             for position, image in enumerate(batch, start=index * BATCH):
@@ -89,6 +91,7 @@ def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, worker
                     )
                 digest.update(of_bytes)
                 file.write(array.tobytes())
+                prints.write(hashlib.blake2b(array.tobytes(), digest_size=8).digest())
     if bad:
         named = "; ".join(bad[:NAMED]) + (f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
         raise DataError(f"{len(bad)} of {len(wanted)} images of {rows.where} cannot be read: {named}")

@@ -22,9 +22,10 @@ from vera.models.base import Backbone
 from vera.records.sources import DRAWN
 from vera.seeds import derive
 from vera.tasks import image_cache, image_rows
-from vera.tasks.base import Data, Task, twice
+from vera.tasks.base import Data, Made, Task, twice
 from vera.tasks.image_rows import Rows
 from vera.tasks.metrics import METRICS, compute
+from vera.tasks.split import split
 
 
 class FewShot(Task):
@@ -86,14 +87,14 @@ class Images(FewShot):
         if evaluation is None:  # everything that was not drawn, from one array of all images
             rest = np.setdiff1d(np.arange(len(pool)), chosen)
             everything = self._prepare(backbone, pool, None)
-            prepared = [everything]
+            prepared, prints = [everything], (everything.prints[chosen], everything.prints[rest])
             train = Examples(everything.pixels, pool.labels, chosen)
             evaluated = Examples(everything.pixels, pool.labels, rest)
             fingerprints = [everything.fingerprint]
         else:
             few = self._prepare(backbone, pool, chosen)
             everything = self._prepare(backbone, evaluation, None)
-            prepared = [few, everything]
+            prepared, prints = [few, everything], (few.prints, everything.prints)
             labels = pool.labels if chosen is None else pool.labels[chosen]
             train = Examples(few.pixels, labels, np.arange(len(labels)))
             evaluated = Examples(everything.pixels, evaluation.labels, np.arange(len(evaluation)))
@@ -102,7 +103,7 @@ class Images(FewShot):
                 fingerprints.append(few.fingerprint)
             else:  # differs by seed
                 notes[DRAWN] = few.fingerprint
-        return Data(
+        data = Data(
             train=train,
             evaluation=evaluated,
             collate=collate_images,
@@ -111,7 +112,10 @@ class Images(FewShot):
             commit=commit,
             fingerprint=hashlib.sha256(" ".join([*fingerprints, _fingerprint(pool.labels)]).encode()).hexdigest()[:16],
             notes={**notes, **_passed_over([pool, evaluation], prepared)},
+            made={"train": Made(prints[0].tolist()), "evaluation": Made(prints[1].tolist())},
         )
+        self._warn(split(self, data))
+        return data
 
     def strata(self, examples):
         return examples.labels[examples.rows].tolist()  # without reading an image
