@@ -138,10 +138,10 @@ class Images(FewShot):
         if self.synthetic or self.data_dir is None or not any(folder.rglob("*.parquet")):
             _read(self.model_dump_json())
             return
-        for split in self.splits:
-            for path in image_rows.of_split(folder, split):
+        for name in self.splits:
+            for path in image_rows.of_split(folder, name):
                 names = tables.parquet_columns(path)
-                image_rows.check_columns(f"{path} ({split})", names, self.image_column, self.label_column)
+                image_rows.check_columns(f"{path} ({name})", names, self.image_column, self.label_column)
 
     def source_rows(self) -> tuple[dict[str, Rows], str, str | None]:
         """Rows of every split that the yaml names, where they come from, and the hub's commit. Raises DataError."""
