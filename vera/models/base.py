@@ -19,13 +19,14 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from vera.config import Component, HubId, Operational, Source, StandIn, Strict, choices
+from vera.config import Component, HubId, Operational, Source, StandIn, choices
 from vera.config.architecture import FIT, misfit, misfit_of_path
 from vera.config.components import own_values
 from vera.errors import ConfigError, ModelError
 from vera.io import hub
 from vera.io.cache import make_folder
 from vera.models import found, prints
+from vera.models.layout import LAYOUTS, Layout, blocks
 from vera.models.tiny import architecture, tiny_checkpoint
 from vera.nn.names import inside
 from vera.seeds import forked
@@ -53,52 +54,6 @@ class Backbone:
     fingerprint: str
     preprocessing: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a family keeps its transformer blocks and, as names inside one block, the places that a method may adapt.
-
-    blocks       end of the dotted name of the list of blocks.
-    attention    module whose output joins the residual stream after self-attention.
-    feedforward  the same after the feed-forward sublayer.
-    output       module whose output is the block's: the last LayerNorm (post-norm) or the block itself, "" (pre-norm).
-    contraction  the feed-forward sublayer's last linear map.
-    """
-
-    blocks: str
-    attention: str
-    feedforward: str
-    output: str
-    contraction: str
-
-    def places(self, block: str) -> dict[str, str]:
-        """Dotted module names of the places of one block, and of the block itself."""
-        inside = {"attention": self.attention, "feedforward": self.feedforward, "output": self.output}
-        inside |= {"contraction": self.contraction, "block": ""}
-        return {place: f"{block}.{name}".rstrip(".") for place, name in inside.items()}
-
-
-class LayoutKeys(Strict):
-    """A Layout in a yaml."""
-
-    blocks: str
-    attention: str
-    feedforward: str
-    output: str
-    contraction: str
-
-    def layout(self) -> Layout:
-        return Layout(**self.model_dump())
-
-
-# Where further families keep theirs, for any model that is not laid out as its class says.
-LAYOUTS = (
-    Layout("transformer.layer", "attention.out_lin", "ffn", "output_layer_norm", "ffn.lin2"),  # DistilBERT
-    Layout("layers", "attn.Wo", "mlp.Wo", "", "mlp.Wo"),  # ModernBERT
-    Layout("layers", "self_attn.o_proj", "mlp.down_proj", "", "mlp.down_proj"),  # Llama, Qwen, Mistral
-    Layout("layers", "attention.dense", "mlp.dense_4h_to_h", "", "mlp.dense_4h_to_h"),  # GPT-NeoX
-)
 
 
 # Sizes of a transformers configuration, and its family: no text that could name code.
@@ -141,7 +96,7 @@ class Model(Component):
     size: Literal["full", "tiny"] = "full"
     targets: dict[str, str | list[str]] | Literal["auto"]
     head: list[str] | Literal["auto"]
-    layouts: list[LayoutKeys] = []
+    layouts: list[Layout] = []
     config: dict[str, int | float | bool | str | None] = {}
     tiny: Annotated[Architecture, StandIn]
     full: Annotated[Architecture, Operational] = {}
@@ -362,17 +317,9 @@ class Model(Component):
 
         Raises ModelError when the model is laid out in another way.
         """
-        modules = dict(model.named_modules())
-        for layout in [*(keys.layout() for keys in self.layouts), *self.known_layouts, *LAYOUTS]:
-            for name, module in modules.items():
-                if (
-                    isinstance(module, nn.ModuleList)
-                    and len(module)
-                    and (name == layout.blocks or name.endswith("." + layout.blocks))
-                ):
-                    found = [layout.places(f"{name}.{index}") for index in range(len(module))]
-                    if all(place in modules for places in found for place in places.values()):
-                        return found
+        found = blocks(model, [*self.layouts, *self.known_layouts, *LAYOUTS])
+        if found is not None:
+            return found
         raise ModelError(
             f"{self.name}: no transformer blocks where {type(self).__name__} looks for them; say where in model.layouts"
         )
@@ -380,6 +327,11 @@ class Model(Component):
     def _load(self, source: str, outputs: int, where: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any], dict[str, Any]]:
         """Model, preprocessing and transformers' loading info; `where` goes to every from_pretrained, `config` to the model."""
         raise NotImplementedError
+
+    def _pretrained(self, kind: Any, source: str, where: dict[str, Any], **keys: Any) -> tuple[Any, dict[str, Any]]:
+        """A model by one of transformers' auto classes, float32 where no key says another dtype, and its loading info."""
+        keys = {"dtype": torch.float32, **keys, **self.config, **where}
+        return kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **keys)
 
     @property
     def settings(self) -> dict[str, Any]:

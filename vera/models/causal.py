@@ -40,13 +40,7 @@ class CausalLM(Model):
             raise ValueError("its tokenizer has no end token, by which a model learns to stop; give it an eos_token")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source,
-            **where,
-            use_safetensors=True,
-            **{"dtype": torch.float32, **self.settings, **self.config},
-            output_loading_info=True,
-        )
+        model, info = self._pretrained(AutoModelForCausalLM, source, where, **self.settings)
         check_padding(tokenizer, model)
         return causal(model), tokenizer, info
 

@@ -10,15 +10,21 @@ from torch import Tensor, nn
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.pytorch_utils import Conv1D
 
-from vera.models.base import Layout
 from vera.models.causal import CausalLM
+from vera.models.layout import Layout
 
 
 class Gpt2(CausalLM):
     """dropout  of embeddings, attention and residuals alike. LoRA's E2E set-up, which the paper follows, has none."""
 
     known_layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("transformer.h", "attn.resid_dropout", "mlp.dropout", output="", contraction="mlp.c_proj"),
+        Layout(
+            blocks="transformer.h",
+            attention="attn.resid_dropout",
+            feedforward="mlp.dropout",
+            output="",
+            contraction="mlp.c_proj",
+        ),
     )
 
     dropout: float = Field(ge=0, lt=1)

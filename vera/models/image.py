@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from vera.errors import ModelError
-from vera.models.base import Layout, Model
+from vera.models.base import Model
+from vera.models.layout import Layout
 
 
 class ImageClassifier(Model):
@@ -20,21 +21,13 @@ class ImageClassifier(Model):
 
     modality: ClassVar[str] = "image"
     known_layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("layers", attention="attention.o_proj", feedforward="mlp.fc2", output="", contraction="mlp.fc2"),
+        Layout(blocks="layers", attention="attention.o_proj", feedforward="mlp.fc2", output="", contraction="mlp.fc2"),
     )
 
     def _load(self, source, outputs, where):
         processor = AutoImageProcessor.from_pretrained(source, **where, backend="pil")
-        model, info = AutoModelForImageClassification.from_pretrained(
-            source,
-            **where,
-            use_safetensors=True,
-            num_labels=outputs,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **self.config,
-        )
+        head = {"num_labels": outputs, "ignore_mismatched_sizes": True}
+        model, info = self._pretrained(AutoModelForImageClassification, source, where, **head)
         config = getattr(model.config, "vision_config", model.config)  # CLIP's
         return model, Pixels(processor, config.num_channels), info
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from transformers import BitsAndBytesConfig
 
 from vera.config import Operational
 from vera.errors import ConfigError
-from vera.models.base import Layout
 from vera.models.causal import CausalLM
 
 
@@ -19,10 +18,6 @@ class Llama(CausalLM):
                             none: bf16 weights. Either way what a method trains is float32, with method=full all.
     gradient_checkpointing  less memory for one more forward pass; the same numbers.
     """
-
-    known_layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("model.layers", "self_attn.o_proj", "mlp.down_proj", output="", contraction="mlp.down_proj"),
-    )
 
     quantisation: Literal["nf4", "none"]
     gradient_checkpointing: Annotated[bool, Operational] = False

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from vera.models.base import Layout, Model, check_padding
+from vera.models.base import Model, check_padding
+from vera.models.layout import Layout
 
 TEXTS = ["a", "a cat", "a cat sees the dog"]
 
@@ -73,22 +74,20 @@ class TextClassifier(Model):
 
     modality: ClassVar[str] = "text"
     known_layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("encoder.layer", "attention.output.dropout", "output.dropout", "output.LayerNorm", "output.dense"),
+        Layout(
+            blocks="encoder.layer",
+            attention="attention.output.dropout",
+            feedforward="output.dropout",
+            output="output.LayerNorm",
+            contraction="output.dense",
+        ),
     )
 
     def _load(self, source, outputs, where):
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            **where,
-            use_safetensors=True,
-            num_labels=outputs,
-            problem_type="regression" if outputs == 1 else "single_label_classification",
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **self.config,
-        )
+        problem = "regression" if outputs == 1 else "single_label_classification"
+        head = {"num_labels": outputs, "problem_type": problem, "ignore_mismatched_sizes": True}
+        model, info = self._pretrained(AutoModelForSequenceClassification, source, where, **head)
         agree_on_padding(tokenizer, model)
         return model, tokenizer, info
 
