@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    CLIPVisionConfig,
     FSMTConfig,
     FSMTModel,
     GenerationConfig,
@@ -22,6 +24,8 @@ from transformers import (
     LEDModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     LongformerConfig,
     LongformerModel,
     RobertaConfig,
@@ -964,3 +968,31 @@ def test_a_model_in_a_wrapper_of_torch(tmp_path):
     assert_rows(mixed(bank), found)
     bank.close()
     assert_rows(compiled(ROWS), found, [None] * 4)
+
+
+@pytest.mark.parametrize("how", ["export", "trace"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_trace_would_keep_the_batch_and_is_refused(how, inside, tmp_path):
+    bank = AdapterBank(nn.Sequential(nn.Linear(8, 8)).eval())
+    save_adapter(attach(copy.deepcopy(bank.model), VeraConfig(rank=2, targets=("0",))), tmp_path / "a")
+    bank.add("a", tmp_path / "a")
+    trace = partial(torch.export.export, strict=False) if how == "export" else torch.jit.trace
+    refused = pytest.raises(AdapterError, match="a trace of a model in an AdapterBank would keep the batch")
+    with torch.no_grad(), bank.use(["a", None]) if inside else nullcontext(), refused:
+        trace(bank.model, (torch.ones(2, 8),))
+
+
+def test_a_layer_that_reads_images_beside_texts_is_refused_in_a_bank(tmp_path):
+    """A row of the batch may have two images, and the next one none."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
+    settings = LlavaConfig(
+        vision_config=vision, text_config=LlamaConfig(**sizes, vocab_size=30), image_token_id=29, vision_feature_layer=-1
+    )
+    model = LlavaForConditionalGeneration(settings).eval()
+    save_adapter(attach(copy.deepcopy(model), VeraConfig(rank=2, targets=("q_proj",))), tmp_path / "a")
+    with pytest.raises(AdapterError, match=r"vision_tower.*q_proj lies in CLIPVision\w+, which reads pixel_values"):
+        AdapterBank(copy.deepcopy(model)).add("a", tmp_path / "a")
+    save_adapter(attach(copy.deepcopy(model), VeraConfig(rank=2, targets=("lm_head",))), tmp_path / "b")
+    AdapterBank(model).add("b", tmp_path / "b")

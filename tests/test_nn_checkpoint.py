@@ -351,3 +351,23 @@ def test_a_state_dict_of_another_pair_is_refused(strict, tmp_path):
         same = attach(roberta(1), VeraConfig(**CONFIG)).eval()
         same.load_state_dict(fitting, strict=strict)
         assert torch.equal(logits(same), logits(source))
+
+
+def test_what_trains_beside_the_adapter_is_warned_of_when_it_is_saved(tmp_path):
+    model = adapted()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_adapter(model, tmp_path)
+    for parameter in model.roberta.embeddings.LayerNorm.parameters():
+        parameter.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"leaves out roberta\.embeddings\.LayerNorm\.weight and 1 more, which train beside"):
+        save_adapter(model, tmp_path)
+
+
+def test_a_class_that_torch_makes_of_an_adapted_layer_is_no_variant(tmp_path):
+    """fully_shard gives each module a class of its own."""
+    model = adapted()
+    for _, layer in vera_layers(model):
+        layer.__class__ = type("FSDPVeraLinear", (type(layer),), {})
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(logits(load_adapter(roberta(), tmp_path).eval()), logits(model))

@@ -5,11 +5,25 @@ import pickle
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from vera.errors import AdapterError
-from vera.nn import VeraConfig, attach, heads, load_adapter, merge, save_adapter, set_adapter, unmerge, vera_layers
+from vera.nn import (
+    AdapterBank,
+    VeraConfig,
+    attach,
+    disabled,
+    heads,
+    load_adapter,
+    merge,
+    save_adapter,
+    set_adapter,
+    unload,
+    unmerge,
+    vera_layers,
+)
 
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)) * 2 + 1
 
@@ -164,8 +178,10 @@ def test_a_state_dict_holds_every_head_and_loads_into_the_same_adapters(merged):
         set_adapter(other, name)
         assert torch.equal(out(other), found[name])
     set_adapter(other, "a")
-    with pytest.raises(RuntimeError, match=r"vera_heads\.adapter\.a"):  # b was active when it was made
-        other.load_state_dict(model.state_dict())
+    for strict in (True, False):
+        with pytest.raises(AdapterError, match=r"taken with adapter 'b' active, here it is 'a': set_adapter first"):
+            other.load_state_dict(model.state_dict(), strict=strict)
+        assert torch.equal(out(other), found["a"])
     plain = Net()
     assert plain.state_dict().keys() & model.state_dict().keys() >= {"head.out.weight"}
 
@@ -383,3 +399,42 @@ def test_an_output_layer_that_is_tied_again_is_not_saved_as_the_adapters(tmp_pat
     with pytest.raises(AdapterError, match="weight of adapter 'default' in modules_to_save has become that of shared"):
         save_adapter(model, tmp_path / "after")
     assert not (tmp_path / "after").exists()
+
+
+def test_a_head_that_is_offloaded_is_refused(tmp_path):
+    """A copy of it would compute with the backbone's own values, which accelerate brings at each call."""
+    save_adapter(train(attach(Net(), config()), 1), tmp_path / "a")
+    model = cpu_offload(Net().eval(), execution_device="cpu")
+    with pytest.raises(AdapterError, match=r"'head' in modules_to_save is offloaded; keep it on a device"):
+        load_adapter(model, tmp_path / "a")
+    save_adapter(train(attach(Net(), config(("head.out",))), 1), tmp_path / "b")
+    with pytest.raises(AdapterError, match=r"'head\.out' in modules_to_save is offloaded"):
+        AdapterBank(model).add("b", tmp_path / "b")
+
+
+class Normed(nn.Sequential):
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+def test_statistics_of_the_backbone_stay_its_own_in_training(tmp_path):
+    """The adapter's file does not hold them: it would give other numbers on the backbone that it was made for."""
+    bare = out(Normed().eval())
+    model = attach(Normed(), VeraConfig(rank=4, targets=("0",)))
+    found = out(train(model, 1))
+    assert not torch.equal(found, bare)
+    save_adapter(model, tmp_path)
+    assert torch.equal(out(load_adapter(Normed(), tmp_path).eval()), found)
+    assert torch.equal(out(copy.deepcopy(model).train()), found)
+    with disabled(model):
+        assert torch.equal(out(model), bare)
+    unload(model.train())
+    assert model[1].training and torch.equal(out(model.eval()), bare)
+
+
+def test_statistics_in_modules_to_save_are_trained_also_after_an_adapter_without_them():
+    model = attach(attach(Net(), VeraConfig(rank=4, targets=("body",)), "a"), config(), "b")
+    before = model.head["norm"].running_mean.clone()
+    train(model, 1)
+    assert not torch.equal(model.head["norm"].running_mean, before)

@@ -10,8 +10,20 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BloomConfig, BloomModel, MambaConfig, MambaModel, WavLMConfig, WavLMModel
 
-from vera.nn import AdapterError, VeraConfig, attach, load_adapter, merge, save_adapter, set_adapter, unmerge, vera_layers
+from vera.nn import (
+    AdapterBank,
+    AdapterError,
+    VeraConfig,
+    attach,
+    load_adapter,
+    merge,
+    save_adapter,
+    set_adapter,
+    unmerge,
+    vera_layers,
+)
 from vera.nn.base_layer import obstacle, plain
 from vera.nn.functional import Plan
 from vera.nn.projection import draw
@@ -729,3 +741,125 @@ def test_what_stands_in_the_way_of_merging_is_said_in_words():
     assert "Scaled" in obstacle(Scaled(2, 2)) and "hooks" in obstacle(hooked()) and "forward" in obstacle(replaced_forward())
     assert "float8" in obstacle(Float8()) and "meta" in obstacle(nn.Linear(2, 2, device="meta"))
     assert "training" in obstacle(parametrizations.spectral_norm(linear()).train())
+
+
+def wavlm():
+    return WavLMModel(
+        WavLMConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8,), conv_stride=(5,),
+            conv_kernel=(10,), num_feat_extract_layers=1, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+        )
+    )  # fmt: skip
+
+
+def bloom(**settings):
+    return BloomModel(BloomConfig(vocab_size=20, hidden_size=16, n_layer=1, n_head=2, **settings))
+
+
+READ = {
+    "wavlm": (wavlm, "q_proj", "WavLMAttention"),
+    "mamba": (lambda: MambaModel(MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1)), "dt_proj", "MambaMixer"),
+    "bloom in slices": (lambda: bloom(pretraining_tp=2, slow_but_exact=True), "dense_4h_to_h", "BloomMLP"),
+}
+
+
+@pytest.mark.parametrize("model", READ)
+def test_a_module_of_transformers_that_reads_a_weight_without_a_call_is_refused(model):
+    make, target, reader = READ[model]
+    with pytest.raises(AdapterError, match=rf"^{reader} reads the weight of .*{target} without calling it"):
+        attach(make(), VeraConfig(rank=2, targets=(target,)))
+    attach(bloom(pretraining_tp=2), VeraConfig(rank=2, targets=("dense_4h_to_h",)))
+
+
+def test_a_forward_that_is_replaced_for_all_linear_layers_is_called(monkeypatch):
+    model, own = nn.ModuleDict({"q": linear()}), nn.Linear.forward
+    x = torch.randn(5, 16)
+    monkeypatch.setattr(nn.Linear, "forward", lambda layer, x: 3 * own(layer, x))
+    bare = model["q"](x)
+    randomise(attach(model, CONFIG))
+    torch.testing.assert_close(model["q"](x).double(), bare.double() + update(model["q"], x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(AdapterError, match="the forward of Linear is replaced for all layers"):
+        merge(model)
+
+
+class Repeated(nn.Module):
+    """One block, three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"q": linear()})] * 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(layer["q"](x))
+        return x
+
+
+@pytest.mark.parametrize("target", ["q", "layers.2.q"])
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_block_under_several_names_has_one_adapter_under_all_of_them(target, compact, tmp_path):
+    x = torch.randn(5, 16)
+    model = randomise(attach(Repeated(), VeraConfig(rank=7, targets=(target,), projection_seed=3)))
+    assert [name for name, _ in vera_layers(model)] == ["layers.0.q"]
+    base, expected = linear(), x
+    for _ in range(3):
+        expected = torch.tanh(base(expected) + update(model.layers[1]["q"], expected).float())
+    torch.testing.assert_close(model(x), expected)
+    save_adapter(model, tmp_path, compact=compact)
+    torch.testing.assert_close(load_adapter(Repeated(), tmp_path)(x), expected)
+    load_adapter(model, tmp_path)
+    bank = AdapterBank(Repeated().eval())
+    bank.add("a", tmp_path)
+    with bank.use(["a"] * 5):
+        torch.testing.assert_close(bank.model(x), expected)
+
+
+def test_layers_of_unlike_dtypes_have_a_pair_each():
+    model = nn.ModuleDict({"first": linear().bfloat16(), "q": linear()})
+    randomise(attach(model, VeraConfig(rank=7, targets=("first", "q"), projection_seed=3)))
+    x = torch.randn(5, 16)
+    found = model["q"](x).double() - model["q"].base_layer(x).double()
+    torch.testing.assert_close(found, update(model["q"], x), rtol=1e-5, atol=1e-5)
+    kept = [layer.projections["default"].A.dtype for _, layer in vera_layers(model)]
+    assert kept == [torch.bfloat16, torch.float32]
+
+
+def test_a_trained_pair_has_its_gradient_under_compile():
+    model, layer = adapted(linear())
+    pair, x = layer.projections["default"], torch.randn(5, 16)
+    pair.A.requires_grad_(True)
+    model["q"](x).pow(2).sum().backward()
+    expected, pair.A.grad = pair.A.grad, None
+    torch.compile(model["q"], backend="aot_eager")(x).pow(2).sum().backward()
+    torch.testing.assert_close(pair.A.grad, expected)
+
+
+def test_forward_derivatives_by_b_and_d_pass_through_a_merged_layer():
+    model, layer = adapted(linear())
+    x, values = torch.randn(5, 16), {name: value.detach() for name, value in layer.vectors.named_parameters()}
+    tangents = {name: torch.ones_like(value) for name, value in values.items()}
+
+    def along(values):
+        return functional_call(layer, {f"vectors.{name}": value for name, value in values.items()}, (x,))
+
+    expected = jvp(along, (values,), (tangents,))
+    merge(model.eval())
+    for found, wanted in zip(jvp(along, (values,), (tangents,)), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_merged_model_made_in_inference_mode_follows_what_is_loaded():
+    state = randomise(attach(holder(linear()), CONFIG), scale=2.0).state_dict()
+    x = torch.randn(5, 16)
+    with torch.inference_mode():
+        model = merge(randomise(attach(holder(linear()), CONFIG)).eval())
+        model["q"](x)
+        model.load_state_dict(state)
+        found = model["q"](x)
+        torch.testing.assert_close(found, unmerge(model)["q"](x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_weight_of_an_adapted_layer_cannot_be_replaced():
+    _, layer = adapted(linear())
+    with pytest.raises(AdapterError, match="the weight of an adapted layer cannot be replaced"):
+        layer.weight = nn.Parameter(torch.zeros(16, 16))

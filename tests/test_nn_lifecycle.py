@@ -299,3 +299,15 @@ def test_another_adapter_is_chosen_before_distributed_data_parallel(tmp_path):
         assert torch.equal(logits(wrapped), second)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_merged_model_writes_no_state_dict_of_adapted_layers(tmp_path):
+    """As Accelerate's usual call gives one: from_pretrained would draw the adapted layers at random."""
+    model = merge(trained(attach(roberta(), config())))
+    with pytest.raises(AdapterError, match=r"writes W0 \+ dW by itself: leave state_dict out"):
+        model.save_pretrained(tmp_path, state_dict=model.state_dict())
+    assert not list(tmp_path.iterdir())
+    plain = merge_and_unload(model)
+    plain.save_pretrained(tmp_path, state_dict=plain.state_dict())
+    found = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(found(IDS).logits, plain(IDS).logits)

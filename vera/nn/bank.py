@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from . import heads, saving
-from .banked import Batch, Layer, Saved, Wrapper, batches, check_head, check_rows_first
+from .banked import Batch, Layer, Saved, Wrapper, batches, check_head, check_rows, check_rows_first
 from .base_layer import device_of, dtype_of
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Reader
 from .config import VeraConfig
@@ -243,8 +243,11 @@ class AdapterBank:
         targets = self._reader.targets(Path(folder) / CONFIG_FILE, config)
         modules = unwrapped(self.model).named_modules(remove_duplicate=False)
         saved = heads.find(((plain_path(path), module) for path, module in modules), config.modules_to_save)
+        for path in (*targets, *saved):
+            check_rows(unwrapped(self.model), path)
         for path, module in saved.items():
             check_head(path, module)
+            heads.check_offload(path, module)
         for path, module in targets.items():
             if device_of(module).type == "meta":
                 raise AdapterError(f"{path} has no values yet (meta device): a bank needs them")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # transformers' families that compute some layers on [time, rows, ...], like [rows, time, ...] where both are of one size
 _ROWS_SECOND = {"bridgetower", "fsmt", "led", "longformer", "mask2former", "oneformer", "xlnet"}
 
+_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # of torch 2.7 and later
+
 # The batches of this thread, or of this asyncio task, by the id of their bank.
 batches: ContextVar[dict[int, Batch]] = ContextVar("batches", default={})  # noqa: B039 never changed in place
 
@@ -83,6 +85,8 @@ class Wrapper(nn.Module):
         self.__dict__[saving.BANK] = bank  # the bank holds the model: no submodule
 
     def forward(self, *args, **kwargs):
+        if torch.jit.is_tracing() or _exporting():
+            raise AdapterError("a trace of a model in an AdapterBank would keep the batch that it sees; trace the bare model")
         if torch.compiler.is_compiling():  # a compiler must not remember the batch that it sees
             return torch.compiler.disable(self.call)(*args, **kwargs)
         return self.call(*args, **kwargs)
@@ -209,6 +213,20 @@ def check_rows_first(model: nn.Module) -> None:
             raise AdapterError(
                 f"{family[0]} ({kind.__name__}) has the rows of a batch in the second dimension of some layers, so a bank may "
                 "take others for them; use one adapter at a time"
+            )
+
+
+def check_rows(model: nn.Module, path: str) -> None:
+    """Raises AdapterError for a layer in a part of the model that reads images or sound, where the model itself reads texts:
+    one row of a batch may have several of them, or none."""
+    whole = getattr(model, "main_input_name", None)
+    for end in [index for index, letter in enumerate(path) if letter == "."]:
+        part = model.get_submodule(path[:end])
+        reads = getattr(part, "main_input_name", "input_ids")
+        if reads not in (whole, "input_ids"):
+            raise AdapterError(
+                f"{path} lies in {type(part).__name__}, which reads {reads}: its rows need not be the batch's; adapt the "
+                "language model alone, or use one adapter at a time"
             )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,19 @@ from .errors import AdapterError
 from .names import unwrapped
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# transformers' models whose fused kernels read the weight of out_proj themselves, as PEFT lists them.
-_FUSED = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+# transformers' modules that read the weight of a layer of theirs without calling it: always, or in a fused kernel.
+_READ = {
+    **dict.fromkeys(("BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer"), ("out_proj",)),
+    **dict.fromkeys(("Mamba2Mixer", "NemotronHMamba2Mixer", "Zamba2MambaMixer"), ("out_proj",)),
+    **dict.fromkeys(("FalconMambaMixer", "MambaMixer"), ("dt_proj", "out_proj", "x_proj")),
+    **dict.fromkeys(("ConditionalDetrMHAttentionMap", "DetrMHAttentionMap", "MaskFormerDetrMHAttentionMap"), ("k_proj",)),
+    "DabDetrMHAttentionMap": ("k_linear",),
+    "JambaMambaMixer": ("dt_proj",),
+    "LongcatFlashTopkRouter": ("classifier",),
+    "MobileBertLMPredictionHead": ("decoder", "dense"),
+    "WavLMAttention": ("k_proj", "out_proj", "q_proj", "v_proj"),
+}
+_FORWARDS: dict[type, object] = {nn.Linear: nn.Linear.forward}  # of each kind of layer, as it was when it was first seen
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -71,6 +83,8 @@ def oddity(layer: nn.Module) -> str | None:
         return f"it is a {type(layer).__name__}, which computes in its own way"
     if "forward" in own:
         return "its forward is replaced, as offloading does"
+    if _FORWARDS.setdefault(type(layer), type(layer).forward) is not type(layer).forward:
+        return f"the forward of {type(layer).__name__} is replaced for all layers"
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return "it has hooks"
     if type(weight) is not nn.Parameter or type(own["_parameters"].get("bias")) not in (nn.Parameter, type(None)):
@@ -134,11 +148,19 @@ def check_adaptable(model: nn.Module, path: str, layer: nn.Module) -> None:
         raise AdapterError(f"{path} ({type(layer).__name__}) is empty: it makes {d_out} numbers of {d_in}")
     above, _, name = path.rpartition(".")
     parent = unwrapped(model.get_submodule(above))
-    fused = name == "out_proj" and getattr(getattr(model, "config", None), "model_type", None) in _FUSED
-    if isinstance(parent, nn.MultiheadAttention) or fused:
+    if name in _read_by(parent):
         raise AdapterError(
             f"{type(parent).__name__} reads the weight of {path} without calling it, so an adapter there would do nothing"
         )
+
+
+def _read_by(parent: nn.Module) -> Collection[str]:
+    """The layers of a module whose weight it reads without calling them, as far as that is known of its class."""
+    if isinstance(parent, nn.MultiheadAttention):
+        return parent._modules.keys()
+    if getattr(parent, "slow_but_exact", False) and getattr(parent, "pretraining_tp", 1) > 1:  # BLOOM's
+        return ("dense", "dense_4h_to_h")
+    return next((_READ[kind.__name__] for kind in type(parent).__mro__ if kind.__name__ in _READ), ())
 
 
 def taken(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, tuple, dict]:

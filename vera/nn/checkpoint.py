@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
         raise AdapterError(f"adapter {name!r} has no values yet (meta device), so there is nothing to save")
     layers = {path: layer for path, layer in vera_layers(model) if name in layer.vectors}
     _refuse_variants(model, name)
+    _warn_of_others(model)
     tensors: dict[str, Tensor] = {}
     for path, layer in layers.items():
         tensors[f"{path}.vera_lambda_b"] = layer.vectors[name].b
@@ -134,9 +136,28 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
 
 
 def _refuse_variants(model: nn.Module, name: str) -> None:
-    kinds = {type(layer) for _, layer in vera_layers(model) if name in layer.vectors} - {VeraLinear}
-    if kinds:
-        raise AdapterError(f"adapter {name!r} is a variant of VeRA ({kinds.pop().__name__}), which these files cannot hold")
+    for path, layer in vera_layers(model):
+        if name not in layer.vectors:
+            continue
+        kind = type(layer)
+        if any(getattr(kind, own) is not getattr(VeraLinear, own) for own in ("new_vectors", "adapted", "whole")):
+            raise AdapterError(f"adapter {name!r} is a variant of VeRA ({kind.__name__}), which these files cannot hold")
+        if hasattr(layer.vectors[name].b, "full_tensor"):
+            raise AdapterError(f"b and d of {path} are sharded (fully_shard): unshard() the model first")
+
+
+def _warn_of_others(model: nn.Module) -> None:
+    """Of what trains beside the adapters, which an adapter's file does not hold."""
+    own = {id(value) for _, layer in vera_layers(model) for value in layer.vectors.parameters()}
+    own |= {id(value) for name in configs(model) for module in heads.of(model, name).values() for value in module.parameters()}
+    others = [name for name, value in model.named_parameters() if value.requires_grad and id(value) not in own]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        warnings.warn(
+            f"save_adapter leaves out {plain_path(others[0])}{more}, which train beside the adapter: name their modules in "
+            "modules_to_save",
+            stacklevel=3,
+        )
 
 
 class Reader:
@@ -161,12 +182,13 @@ class Reader:
         tensors, ours = _read_weights(weights_file)
         config = _config(folder / CONFIG_FILE, raw, tensors, ours)
         # PEFT lists every name a head may have; those that are neither in the model nor in the file mean nothing.
-        names = [*(path for path, _ in self._modules), *tensors]
-        saved = tuple(module for module in config.modules_to_save if any(inside(path, (module,)) for path in names))
+        known = [*(path for path, _ in self._modules), *tensors]
+        saved = tuple(module for module in config.modules_to_save if any(inside(path, (module,)) for path in known))
         # ... and all-linear lists the layers of a head, which is trained whole instead.
         if saved not in self._linear:
             self._linear[saved] = linear_layers(self.model, saved)
-        linear, _, in_heads = self._linear[saved]
+        _, names, in_heads = self._linear[saved]
+        linear = [path for paths in names.values() for path in paths]
         wanted = [name for name in config.targets if any(matches(path, [name]) for path in linear) or name not in in_heads]
         config = replace(config, modules_to_save=saved, targets=tuple(wanted) or config.targets)
         if existing is not None:

@@ -16,11 +16,13 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
+from . import norms
 from .errors import AdapterError
 from .linear import VeraLinear
 from .names import matches
 
 HEADS = "vera_heads"
+_ACTIVE = "vera_head_of"  # in a state dict's metadata: whose head has the model's own names
 
 
 class _Heads:
@@ -91,13 +93,23 @@ def copies(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
                         f"modules_to_save names {path!r}, whose {key} is also that of {name}, which would keep the old one; "
                         f"name {name}, too"
                     )
+            check_offload(path, module)
             try:
                 made[path] = copy.deepcopy(module)
+                norms.release(made[path])
             except (RuntimeError, TypeError) as error:
                 raise AdapterError(f"{path!r} in modules_to_save cannot be copied: {str(error).splitlines()[0]}") from None
     finally:
         _put(model, heads, active)
     return made
+
+
+def check_offload(path: str, module: nn.Module) -> None:
+    """Raises AdapterError for a module whose values accelerate brings from elsewhere at each call: a copy of it, and a bank's
+    exchange, would compute with the backbone's own."""
+    for part in module.modules():
+        if hasattr(part, "_hf_hook") and any(value.is_meta for value in [*part.parameters(False), *part.buffers(False)]):
+            raise AdapterError(f"{path!r} in modules_to_save is offloaded; keep it on a device (device_map), or offload after")
 
 
 def add(model: nn.Module, name: str, modules: dict[str, nn.Module]) -> None:
@@ -234,12 +246,16 @@ def _entries(heads: _Heads, prefix: str) -> Iterable[tuple[str, nn.Module]]:
             yield f"{prefix}{HEADS}.{owner}.{path}.", module
 
 
-def _write_state(model: nn.Module, state: dict, prefix: str, _metadata: dict) -> None:
+def _write_state(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    metadata[_ACTIVE] = _of(model).active
     for start, module in _entries(_of(model), prefix):
         module.state_dict(destination=state, prefix=start)
 
 
-def _read_state(model: nn.Module, state: dict, prefix: str, _metadata, _strict, missing: list, unexpected: list, errors: list):
+def _read_state(model: nn.Module, state: dict, prefix: str, metadata, _strict, missing: list, unexpected: list, errors: list):
+    there, here = metadata.get(_ACTIVE, _of(model).active), _of(model).active
+    if there != here:
+        raise AdapterError(f"the state_dict was taken with adapter {there!r} active, here it is {here!r}: set_adapter first")
     for start, module in _entries(_of(model), prefix):
         own = {key: state.pop(key) for key in list(state) if key.startswith(start)}
         own = {key.removeprefix(start): value for key, value in own.items()}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from . import heads, saving
+from . import heads, norms, saving
 from .base_layer import check_adaptable, device_of, dtype_of, is_linear, shape_of
 from .config import VeraConfig
 from .errors import AdapterError
@@ -25,15 +25,16 @@ def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
     """
     linear, names, in_heads = linear_layers(model, config.modules_to_save)
     found: dict[str, nn.Module] = {}
+    first: dict[int, str] = {}
     unused = set(config.targets)
     for name, module in linear.items():
-        fitting = matches(name, config.targets)
+        fitting = [target for alias in names[name] for target in matches(alias, config.targets)]
         if fitting:
             check_adaptable(unwrapped(model), name, module)
-            others = [other for other in names[id(module)] if other != name and matches(other, config.targets)]
-            if others:
+            other = first.setdefault(id(module), name)
+            if other != name:
                 raise AdapterError(
-                    f"{name} and {others[0]} are one module; name one of them in full, and it is adapted there alone"
+                    f"{other} and {name} are one module; name one of them in full, and it is adapted there alone"
                 )
             found[name] = module
             unused.difference_update(fitting)
@@ -48,21 +49,29 @@ def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
     return found
 
 
-def linear_layers(model: nn.Module, modules_to_save: tuple[str, ...]) -> tuple[dict[str, nn.Module], dict, list[str]]:
-    """The linear layers of a model by name, all names of each (by its id), and the names of those in modules_to_save."""
-    adapted = {f"{name}.base_layer" for name, _ in vera_layers(model)}
+def linear_layers(
+    model: nn.Module, modules_to_save: tuple[str, ...]
+) -> tuple[dict[str, nn.Module], dict[str, list[str]], list[str]]:
+    """The linear layers of a model by name, all names of each, and the names of those in modules_to_save.
+
+    A layer has several names where a module around it has: it goes by the first, and what is put there is there under all.
+    """
+    model = unwrapped(model)
+    places: dict[tuple[int, str], str] = {}
     linear: dict[str, nn.Module] = {}
-    names: dict[int, list[str]] = {}
+    names: dict[str, list[str]] = {}
     in_heads = []
-    for path, module in unwrapped(model).named_modules(remove_duplicate=False):
-        name = plain_path(path)
-        if not is_linear(module) or name in adapted or name in linear:
+    for path, module in model.named_modules(remove_duplicate=False):
+        name, (above, _, attribute) = plain_path(path), path.rpartition(".")
+        if not is_linear(module) or name in names or isinstance(parent := model.get_submodule(above), VeraLinear):
             continue
         if inside(name, modules_to_save):
             in_heads.append(name)
-        else:
+            continue
+        known = places.setdefault((id(parent), attribute), name)
+        if known == name:
             linear[name] = module
-            names.setdefault(id(module), []).append(name)
+        names.setdefault(known, []).append(name)
     return linear, names, in_heads
 
 
@@ -141,9 +150,12 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
     trains is in the model's state_dict.
 
     Freezes everything but the adapter's own b and d and its copies of the modules in `modules_to_save`, which start from the
-    backbone's own. Equal projections are stored once,
-    also across adapters. Raises AdapterError when the name is taken, the model is merged or a target fits no layer; the model
-    is then as it was. So it is, refused, where a part of the model has an adapter of its own already.
+    backbone's own; BatchNorm's running statistics too, with which it computes in training as well. Equal projections are stored
+    once for each device and dtype that layers have, also across adapters. A module that reads a layer's weight instead of
+    calling the layer does not see its adapter: those known are refused.
+
+    Raises AdapterError when the name is taken, the model is merged or a target fits no layer; the model is then as it was. So
+    it is, refused, where a part of the model has an adapter of its own already.
     """
     check_no_bank(model)
     given, model = model, unwrapped(model)
@@ -162,7 +174,8 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
             raise AdapterError(f"{path} belongs to modules_to_save of adapter {owner!r}, of which it is one copy")
     copies = heads.copies(model, config.modules_to_save)
     # First everything that can fail and takes memory; what follows puts it in, and takes it out again if it fails all the same.
-    projections = {drawn.key: drawn for _, there in vera_layers(model) for drawn in there.projections.values()}
+    drawn = [pair for _, there in vera_layers(model) for pair in there.projections.values()]
+    projections = {(*pair.key, pair.A.device, pair.A.dtype): pair for pair in drawn}
     made: dict[str, tuple[VeraLinear, Vectors, Projection]] = {}
     for path, key in projection_keys(config, target_shapes(targets)).items():
         adapted = targets[path]
@@ -174,9 +187,10 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
         elif type(adapted) is not layer:
             raise AdapterError(f"{path} is a {type(adapted).__name__} of another adapter, it cannot be a {layer.__name__} too")
         base = adapted.base_layer
-        if key not in projections:
-            projections[key] = Projection(*key, device=device_of(base), dtype=dtype_of(base))
-        made[path] = (adapted, adapted.new_vectors(config, device_of(base)), projections[key])
+        place = (*key, device_of(base), dtype_of(base))
+        if place not in projections:
+            projections[place] = Projection(*key, device=place[-2], dtype=place[-1])
+        made[path] = (adapted, adapted.new_vectors(config, device_of(base)), projections[place])
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     active = active_adapter(model)
     attached = configs(model)
@@ -189,6 +203,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
         heads.add(model, name, copies)
         set_adapter(model, name)
         saving.install(model)
+        norms.freeze(model, heads.of(model, name).values())
     except BaseException:
         heads.put(model, active)
         heads.drop(model, name)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from . import heads, saving
+from . import heads, norms, saving
 from .errors import AdapterError
 from .inject import _CONFIGS, active_adapter, check_root, configs, merge, replace_module, set_adapter, unmerge, vera_layers
 from .linear import VeraLinear
@@ -98,6 +98,7 @@ def _strip(model: nn.Module) -> nn.Module:
     inner = unwrapped(model)
     heads.release(inner)
     saving.remove(inner)
+    norms.release(inner)
     if hasattr(inner, _CONFIGS):
         delattr(inner, _CONFIGS)
     return _bare(model, [layer for _, layer in vera_layers(model)])

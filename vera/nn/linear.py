@@ -34,6 +34,7 @@ from .functional import (
 class Vectors(nn.Module):
     """The trained part of one adapter in one layer: b [d_out] and d [rank], float32 on a half-precision backbone too."""
 
+    @torch.inference_mode(False)  # to be trained later
     def __init__(self, config: VeraConfig, d_out: int, device):
         super().__init__()
         b, d = (torch.empty(size, dtype=torch.float32, device=device) for size in (d_out, config.rank))
@@ -106,6 +107,11 @@ class VeraLinear(nn.Module):
     def bias(self) -> Tensor | None:
         return self.base_layer.bias
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in ("weight", "bias"):  # as tie_weights and resize_token_embeddings do
+            raise AdapterError(f"the {name} of an adapted layer cannot be replaced; unload the adapters first")
+        super().__setattr__(name, value)
+
     def matrices(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A [r, d_in], B [d_out, r], b [d_out], d [r] of one adapter."""
         projection, vectors = self.projections[name], self.vectors[name]
@@ -160,7 +166,8 @@ class VeraLinear(nn.Module):
         graph = torch.is_grad_enabled()
         trained = graph and (b.requires_grad or d.requires_grad)
         whole = self.merged is not None and not (trained or args or kwargs) and x.dtype == dtype not in HALF
-        if whole and not torch.compiler.is_compiling() and self._is_sum(graph):  # a compiled call would keep this W for good
+        whole = whole and not torch.compiler.is_compiling()  # a compiled call would keep this W for good
+        if whole and ordinary(x, *matrices) and self._is_sum(graph):
             return F.linear(x, self._merged_weight(), self.bias)
         dropout = self.vectors[self.active].dropout if self.training else 0.0
         together = not (dropout or args or kwargs) and dtype != torch.float16 and plain(base)
@@ -321,6 +328,7 @@ def _count_steps() -> None:
     register_optimizer_step_post_hook(count)
 
 
-def _state(tensor: Tensor) -> tuple[int, int, int, int]:
-    """What changes when another tensor takes a tensor's place, or it gets other values or another storage."""
-    return id(tensor), 0 if tensor.is_inference() else tensor._version, tensor.data_ptr(), _steps
+def _state(tensor: Tensor) -> tuple:
+    """What changes when another tensor takes a tensor's place, or it gets other values or another storage; never the same of an
+    inference tensor, which counts no versions."""
+    return id(tensor), object() if tensor.is_inference() else tensor._version, tensor.data_ptr(), _steps

@@ -69,6 +69,7 @@ class Projection(nn.Module):
         self.register_buffer("B", torch.empty(d_out, rank, dtype=dtype, device="meta"), persistent=False)
         self.draw_on("cpu" if device is None else device)
 
+    @torch.inference_mode(False)  # for b and d to be trained with it later
     def draw_on(self, device: torch.device | str) -> None:
         """Draw the pair again, on a device, in the dtype that it has."""
         if torch.device(device).type != "meta":

@@ -52,6 +52,12 @@ def save_pretrained(model: nn.Module, *args, **kwargs):
             stacklevel=2,
         )
         return type(model).save_pretrained(model, *args, **kwargs)
+    given = kwargs.get("state_dict", args[2] if len(args) > 2 else None)
+    if layers and given is not None and any(".base_layer." in f".{key}" for key in given):
+        raise AdapterError(
+            "save_pretrained of a merged model writes W0 + dW by itself: leave state_dict out, or take it of a model after "
+            "merge_and_unload"
+        )
     with _plain(model):
         return type(model).save_pretrained(model, *args, **kwargs)
 
