@@ -449,7 +449,7 @@ def _our_loop(task: str, backbone: Path, data_dir: Path, folder: str, tokens: in
     def batches() -> Iterator:
         while True:
             loop.step = 0
-            yield from loop._rest_of_epoch()
+            yield from loop.batches.after(loop.step, loop.total)
 
     return loop, batches()
 

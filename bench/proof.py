@@ -101,7 +101,7 @@ def epoch(loop: Any) -> Callable[[], None]:
 
     def call() -> None:
         loop.step = 0
-        for batches in loop._rest_of_epoch():
+        for batches in loop.batches.after(loop.step, loop.total):
             loop._step(batches)
 
     return call
@@ -189,7 +189,7 @@ def step_profile(device: str, toy: bool) -> dict[str, Any]:
     """One training step after three others: its time, what the GPU did of it, and how long it was idle."""
     with tempfile.TemporaryDirectory() as folder:
         loop = loop_of(toy, folder)
-        batches = iter(loop._rest_of_epoch())
+        batches = iter(loop.batches.after(loop.step, loop.total))
         for _ in range(2 if toy else 3):
             loop._step(next(batches))
         step = next(batches)

@@ -99,7 +99,7 @@ def measure(method: str, model, four_bits: bool, steps: int, warmup: int, length
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(run, backbone, adapter, task, data, Path(folder))
-        batches = loop._rest_of_epoch()
+        batches = loop.batches.after(loop.step, loop.total)
         for step in range(warmup + steps):
             if device == "cuda" and step == warmup:
                 torch.cuda.empty_cache()

@@ -18,7 +18,8 @@ from vera.tasks import e2e_metrics
 from vera.tasks.e2e import FILES, by_meaning, context, parse
 from vera.tasks.e2e_metrics import METRICS, compute, nist, read_files, unavailable
 from vera.train.evaluate import finish
-from vera.train.loop import Loop, make_accelerator
+from vera.train.loop import Loop
+from vera.train.numerics import make_accelerator
 
 SYSTEMS = ("tgen", "sheff2", "tuda")
 needs_java = pytest.mark.skipif(unavailable() is not None, reason=f"METEOR, ROUGE_L and CIDEr: {unavailable()}")

@@ -14,7 +14,7 @@ from vera.config import build
 from vera.errors import ConfigError
 from vera.models import reuse
 from vera.run import execute, prepare
-from vera.train import evaluate, features, feed, loop
+from vera.train import batches, evaluate, features, feed
 from vera.train.loop import Loop
 
 
@@ -61,7 +61,7 @@ def test_a_run_fed_by_a_thread_is_the_same_run(model, compose, tmp_path, monkeyp
     run = compose(*model, "train.epochs=2", "train.max_steps=null", "train.batch_size=7", "train.micro_batch_size=3")
     here = Loop(run, *prepare(run), tmp_path / "here")
     here.fit()
-    for module in (loop, evaluate):
+    for module in (batches, evaluate):
         monkeypatch.setattr(module, "fed", lambda batches, device: feed.ahead(batches))
     there = Loop(run, *prepare(run), tmp_path / "there")
     there.fit()
@@ -75,7 +75,7 @@ def test_a_step_asks_the_other_processes_once_and_building_its_batch_never(compo
     built = Loop(run, *prepare(run), tmp_path)
     asked = []
     monkeypatch.setattr(built.processes, "_reduced", lambda values, how: asked.append(values) or list(values))
-    batches = next(built._rest_of_epoch())
+    batches = next(built.batches.after(built.step, built.total))
     assert not asked and [len(batch["labels"]) for _, batch in batches] == [4, 4, 2]
     built._step(batches)
     assert len(asked) == 1

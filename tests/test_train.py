@@ -20,7 +20,9 @@ from vera.errors import ConfigError, TrainingError
 from vera.methods.base import ParameterGroups
 from vera.records.store import Store
 from vera.run import execute, prepare
-from vera.train.loop import Loop, best_epoch, make_accelerator, precision_of, similar_lengths
+from vera.train.batches import similar_lengths
+from vera.train.loop import Loop, best_epoch
+from vera.train.numerics import make_accelerator, precision_of
 from vera.train.optim import lr_factor, optimizer
 
 TEXT = ("model=roberta_base", "task=rte")
@@ -86,7 +88,7 @@ def test_data_order_follows_seed_and_epoch(compose, tmp_path):
         config = compose(*TEXT, f"seed={seed}", "train.max_steps=null", "train.epochs=2", "train.batch_size=50")
         loop = Loop(config, *prepare(config), tmp_path)
         loop.step = epoch * loop.steps_per_epoch
-        ((_, batch),) = next(loop._rest_of_epoch())
+        ((_, batch),) = next(loop.batches.after(loop.step, loop.total))
         return batch["input_ids"].tolist()
 
     assert order(0, 0) == order(0, 0)
@@ -112,7 +114,7 @@ def test_micro_batches_of_similar_length_give_the_same_gradient_with_less_paddin
         backbone, method, task, data = prepare(config)
         loop = Loop(config, backbone, method, task, data, tmp_path)
         backbone.model.eval()
-        batches = next(loop._rest_of_epoch())
+        batches = next(loop.batches.after(loop.step, loop.total))
         for weight, batch in batches:
             inputs = {key: value for key, value in batch.items() if key != "labels"}
             (weight * task.loss(backbone.model(**inputs).logits, batch)).backward()
@@ -419,7 +421,7 @@ def test_a_gpu_s_first_product_may_be_another_run_s_before_deterministic_ones(mo
     """cuBLAS reads this once in a process: it is set before any run."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     with warnings.catch_warnings(action="ignore"):
-        runpy.run_module("vera.train.loop")
+        runpy.run_module("vera.train.numerics")
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import logging
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -17,12 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, TorchDynamoPlugin
 from torch import nn
 
-from vera.config import RunConfig, TrainConfig
+from vera.config import RunConfig
 from vera.errors import Collapsed, ConfigError, TrainingError
 from vera.io.files import move_folder, write_atomic
 from vera.methods.base import Method
@@ -32,61 +28,21 @@ from vera.models.base import Backbone
 from vera.records import interrupt, screen
 from vera.records.kept import weights_hash
 from vera.records.sources import noted
-from vera.seeds import generator, seed_everything
+from vera.seeds import seed_everything
 from vera.tasks.base import Data, Final, Task
 from vera.train import features, state
+from vera.train.batches import Batches, MicroBatch
 from vera.train.evaluate import finish, predict, to_training
-from vera.train.feed import fed
+from vera.train.numerics import make_accelerator, precision_of, set_numerics
 from vera.train.optim import lr_factor, optimizer, set_lr
-from vera.train.processes import on_gpu, together
+from vera.train.processes import together
 from vera.train.shard import average_gradients, shard
 
 log = logging.getLogger(__name__)
 
 
-# torch reads it once, at a process's first product, and refuses those of train.deterministic=true without it.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """Accelerate for one run. precision "auto" is bf16 autocast on a GPU and fp32 elsewhere. Raises ConfigError.
-
-    What Accelerate would else take from the environment, where `accelerate config` or a shell has put it for other programs, is
-    said here: it would divide each loss by ACCELERATE_GRADIENT_ACCUMULATION_STEPS, and compile the model."""
-    gpu = on_gpu(device)
-    AcceleratorState._reset_state(reset_partial_state=True)  # the last run of this sweep may have had another precision
-    mixed = {"auto": "bf16" if gpu else "no", "bf16": "bf16", "fp32": "no"}[precision]
-    gradients_alone = DistributedDataParallelKwargs(broadcast_buffers=False)  # what is frozen is the same everywhere
-    return Accelerator(
-        cpu=not gpu,
-        mixed_precision=mixed,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        dynamo_plugin=TorchDynamoPlugin(backend="no"),
-        kwargs_handlers=[gradients_alone],
-    )
-
-
-def precision_of(accelerator: Accelerator, model: nn.Module, tf32: bool = False) -> str:
-    """In what the matrix products of a run are computed: bf16 under autocast, else in the precision of the frozen weights, of
-    which bf16 ones (and 4-bit ones, whose products are) are not made fp32 by having no autocast. tf32: allowed on a GPU."""
-    frozen = [p for p in model.parameters() if not p.requires_grad] or model.parameters()  # a model that nothing adapts
-    half = any(p.dtype == torch.bfloat16 for p in frozen)
-    full = "tf32" if tf32 and accelerator.device.type == "cuda" else "fp32"
-    return "bf16" if half or accelerator.mixed_precision == "bf16" else full
-
-
-def set_numerics(config: TrainConfig) -> None:
-    """For this process, until the next run says otherwise: TF32, and whether operations must give the same each time."""
-    torch.use_deterministic_algorithms(config.deterministic)
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = config.tf32
-
-
 # Keys of train that decide no more than how a batch is computed: the last digits, and what dropout draws.
 PIECES = ("micro_batch_size", "micro_batch_tokens", "eval_batch_size", "deterministic")
-# Its weight in the batch's mean loss (None: no example of the batch, but a pass that other processes wait for), and the model's
-# arguments.
-MicroBatch = tuple[float | None, dict[str, torch.Tensor]]
 
 
 class Loop:
@@ -144,7 +100,8 @@ class Loop:
             self.computed, self.data = features.kept(backbone, method, data, size, self.accelerator.autocast)
             self._took = time.monotonic() - began
         self.model = self.computed.model if self.processes.sharded else self._prepared(self.computed.model)
-        self.steps_per_epoch = -(-len(data.train) // run.train.batch_size)
+        self.batches = Batches(run, task, self.data, self.processes, self.accelerator.device)
+        self.steps_per_epoch = self.batches.per_epoch
         self.total = run.train.epochs * self.steps_per_epoch
         if run.train.max_steps is not None:
             self.total = min(self.total, run.train.max_steps)
@@ -181,7 +138,7 @@ class Loop:
         with interrupt.deferred(), self._until_collapsed():
             while self.step < self.total or self._unscored():
                 if not self._unscored():
-                    for batches in self._rest_of_epoch():
+                    for batches in self.batches.after(self.step, self.total):
                         self._step(batches)
                         if self.step % self.steps_per_epoch and self.step < self.total:
                             self._checkpoint_when_due(self._urgency)
@@ -234,40 +191,6 @@ class Loop:
     def _epoch(self) -> int:
         """The epoch that the last step belongs to, from 1."""
         return -(-self.step // self.steps_per_epoch)
-
-    def _rest_of_epoch(self) -> Iterator[list[MicroBatch]]:
-        """The epoch's remaining steps, each a list of micro-batches: this process's share of the batch.
-
-        The order of the examples depends on seed and epoch alone, not on the number of processes.
-        """
-        epoch, done = divmod(self.step, self.steps_per_epoch)
-        order = torch.randperm(len(self.data.train), generator=generator(self.run.seed, "order", epoch)).tolist()
-        size = self.config.batch_size
-        steps = [order[start : start + size] for start in range(0, len(order), size)]
-        return fed(map(self._micro_batches, steps[done : done + self.total - self.step]), self.accelerator.device)
-
-    def _micro_batches(self, rows: list[int]) -> list[MicroBatch]:
-        """This process's share of a batch in pieces that fit the memory, each with its weight in the whole batch's mean loss.
-
-        What the other processes do follows from the rows, so that none has to be asked.
-        """
-        shares = [rows[rank :: self.processes.count] for rank in range(self.processes.count)]
-        train = self.data.train
-        batches = [self.data.collate([train[row] for row in piece]) for piece in self._pieces(shares[self.processes.rank])]
-        weights = [self.task.weight(batch) for batch in batches]
-        total = sum(weights) if len(shares) == 1 else self.task.total_weight(train, rows)
-        made: list[MicroBatch] = [(weight / (total or 1), batch) for weight, batch in zip(weights, batches, strict=True)]
-        # Gradients are averaged in the backward pass, in which a process without a share has to take part as well; with a
-        # sharded backbone in every forward pass.
-        needed = max(len(self._pieces(share)) for share in shares) if self.processes.sharded else 1
-        idle: MicroBatch = (None, self.data.collate([train[0]])) if len(made) < needed else made[0]
-        return made + [idle] * (needed - len(made))
-
-    def _pieces(self, rows: list[int]) -> list[list[int]]:
-        size = self.config.micro_batch_size or max(1, len(rows))
-        if self.config.micro_batch_tokens is None:
-            return [rows[start : start + size] for start in range(0, len(rows), size)]
-        return similar_lengths(rows, lambda row: self.task.length(self.data.train[row]), self.config.micro_batch_tokens, size)
 
     def _step(self, batches: list[MicroBatch]) -> None:
         factor = lr_factor(self.step, self.total, self.config)
@@ -531,21 +454,6 @@ def _changed(start: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     changed = {key: start[key] for key in keys if key in start and start[key] != now.get(key)}
     versions = {key: value for key, value in start.get("versions", {}).items() if now.get("versions", {}).get(key) != value}
     return {**changed, "versions": versions} if versions else changed
-
-
-def similar_lengths(examples: list[Any], length: Callable[[Any], int], tokens: int, size: int) -> list[list[Any]]:
-    """The examples in pieces of similar length, longest first: at most `tokens` after padding, at most `size` examples.
-
-    An example longer than `tokens` is a piece of its own.
-    """
-    pieces: list[list[Any]] = []
-    for example in sorted(examples, key=length, reverse=True):
-        fits = pieces and len(pieces[-1]) < size and (len(pieces[-1]) + 1) * length(pieces[-1][0]) <= tokens
-        if fits:
-            pieces[-1].append(example)
-        else:
-            pieces.append([example])
-    return pieces
 
 
 def best_epoch(history: list[dict[str, Any]], metric: str) -> int | None:

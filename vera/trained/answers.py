@@ -27,7 +27,7 @@ from vera.records.sources import configured
 from vera.records.store import Store
 from vera.run import code, now
 from vera.seeds import generator
-from vera.train.loop import make_accelerator, precision_of
+from vera.train.numerics import make_accelerator, precision_of
 from vera.train.processes import launched
 
 
