@@ -262,6 +262,7 @@ def test_marked_keys_are_keys_of_some_yaml():
         ("+model.pretrain.foo=1", "model.pretrain.foo is not a key; allowed: batch_size"),
         ("+task.facts.foo=1", "task.facts.foo is not a key"),
         ("+tracker.foo=1", "tracker.foo is not a key"),
+        ("+answers.foo=1", "answers.foo is not a key of the configuration; answers has no such key"),
     ],
 )
 def test_what_nothing_reads_is_refused(override, message):
@@ -272,6 +273,8 @@ def test_what_nothing_reads_is_refused(override, message):
 
 def test_a_key_that_another_value_refers_to_is_read():
     assert compose(["+mine=0.25", "train.lr=${mine}"]).train.lr == 0.25
+    assert compose(["+answers.lr=0.25", "train.lr=${answers.lr}"]).train.lr == 0.25
+    assert compose(["answers=mt_bench", "+answers.decoding.search=hu2022"]) == compose()  # scripts/answer.py's
     assert compose(["model=roberta_base", "task=rte", "table8.lr.rte=0.5"]).train.lr == 0.5
     with pytest.raises(ConfigError, match=r"table8.lrr is not a key"):
         compose(["model=roberta_base", "task=rte", "+table8.lrr=1"])

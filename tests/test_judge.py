@@ -337,6 +337,16 @@ def test_fastchats_way_is_one_choice():
     assert checked(JudgeSettings, changed, "judge").temperature == 0.5
 
 
+@pytest.mark.parametrize("key", ["temperature", "max_tokens", "seed"])
+def test_a_key_beside_the_judges_is_refused(key):
+    for word in (f"+{key}=1", f"++{key}=1", f"{key}=1"):
+        with pytest.raises(ConfigError, match=f"^{key} is not a key of the configuration; top level has: cache_dir, data_root, judge"):
+            resolve("judge", [word])
+    with pytest.raises(ConfigError, match="by_grading.attempts is not a key"):
+        resolve("judge", ["judging=fastchat", "+by_grading.attempts=1"])
+    assert resolve("judge", ["+mine=0.5", "judge.temperature=${mine}"])["judge"]["temperature"] == 0.5
+
+
 def test_another_judge_makes_another_record(server, ask, tmp_path):
     there = server(lambda n, body: {"gpt-4": "[[6]]", "org/judge:2": "[[9]]"}[body["model"]])
     first, path = ask(there)

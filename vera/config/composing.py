@@ -118,9 +118,12 @@ def compose_on(overrides: Sequence[str], values: Mapping[str, Any]) -> RunConfig
 def resolve(entry: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Another entry of conf/, composed and resolved to plain values. Raises ConfigError with one line."""
     try:
-        return _plain(_compose(overrides, entry), throw_on_missing=True)
+        cfg = _compose(overrides, entry)
+        resolved = _plain(cfg, throw_on_missing=True)
+        _refuse_unread(cfg, resolved, overrides, entry)
     except _COMPOSING as error:
-        raise ConfigError(explain(error)) from None
+        raise ConfigError(explain(error, entry)) from None
+    return resolved
 
 
 def _compose(overrides: Sequence[str], entry: str = "run") -> DictConfig:
@@ -225,13 +228,17 @@ def variant(run: RunConfig, overrides: Sequence[str]) -> str:
     return " ".join(f"{key}={value}" for key, value in said.items())
 
 
-def _refuse_unread(cfg: DictConfig, resolved: dict[str, Any], overrides: Sequence[str]) -> None:
+def _refuse_unread(cfg: DictConfig, resolved: dict[str, Any], overrides: Sequence[str], entry: str = "run") -> None:
     """Raises ConfigError for a key that was added with + at the top level, or to a recipe's own table, and that nothing reads:
-    no run has it, and no other value refers to it. (What is added inside a group, the group's class refuses.)"""
+    no run (or no command of another entry) has it, and no other value refers to it. (What is added inside a group, the group's
+    class refuses; `answers` is one where answers= chooses it.)"""
+    read = _READ if entry == "run" else {str(key) for key in _compose([], entry)}
+    if entry == "run" and OmegaConf.select(cfg, "answers.questions") is None:
+        read = read - {"answers"}
     for override in overrides:
         key = override.partition("=")[0].lstrip("+")
         top = key.partition(".")[0]
-        if not override.startswith("+") or top in _READ or top not in resolved:
+        if not override.startswith("+") or top in read or top not in resolved:
             continue
         less = cfg.copy()
         with open_dict(less):
@@ -244,8 +251,8 @@ def _refuse_unread(cfg: DictConfig, resolved: dict[str, Any], overrides: Sequenc
             without = _plain(less)
         except OmegaConfBaseException:
             continue
-        if all(without.get(known) == resolved.get(known) for known in _READ):
-            raise ConfigError(f"{key} is not a key of the configuration; {_allowed(key.rpartition('.')[0])}")
+        if all(without.get(known) == resolved.get(known) for known in read):
+            raise ConfigError(f"{key} is not a key of the configuration; {_allowed(key.rpartition('.')[0], entry)}")
 
 
 def _following(cfg: DictConfig, resolved: dict[str, Any], seed: int) -> list[tuple[str, Any, Any]]:
@@ -374,8 +381,8 @@ def _check_recipe(name: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
         )
 
 
-def explain(error: Exception) -> str:
-    """One line for what Hydra or OmegaConf says in several."""
+def explain(error: Exception, entry: str = "run") -> str:
+    """One line for what Hydra or OmegaConf says in several, of an entry of conf/."""
     text = str(error)
     if isinstance(error, yaml.YAMLError):
         return malformed(error)
@@ -393,7 +400,7 @@ def explain(error: Exception) -> str:
             return f"{key} is chosen as {key}@{_PLACED[key]}=, one of {', '.join(choices(key))}"
         if leaf in choices_groups() and not parent:
             return f"{key}: no such choice; allowed: {', '.join(choices(leaf))}"
-        return f"{key} is not a key of the configuration; {_allowed(parent)}"
+        return f"{key} is not a key of the configuration; {_allowed(parent, entry)}"
     there = re.search(r"An item is already at '([^']+)'", text)
     if there:
         return f"{there.group(1)} has a value in the yaml already: give it without the +"
@@ -442,11 +449,11 @@ def _groups(*folders: Path) -> tuple[str, ...]:
     return tuple(sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()}))
 
 
-def _allowed(parent: str) -> str:
+def _allowed(parent: str, entry: str) -> str:
     if parent in GROUPS:
         keys = {str(key) for name in choices(parent) for key in own_values(parent, name)}
     elif not parent:
-        keys = set(_compose([]))
+        keys = set(_compose([], entry))
     else:
         return f"{parent} has no such key"
     return f"{parent or 'top level'} has: {', '.join(sorted(key for key in keys if not key.startswith('_')))}"
