@@ -434,6 +434,15 @@ def test_the_cost_of_answers_is_that_of_all_calls(trained, monkeypatch):
         answer(trained, one)
 
 
+def test_questions_may_be_numbers_and_words(trained, tmp_path):
+    rows = [{"question_id": key, "category": "writing", "turns": ["Name three colours."]} for key in (1, "first", 10)]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = settings("vicuna_bench", "answers.questions.synthetic=false", f"answers.questions.data_dir={tmp_path}")
+    record, path, _ = answer(trained, asked)
+    assert record.questions.count == 3
+    assert [json.loads(line)["question_id"] for line in path.read_text().splitlines()] == [1, "first", 10]
+
+
 def test_answers_that_were_changed_after_their_record_are_no_runs_own(trained):
     asked = settings()
     record, path, _ = answer(trained, asked)

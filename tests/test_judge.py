@@ -340,9 +340,11 @@ def test_fastchats_way_is_one_choice():
 @pytest.mark.parametrize("key", ["temperature", "max_tokens", "seed"])
 def test_a_key_beside_the_judges_is_refused(key):
     for word in (f"+{key}=1", f"++{key}=1", f"{key}=1"):
-        with pytest.raises(ConfigError, match=f"^{key} is not a key of the configuration; top level has: cache_dir, data_root, judge"):
+        with pytest.raises(
+            ConfigError, match=f"^{key} is not a key of the configuration; top level has: cache_dir, data_root, judge"
+        ):
             resolve("judge", [word])
-    with pytest.raises(ConfigError, match="by_grading.attempts is not a key"):
+    with pytest.raises(ConfigError, match=r"by_grading.attempts is not a key"):
         resolve("judge", ["judging=fastchat", "+by_grading.attempts=1"])
     assert resolve("judge", ["+mine=0.5", "judge.temperature=${mine}"])["judge"]["temperature"] == 0.5
 
@@ -593,6 +595,7 @@ GOOD = {"question_id": 1, "category": "writing", "turns": ["a", "b"]}
     ("lines", "words"),
     [
         ([GOOD, GOOD], "line 2: question_id 1 occurs twice"),
+        ([GOOD, {**GOOD, "question_id": 2}, {**GOOD, "question_id": "1"}], "line 3: question_id 1 occurs twice"),
         ([{**GOOD, "turns": ["a"]}], "line 1: question 1 has 1 turns, not 2"),
         ([{**GOOD, "turns": ["a", " "]}], "line 1: question 1 has an empty turn"),
         ([{**GOOD, "turns": "ab"}], "line 1: turns of question 1 must be a list"),
@@ -618,6 +621,9 @@ def test_answers_that_do_not_fit_the_questions(tmp_path, server):
     rows = path.read_text().splitlines()
     path.write_text("\n".join(rows[:1]) + "\n")
     with pytest.raises(DataError, match="has no answer to question 2 and 1 more"):
+        read_answers(path, questions, 2)
+    path.write_text("\n".join([*rows, rows[0].replace(": 1,", ': "1",', 1)]) + "\n")
+    with pytest.raises(DataError, match="line 4: question_id 1 occurs twice"):
         read_answers(path, questions, 2)
     with pytest.raises(DataError, match="cannot be read"):
         read_answers(tmp_path / "none.jsonl", questions, 2)

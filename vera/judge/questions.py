@@ -105,12 +105,9 @@ def _required(source: QuestionSource, file: PinnedFile, cache_dir: str | Path) -
 
 def parse_questions(found: Found, turns: int) -> tuple[Question, ...]:
     """Questions of a JSONL file with question_id, category and turns. Raises DataError."""
-    questions, seen = [], set()
+    questions, seen = [], set[str]()
     for place, row in json_lines(found.data, found.where):
-        key = _id(place, row)
-        if key in seen:
-            raise DataError(f"{place}: question_id {key} occurs twice")
-        seen.add(key)
+        key = _id(place, row, seen)
         category = row.get("category")
         if not isinstance(category, str) or not category:
             raise DataError(f"{place}: question {key} has no category")
@@ -123,10 +120,9 @@ def parse_questions(found: Found, turns: int) -> tuple[Question, ...]:
 def parse_turns(found: Found, turns: int) -> dict[Id, tuple[str, ...]]:
     """Answers by question id from a JSONL file with question_id and choices[0].turns. Raises DataError."""
     answers: dict[Id, tuple[str, ...]] = {}
+    seen = set[str]()
     for place, row in json_lines(found.data, found.where):
-        key = _id(place, row)
-        if key in answers:
-            raise DataError(f"{place}: question_id {key} occurs twice")
+        key = _id(place, row, seen)
         try:
             given = row["choices"][0]["turns"]
         except (KeyError, IndexError, TypeError):
@@ -135,10 +131,14 @@ def parse_turns(found: Found, turns: int) -> dict[Id, tuple[str, ...]]:
     return answers
 
 
-def _id(place: str, row: dict[str, Any]) -> Id:
+def _id(place: str, row: dict[str, Any], seen: set[str]) -> Id:
+    """A row's question_id, which joins those `seen` as verdicts are kept under it: 1 and "1" are one. Raises DataError."""
     key = row.get("question_id")
     if isinstance(key, bool) or not isinstance(key, (int, str)) or key == "":
         raise DataError(f"{place}: question_id must be a number or a word, got {key!r}")
+    if str(key) in seen:
+        raise DataError(f'{place}: question_id {key} occurs twice (1 and "1" are one)')
+    seen.add(str(key))
     return key
 
 

@@ -288,7 +288,7 @@ def _shortened(prompt: list[int], room: int, begin: int | None) -> list[int]:
 
 def _record(run, settings, identity, trained, weights, questions, used, path) -> Answers:
     lines = _lines(path)
-    if sorted(line["question_id"] for line in lines) != sorted(question.id for question in questions.questions):
+    if sorted((line["question_id"] for line in lines), key=str) != sorted((q.id for q in questions.questions), key=str):
         raise RecordError(f"{path} has answers twice or to other questions; delete them, or the file")
 
     def all_of(key: str) -> list[Any] | None:
