@@ -12,7 +12,7 @@ from experiments.engine import plots, published, registry
 from experiments.engine.aggregate import cell_records, common, permutation_p, summarise, summarise_records
 from experiments.engine.comparison import compare
 from experiments.engine.render import DASH, INTERVAL, Table, interval, latex, markdown, notes_of, number
-from experiments.engine.rows import Asked
+from experiments.engine.rows import Asked, Entry, seconds, steps
 from vera.config.memory import composed
 from vera.errors import ConfigError, RecordError
 from vera.records.record import Record
@@ -246,9 +246,9 @@ def test_a_row_of_another_statistic_than_the_table_s_is_said(tmp_path, monkeypat
 def test_the_best_of_a_cost_is_not_the_dearest_run(tmp_path, monkeypatch):
     own_table(tmp_path, monkeypatch)
     made = []
-    for seed, seconds in enumerate([30.0, 10.0, 20.0, 40.0, 90.0]):
+    for seed, took in enumerate([30.0, 10.0, 20.0, 40.0, 90.0]):
         one = record(["model=digits_vit", "task=digits", "method=vera"], seed, 0.7 + seed / 100)
-        made.append(one.model_copy(update={"cost": one.cost.model_copy(update={"seconds": seconds})}))
+        made.append(one.model_copy(update={"cost": one.cost.model_copy(update={"seconds": took})}))
     for stat, score in (("best", "74.0"), ("median", "72.0")):
         table = compare("mine", Asked(by_cell(*made), stat=stat))[0]
         assert [text.partition("±")[0] for text in table.rows[0][4:]] == [score, "30.0"]
@@ -463,6 +463,24 @@ def test_a_collapsed_seed_is_the_worst_rank_and_is_counted(tmp_path):
     tables = compare("table2", Asked(by_cell(*fine, *lost)))
     row = next(row for row in tables[0].rows if row[:3] == ["Base", "VeRA", "ours"])
     assert "90.0 (2 of 5 collapsed)" in row and any("count as the worst" in note for note in notes_of(tables[0]))
+
+
+def test_a_collapsed_run_counts_for_no_cost():
+    def made(overrides, seed, took, done, gigabytes, collapsed=None):
+        one = record(overrides, seed, 0.8)
+        cost = {"seconds": took, "steps": done, "peak_memory_bytes": gigabytes * 10**9}
+        return one.model_copy(update={"cost": one.cost.model_copy(update=cost), "collapsed": collapsed})
+
+    llama = ["model=llama_7b", "task=alpaca"]
+    vera, lora = [*llama, "method=vera", "method.rank=64"], [*llama, "method=lora"]
+    ran = [made(vera, seed, 600.0, 100, 20) for seed in range(2)] + [made(vera, 2, 6.0, 1, 5, "the loss is nan")]
+    table = compare("table12", Asked(by_cell(*ran, made(lora, 0, 6.0, 1, 5, "the loss is nan"))))[0]
+    ours = {row[1]: row[4:6] for row in table.rows if row[2] == "ours"}
+    assert ours == {"VeRA": ["10±0 (n=2)", "20.00±0.00 (n=2)"], "LoRA": [DASH, DASH]}
+    assert "A run that collapsed counts for no cost." in table.notes
+    assert "A run that collapsed counts for no cost." not in compare("table12", Asked(by_cell(*ran[:2])))[0].notes
+    some, none = Entry(["VeRA"], ran), Entry(["VeRA"], ran[2:])
+    assert (seconds(some), steps(some)) == ("600 (n=2)", "100") and (seconds(none), steps(none)) == (DASH, DASH)
 
 
 @pytest.mark.parametrize(

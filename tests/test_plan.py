@@ -75,6 +75,17 @@ def test_done_failed_missing_and_rehearsed_are_told_apart(tmp_path, folders):
     assert plan.failure(tmp_path / "results", names[2]) == "no room left"
 
 
+def test_a_collapsed_run_does_not_say_how_long_one_takes(tmp_path):
+    overrides = ["model=roberta_large", "task=rte", "method=vera"]
+    (cell,) = cells("glue_large", "method=vera", "task=rte")
+    store, short = Store(tmp_path / "results"), record(overrides, 0, 0.8)
+    cost = short.cost.model_copy(update={"seconds": 0.01})
+    store.write(short.model_copy(update={"collapsed": "the loss is nan", "cost": cost}))
+    assert plan.Plan(tmp_path / "results").hours(cell)[1] == "operations"
+    store.write(record(overrides, 1, 0.8))
+    assert plan.Plan(tmp_path / "results").hours(cell) == ({"recorded": 2.0 / 3600}, "recorded on a CPU")
+
+
 def test_hours_without_records_follow_from_operations(folders):
     (cell,) = cells("glue_large", "method=vera", "task=rte")
     hours, basis = folders.hours(cell)

@@ -97,12 +97,18 @@ def summarise_records(records: Sequence[Record], metric: str | None = None, sele
     return of_records(summarise([record.score(metric, select) for record in records]), records)
 
 
+def whole(records: Sequence[Record]) -> list[Record]:
+    """Those whose cost is that of a whole run: a collapsed one ended early."""
+    return [record for record in records if not record.collapsed]
+
+
 def summarise_cost(records: Sequence[Record], field: str) -> Summary | None:
-    """One number of the records' cost, or None where a record does not have it (peak memory on a CPU)."""
-    values = [getattr(record.cost, field) for record in records]
+    """One number of the cost of the `whole` runs; None without one, or where one does not have it (peak memory on a CPU)."""
+    ran = whole(records)
+    values = [getattr(record.cost, field) for record in ran]
     if not values or None in values:
         return None
-    return of_records(summarise(values), records)
+    return of_records(summarise(values), ran)
 
 
 def of_records(summary: Summary, records: Sequence[Record]) -> Summary:

@@ -21,6 +21,7 @@ from experiments.engine.aggregate import (
     summarise_cost,
     summarise_records,
     unlike,
+    whole,
 )
 from experiments.engine.judged import Judgements
 from experiments.engine.published import Column, Published, Row, Statistic, load, number_in, run_of
@@ -80,6 +81,8 @@ def compare(name: str, asked: Asked) -> list[Table]:
         ran = [record for records in asked.shown.values() for record in records]
         if work := unlike(ran, (*WORKED, "threads")):
             notes.append(f"Time and memory are not like with like: {', '.join(work)}.")
+        if len(whole(ran)) < len(ran):
+            notes.append("A run that collapsed counts for no cost.")
     tables = [Table(name, published.heading, columns, rows, notes, rules)]
     if details:
         heads = [*DETAILS, published.source.capitalize()]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.engine import plots
-from experiments.engine.aggregate import WORKED, Summary, summarise_cost, unlike
+from experiments.engine.aggregate import WORKED, Summary, summarise_cost, unlike, whole
 from experiments.engine.render import DASH, INTERVAL, Table, interval
 from experiments.engine.rows import Asked, Entry, given, n, over_seeds, trained, unlike_notes
 from vera.config import choices
@@ -41,10 +41,11 @@ def entries(asked: Asked, model: str, task: str) -> list[Entry]:
 
 
 def cost(entry: Entry, which: str) -> float | None:
-    """One of COSTS, the median over seeds; None where a record does not have it (memory on a CPU)."""
+    """One of COSTS, the median over the seeds that did not collapse; None where all did, or one does not have it (memory on a
+    CPU)."""
     if which == "Trained":
         return float(entry.parameters)
-    summary = summarise_cost(_finished(entry), "seconds" if which == "Seconds" else "peak_memory_bytes")
+    summary = summarise_cost(entry.records, "seconds" if which == "Seconds" else "peak_memory_bytes")
     return None if summary is None else summary.median / (MIB if which == "Memory" else 1)
 
 
@@ -61,12 +62,13 @@ def fronts(found: Sequence[Entry]) -> dict[str, set[int]]:
     """For each cost that every entry has, and that is not barred, which entries are on its front by their medians; a collapsed
     one never is."""
     scores = [entry.summary().centre(entry.stat) for entry in found]
+    alive = [index for index, score in enumerate(scores) if math.isfinite(score)]
     made, without = {}, barred(found)
     for which in (name for name in COSTS if name not in without):
-        values = [cost(entry, which) for entry in found]
-        if found and None not in values:
-            pairs = [(value or 0.0, score) for value, score in zip(values, scores, strict=True)]
-            made[which] = {index for index in front(pairs) if math.isfinite(scores[index])}
+        values = [cost(found[index], which) for index in alive]
+        if alive and None not in values:
+            pairs = [(value or 0.0, scores[index]) for value, index in zip(values, alive, strict=True)]
+            made[which] = {alive[place] for place in front(pairs)}
     return made
 
 
@@ -94,21 +96,15 @@ def _records(found: Sequence[Entry]) -> list[Record]:
 
 def restless(found: Sequence[Entry]) -> list[Entry]:
     """The entries whose seeds took unlike times, though they compute alike: the machine had other work."""
-    return [entry for entry in found if (took := _took(entry))[1] > CALM * took[0]]
+    return [entry for entry in found if (took := _took(entry)) and max(took) > CALM * min(took)]
 
 
 def _machines(found: Sequence[Entry]) -> list[str]:
     return sorted({f"{r.cost.device}, {r.cost.threads} threads" for r in _records(found)})
 
 
-def _took(entry: Entry) -> tuple[float, float]:
-    seconds = [record.cost.seconds for record in _finished(entry)]
-    return min(seconds), max(seconds)
-
-
-def _finished(entry: Entry) -> list[Record]:
-    """The runs whose cost is that of a whole run: where some collapsed, and so ended early, the others."""
-    return [record for record in entry.records if not record.collapsed] or list(entry.records)
+def _took(entry: Entry) -> list[float]:
+    return [record.cost.seconds for record in whole(entry.records)]
 
 
 def table(asked: Asked, model: str, task: str, name: str) -> Table:
@@ -118,8 +114,9 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
     columns = ["Method", "Trained", "n", metric, INTERVAL, "Memory (MiB)", "Seconds", "On the front of"]
     lines = []
     for index, entry in enumerate(found):
-        memory, (fast, slow) = cost(entry, "Memory"), _took(entry)
-        texts = [DASH if memory is None else f"{memory:.0f}", f"{cost(entry, 'Seconds'):.1f} [{fast:.1f}, {slow:.1f}]"]
+        memory, seconds, took = cost(entry, "Memory"), cost(entry, "Seconds"), _took(entry)
+        texts = [DASH if memory is None else f"{memory:.0f}"]
+        texts.append(DASH if seconds is None else f"{seconds:.1f} [{min(took):.1f}, {max(took):.1f}]")
         marks = ", ".join(which.lower() for which in on if index in on[which]) or DASH
         scored = [entry.printed(), interval(entry.summary(), entry.scale, entry.digits)]
         lines.append([*entry.labels, trained(entry), n(entry), *scored, *texts, marks])

@@ -10,13 +10,14 @@ from pathlib import Path
 from statistics import median
 
 from experiments.engine.accounting import counts
+from experiments.engine.aggregate import whole
 from experiments.engine.render import DASH
 from experiments.engine.sweeps import Cell
 from vera.config import QUANTILES, RunConfig, TrainConfig
 from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.io.files import read_json
-from vera.records.record import Cost, parse
+from vera.records.record import Record, parse
 from vera.records.store import stems
 
 # In fp32 whatever the sweep says: in bf16 a tiny model gives every example the same output, and no correlation is defined.
@@ -80,9 +81,9 @@ class Plan:
         return status
 
     def hours(self, cell: Cell) -> tuple[dict[str, float] | None, str]:
-        """Hours of one run by part and where they come from: records of the same cell, which know no parts, of a GPU before
-        those of a CPU; operation counts; or nothing."""
-        costs = [self._cost(name) for name in cell.names() if name in self.done]
+        """Hours of one run by part and where they come from: records of the same cell that did not collapse, which know no
+        parts, of a GPU before those of a CPU; operation counts; or nothing."""
+        costs = [record.cost for record in whole([self._record(name) for name in cell.names() if name in self.done])]
         on_gpu = [cost for cost in costs if cost.device != "cpu"]
         if costs:
             basis = "recorded" if on_gpu else "recorded on a CPU"
@@ -92,9 +93,9 @@ class Plan:
             return None, "unknown"
         return {part: count / (self.tflops * 1e12) / 3600 for part, count in operations.items()}, "operations"
 
-    def _cost(self, name: str) -> Cost:
+    def _record(self, name: str) -> Record:
         path = self.results / "runs" / f"{name}.json"
-        return parse(path.read_bytes(), str(path)).cost
+        return parse(path.read_bytes(), str(path))
 
 
 def figures(status: Status) -> list[str]:

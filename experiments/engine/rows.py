@@ -16,8 +16,10 @@ from experiments.engine.aggregate import (
     epoch_of,
     paired,
     summarise,
+    summarise_cost,
     summarise_records,
     unlike,
+    whole,
 )
 from experiments.engine.published import Statistic
 from experiments.engine.render import DASH, INTERVAL, interval, number, signed
@@ -170,11 +172,13 @@ def trained(entry: Entry) -> str:
 
 
 def steps(entry: Entry) -> str:
-    return "/".join(map(str, sorted({record.cost.steps for record in entry.records})))
+    return "/".join(map(str, sorted({record.cost.steps for record in whole(entry.records)}))) or DASH
 
 
 def seconds(entry: Entry) -> str:
-    return f"{summarise([record.cost.seconds for record in entry.records]).median:.0f}"
+    """The median over the whole runs; n where some collapsed and count for no cost."""
+    took = summarise_cost(entry.records, "seconds")
+    return DASH if took is None else f"{took.median:.0f}" + f" (n={took.n})" * (took.n < len(entry.records))
 
 
 def n(entry: Entry) -> str:
