@@ -106,7 +106,13 @@ BAD = {
         r"train.tsv:2: score 5.5 is not a number from 0 to 5",
     ),
     "score no number": ("stsb", None, b"0\tg\tf\ty\to\ts\ts\ta\tb\thigh\n", r"train.tsv:2: score 'high' is not a number"),
-    "score nan": ("stsb", None, b"0\tg\tf\ty\to\ts\ts\ta\tb\tnan\n", r"train.tsv:2: score nan is not a number"),
+    "score nan": ("stsb", None, b"0\tg\tf\ty\to\ts\ts\ta\tb\tnan\n", r"train.tsv:2: score 'nan' is not a number"),
+    "score with an underscore": (
+        "stsb",
+        None,
+        b"0\tg\tf\ty\to\ts\ts\ta\tb\t0_3\n",
+        r"train.tsv:2: score '0_3' is not a number",
+    ),
 }
 
 

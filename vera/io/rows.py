@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from reprlib import Repr
+from typing import Any
 
 from vera.errors import DataError
 
@@ -31,6 +33,16 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(f"{path}:{line} is not UTF-8: byte {data[error.start]:#04x}") from None
+
+
+def number_of(value: Any) -> float | None:
+    """A value of a data file as a number; None for what is none there: nan, infinity, and 1_000, which Python alone takes for
+    one."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) and not isinstance(value, bool) and "_" not in str(value) else None
 
 
 _SHORT = Repr()  # of a header that is none, such as a text

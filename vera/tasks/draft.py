@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import unicodedata
 from collections import Counter
@@ -16,7 +15,7 @@ from omegaconf import OmegaConf
 
 from vera.config import build
 from vera.errors import ConfigError, DataError
-from vera.io.rows import positions
+from vera.io.rows import number_of, positions
 from vera.io.tables import class_names, read_objects
 from vera.tasks import image_rows
 from vera.tasks.alpaca import read_rows
@@ -133,7 +132,7 @@ def labels_of(rows: list[tuple[str, Any]], column: str, kind: Kind | None = None
     places: dict[str, str] = {}  # the first of each
     for where, value in rows:
         places.setdefault(label_of(where, column, value), where)
-    numbers = {text: _number(text) for text in places}
+    numbers = {text: number_of(text) for text in places}
     words = [text for text, number in numbers.items() if number is None]
     found = [number for number in numbers.values() if number is not None]
     if kind is None:
@@ -198,14 +197,6 @@ def _check_alike(places: dict[str, str], numbers: dict[str, float | None], colum
                 f"{places[text]}, column {column!r}: {text!r} and {other!r} ({places[other]}) would be two classes; write them "
                 "alike, or say --classes where they are two"
             )
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def instructions(name: str, file: Path, columns: dict[str, str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from os.path import normpath
@@ -17,7 +16,7 @@ from vera.config import HubId, Source
 from vera.errors import ConfigError, DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
-from vera.io.rows import csv_columns, read_csv, read_text
+from vera.io.rows import csv_columns, number_of, read_csv, read_text
 from vera.tasks.base import twice
 from vera.tasks.metrics import OF_CLASSES, OF_SCORES, named
 from vera.tasks.text import Row, Splits, TextTask, synthetic_rows
@@ -105,6 +104,10 @@ class TextFiles(TextTask):
         return {str(split): name for split, name in (self.splits if self.hub else self.files).items()}
 
     @property
+    def scored(self) -> tuple[str, ...]:
+        return tuple(self.metrics)
+
+    @property
     def outputs(self) -> int:
         return len(self.labels) or 1
 
@@ -176,11 +179,8 @@ class TextFiles(TextTask):
                     f"{where}, column {column!r}: {'an empty text' if text in ('', None) else f'{text!r} is no text'}"
                 )
         if not self.labels:
-            try:
-                score = math.nan if isinstance(label, bool) else float(label)
-            except (TypeError, ValueError):
-                score = math.nan
-            if not math.isfinite(score):
+            score = number_of(label)
+            if score is None:
                 raise DataError(f"{where}, column {self.label!r}: {label!r} is not a number")
             return tuple(texts), score
         label = label_of(where, self.label, label)

@@ -13,6 +13,7 @@ from vera.config import Source
 from vera.errors import DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
+from vera.io.rows import number_of
 from vera.tasks.metrics import METRICS, compute
 from vera.tasks.text import Row, Splits, TextTask, synthetic_rows
 from vera.tasks.tsv import read_tsv
@@ -147,10 +148,10 @@ class Glue(TextTask):
 
 def _label(where: str, text: str, labels: tuple[str, ...] | None) -> float:
     if labels is None:
-        try:
-            return _checked_label(where, float(text), None)
-        except ValueError:
-            raise DataError(f"{where}: score {text!r} is not a number from 0 to 5") from None
+        score = number_of(text)
+        if score is None:
+            raise DataError(f"{where}: score {text!r} is not a number from 0 to 5")
+        return _checked_label(where, score, None)
     if text not in labels:
         raise DataError(f"{where}: unknown label {text!r}; allowed: {', '.join(labels)}")
     return labels.index(text)
