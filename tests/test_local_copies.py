@@ -376,6 +376,33 @@ def test_stsb_with_one_score_says_so(tmp_path, compose):
             build(settings.task, "task").load(backbone, 0)
 
 
+def test_cola_with_one_class_says_so(tmp_path, compose):
+    (tmp_path / "train.tsv").write_text("".join(f"a\t{i % 2}\t\tsentence {i}\n" for i in range(4)))
+    (tmp_path / "dev.tsv").write_text("".join(f"a\t1\t\tother {i}\n" for i in range(4)))
+    settings = compose("model=roberta_base", "task=cola", "task.synthetic=false", f"task.data_dir={tmp_path}")
+    backbone = build(settings.model, "model").load(2, settings.cache_dir)
+    with pytest.raises(DataError, match="the validation split has 4 rows with one and the same label; matthews_correlation is"):
+        build(settings.task, "task").load(backbone, 0)
+
+
+def test_held_out_rows_with_one_score_are_refused_as_a_split_s(tmp_path, compose):
+    def load(scores, fraction):
+        folder = tmp_path / str(fraction)
+        folder.mkdir()
+        for name, of in (("train", scores), ("dev", [1.0, 2.0])):
+            rows = "".join(f"{i}\tone {i}\ttwo\t{score}\n" for i, score in enumerate(of))
+            (folder / f"{name}.tsv").write_text("index\tsentence1\tsentence2\tscore\n" + rows)
+        keys = ["task.synthetic=false", f"task.data_dir={folder}", f"task.validation={fraction}"]
+        settings = compose("model=roberta_base", "task=stsb", *keys)
+        return build(settings.task, "task").load(build(settings.model, "model").load(1, settings.cache_dir), 0)
+
+    assert len(load([i / 4 for i in range(12)], 0.25).train) == 12  # of which a run keeps three apart
+    with pytest.raises(DataError, match=r"task.validation=0.05 of 12 training rows has one row; pearson is undefined there"):
+        load([i / 4 for i in range(12)], 0.05)
+    with pytest.raises(DataError, match=r"task.validation=0.2 of 12 training rows has 3 rows with one and the same score"):
+        load([2.5] * 12, 0.2)
+
+
 def picture(**keys):
     buffer = io.BytesIO()
     Image.new("RGB", (4, 6), (200, 10, 10)).save(buffer, "JPEG", **keys)

@@ -283,6 +283,18 @@ def test_labels_that_may_be_meant_otherwise_are_asked_for(values, message, class
         assert draft.labels_of(rows, "y", "scores") == []
 
 
+@pytest.mark.parametrize("stray", ["1_2", "infinity", "-inf"])
+def test_a_number_that_python_alone_takes_for_one_is_no_score(stray, tmp_path):
+    rows = [("x:0", "0.5"), ("x:1", "3.5"), ("x:2", stray)]
+    with pytest.raises(DataError, match=f"^x:2, column 'y': '{stray}' among 2 different numbers is no score"):
+        draft.labels_of(rows, "y")
+    assert draft.labels_of([*rows[:2], ("x:2", "1e-2")], "y") == []
+    for name, value in (("train.csv", stray), ("train.jsonl", stray), ("huge.jsonl", 10**400), ("yes.jsonl", True)):
+        path = write(tmp_path / name, [("a", "b", 1.5), ("c", "d", value)])
+        with pytest.raises(DataError, match=f"{name}.*, column 'verdict': .* is not a number"):
+            rows_of(tmp_path, files={"train": path.name, "validation": twin(path)}, labels=[], metrics=["r2"], primary="r2")
+
+
 @pytest.mark.parametrize("values", [["4,5", "3", "4,5"], ["10%", "12,5 %"], ["1 000,5", "-2,0"]])
 def test_scores_with_a_decimal_comma_are_no_classes_unless_it_is_said(values):
     rows = [(f"x:{row}", value) for row, value in enumerate(values)]
@@ -389,6 +401,30 @@ def test_rows_that_are_scored_and_trained_on_are_counted_and_warned_of(tmp_path,
     data = build(settings(tmp_path, files={**files, "test": "dev.csv", "validation": "more.csv"}), "task")
     write(tmp_path / "more.csv", [("a", "b", "no")])
     assert "also_in_train" not in data.load(backbone, 0).notes
+
+
+@pytest.mark.parametrize(
+    ("metric", "verdict", "refused"),
+    [
+        *((metric, "yes", True) for metric in ("matthews_correlation", "cohen_kappa", "recall_macro")),
+        *(("f1", verdict, verdict == "no") for verdict in ("no", "yes")),
+        *((metric, "no", False) for metric in ("accuracy", "balanced_accuracy", "f1_macro", "precision_macro")),
+    ],
+)
+def test_rows_of_one_class_are_refused_where_a_metric_of_them_is_undefined(metric, verdict, refused, tmp_path, cache):
+    rows = [(a, b, ("no", "yes")[i % 2]) for i, (a, b, _) in enumerate(ROWS)]
+    write(tmp_path / "train.csv", rows[:12])
+    write(tmp_path / "dev.csv", rows[12:])
+    write(tmp_path / "test.csv", [(f"{a}, too", b, verdict) for a, b, _ in rows[:3]])
+    files = {"train": "train.csv", "validation": "dev.csv", "test": "test.csv"}
+    backbone = build({**choice("model", "roberta_base"), "size": "tiny", "path": None}, "model").load(2, cache)
+    task = build(settings(tmp_path, files=files, labels=["no", "yes"], metrics=[metric], primary=metric), "task")
+    if refused:
+        said = f"the test split has 3 rows with one and the same label; {metric} is undefined there"
+        with pytest.raises(DataError, match=said):
+            task.load(backbone, 0)
+    else:
+        assert len(task.load(backbone, 0).test) == 3
 
 
 def test_what_is_counted_by_split_is_counted_of_the_splits_that_a_validation_part_makes(tmp_path, cache, warned):

@@ -263,6 +263,9 @@ class Task(Component):
             return None
         return [int(example["labels"] if isinstance(example, dict) else example[1]) for example in examples]
 
+    def check_held_out(self, examples: Sequence[Any], where: str) -> None:
+        """Raises DataError for a part of the training rows on which a metric is undefined (accuracy never is)."""
+
     def tokens(self, batch: dict[str, Tensor]) -> int:
         """Tokens that a batch makes the model process, padding included; 0 for images."""
         return batch["input_ids"].numel() if "input_ids" in batch else 0

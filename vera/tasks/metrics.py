@@ -69,6 +69,7 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {  # of referen
 }
 OF_SCORES = ("pearson", "spearmanr", "r2", "neg_mean_squared_error")  # the others are of classes; of all of them more is better
 OF_CLASSES = tuple(name for name in _FUNCTIONS if name not in OF_SCORES)
+OF_TWO = ("matthews_correlation", "cohen_kappa", "recall_macro", "pearson", "spearmanr", "r2")  # values among the references
 
 
 def compute(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
@@ -79,8 +80,16 @@ def compute(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[
 
 def named(names: Sequence[str], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
     """Metrics by their own names, of OF_CLASSES for class indices [N], of OF_SCORES for scores [N]. None where one is
-    undefined: a correlation with a constant, or an agreement on one class alone."""
+    undefined: a correlation of scores with a constant, or an agreement on one class alone. The other metrics of classes are
+    sklearn's, which gives 0 for Matthews of constant predictions and for f1 without a positive one; references on which they
+    are undefined whatever is predicted (`undefined`) are refused when data are read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is undefined, which None says
         found = {name: float(_FUNCTIONS[name](np.asarray(references), np.asarray(predictions))) for name in names}
     return {name: value if np.isfinite(value) else None for name, value in found.items()}
+
+
+def undefined(names: Sequence[str], references: Sequence[float]) -> list[str]:
+    """Those of the metrics that no predictions have on these references: class indices, or scores."""
+    there = set(references)
+    return [name for name in names if (name in OF_TWO and len(there) < 2) or (name == "f1" and 1 not in there)]

@@ -37,7 +37,7 @@ def split(task: Task, data: Data) -> Data:
 
     A fraction of the training rows becomes `evaluation`, with the classes in their proportions, and what was it becomes `test`;
     what the notes count by split is counted anew, under these names.
-    Raises ConfigError for data with a test set, DataError when there are too few rows.
+    Raises ConfigError for data with a test set, DataError when there are too few rows, or such as `check_held_out` refuses.
     """
     if task.validation == "dev":
         said = "the epoch is chosen on the rows that are reported" if data.test is None else "a split of the data's own"
@@ -58,6 +58,7 @@ def split(task: Task, data: Data) -> Data:
         **({"rows": chosen} if len(chosen) <= LISTED else {"rows_sha256": rows_hash(chosen)}),
     }
     evaluation = Part(data.train, chosen)
+    task.check_held_out(evaluation, f"{data.source}: task.validation={task.validation} of {count} training rows")
     made = data.made
     if made:
         whole, held = made["train"], next(each for name, each in made.items() if name != "train")

@@ -15,6 +15,7 @@ from vera.errors import ConfigError, DataError
 from vera.models.base import Backbone, positions
 from vera.seeds import derive
 from vera.tasks.base import Data, Made, Task
+from vera.tasks.metrics import undefined
 
 WORDS = "the a cat dog house runs sleeps red blue small old under over and not"  # of the synthetic rows
 PAIR = ("a cat", "the dog")  # that shows what a tokenizer puts between two texts
@@ -44,7 +45,9 @@ class TextTask(Task):
     def _prepare(self, backbone: Backbone) -> Data:
         tokenizer = backbone.preprocess
         rows, source, commit = self.read()
-        self.check_scores(rows, source)
+        for split, found in rows.items():
+            if split != "train":
+                self.check_labels([label for _, label in found], f"{source}: the {split} split")
         notes: dict[str, Any] = {}
         examples, made = {}, {}
         for split, found in rows.items():
@@ -69,12 +72,16 @@ class TextTask(Task):
         """A label as its fingerprint is taken: scores to three decimals, since the hub keeps them in single precision."""
         return round(label, 3)
 
-    def check_scores(self, rows: Splits, source: str) -> None:
-        """Raises DataError for rows on which no correlation is defined."""
-        for split, found in rows.items():
-            if self.outputs == 1 and split != "train" and len({score for _, score in found}) < 2:
-                said = "one row" if len(found) == 1 else f"{len(found)} rows with one and the same score"
-                raise DataError(f"{source}: the {split} split has {said}; a correlation with it is undefined")
+    def check_held_out(self, examples, where):
+        self.check_labels([example["labels"] for example in examples], where)
+
+    def check_labels(self, labels: Sequence[float], where: str) -> None:
+        """Raises DataError for labels on which a metric is undefined whatever is predicted."""
+        if not (metrics := undefined(self.scored, labels)):
+            return
+        kind = "score" if self.outputs == 1 else "label"
+        said = "one row" if len(labels) == 1 else f"{len(labels)} rows with one and the same {kind}"
+        raise DataError(f"{where} has {said}; {metrics[0]} is undefined there")
 
     def _tokenise(self, tokenizer, rows: list[Row], notes: dict[str, Any]) -> tuple[list[dict[str, Any]], list[bool]]:
         """Examples, and whether each was cut."""
