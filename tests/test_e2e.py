@@ -348,6 +348,16 @@ def test_metrics_that_will_be_missing_are_told_before_the_training(reason, decod
     assert len(told) == (reason is not None and decoded)
 
 
+def test_a_prompt_too_long_to_write_after_is_refused_before_the_training(folder, compose):
+    with (folder / FILES["test"]).open("a") as file:
+        file.write(f'"name[Cotto], near[{"the river " * 400}]",Cotto.\n')
+    own = ("task.synthetic=false", f"task.data_dir={folder}")
+    with pytest.raises(ConfigError, match=r"the longest prompt \('name\[Cotto\], near\[the river .* tokens; this model reads"):
+        prepare(compose(*GPT2, *own))
+    *_, data = prepare(compose(*GPT2, *own, "task.decoding=null", "task.primary=log_likelihood"))
+    assert len(data.prompts) == 3
+
+
 def test_a_run_writes_at_the_last_epoch_and_keeps_every_output(compose, monkeypatch):
     run = compose(*GPT2, "method=lora", "train.epochs=2", "train.max_steps=null", "train.batch_size=12")
     record = execute(run)

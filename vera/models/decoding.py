@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, NoRepeatNGramLogitsProcessor
 
 from vera.config import Strict
@@ -70,6 +70,19 @@ class Draws(LogitsProcessor):
         return drawn
 
 
+def check_room(model: nn.Module, prompts: Sequence[list[int]], decoding: Decoding, texts: Sequence[str] = ()) -> None:
+    """Raises ConfigError when a prompt and max_new_tokens are more than the model can read. texts: what the prompts are of."""
+    limit = positions(model)
+    longest = max(range(len(prompts)), key=lambda row: len(prompts[row]))
+    needed = len(prompts[longest]) + decoding.max_new_tokens
+    if limit is not None and needed > limit:
+        which = f" ({texts[longest][:60]!r} ...)" if texts else ""
+        raise ConfigError(
+            f"the longest prompt{which} and max_new_tokens are {needed} tokens; this model reads {limit}: shorten it, or lower "
+            "max_new_tokens"
+        )
+
+
 def generate(backbone: Backbone, prompts: list[list[int]], decoding: Decoding, batch_size: int) -> list[str]:
     """One text for each prompt (token ids), in their order, each cut before the first of `decoding.stop`.
 
@@ -89,14 +102,11 @@ def generate_ids(
     """What is written after each prompt, up to and without the token that ends it; `batch_size` prompts at a time, by length.
 
     chosen_by: from the indices of the prompts of a batch to what changes their scores last (Draws); greedy search only.
-    Raises ConfigError when a prompt and max_new_tokens are more than the model can read.
+    Raises ConfigError like `check_room`.
     """
     allow_cudnn(False)  # every token makes a new length
     tokenizer, model = backbone.preprocess, backbone.model
-    limit = positions(model)
-    longest = max(map(len, prompts)) + decoding.max_new_tokens
-    if limit is not None and longest > limit:
-        raise ConfigError(f"the longest prompt and max_new_tokens are {longest} tokens; this model reads {limit}")
+    check_room(model, prompts, decoding)
     ends = [tokenizer.eos_token_id]
     for text in decoding.stop:
         ids = tokenizer.encode(text, add_special_tokens=False)

@@ -21,7 +21,7 @@ from vera.io import hub, tables
 from vera.io.hub import HubData
 from vera.io.rows import read_csv, read_text
 from vera.models.base import Backbone
-from vera.models.decoding import Decoding, generate
+from vera.models.decoding import Decoding, check_room, generate
 from vera.seeds import derive
 from vera.tasks.base import Data, Final, Made
 from vera.tasks.e2e_metrics import CAPTION_METRICS, METRICS, NIST_MODES, NIST_PY, compute, unavailable
@@ -96,11 +96,14 @@ class E2E(LanguageTask):
             examples[split] = [example for example, _ in made]
             cut[split] = [was_cut for _, was_cut in made]
         groups = by_meaning(rows["test"])
+        prompts = encode_prompts(tokenizer, self._contexts(groups))
+        if self.decoding is not None:
+            check_room(backbone.model, prompts, self.decoding, list(groups))
         return Data(
             train=examples["train"],
             evaluation=examples["validation"],
             lengths=[len(example["input_ids"]) for example in examples["validation"]],
-            prompts=encode_prompts(tokenizer, self._contexts(groups)),
+            prompts=prompts,
             references=list(groups.values()),
             collate=partial(collate, pad=tokenizer.pad_token_id),
             source=source,
