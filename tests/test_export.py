@@ -342,7 +342,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tmp_path, cache):
 
 
 def test_the_work_folder_of_a_results_folder(tmp_path, monkeypatch):
-    """As the runs had it: relative results below work/, absolute ones with their work below; named absolutely later as well."""
+    """As the runs had it: relative results below work/, absolute ones with their work below; named otherwise later as well."""
     monkeypatch.chdir(tmp_path)
     assert work_of("results") == Path("work/results")
     assert work_of(tmp_path / "results") == tmp_path / "results" / "work"
@@ -350,3 +350,31 @@ def test_the_work_folder_of_a_results_folder(tmp_path, monkeypatch):
     assert work_of(tmp_path / "results") == tmp_path / "work" / "results"
     (tmp_path / "results" / "work").mkdir(parents=True)
     assert work_of(tmp_path / "results") == tmp_path / "results" / "work"
+
+
+NAMED = {
+    "exp1/results": "work/exp1/results",
+    "results/tune": "work/results/tune",
+    "exp/work/results": "work/exp/work/results",
+    "../out": "../out/work",
+    "../clone/results": "results/work",
+    ".": "work",
+}
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_weights_are_found_by_their_record_whatever_the_results_were_called(named, tmp_path, monkeypatch):
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    monkeypatch.chdir(clone)
+    work = Path(compose_run([f"results_dir={named}"]).work_dir)
+    (work / "run" / "best").mkdir(parents=True)
+    assert work.resolve() == (clone / NAMED[named]).resolve()
+    (Path(named) / "work" / "another").mkdir(parents=True, exist_ok=True)
+    for given in (Path(named), Path(named).absolute(), Path(named).resolve()):
+        assert work_of(given, "run").samefile(work)
+    asked = []
+    monkeypatch.setattr(module, "Store", lambda root: asked.append(root) or SimpleNamespace(find=lambda name: None))
+    with pytest.raises(RecordError, match="no record of the run run"):
+        module.find(work / "run", None, None, None)
+    assert any(root.resolve() == (clone / named).resolve() for root in asked)

@@ -24,19 +24,20 @@ def local_copy(root: str | None, repository: str | None) -> str | None:
 
 
 def beside(results_dir: str, name: str) -> str:
-    """A folder of the results' own: below an absolute results_dir, on the same disk; else <name>/<results_dir>."""
-    return os.path.join(results_dir, name) if os.path.isabs(results_dir) else os.path.join(name, results_dir)
+    """A folder of the results' own: below results that lie elsewhere (an absolute path, or one that leads out by ..), on the same
+    disk; else <name>/<results_dir>."""
+    elsewhere = os.path.isabs(results_dir) or os.path.normpath(results_dir).split(os.sep)[0] == os.pardir
+    return os.path.join(results_dir, name) if elsewhere else os.path.join(name, results_dir)
 
 
-def work_of(results: str | os.PathLike) -> Path:
-    """Where the runs of a results folder have kept what they trained, unless they were given another work_dir.
-
-    A folder named by an absolute path may have been named by a relative one then, from the folder that it lies in.
-    """
+def work_of(results: str | os.PathLike, run: str = "") -> Path:
+    """Where the runs of a results folder, or the one of a name, have kept what they trained, unless they were given another
+    work_dir: of all that `beside` would have chosen, as the results may have been named from any folder above them then."""
     root = Path(results)
-    there = Path(beside(str(root), "work"))
-    then = root.parent / beside(root.name, "work")
-    return then if root.is_absolute() and then.is_dir() and not there.is_dir() else there
+    whole = root.absolute()
+    named = [Path(beside(str(root), "work")), Path(beside(str(whole), "work"))]
+    named += [above / beside(str(whole.relative_to(above)), "work") for above in whole.parents]
+    return max(named, key=lambda folder: ((folder / run).is_dir(), folder.is_dir()))  # of equal ones the first
 
 
 OmegaConf.register_new_resolver("local_copy", local_copy, replace=True)

@@ -126,7 +126,7 @@ def find(source: Path, checkpoint: str | None, results: Path | None, work: Path 
         record, store = _record_of(source, name, work, results)
     elif source.suffix == ".json":
         record, store = read_record(source), Store(source.absolute().parent.parent)
-        work = work_of(store.root) if work is None else work
+        work = work_of(store.root, record.name) if work is None else work
     elif source.exists():
         raise ConfigError(f"{source} is neither a run's folder nor its record (results/runs/<run>.json)")
     else:
@@ -137,9 +137,8 @@ def find(source: Path, checkpoint: str | None, results: Path | None, work: Path 
 def _record_of(source: Path, name: str, work: Path, results: Path | None) -> tuple[Record, Store]:
     """The record of the run that a folder is of: work/<results_dir>/<run> belongs to <results_dir>/runs/<run>.json."""
     guesses = [results] if results is not None else []
-    if results is None and "work" in work.parts:
-        at = len(work.parts) - 1 - work.parts[::-1].index("work")
-        guesses = [Path(*work.parts[:at], *work.parts[at + 1 :]), Path("/", *work.parts[at + 1 :])]
+    for at in reversed([at for at, part in enumerate(work.parts) if part == "work" and results is None]):
+        guesses += [Path(*work.parts[:at], *work.parts[at + 1 :]), Path("/", *work.parts[at + 1 :])]
     for guess in guesses:
         store = Store(guess)
         record = store.find(name)
