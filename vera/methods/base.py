@@ -44,8 +44,8 @@ class ParameterGroups(dict[str, list[tuple[str, nn.Parameter]]]):
 
 
 def biases_and_norms(model: nn.Module) -> Iterator[str]:
-    """Names of all biases, and of all parameters of normalisation layers: by the module's type, whatever it is called
-    (GPT-2's are ln_1, ln_2 and ln_f)."""
+    """Names of all biases, and of all parameters of normalisation layers: by the name of the module's type, whatever the
+    module is called (GPT-2's are ln_1, ln_2 and ln_f)."""
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             if is_norm(module) or name.endswith("bias"):
@@ -54,8 +54,8 @@ def biases_and_norms(model: nn.Module) -> Iterator[str]:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises: torch's own (LayerNorm, RMSNorm, BatchNorm2d ...), what derives from them, and transformers'
-    (LlamaRMSNorm, T5LayerNorm ...)."""
-    return any(re.search(r"Norm(\dd)?$", kind.__name__) for kind in type(module).__mro__)
+    (LlamaRMSNorm, MambaRMSNormGated, AutoformerLayernorm ...)."""
+    return any(re.search(r"norm(\dd)?(gated)?$", kind.__name__, re.IGNORECASE) for kind in type(module).__mro__)
 
 
 class Method(Component):
