@@ -1,14 +1,17 @@
 """The loop: seeds arrive, accumulation is exact, a killed run ends with the same numbers, a diverging one stops."""
 
 import copy
+import importlib
 import json
 import math
 import os
 import runpy
+import sys
 import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,13 +20,14 @@ from tests import forked
 from tests.conftest import REHEARSAL
 from vera.config import TrainConfig, build
 from vera.errors import ConfigError, TrainingError
-from vera.methods.base import ParameterGroups
+from vera.methods.base import ParameterGroups, biases_and_norms
 from vera.records.store import Store
 from vera.run import execute, prepare
 from vera.train.batches import similar_lengths
 from vera.train.loop import Loop, best_epoch
 from vera.train.numerics import make_accelerator, precision_of
 from vera.train.optim import lr_factor, optimizer
+from vera.train.tracker import Wandb
 
 TEXT = ("model=roberta_base", "task=rte")
 
@@ -189,6 +193,32 @@ def test_weight_decay_spares_biases_and_norms_by_their_type(model, compose):
         assert decay == (0.0 if exempt else {"adapter": 0.1, "head": 0.2}[group]), name
     for name, (group, _, decay) in decays("train.decay_biases_and_norms=true").items():
         assert decay == {"adapter": 0.1, "head": 0.2}[group], name
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "qwen3_next.modeling_qwen3_next.Qwen3NextRMSNormGated",
+        "falcon_h1.modeling_falcon_h1.FalconH1RMSNormGated",
+        "llama.modeling_llama.LlamaRMSNorm",
+    ],
+)
+def test_norms_of_any_name_are_spared_by_weight_decay_and_what_holds_maps_is_not(named):
+    place, _, kind = f"transformers.models.{named}".rpartition(".")
+    norm = getattr(importlib.import_module(place), kind)(8)
+    model = torch.nn.ModuleDict({"ln": norm, "map": torch.nn.Linear(8, 8), "scale": torch.nn.Embedding(3, 8)})
+    assert {"ln." + name for name, _ in norm.named_parameters()} | {"map.bias"} == set(biases_and_norms(model))
+
+
+def test_curves_of_runs_of_one_name_are_apart_and_those_of_one_run_go_on(monkeypatch, tmp_path):
+    began = []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **keys: began.append(keys), Settings=dict))
+    monkeypatch.chdir(tmp_path)
+    for results in ("a", "b", str(tmp_path / "a")):
+        Wandb(project="p", mode="offline").start("run", {}, results)
+    assert [keys["name"] for keys in began] == ["run"] * 3 and {keys["resume"] for keys in began} == {"allow"}
+    first, other, again = (keys["id"] for keys in began)
+    assert first == again != other and first.startswith("run-") and str(tmp_path) not in first
 
 
 def test_trained_vectors_that_are_no_bias_are_decayed(compose):

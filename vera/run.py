@@ -197,7 +197,7 @@ def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: P
             processes.on_main(lambda: build(run.model, "model").source(Path(run.cache_dir)))
         backbone, method, task, data = prepare(run, shared=True)
     parameters = count(method.parameter_groups(backbone), backbone.model)
-    tracker.start(run.run_name, _identity(run))
+    tracker.start(run.run_name, _identity(run), run.results_dir)
     try:
 
         def on_progress(step: int, total: int, loss: float | None) -> None:

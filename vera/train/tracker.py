@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import netrc
 import os
 from typing import Any, Literal
@@ -16,8 +17,8 @@ class NoTracker(Strict):
     def check(self) -> None:
         """Before time is spent: raises ConfigError when curves could not be sent."""
 
-    def start(self, name: str, config: dict[str, Any]) -> None:
-        pass
+    def start(self, name: str, config: dict[str, Any], results_dir: str) -> None:
+        """Begin a run's curves, or go on with them."""
 
     def log(self, values: dict[str, float], step: int) -> None:
         pass
@@ -36,14 +37,17 @@ class Wandb(Strict):
         if self.mode == "online" and login() is None:
             raise ConfigError("tracker.mode=online needs a login: `wandb login`, or WANDB_API_KEY; or tracker.mode=offline")
 
-    def start(self, name: str, config: dict[str, Any]) -> None:
+    def start(self, name: str, config: dict[str, Any], results_dir: str) -> None:
+        """Go on with the curves of the run of this name and these results, if there are any: others may share its name."""
         import wandb
+
+        own = f"{name}-{hashlib.sha256(os.path.realpath(results_dir).encode()).hexdigest()[:8]}"
 
         # What wandb would collect by itself (command line, host, address of the git remote) may hold secrets or paths.
         settings = wandb.Settings(
             silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_machine_info=True
         )
-        wandb.init(project=self.project, name=name, id=name, resume="allow", config=config, mode=self.mode, settings=settings)
+        wandb.init(project=self.project, name=name, id=own, resume="allow", config=config, mode=self.mode, settings=settings)
 
     def log(self, values: dict[str, float], step: int) -> None:
         import wandb
