@@ -359,6 +359,18 @@ def test_another_judge_makes_another_record(server, ask, tmp_path):
     assert ask(there, temperature=1.0)[1] not in (path, other)
 
 
+def test_an_order_of_single_answers_is_refused_before_it_makes_another_judge():
+    from vera.commands import judge as command
+
+    for given in ("judge.orders=first", "++judge.orders=both"):
+        with pytest.raises(
+            ConfigError, match=r"judge\.orders is of pairs, and questions=mt_bench is graded one answer at a time"
+        ):
+            command._config(["a.jsonl"], ["questions=mt_bench", given])
+    assert command._config(["a.jsonl", "b.jsonl"], ["questions=vicuna_bench", "judge.orders=first"])[1].orders == "first"
+    assert command._config(["a.jsonl"], ["questions=mt_bench", "judging=fastchat"])[1].orders == "first"
+
+
 def test_pairs_are_asked_in_both_orders_and_scored_by_file(server, ask):
     def script(n, body):
         five_first = user_text(body).index("five") < user_text(body).index("six")

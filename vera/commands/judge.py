@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vera.config import checked, resolve
 from vera.config.paths import readable
-from vera.errors import DataError
+from vera.errors import ConfigError, DataError
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.grade import judge
 from vera.judge.judgement import Answers, find
@@ -49,6 +49,8 @@ def _config(files: list[str], overrides: list[str]) -> tuple[QuestionSource, Jud
                 overrides.append("questions.synthetic=true")
     values = resolve("judge", overrides)
     source = checked(QuestionSource, values["questions"], "questions")
+    if source.grading == "single" and any(override.lstrip("+").startswith("judge.orders=") for override in overrides):
+        raise ConfigError(f"judge.orders is of pairs, and questions={source.name} is graded one answer at a time: leave it out")
     return source, checked(JudgeSettings, values["judge"], "judge"), values
 
 
