@@ -1,5 +1,6 @@
 """`vera NAME` and `python scripts/NAME.py` are the same commands; naming them, and those that report, brings no torch."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -72,6 +73,26 @@ def test_a_mistake_is_one_line(arguments, status, said, script, tmp_path):
     name, *more = arguments
     done = script(f"{name}.py", *more, cwd=tmp_path)
     assert done.returncode == status and done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("words", [["demo"], ["table2", "--stat", "last"]])
+def test_what_stdout_cannot_show_is_no_traceback(words, tmp_path):
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    name, options = ("tables", [*words, "--out", tmp_path]) if "--stat" in words else ("plan", [*words, "--results", "none"])
+    command = [sys.executable, ROOT / "scripts" / f"{name}.py", *options]
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.isascii() and b"?" in done.stdout, done.stderr
+
+
+def test_a_home_is_found_behind_an_options_equals_sign(monkeypatch, tmp_path):
+    import vera.commands.demo as demo
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(demo, "main", lambda: seen.extend(sys.argv[1:]) or 0)
+    seen = []
+    words = ["--out=~/x y", "--results=~", "--with=a=~/b", "~task", "task.data_dir=~/data", "--where=a~/b"]
+    assert run("demo", words) == 0
+    assert seen == [f"--out={tmp_path}/x y", f"--results={tmp_path}", *words[2:]]
 
 
 def test_an_unknown_command_names_those_there_are(vera):

@@ -8,7 +8,9 @@ published/ add, and its modules to import.
 from __future__ import annotations
 
 import ast
+import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent  # conf/, bench/, results/ 
 
 def main() -> int:
     """`vera NAME ...`; without a name the list of commands."""
+    _printable()
     words = sys.argv[1:]
     if words[:1] == ["--project"]:
         words = [f"--project={''.join(words[1:2])}", *words[2:]]
@@ -44,8 +47,18 @@ def main() -> int:
     return 0
 
 
+def _printable() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes by itself
+        sys.stdout.reconfigure(errors="replace")
+
+
 def run(name: str, arguments: Sequence[str], shown: str | None = None) -> int:
-    """One command's exit status, an error told in one line. shown: what its usage calls it (as it was called)."""
+    """One command's exit status, an error told in one line. shown: what its usage calls it (as it was called).
+
+    ~ begins a home in --out=~/x as in --out ~/x, where the shell sees to it; what stdout's encoding lacks is shown as ?.
+    """
+    _printable()
+    arguments = [re.sub(r"^(--[\w-]+=)(~.*)", lambda at: at[1] + os.path.expanduser(at[2]), word) for word in arguments]
     before, command = sys.argv, None
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if str(ROOT) not in sys.path:  # for bench/, which is no installed package
