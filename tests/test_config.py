@@ -263,6 +263,10 @@ def test_marked_keys_are_keys_of_some_yaml():
         ("+task.facts.foo=1", "task.facts.foo is not a key"),
         ("+tracker.foo=1", "tracker.foo is not a key"),
         ("+answers.foo=1", "answers.foo is not a key of the configuration; answers has no such key"),
+        (
+            "train.lr=1e-3,1e-2",
+            "a sweep over several values: train and answer take them with -m, other commands one;",
+        ),
     ],
 )
 def test_what_nothing_reads_is_refused(override, message):

@@ -411,7 +411,8 @@ def explain(error: Exception, entry: str = "run") -> str:
     sweep = re.search(r"Ambiguous value for argument '([^']+)'", text)
     if sweep:
         key, _, value = sweep.group(1).partition("=")
-        return f"{key}={value} is a sweep over several values: add -m; for one value with a comma write \"{key}='{value}'\""
+        several = f"{key}={value} is a sweep over several values: train and answer take them with -m, other commands one"
+        return f"{several}; for one value with a comma write \"{key}='{value}'\""
     missing = re.search(r"(?:In '[^']*': )?Could not find '([^']+)/([^'/]+)'", text)
     if missing:
         group, choice = missing.groups()
