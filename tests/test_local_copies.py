@@ -13,6 +13,8 @@ from huggingface_hub import HfApi, constants
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
+from vera.checks.doctor.lines import OK
+from vera.checks.doctor.sources import data_line
 from vera.config import build, choice
 from vera.config import compose as compose_run
 from vera.config.paths import readable
@@ -98,6 +100,20 @@ def test_glue_in_the_hubs_cache_is_read_without_a_network(tmp_path, monkeypatch,
     assert [len(rows[split]) for split in ("train", "validation")] == [3, 3] and commit == COMMIT
 
 
+def test_alpaca_in_the_hubs_cache_is_read_without_a_network_by_the_names_of_data_dir(tmp_path, monkeypatch, no_network):
+    cached = tmp_path / "hub" / "datasets--yahma--alpaca-cleaned"
+    (cached / "snapshots" / COMMIT).mkdir(parents=True)
+    file = cached / "snapshots" / COMMIT / "alpaca_data_cleaned.json"
+    file.write_text(json.dumps([{"instruction": f"Count to {n}.", "input": "", "output": "1"} for n in range(3)]))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    alpaca = task("alpaca")
+    rows, _, commit = alpaca.source_rows()
+    assert rows[2] == ("Count to 2.", "", "1") and len(rows) == 3 and commit == COMMIT
+    assert data_line(alpaca.hub_data(), "no network", {}).status == OK
+
+
 def test_the_rows_of_another_configuration_are_never_read(tmp_path, monkeypatch, no_network):
     """MRPC has RTE's columns and labels: nothing later would tell them apart."""
     cached = tmp_path / "hub" / "datasets--nyu-mll--glue"
@@ -155,7 +171,7 @@ def test_the_files_of_a_misspelt_configuration_are_not_anothers(tmp_path, monkey
         assert tables.split_files(folder, "train", subset) == [folder / "data" / "train-00000-of-00001.parquet"]
     own = {**choice("task", "sick"), "name": "mine", "files": {}, "hub": "me/mine", "hub_subset": "labled", "held_out": 0.5}
     own |= {"splits": {"train": "train"}, "texts": ["one", "two"], "label": "said", "labels": ["no", "yes"]}
-    with pytest.raises(DataError, match=r"holds no files of the split train in a folder labled"):
+    with pytest.raises(DataError, match=r"split train in a folder labled \(\.parquet, \.jsonl, \.json; CSV is read by files:"):
         build({**own, "data_dir": str(folder)}, "task").source_rows()
     monkeypatch.setattr(hub, "snapshot", lambda *_: folder)
     with pytest.raises(DataError, match=r"data set me/mine \(labled\) cannot be loaded"):

@@ -79,13 +79,19 @@ class Repository:
 
 @dataclass(frozen=True)
 class HubData:
-    """What is read of a data set on the hub. subset: its configuration there, if it has several."""
+    """What is read of a data set on the hub. subset: its configuration there, if it has several; files: what the file of all
+    its rows may be called, where it is not called after its split."""
 
     repository: str
     revision: str
     subset: str | None
     splits: tuple[str, ...]
     columns: tuple[str, ...]
+    files: tuple[str, ...] = ()
+
+    def local(self, folder: Path) -> dict[str, list[Path]]:
+        """The files of each split in a copy; none where it has none of it. Raises DataError."""
+        return {split: tables.split_files(folder, split, self.subset, named=self.files) for split in self.splits}
 
 
 def silent() -> str | None:
@@ -205,7 +211,7 @@ def load_rows(data: HubData, instead: str) -> tuple[dict[str, Rows], str | None]
     name = f"{data.repository} ({data.subset})" if data.subset else data.repository
     if not commit(data.repository, data.revision, "dataset")[1]:
         folder = snapshot(data.repository, data.revision)
-        files = {split: tables.split_files(folder, split, data.subset) for split in data.splits} if folder else {}
+        files = data.local(folder) if folder else {}
         if files and all(files.values()):
             found = {split: tables.read_columns(files[split], data.columns) for split in data.splits}
             return found, commit_in(str(folder))

@@ -22,13 +22,17 @@ FORMATS = (".parquet", ".jsonl", ".json")  # the first that a split has is read
 _SHARD = re.compile(r"^(?P<name>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})$")
 
 
-def split_files(folder: Path, split: str, subset: str | None = None, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """The files of one split, in order; none where the folder has none of it.
+def split_files(
+    folder: Path, split: str, subset: str | None = None, formats: Sequence[str] = FORMATS, named: Sequence[str] = ()
+) -> list[Path]:
+    """The files of one split, in order; none where the folder has none of it. named: what a file of all its rows may be called.
 
     Those of a subset (but "default") lie in a folder of its name, which may be `folder` itself (STS-B is stsb): there, only
     what no other configuration can have counts, files in `folder`, in data/ or in a folder of the split. Raises DataError when
     a shard is missing, and for a split that is there more than once.
     """
+    if whole := [folder / name for name in named if (folder / name).is_file()]:
+        return whole[:1]
     inside = folder / subset if subset and (folder / subset).is_dir() else folder
     if inside == folder and subset not in (None, "default") and _letters(folder.absolute().name) != _letters(subset):
         return []

@@ -123,7 +123,7 @@ class Alpaca(LanguageTask):
     def hub_data(self):
         if self.synthetic or self.data_dir is not None:
             return None
-        return HubData(REPOSITORY, "main", None, ("train",), FIELDS)
+        return HubData(REPOSITORY, "main", None, ("train",), FIELDS, FILES)
 
     def source_rows(self) -> tuple[list[Row], str, str | None]:
         if self.synthetic:
@@ -145,9 +145,12 @@ def read_rows(path: Path, columns: dict[str, str] | None = None) -> list[Row]:
         raise DataError(f"task.data_dir={path} does not exist")
     files = [path]
     if path.is_dir():
-        files = [path / name for name in FILES if (path / name).is_file()][:1] or tables.split_files(path, "train")
+        files = tables.split_files(path, "train", named=FILES)
         if not files:
-            raise DataError(f"task.data_dir={path} holds neither {', '.join(FILES)} nor the hub's files of the split train")
+            raise DataError(
+                f"task.data_dir={path} holds neither {', '.join(FILES)} nor the hub's files of the split train "
+                f"({', '.join(tables.FORMATS)})"
+            )
     if files[0].suffix.lower() == ".parquet":
         if "input" not in (columns or {}) and "input" not in tables.parquet_columns(files[0]):
             del names["input"]  # which JSON rows need not have either

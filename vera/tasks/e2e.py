@@ -153,7 +153,10 @@ class E2E(LanguageTask):
         else:
             files = {split: tables.split_files(folder, split) for split in FILES}
             if not all(files.values()):
-                raise DataError(f"task.data_dir={folder} does not hold {', '.join(missing)}, nor the hub's files of each split")
+                raise DataError(
+                    f"task.data_dir={folder} does not hold {', '.join(missing)}, nor the hub's files of each split "
+                    f"({', '.join(tables.FORMATS)})"
+                )
             found = {split: tables.read_columns(names, HUB_COLUMNS) for split, names in files.items()}
             source, commit = f"{REPOSITORY}, local files", hub.commit_in(str(folder))
         return {split: [_checked(where, *pair) for where, pair in rows] for split, rows in found.items()}, source, commit

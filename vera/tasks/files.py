@@ -168,7 +168,10 @@ class TextFiles(TextTask):
         paths = tables.split_files(folder, name, self.hub_subset)
         if not paths:
             of = f" in a folder {self.hub_subset}" if self.hub_subset else ""
-            raise DataError(f"task.data_dir={folder} holds no files of the split {name}{of}")
+            raise DataError(
+                f"task.data_dir={folder} holds no files of the split {name}{of} "
+                f"({', '.join(tables.FORMATS)}; CSV is read by files:)"
+            )
         return tables.read_columns(paths, columns)
 
     def _row(self, where: str, values: tuple[Any, ...]) -> Row:

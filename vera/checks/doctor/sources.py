@@ -10,7 +10,7 @@ import datasets
 from vera.checks.doctor.lines import NETWORK, NOTE, OFFLINE, OK, TODO, UNUSED, Line, distinct, gb
 from vera.config import RunConfig, build
 from vera.errors import DataError, VeraError
-from vera.io import hub, tables
+from vera.io import hub
 from vera.io.hub import HubData, HubProblem
 from vera.models.base import Model
 from vera.tasks.base import Task
@@ -58,7 +58,7 @@ def data_line(data: HubData, silence: str | None, sizes: dict[str, int]) -> Line
     folder = Path(datasets.config.HF_DATASETS_CACHE) / data.repository.replace("/", "___")
     local = hub.snapshot(data.repository, data.revision)
     try:
-        if local is not None and all(tables.split_files(local, split, data.subset) for split in data.splits):
+        if local is not None and all(data.local(local).values()):
             return Line(OK, what, f"in the cache ({local.name[:8]})")
     except DataError as error:  # what a run without a network would say
         if silence:
