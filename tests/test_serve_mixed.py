@@ -81,6 +81,19 @@ def test_the_folder_of_one_adapter_is_verified_too(made, served, tmp_path):
     assert status == 0 and one["probabilities"] != other["probabilities"] and "gives the same" in said
 
 
+def test_pickled_weights_are_told_to_be_never_read(made, served, tmp_path):
+    model, adapters = tmp_path / "model", tmp_path / "adapters"
+    shutil.copytree(made[0], model)
+    shutil.copytree(made[2], adapters)
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    status, _, said = served([{"adapter": "adapter0", "text": "a"}], model=model)
+    assert status == 1 and "pytorch_model.bin are never read); convert them once with save_pretrained()" in said
+    (adapters / "adapter0" / "adapter_model.safetensors").rename(adapters / "adapter0" / "adapter_model.bin")
+    status, _, said = served([{"adapter": "adapter1", "text": "a"}], model=made[0], adapters=adapters)
+    (line,) = [line for line in said.splitlines() if "adapter0 is left out" in line]
+    assert status == 0 and "adapter_model.bin is pickled" in line and "save_pretrained()" in line
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_no_text_comes_from_a_language_model_without_its_head(tied, made, served, tmp_path):
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}

@@ -25,7 +25,7 @@ from vera.errors import DataError
 from vera.io.files import read_json
 from vera.io.rows import read_text
 from vera.models.attention import allow_cudnn
-from vera.models.base import SAFE, check_whole, drawn, positions
+from vera.models.base import SAFE, cause, check_whole, drawn, positions
 from vera.models.causal import causal
 from vera.models.text import agree_on_padding
 from vera.models.tiny import tiny_checkpoint
@@ -121,7 +121,8 @@ def _serve(options: argparse.Namespace) -> int:
     for row, answer in zip(requests, found, strict=True):
         shown = answer if options.generate else [round(value, 4) for value in answer]
         marked = {"random_head": True} if random and row["adapter"] is None else {}
-        print(json.dumps({"adapter": row["adapter"], key: shown, **marked}, ensure_ascii=False))
+        escaped = not (sys.stdout.encoding or "").lower().startswith("utf")
+        print(json.dumps({"adapter": row["adapter"], key: shown, **marked}, ensure_ascii=escaped))
     if not options.verify:
         return 0
     wrong = 0
@@ -199,7 +200,7 @@ def _load(options: argparse.Namespace):
             )
             agree_on_padding(tokenizer, model)
     except (OSError, ValueError) as error:
-        raise DataError(f"--model {options.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        raise DataError(f"--model {options.model} cannot be loaded: {cause(error)}") from None
     check_whole(model, f"--model {options.model}")
     if options.generate:
         tokenizer.padding_side = "left"

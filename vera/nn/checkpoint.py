@@ -393,6 +393,12 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         ours = read_json(metadata.get("vera", "{}"))
     except FileNotFoundError:
+        pickled = path.with_suffix(".bin")
+        if pickled.exists():
+            raise AdapterError(
+                f"{pickled} is pickled, as which weights are never read; convert them once with PEFT's save_pretrained() to "
+                "another folder"
+            ) from None
         raise AdapterError(f"no adapter here: {path} does not exist") from None
     except (OSError, SafetensorError, ValueError) as error:
         raise AdapterError(f"{path} is truncated or not a safetensors file: {error}") from None
