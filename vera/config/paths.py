@@ -24,8 +24,8 @@ def local_copy(root: str | None, repository: str | None) -> str | None:
 
 
 def beside(results_dir: str, name: str) -> str:
-    """A folder of the results' own: below results that lie elsewhere (an absolute path, or one that leads out by ..), on the same
-    disk; else <name>/<results_dir>."""
+    """A folder of the results' own: below results that lie elsewhere (an absolute path, or one that leads out by ..), on the
+    same disk; else <name>/<results_dir>."""
     elsewhere = os.path.isabs(results_dir) or os.path.normpath(results_dir).split(os.sep)[0] == os.pardir
     return os.path.join(results_dir, name) if elsewhere else os.path.join(name, results_dir)
 
