@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -635,18 +636,18 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
     finally:
         server.close()
     assert record.answers[1]["run"]["method"] == "vera" and record.answers[1]["checkpoint"] == "last"
-    cells = Store(results).by_cell()
-    assert join(cells, results) is cells  # neither questions nor wording are the official ones
+    cells, scored = Store(results).by_cell(), partial(join, overrides=["scale=rehearsal"])
+    assert scored(cells, results) is cells  # neither questions nor wording are the official ones
     raw = json.loads(path.read_text())
     raw["questions"]["official"], raw["judge"]["prompts"] = True, "official"
     Judged.model_validate(raw)
     path.write_text(json.dumps(raw))
-    joined = join(cells, results)
+    joined = scored(cells, results)
     tables = {table.name: table for table in compare("table13", Asked(joined, ["scale=rehearsal"]))}
     ours = [row[-1] for row in tables["table13"].rows if row[2] == "ours"]
     assert ours == ["6.00 (n=1)", "8.00 (n=1)"]
     assert [row[-1] for row in compare("table13", Asked(cells, ["scale=rehearsal"]))[0].rows if row[2] == "ours"] == ["–", "–"]
-    assert join(cells, results, judge="another") is cells
+    assert scored(cells, results, judge="another") is cells
     shown = judged_table(results)
     assert [row[shown.columns.index("Mean")] for row in shown.rows] == ["6.00", "8.00"]
     assert any(
@@ -654,10 +655,10 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
     )
     raw["judge"]["model"] = "gpt-4-0613"  # a release
     path.write_text(json.dumps(raw))
-    assert join(cells, results) is cells and join(cells, results, "x, gpt-4-0613") is not cells
+    assert scored(cells, results) is cells and scored(cells, results, "x, gpt-4-0613") is not cells
     raw["judge"]["counts_as"], raw["scores"][0]["n"] = "gpt-4", 2
     path.write_text(json.dumps(raw))
-    (table, *_) = compare("table13", Asked(join(cells, results), ["scale=rehearsal"]))
+    (table, *_) = compare("table13", Asked(scored(cells, results), ["scale=rehearsal"]))
     assert [row[-1] for row in table.rows if row[2] == "ours"] == ["6.00 (n=1)", "8.00 (n=1)"]
     assert any("gpt-4-0613" in note and "declared to stand for gpt-4" in note for note in table.notes)
     assert any("2 of 3 verdicts could be read" in note for note in table.notes)
@@ -666,12 +667,12 @@ def test_from_training_to_a_judged_table(compose, tmp_path):
     bare["answers"] = [{"name": "x", "sha256": "y", "model": "llama_13b", "checkpoint": None, "run": None}]
     bare["scores"] = raw["scores"][:1]
     (results / "judged" / "bare.json").write_text(json.dumps(bare))
-    lines = compare("table4", Asked(join(cells, results)))[0].rows
+    lines = compare("table4", Asked(scored(cells, results)))[0].rows
     assert ["Llama 13B", "No tuning", "ours", "–", "6.00 (n=1)"] in lines
     assert ["Llama 13B", "No tuning", "ours"] not in [row[:3] for row in compare("table4", Asked(cells))[0].rows]
     (results / "judged" / "copy.json").write_text(path.read_text())
     with pytest.raises(RecordError, match="both grade"):
-        join(cells, results)
+        scored(cells, results)
 
 
 # --- scripts ----------------------------------------------------------------------------------------------------------------

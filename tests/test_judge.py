@@ -14,8 +14,9 @@ from vera.config import checked, resolve
 from vera.errors import ConfigError, DataError, JudgeError, RecordError
 from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.grade import items, judge, messages, read_answers
+from vera.judge.judgement import Answers, write
 from vera.judge.prompts import read_prompts
-from vera.judge.questions import QuestionSource, load_questions
+from vera.judge.questions import QuestionSource, described, load_questions
 from vera.judge.sources import fetch, in_folder
 from vera.judge.verdicts import read_verdict
 from vera.records import interrupt
@@ -323,6 +324,28 @@ def test_another_rule_reads_the_kept_verdicts_again(server, ask):
     assert other.scores[0]["mean"] == 9 and same == path and len(there.requests) == 6
     assert other.judge["parse"] == "fastchat" and other.judge["counts_as"] == "gpt-4"
     assert ask(there)[0].scores == record.scores and len(there.requests) == 6
+
+
+def test_a_record_of_the_answers_that_comes_later_is_taken_without_a_request_and_not_forgotten(server, tmp_path):
+    chosen = source(synthetic=True)
+    questions = load_questions(chosen, tmp_path)
+    path = answer_file(tmp_path / "answers", questions)
+    there = server()
+
+    def graded():
+        written = judge([path], chosen, settings(there), KEY, tmp_path / "results", tmp_path)[1]
+        (answer,) = json.loads(written.read_text())["answers"]
+        return answer["model"], answer["checkpoint"], answer["run"] and answer["run"]["seed"]
+
+    assert graded() == (None, None, None)
+    run = {"model": "llama_7b", "task": "alpaca", "method": "lora", "seed": 3, "cell_id": "c" * 64}
+    found = {"schema": 1, "status": "done", "identity": "a" * 64, "model": "llama_7b", "checkpoint": "last"}
+    found |= {"run": {**run, "follows_seed": [], "config": {}}, "adapter_sha256": None, "settings": {}, "cut": 0}
+    found |= {"questions": described(chosen, questions), "shortened": 0, "cost": {}, "provenance": {}}
+    write(path.with_suffix(".json"), Answers(**found))
+    assert graded() == ("llama_7b", "last", 3)
+    path.with_suffix(".json").unlink()
+    assert graded() == ("llama_7b", "last", 3) and len(there.requests) == 6
 
 
 def test_fastchats_way_is_one_choice():

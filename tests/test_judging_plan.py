@@ -1,5 +1,6 @@
 """What Tables 4 and 13 need beside training: answers, the untuned backbone's too, and the judge's requests."""
 
+import itertools
 import json
 
 import pytest
@@ -222,24 +223,73 @@ def test_another_way_of_grading_is_left_out(tmp_path):
     assert [row[shown.columns.index("Grading")] for row in shown.rows] == ["single"]
     found = json.loads((tmp_path / "judged" / "x.json").read_text())
     (answer,), (score,) = found["answers"], found["scores"]
-    other = {**answer, "name": "other", "run": {**answer["run"], "seed": 1}}
-
-    def graded():
-        return sum(asked.graded for asked in judging.judging("table13", tmp_path).asked)
-
-    assert graded() == 0
+    vera = compose(["model=llama_7b", "task=alpaca_10k", "method=vera", "method.rank=256"])
+    other = {**answer, "name": "other", "run": {**answer["run"], "method": "vera", "cell_id": vera.cell_id}}
+    assert sum(asked.graded for asked in judging.judging("table13", tmp_path).asked) == 0
     changed(tmp_path / "judged" / "x.json", answers=[answer, other], scores=[score, score])
-    assert graded() == 1
-    changed(
-        tmp_path / "judged" / "x.json",
-        answers=[other, {**other, "name": "third", "run": {**other["run"], "method": "vera", "cell_id": "x"}}],
-        scores=[score, score],
-    )
-    cells = join({}, tmp_path)
-    notes = cells.notes["judged:vicuna_bench"]
+    assert sum(asked.graded for asked in judging.judging("table13", tmp_path).asked) == 1  # of one the answers are not here
+    notes = join({}, tmp_path).notes["judged:vicuna_bench"]
     assert not any("left out" in note for note in notes) and any("grading: pairwise" in note for note in notes)
     # one side is of answers that were written anew: neither is shown
     changed(tmp_path / "judged" / "x.json", answers=[other, {**answer, "sha256": "4" * 64}], scores=[score, score])
     changed(tmp_path / "answers" / f"{name}.json", sha256="0" * 64)
     (note,) = join({}, tmp_path).notes["judged:vicuna_bench"]
     assert note.startswith(f"{name}, other: left out")
+
+
+def test_a_pair_of_other_answers_than_the_tables_two_rows_is_left_out_and_still_wanted(tmp_path):
+    """LoRA was judged beside LoRA of another seed, VeRA beside VeRA, and both in ways of which one counts."""
+    keys = {m: ["model=llama_7b", "task=alpaca_10k", f"method={m}"] for m in ("lora", "vera")}
+    keys["vera"].append("method.rank=256")
+    name = judged_files(tmp_path, compose(keys["lora"]), "vicuna_bench", {"model": "gpt-4"})
+    first, shape = tmp_path / "judged" / "x.json", json.loads((tmp_path / "answers" / f"{name}.json").read_text())
+    cells, graded = {}, {}
+    for seed, (method, words) in itertools.product((0, 1), keys.items()):
+        run, trained = compose([*words, f"seed={seed}"]), made_up(words, seed, -1.0)
+        about = {"method": method, "seed": seed, "cell_id": run.cell_id}
+        record = Answers.model_validate({**shape, "run": {**shape["run"], **about, "task": "alpaca_10k"}})
+        write(tmp_path / "answers" / f"{record.name}.json", record)
+        identity = {key: getattr(record.run, key) for key in ("model", "task", "method", "seed", "cell_id")}
+        graded[method, seed] = {**json.loads(first.read_text())["answers"][0], "name": record.name, "run": identity}
+        cells.setdefault(run.cell_id, []).append(trained)
+    score = json.loads(first.read_text())["scores"][0]
+    kept = first.read_text()
+
+    def judged(*pairs):
+        for path in (tmp_path / "judged").iterdir():
+            path.unlink()
+        for index, pair in enumerate(pairs):
+            path = tmp_path / "judged" / f"{index}.json"
+            path.write_text(kept)
+            changed(path, answers=[side if isinstance(side, dict) else graded[side] for side in pair], scores=[score, score])
+        table = compare("table13", Asked(joined := join(cells, tmp_path)))[0]
+        plan = judging.judging("table13", tmp_path, ["seed=0,1"])
+        left = [note for note in joined.notes["judged:vicuna_bench"] if "left out" in note]
+        return [row[-1] for row in table.rows if row[2] == "ours"], left, plan.left, plan
+
+    lora, vera = ("lora", 0), ("vera", 0)
+    shown, (note,), left, plan = judged((lora, ("lora", 1)), (vera, ("vera", 1)))
+    assert (shown, left) == (["–", "–"], 320) and "no pair of the table's two rows" in note
+    assert all(side["name"] in note for side in graded.values()) and len(plan.commands("results", [])) == 2
+    shown, (_,), left, _ = judged((lora, ("vera", 1)))  # another seed
+    assert (shown, left) == (["–", "–"], 320)
+    shown, (_,), left, _ = judged((lora, {**graded[vera], "checkpoint": "best"}))  # another epoch
+    assert (shown, left) == (["–", "–"], 320)
+    elsewhere = {**graded[vera], "name": "elsewhere", "run": {**graded[vera]["run"], "cell_id": "c" * 64}}
+    assert judged((lora, elsewhere))[0] == ["–", "–"]  # VeRA of another rank
+    assert judged((lora, {**elsewhere, "model": None, "run": None, "checkpoint": None}))[0] == ["–", "–"]
+    shown, notes, left, plan = judged((vera, lora), (lora, ("lora", 1)))
+    assert (shown, len(notes), left) == (["5.00 (n=1)", "5.00 (n=1)"], 1, 160) and len(plan.commands("results", [])) == 1
+
+
+def test_a_judgement_without_the_record_of_its_answers_is_wanted_again(tmp_path):
+    run = compose(["model=llama_7b", "task=alpaca", "method=lora"])
+    name = judged_files(tmp_path, run, "mt_bench", {"model": "gpt-4"})
+    path = tmp_path / "judged" / "x.json"
+    assert judging.judging("table4", tmp_path).left == 1280
+    (answer,) = json.loads(path.read_text())["answers"]
+    changed(path, answers=[{**answer, "model": None, "checkpoint": None, "run": None}])
+    plan = judging.judging("table4", tmp_path)
+    assert plan.left == 1440 and f"{name}.jsonl" in plan.commands("results", [])[-1]
+    (note,) = join({}, tmp_path).notes["judged:mt_bench"]
+    assert note == f"{name}: left out, graded while the record of {name} was not beside it (judge again)."

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from experiments.engine.aggregate import Cells
-from experiments.engine.published import judged_metric, judged_tasks
+from experiments.engine.published import judged_metric, judged_pairs, judged_tasks
 from experiments.engine.render import DASH, Table
 from vera.config import choices, hashed, resolve
 from vera.config.memory import composed
@@ -41,8 +41,8 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE, overrides: Seque
 
     judge: a name, or several with commas between. Only records of these judges count, and of those that are declared to stand
     for one of them (judge.counts_as); with the official questions and wording. overrides: of every run, as for `unfit`. Scores
-    of what is not there any more, of another backbone or of another way of grading are left out, with a note. Raises
-    RecordError when two records grade the same answers: nothing says which one to take.
+    of what is not there any more, of another backbone, of another pair or of another way of grading are left out, with a note.
+    Raises RecordError when two records grade the same answers: nothing says which one to take.
     """
     scores: dict[tuple, tuple[float, str]] = {}
     notes: dict[str, set[str]] = {}
@@ -55,7 +55,7 @@ def join(cells: Cells, results: Path, judge: str = PAPER_JUDGE, overrides: Seque
         if not counts(record, names):
             continue
         metric = judged_metric(record.questions.name)
-        problem = _graded_otherwise(record) or outdated(record, written, cells, overrides)
+        problem = _graded_otherwise(record) or left_out(record, written, cells, overrides)
         if problem:
             marked.setdefault(metric, {}).setdefault(f"left out, {problem}", []).extend(a["name"] for a in record.answers)
             continue
@@ -95,18 +95,33 @@ def _graded_otherwise(record: Judged) -> str | None:
     return f"graded {record.grading}, where conf/questions/{record.questions.name}.yaml has {usual}"
 
 
-def outdated(record: Judged, written: Mapping[str, Answers], cells: Cells, overrides: Sequence[str] = ()) -> str | None:
+def left_out(record: Judged, written: Mapping[str, Answers], cells: Cells, overrides: Sequence[str] = ()) -> str | None:
     """Why a table shows none of a record's scores: one of its answers (a pair stands or falls together) was written anew since,
-    or is `unfit`. written: what answers/ holds, by name."""
+    was not known for what it is, or is `unfit`; or its two are no pair of the table's. written: what answers/ holds, by name.
+    """
     for graded in record.answers:
         answers = written.get(graded["name"])
         if answers is None:
             continue
         if answers.sha256 not in (None, graded["sha256"]):
             return f"graded before {answers.name} was written anew (judge again)"
+        if graded["model"] is None:
+            return f"graded while the record of {answers.name} was not beside it (judge again)"
         if problem := unfit(answers, cells, overrides):
             return problem
-    return None
+    return _unpaired(record, overrides) if record.grading == "pairwise" else None
+
+
+def _unpaired(record: Judged, overrides: Sequence[str]) -> str | None:
+    """Why two answers are none that a table compares: of its two rows of one model, at one seed and epoch."""
+    sides = frozenset(a["run"]["cell_id"] if a["run"] else a["model"] for a in record.answers)
+    made = {(a["run"]["seed"], a["checkpoint"]) for a in record.answers if a["run"]}
+    try:
+        if len(made) <= 1 and sides in judged_pairs(record.questions.name, overrides):
+            return None
+    except ConfigError as error:
+        return str(error)
+    return "judged side by side, but no pair of the table's two rows at one seed and epoch"
 
 
 def unfit(answers: Answers, cells: Cells, overrides: Sequence[str] = ()) -> str | None:

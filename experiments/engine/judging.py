@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.engine.aggregate import epoch_of
-from experiments.engine.judged import PAPER_JUDGE, counts, outdated, unfit
+from experiments.engine.judged import PAPER_JUDGE, counts, left_out, unfit
 from experiments.engine.published import Row, load, names, run_of
 from experiments.engine.render import DASH, Table
 from vera.config import checked, resolve
@@ -89,7 +89,7 @@ def judging(name: str, results: Path, overrides: Sequence[str] = ()) -> Judging 
     answered = [a for a in written.values() if not unfit(a, cells, of_runs)]
     judged = [j for j in find_all(Judged, results / "judged") if j.questions.name == column.judged]
     counted = [j for j in judged if j.grading == source.grading and counts(j, {PAPER_JUDGE, settings.model})]
-    graded = {a["name"] for j in counted if not outdated(j, written, cells, of_runs) for a in j.answers}
+    graded = {a["name"] for j in counted if not left_out(j, written, cells, of_runs) for a in j.answers}
     # A pair stands side by side, LoRA first, as the paper's samples do.
     lines = [
         _asked(name, row, seed, column.task, column.judged, of_runs, answered, graded, str(results))

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -64,6 +65,21 @@ def judged_tasks() -> dict[str, str]:
 def judged_metric(questions: str) -> str:
     """How the judge's mean score on a question set is called among a record's metrics."""
     return f"judged:{questions}"
+
+
+def judged_pairs(questions: str, overrides: Sequence[str] = ()) -> set[frozenset[str]]:
+    """The rows whose answers judges see side by side, two and two of each model, by their cells; a backbone as it is by its
+    model. overrides: of every run. Raises ConfigError."""
+    pairs = set()
+    for name in names():
+        table = load(name)
+        for column, model in product(table.columns.values(), table.models):
+            if column.judged != questions:
+                continue
+            rows = [row for row in table.rows if row.model == model]
+            sides = [run_of(name, row, column.task, overrides).cell_id if row.method else row.model for row in rows]
+            pairs |= set(map(frozenset, zip(sides[::2], sides[1::2], strict=False)))
+    return pairs
 
 
 class Runs(Strict):

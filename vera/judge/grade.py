@@ -217,9 +217,11 @@ def judge(
             kept = _read(lines, wanted, scores)
             if not kept:
                 raise JudgeError(_nothing(lines, len(wanted), verdicts))
-        record = _record(identity, public, used, answers, list(wanted.values()), kept, lines, started)
         before = find(Judged, path)
-        if before is not None and not missing and (before.judge, before.scores) == (record.judge, record.scores):
+        known = before.answers if before else [answer.public for answer in answers]  # a record may have been beside them then
+        graded = [a.public if a.record else said for a, said in zip(answers, known, strict=True)]
+        record = _record(identity, public, used, graded, list(wanted.values()), kept, lines, started)
+        if before is not None and not missing and before == record.model_copy(update={"provenance": before.provenance}):
             return before, path
         write(path, record)
     return record, path
@@ -415,7 +417,7 @@ def _record(identity, public, used, answers, wanted, kept, lines, started) -> Ju
         identity=identity,
         judge=public,
         questions=used,
-        answers=[answer.public for answer in answers],
+        answers=answers,
         scores=scores,
         verdicts=len(wanted),
         unreadable=unread,
