@@ -407,6 +407,33 @@ def test_pairs_are_asked_in_both_orders_and_scored_by_file(server, ask):
     assert [score["mean"] for score in one.scores] == [8, 3] and len(there.requests) == 9
 
 
+def test_a_question_of_a_pair_that_is_read_in_one_order_alone_is_in_no_mean(server, ask, tmp_path):
+    """The judge gives the first place 8 and the second 2, and sometimes says nothing of the other order."""
+
+    def script(n, body):
+        five_first = user_text(body).index("five") < user_text(body).index("six")
+        return "Scores: [[8, 2]]" if five_first or said(body) not in silent else "Hm."
+
+    silent, there = {1, 2}, server(script)
+    record, path = ask(there, "vicuna_bench", attempts=1)
+    assert [(score["mean"], score["n"]) for score in record.scores] == [(5, 2)] * 2
+    assert record.unreadable == ["1/1/ba", "2/1/ba"] and record.alone == 2
+    path.unlink()
+    silent = {1, 2, 3}
+    with pytest.raises(JudgeError, match="of no question the verdicts in both orders hold scores"):
+        ask(there, "vicuna_bench", attempts=1, temperature=0.5)
+    assert not list((tmp_path / "results/judged").glob("*.json"))
+    silent = {1}
+    one, _ = ask(there, "vicuna_bench", attempts=1, orders="first")
+    assert [(score["mean"], score["n"]) for score in one.scores] == [(8, 3), (2, 3)] and one.alone == 0
+    there.script = lambda n, body: "Hm." if said(body) == 1 else "Scores: [[6, 4]]"
+    neither, _ = ask(there, "vicuna_bench", attempts=1, model="another")
+    assert neither.alone == 0 and [(score["mean"], score["n"]) for score in neither.scores] == [(5, 4)] * 2
+    there.script = lambda n, body: "Hm." if said(body) == 1 else "Rating: [[6]]"
+    single, _ = ask(there, attempts=1)
+    assert (single.alone, single.scores[0]["n"]) == (0, 4)
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [

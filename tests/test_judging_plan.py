@@ -278,6 +278,18 @@ def test_a_pair_of_other_answers_than_the_tables_two_rows_is_left_out_and_still_
     elsewhere = {**graded[vera], "name": "elsewhere", "run": {**graded[vera]["run"], "cell_id": "c" * 64}}
     assert judged((lora, elsewhere))[0] == ["–", "–"]  # VeRA of another rank
     assert judged((lora, {**elsewhere, "model": None, "run": None, "checkpoint": None}))[0] == ["–", "–"]
+    assert judged((vera, lora))[0] == ["5.00 (n=1)"] * 2
+    half, path = [f"{q}/1/ba" for q in range(10)] + ["10/1/ab", "10/1/ba"], tmp_path / "judged" / "0.json"
+    for n, cell in ((138, "5.00 (n=1)"), (148, "–")):  # with the ten, as older versions took the mean
+        changed(path, unreadable=half, scores=[{**score, "n": n}] * 2)
+        joined = join(cells, tmp_path)
+        assert [row[-1] for row in compare("table13", Asked(joined))[0].rows if row[2] == "ours"] == [cell] * 2
+        assert judging.judging("table13", tmp_path).left == 160 * (cell == "–")
+        notes = " ".join(joined.notes["judged:vicuna_bench"])
+        counted = (
+            "148 of 160 verdicts could be read, 10 of them in one order of a question alone; the mean is over the other 138."
+        )
+        assert (counted in notes) == (n == 138) and ("older version" in notes) == (n == 148)
     shown, notes, left, plan = judged((vera, lora), (lora, ("lora", 1)))
     assert (shown, len(notes), left) == (["5.00 (n=1)", "5.00 (n=1)"], 1, 160) and len(plan.commands("results", [])) == 1
 

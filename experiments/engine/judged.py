@@ -113,7 +113,10 @@ def left_out(record: Judged, written: Mapping[str, Answers], cells: Cells, overr
 
 
 def _unpaired(record: Judged, overrides: Sequence[str]) -> str | None:
-    """Why two answers are none that a table compares: of its two rows of one model, at one seed and epoch."""
+    """Why two answers' scores are none that a table compares: of its two rows of one model, at one seed and epoch, over
+    questions read in every order that was asked for."""
+    if any(score["n"] > record.verdicts - len(record.unreadable) - record.alone for score in record.scores):
+        return "averaged by an older version, over questions read in one order alone as well (judge again)"
     sides = frozenset(a["run"]["cell_id"] if a["run"] else a["model"] for a in record.answers)
     made = {(a["run"]["seed"], a["checkpoint"]) for a in record.answers if a["run"]}
     try:
@@ -207,7 +210,9 @@ def _about(record: Judged, name: str, read: int) -> list[str]:
         f"{judge['temperature']}."
     ]
     if read < record.verdicts:
-        lines.append(f"{name}: {read} of {record.verdicts} verdicts could be read; the mean is over these.")
+        over = f", {record.alone} of them in one order of a question alone; the mean is over the other {read}"
+        over = over if record.alone else "; the mean is over these"
+        lines.append(f"{name}: {read + record.alone} of {record.verdicts} verdicts could be read{over}.")
     return lines
 
 
@@ -266,7 +271,8 @@ def table(results: Path) -> Table | None:
         "Read",
     ]
     notes = [
-        "Mean score from 1 to 10 over the verdicts that could be read (Read: of how many). A pair is two lines, one a side.",
+        "Mean score from 1 to 10 over the verdicts that could be read (Read: of how many); of pairs in both orders, over the "
+        "questions of which both could. A pair is two lines, one a side.",
         "A method that is a dash: the backbone as it is, or answers that another program wrote.",
         "Grading: one answer at a time (single) or two side by side (pairwise).",
         "Rule: how scores were read out of the verdicts, own or FastChat's (judge.parse).",

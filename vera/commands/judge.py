@@ -80,6 +80,8 @@ def _one(files: list[str], overrides: list[str]) -> None:
         print(f"{answer['name']}  {score['mean']:.2f} of 10  (n={score['n']}; {turns})")
     if record.unreadable:
         print(f"{len(record.unreadable)} of {record.verdicts} verdicts could not be read: {', '.join(record.unreadable)}")
+    if record.alone:
+        print(f"{record.alone} more are in no mean: their questions could be read in one order alone")
     for key, reason in list(record.failed.items())[:5]:
         print(f"{key}: {reason}")
     print(f"record {path}")

@@ -215,8 +215,8 @@ def judge(
             desk.ask(missing, failed)
             lines = _lines(verdicts)
             kept = _read(lines, wanted, scores)
-            if not kept:
-                raise JudgeError(_nothing(lines, len(wanted), verdicts))
+            if not _whole(list(wanted.values()), kept):
+                raise JudgeError(_nothing(lines, len(wanted), bool(kept), verdicts))
         before = find(Judged, path)
         known = before.answers if before else [answer.public for answer in answers]  # a record may have been beside them then
         graded = [a.public if a.record else said for a, said in zip(answers, known, strict=True)]
@@ -387,8 +387,16 @@ def _read(lines: list[dict[str, Any]], wanted: dict[str, Item], scores: Callable
     return kept
 
 
-def _nothing(lines: list[dict[str, Any]], wanted: int, verdicts: Path) -> str:
-    """Why not one item has scores."""
+def _whole(wanted: list[Item], kept: dict[str, tuple[float, ...]]) -> list[Item]:
+    """The items that are in a mean: of each turn of a question all its orders, or none, as judges favour a place."""
+    unread = {(item.question.id, item.turn) for item in wanted if item.key not in kept}
+    return [item for item in wanted if (item.question.id, item.turn) not in unread]
+
+
+def _nothing(lines: list[dict[str, Any]], wanted: int, some: bool, verdicts: Path) -> str:
+    """Why there is nothing to take a mean of. some: there are verdicts with scores."""
+    if some:
+        return f"of no question the verdicts in both orders hold scores; they are kept in {verdicts}"
     failures = [line["failure"] for line in lines if line.get("failure")]
     texts = [line["verdict"] for line in lines if not line.get("failure")]
     if failures and not texts:
@@ -404,7 +412,7 @@ def _record(identity, public, used, answers, wanted, kept, lines, started) -> Ju
     given = [line for line in lines if not line.get("failure")]
     scores = []
     for which in range(len(answers)):
-        values = [(item, kept[item.key][which]) for item in wanted if item.key in kept]
+        values = [(item, kept[item.key][which]) for item in _whole(wanted, kept)]
         groups: dict[str, dict[str, list[float]]] = {"by_turn": defaultdict(list), "by_category": defaultdict(list)}
         for item, value in values:
             groups["by_turn"][str(item.turn)].append(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -120,7 +121,8 @@ class Judged(Strict):
 
     identity    SHA-256 of judge, wording, questions and answers: another judge makes another record.
     answers     what was graded, with the SHA-256 of its file and the training run where it is known.
-    scores      for each of `answers`, from 1 to 10: mean over all readable verdicts, n of them, by turn and by category.
+    scores      for each of `answers`, from 1 to 10: mean over the readable verdicts, n of them, by turn and by category; of a
+                pair asked about in both orders, over the questions of which both could be read (`alone`: the others').
     unreadable  question/turn/order of verdicts that held no rating however often they were asked for; in no mean.
     failed      those of them for which there is no verdict at all, and what the endpoint said instead.
     """
@@ -150,6 +152,13 @@ class Judged(Strict):
     def grading(self) -> str:
         """One answer at a time, or two side by side (vera.judge.questions.Grading)."""
         return "single" if len(self.answers) == 1 else "pairwise"
+
+    @property
+    def alone(self) -> int:
+        """The readable verdicts whose question has an unreadable one in the other order."""
+        if self.grading == "single" or self.judge["orders"] != "both":
+            return 0
+        return list(Counter(key.rpartition("/")[0] for key in self.unreadable).values()).count(1)
 
     @property
     def name(self) -> str:
