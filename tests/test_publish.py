@@ -24,7 +24,8 @@ from vera.trained import publish
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, cache):
-    """Two seeds of a run whose records say that their code was committed: results folder, configs."""
+    """Two seeds of a run whose records say that their code was committed, and its tiny backbone of a package: results folder,
+    configs."""
     from vera.config import compose
 
     root = tmp_path_factory.mktemp("published")
@@ -35,7 +36,7 @@ def made(tmp_path_factory, cache):
         execute(run)
         path = Store(run.results_dir).path(run.run_name)
         record = json.loads(path.read_text())
-        record["provenance"] |= {"git_sha": "1" * 40, "git_dirty": False}
+        record["provenance"] |= {"git_sha": "1" * 40, "git_dirty": False, "model_source": "package here/tiny"}
         path.write_text(json.dumps(record))
     return root, runs
 
@@ -93,9 +94,13 @@ def test_what_nobody_could_repeat_is_refused_and_nothing_is_written(made, tmp_pa
     refused("made by code that no commit holds", changed(made, tmp_path, git_sha=None, git_dirty=None))
     begun = {"step": 0, "git_sha": "2" * 40, "git_dirty": True}
     refused("made by code that no commit holds", changed(made, tmp_path, notes={"resumed": [begun]}))
-    refused(
-        "came from a local folder, which nobody else has: --to merged", changed(made, tmp_path, model_source="local folder")
-    )
+    for kind in ("local folder", "tiny random", "pretrained on UCI digits 0-4"):
+        elsewhere = changed(made, tmp_path, model_source=kind)
+        refused(rf"\({kind}\) is of no hub and no package, .* --to merged", elsewhere)
+        refused(rf"\({kind}\) is of no hub and no package, .* --to merged", elsewhere, form="lora")
+    publish.prepare(elsewhere, "me/x", tmp_path / "merged", "merged", **keys)
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "Its backbone (pretrained on UCI digits 0-4) is of no hub and no package; these weights hold it." in card
     refused("no LoRA of it|holds no trained weights", record, work=tmp_path)
     notes = {"read_from": str(tmp_path.home() / "rows.tsv")}
     refused("holds .*, a path of this machine", changed(made, tmp_path, notes=notes))
@@ -164,9 +169,11 @@ def test_of_an_earlier_version_goes_what_any_form_writes_and_nothing_else(made, 
     assert set(gone) == written - {"README.md"} | sharded
 
 
-@pytest.mark.parametrize(("name", "outputs"), [("sick", 3), ("stsb", 1), ("cifar100", 100)])
-def test_the_card_s_code_opens_an_adapter_with_a_head_of_any_size(name, outputs, tmp_path, cache):
-    """On a base model whose own head, if any, is of another size."""
+@pytest.mark.parametrize(
+    ("name", "outputs", "known"), [("sick", 3, True), ("stsb", 1, True), ("cifar100", 100, True), ("stsb", 1, False)]
+)
+def test_the_card_s_code_opens_an_adapter_with_a_head_of_any_size(name, outputs, known, tmp_path, cache):
+    """On a base model whose own head, if any, is of another size; of a package, a reader has its name alone to fill in."""
     task = build(choice("task", name), "task")
     model = build({**choice("model", "vit_base" if name == "cifar100" else "roberta_base"), "size": "tiny"}, "model")
     backbone = model.load(outputs, cache)
@@ -175,7 +182,8 @@ def test_the_card_s_code_opens_an_adapter_with_a_head_of_any_size(name, outputs,
     save_adapter(backbone.model, tmp_path / "adapter")
     model.load(7, cache).model.save_pretrained(tmp_path / "base")
     found = {}
-    exec(publish._use("peft", str(tmp_path / "adapter"), str(tmp_path / "base"), task), found)
+    code = publish._use("peft", str(tmp_path / "adapter"), str(tmp_path / "base") if known else None, task)
+    exec(code.replace("(...", f"({str(tmp_path / 'base')!r}"), found)
     trained = [value for key, value in found["model"].named_parameters() if ".modules_to_save." in key]
     ours = [value for key, value in backbone.model.named_parameters() if inside(key, backbone.head)]
     assert len(ours) == len(trained) and all(torch.equal(*pair) for pair in zip(ours, trained, strict=True))
@@ -204,6 +212,16 @@ def test_the_card_shows_test_scores_where_there_are_some_and_code_that_parses(ma
     assert (
         "BLEU, NIST of the texts that it wrote for the 630 inputs of the test set, log_likelihood on 4,672 other rows" in text
     )
+    unread = json.loads(json.dumps(raw))  # a seed that was run where its texts could not be scored
+    for each in (unread["scores"]["best"], unread["scores"]["last"], *unread["scores"]["history"]):
+        each["metrics"] = {"log_likelihood": -2.5}
+    unread["scores"]["primary"] = "log_likelihood"
+    both = [Record.model_validate(raw), Record.model_validate(unread)]
+    monkeypatch.setattr(Store, "by_cell", lambda store: {record.run.cell_id: both})
+    text = publish.card(both[0], Store(root / "nowhere"), "me/x", "best", "peft", "---\n\n# x\n", None)
+    assert "| BLEU | 0.5000 | 0.5000 | 0.5000 to 0.5000 | 1 |" in text
+    assert "| log_likelihood | -1.5000 | -2.0000 | -2.5000 to -1.5000 | 2 |" in text
+    monkeypatch.undo()
     mine = record.model_copy(update={"run": record.run.model_copy(update={"method": "mine"})})
     assert "made with method=mine of a project outside the harness" in publish._again(mine)
     assert "make verify RUN=FOLDER" in publish._again(record)

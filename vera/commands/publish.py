@@ -5,8 +5,8 @@ python scripts/publish.py results/runs/<run>.json me/name                ... and
                                                                          once the dry run's folder is removed)
 python scripts/publish.py work/results/<run> me/name --to merged         a plain model instead of an adapter
 
-Refused are runs whose code no commit holds, adapters on a backbone from a local folder, and paths of this machine. Whoever
-downloads it repeats the run with `python scripts/verify.py FOLDER`.
+Refused are runs whose code no commit holds, adapters on a backbone that was made here or came from a local folder (--to merged
+holds it), and paths of this machine. Whoever downloads it repeats the run with `python scripts/verify.py FOLDER`.
 """
 
 import argparse

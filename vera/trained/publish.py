@@ -32,7 +32,6 @@ WRITTEN += ("config.json", "generation_config.json", "preprocessor_config.json",
 WRITTEN += ("model.safetensors", "model.safetensors.index.json", "model-[0-9]*-of-[0-9]*.safetensors")
 WRITTEN += ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model")
 WRITTEN += ("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
-_LOCAL = "local folder"  # what a record says of weights or rows that came from a path
 
 
 def prepare(
@@ -51,8 +50,8 @@ def prepare(
     form     how the weights leave (default: PEFT's format of the method, else an exact LoRA, else a merged model).
     licence  what the card says, as the hub spells it (apache-2.0). The others are `export`'s.
 
-    Raises VeraError: for a run whose code was not committed, an adapter on weights that nobody else can get, a text with a path
-    of this machine.
+    Raises VeraError: for a run whose code was not committed, an adapter on weights that nobody else can get (from a local
+    folder, or made here), a text with a path of this machine.
     """
     if not _REPO.fullmatch(repo):
         raise ConfigError(f"{repo!r} is not a name on the hub, such as me/vera-rte")
@@ -63,8 +62,11 @@ def prepare(
     with tempfile.TemporaryDirectory(prefix="publish-") as scratch:
         made = Path(scratch) / "made"
         lines, chosen = _exported(form, Path(source), made, checkpoint, results, work, overrides)
-        if chosen != "merged" and record.provenance.model_source == _LOCAL:
-            raise ConfigError(f"the backbone of {record.name} came from a local folder, which nobody else has: --to merged")
+        if chosen != "merged" and not _had(record):
+            raise ConfigError(
+                f"the backbone of {record.name} ({record.provenance.model_source}) is of no hub and no package, as far as its "
+                "record says, so nobody else could load an adapter on it: --to merged"
+            )
         exported = (made / "README.md").read_text(encoding="utf-8")
         write_atomic(made / "runs" / f"{record.name}.json", record.to_json())
         write_atomic(made / "README.md", card(record, store, repo, folder.name, chosen, exported, licence))
@@ -99,6 +101,12 @@ def _check(record: Record, checkpoint: str) -> None:
         raise RecordError(
             f"{record.name} was made by code that no commit holds, so nobody could repeat it; commit, and train it again"
         )
+
+
+def _had(record: Record) -> bool:
+    """Whether others can get the backbone: from the hub or a package; it was neither made here nor read from a local folder."""
+    source = record.provenance.model_source
+    return source == record.run.config["model"].get("checkpoint") or source.startswith("package ")
 
 
 def _exported(
@@ -155,11 +163,12 @@ def card(
     )
     scores = []
     for name, value in reported.items():
-        found = [seed.score(name, checkpoint) for seed in seeds]
+        found = [seed.score(name, checkpoint) for seed in seeds if seed.has(name, checkpoint)]
         middle, worst, best = map(_shown, (statistics.median(found), min(found), max(found)))
         scores.append(f"| {name} | {_shown(value)} | {middle} | {worst} to {best} | {len(found)} |")
     other = len(every) - len(seeds)
     apart = f" Not among the seeds: {other} of other weights, data or precision." if other else ""
+    held = f"\n\nIts backbone ({made.model_source}) is of no hub and no package; these weights hold it." * (not _had(record))
     identity = exported.partition("---\n\n# ")[2].partition("\n")[2].strip()
     return f"""---
 {data.to_yaml()}
@@ -180,7 +189,7 @@ Scores are of the {checkpoint} epoch ({epoch}), {where}; nothing is in percent.{
 
 ```python
 {_use(form, repo, base, task)}
-```
+```{held}
 
 ## What it is
 
@@ -209,7 +218,7 @@ def _use(form: export.Form, repo: str, base: str | None, task: Task) -> str:
     if form == "merged":
         return f'from transformers import {loader}\n\nmodel = {loader}.from_pretrained("{repo}")'
     head = f", num_labels={task.outputs}, ignore_mismatched_sizes=True" * (task.modality in kind)  # the adapter brings it
-    backbone = f'{loader}.from_pretrained("{base}"{head})' if base else "...  # the one that is named below"
+    backbone = f'{loader}.from_pretrained("{base}"{head})' if base else f"{loader}.from_pretrained(...{head})  # named below"
     imports = f"from peft import PeftModel\nfrom transformers import {loader}"
     return f'{imports}\n\nbackbone = {backbone}\nmodel = PeftModel.from_pretrained(backbone, "{repo}")'
 
