@@ -57,7 +57,7 @@ def build(asked: Asked) -> list[Table]:
         "Scores are those of each run's best epoch; of E2E, instruction tuning and images (Tables 3 to 5, also in miniature) "
         "of the last.",
         "Counts need no test. A factor is met when our ratio, rounded to one digit, is at least the claimed one.",
-        miniature.NOTE,
+        f"{miniature.NOTE} Accuracy on images is compared on a larger one, too: eight layers, d=192.",
     ]
     for claim in stated():
         if claim.differs and any(line.miniature and line.reading == "not supported" for line in found[claim.id]):

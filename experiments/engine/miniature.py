@@ -9,12 +9,14 @@ from experiments.engine.claims import Claim
 from experiments.engine.verdicts import Kind, Line, Part
 
 OVERRIDES = ["model=digits_vit", "task=digits"]
+LARGE = ["model=digits_vit_large", "task=digits"]  # a second size, where a claim is about size
 LABEL = "miniature on the digits ViT"
 NOTE = (
     "A miniature, not the paper's experiment: a ViT of four layers (d=128), pretrained on the UCI digits 0-4, learns the "
     "digits 5-9 from ten images a class."
 )
 SOURCE = f"{LABEL} (accuracy, points)"
+LARGE_SOURCE = "miniature on the larger digits ViT (accuracy, points)"
 SCORE = "Accuracy in percent on the other 846 images of the digits 5-9."
 ALIKE = "Over the seeds that all rows have; the claims (claims.md) read more where there are more."
 
