@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -9,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from huggingface_hub import HfFileSystem, constants
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
 from tests.hub_server import SHA, Hub
 from vera.checks import doctor
 from vera.checks.doctor import NETWORK, NOTE, OK, TODO, UNUSED, Line, Wanted, hardware, software, verdict
 from vera.config import build, checked, compose, resolve
-from vera.io import hub
+from vera.errors import ModelError
 from vera.judge.endpoint import JudgeSettings
 from vera.judge.questions import QuestionSource
 
@@ -41,7 +43,6 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_, **__: None)
     yield made
     made.close()
 
@@ -153,9 +154,47 @@ def test_without_a_network_each_line_says_so_and_the_hub_is_asked_once(server, m
     assert verdict([Line(OK, "", ""), Line(UNUSED, "", ""), Line(NOTE, "", "")]) == 0
 
 
-def test_what_is_in_the_cache_needs_no_network(server, monkeypatch, tmp_path):
-    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repository, name, revision: f"/hub/{SHA}/{name}")
-    assert model_line(*RTE, silence="no network")[0].status == OK
+def small_roberta(cache, folder):
+    """A whole small RoBERTa in a folder."""
+    source = build(compose([*RTE, "model.size=tiny"]).model, "model").source(cache)
+    return shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def in_shards(folder):
+    """The weights in two files with an index."""
+    tensors = sorted(load_file(folder / "model.safetensors").items())
+    files = {f"model-0000{part + 1}-of-00002.safetensors": dict(tensors[part::2]) for part in (0, 1)}
+    for name, part in files.items():
+        save_file(part, folder / name, {"format": "pt"})
+    places = {key: name for name, part in files.items() for key in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / "model.safetensors").unlink()
+
+
+def test_a_model_in_the_cache_lacks_nothing(server, cache, tmp_path):
+    repository = tmp_path / "hub" / "models--FacebookAI--roberta-base"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(SHA)
+    snapshot = repository / "snapshots" / SHA
+    small_roberta(cache, snapshot)
+
+    def status():
+        return model_line(*RTE, silence="no network")[0].status
+
+    assert status() == OK
+    in_shards(snapshot)
+    assert status() == OK
+    for name in ("tokenizer.json", "model-00002-of-00002.safetensors", "config.json"):
+        (snapshot / name).rename(tmp_path / name)
+        assert status() == NETWORK
+        (tmp_path / name).rename(snapshot / name)
+    cut(snapshot / "model-00002-of-00002.safetensors", 100)
+    line, _ = model_line(*RTE)  # which a network would not mend
+    assert line.status == TODO and "model-00002-of-00002.safetensors cannot be read" in line.found
+    assert f"remove {repository} and fetch it again" in line.remedy
+
+
+def test_a_data_set_in_the_cache_needs_no_network(server, tmp_path):
     (tmp_path / "datasets" / "nyu-mll___glue" / "rte" / "0.0.0").mkdir(parents=True)
     (tmp_path / "datasets" / "nyu-mll___glue" / "rte" / "0.0.0" / "glue-train.arrow").write_bytes(b"")
     assert data_line(*RTE, silence="no network").status == OK
@@ -175,16 +214,57 @@ def test_a_copy_in_the_cache_is_judged_as_a_run_without_a_network_reads_it(serve
     assert line.status == TODO and "holds the split train more than once" in line.found
 
 
-def test_local_paths_are_read_here(server, tmp_path):
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+BROKEN = {
+    "weights that are cut": ("model.safetensors", lambda folder: cut(folder / "model.safetensors", 100)),
+    "weights without a byte": ("model.safetensors", lambda folder: cut(folder / "model.safetensors", 0)),
+    "a shard that is cut": (
+        "model-00001-of-00002.safetensors",
+        lambda folder: [in_shards(folder), cut(folder / "model-00001-of-00002.safetensors", 100)],
+    ),
+    "a shard that is not there": (
+        "no model-00001-of-00002.safetensors",
+        lambda folder: [in_shards(folder), (folder / "model-00001-of-00002.safetensors").unlink()],
+    ),
+    "an index that is none": (
+        "model.safetensors.index.json",
+        lambda folder: [in_shards(folder), cut(folder / "model.safetensors.index.json", 10)],
+    ),
+    "a configuration that is cut": ("config.json", lambda folder: cut(folder / "config.json", 1)),
+    "a tokenizer that is cut": ("its tokenizer", lambda folder: cut(folder / "tokenizer.json", 1000)),
+}
+
+
+@pytest.mark.parametrize(("part", "breaks"), BROKEN.values(), ids=BROKEN)
+def test_files_that_no_run_can_read(part, breaks, cache, tmp_path):
+    breaks(small_roberta(cache, tmp_path))
+    line, _ = model_line(*RTE, f"model.path={tmp_path}", "~model.full")
+    assert line.status == TODO and f"{tmp_path}: {part}" in line.found and line.remedy, line
+    run = compose([*RTE, f"model.path={tmp_path}", "~model.full"])
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        build(run.model, "model").load(2, cache)
+
+
+@pytest.mark.parametrize("words", ["model=vit_base task=cifar100", "model=gpt2_medium task=e2e", "model=llama2_7b task=alpaca"])
+def test_a_whole_folder_of_other_families(words, cache):
+    tiny = build(compose([*words.split(), "model.size=tiny"]).model, "model").source(cache)
+    assert model_line(*words.split(), f"model.path={tiny}", "~model.full")[0] == Line(
+        OK, f"model: {words.split()[0][6:]}", tiny
+    )
+
+
+def test_local_paths_are_read_here(server, cache, tmp_path):
     (tmp_path / "model").mkdir()
     folder = f"model.path={tmp_path / 'model'}"
     assert "no config.json" in model_line(*RTE, folder)[0].found
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"")
     assert "no weights in safetensors" in model_line(*RTE, folder)[0].found
-    for name in TEXT_FILES[1:]:
-        (tmp_path / "model" / name).write_bytes(b"")
-    assert model_line(*RTE, folder)[0].status == OK
+    small_roberta(cache, tmp_path / "model")
+    assert model_line(*RTE, folder, "~model.full")[0].status == OK
     run = compose([*RTE, f"task.data_dir={tmp_path}"])
     (line,) = doctor.local_data([run])
     assert line.status == TODO and "holds neither train.tsv" in line.found

@@ -121,3 +121,11 @@ def test_sizes_that_are_none_are_refused(words, served, capsys):
 def test_a_key_that_a_request_does_not_have_is_named(served):
     status, _, said = served([{"adapter": "adapter0", "text": "x", "pare": "y"}])
     assert status == 1 and "line 1: no such key: pare; there are adapter, text and pair" in said
+
+
+def test_a_model_whose_weights_are_cut_is_refused_by_name(made, served, tmp_path):
+    folder = shutil.copytree(made[1], tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    status, answers, said = served([{"adapter": "adapter0", "text": "a"}], model=folder)
+    assert status == 1 and not answers and f"error: --model {folder} cannot be loaded" in said

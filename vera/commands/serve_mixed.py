@@ -25,7 +25,7 @@ from vera.errors import DataError
 from vera.io.files import read_json
 from vera.io.rows import read_text
 from vera.models.attention import allow_cudnn
-from vera.models.base import SAFE, cause, check_whole, drawn, positions
+from vera.models.base import SAFE, UNREADABLE, cause, check_whole, drawn, positions
 from vera.models.causal import causal
 from vera.models.text import agree_on_padding
 from vera.models.tiny import tiny_checkpoint
@@ -199,7 +199,7 @@ def _load(options: argparse.Namespace):
                 output_loading_info=True,
             )
             agree_on_padding(tokenizer, model)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"--model {options.model} cannot be loaded: {cause(error)}") from None
     check_whole(model, f"--model {options.model}")
     if options.generate:

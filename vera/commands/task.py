@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from vera.config import build, resolve
 from vera.config.components import check_free, new_yaml
 from vera.errors import ConfigError, ModelError
-from vera.models.base import SAFE
+from vera.models.base import SAFE, UNREADABLE
 from vera.project import project
 from vera.tasks import draft
 
@@ -78,6 +78,6 @@ def tokenizer(model: str):
     try:
         source = build(chosen["model"], "model").source(Path(chosen["cache_dir"]))
         return AutoTokenizer.from_pretrained(source, **SAFE)
-    except (ModelError, OSError, ValueError) as error:
+    except (ModelError, *UNREADABLE) as error:
         print(f"rows are shown as texts: no tokenizer of model={model} ({' '.join(str(error).split())[:120]})")
         return None

@@ -162,13 +162,19 @@ def _parquet_columns(repository: str, commit: str, name: str) -> tuple[str, ...]
         return tuple(pyarrow.parquet.read_schema(file).names)
 
 
-def cached_commit(repository: str, revision: str, filename: str = "config.json") -> str | None:
-    """The commit of a model in the local cache, read off the path of one of its files; None when it is not there."""
+def cached_commit(repository: str, revision: str) -> str | None:
+    """The commit of a model in the local cache, read off its folder's path; None when it is not there."""
+    folder = model_snapshot(repository, revision)
+    return None if folder is None else commit_in(folder.name)
+
+
+def model_snapshot(repository: str, revision: str) -> Path | None:
+    """The folder of a model's files in the local cache, which may lack some; None when its configuration is not there."""
     try:
-        path = try_to_load_from_cache(repository, filename, revision=revision)
-    except Exception:
+        path = try_to_load_from_cache(repository, "config.json", revision=revision)
+    except Exception:  # a name that no repository has
         return None
-    return commit_in(str(path))
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def commit_in(text: str) -> str | None:

@@ -6,6 +6,7 @@ import difflib
 import gc
 import hashlib
 import importlib.util
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
-from transformers.utils import ADAPTER_CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from vera.config import Component, HubId, Operational, Source, StandIn, choices
 from vera.config.architecture import FIT, misfit, misfit_of_path
@@ -60,6 +62,7 @@ class Backbone:
 Architecture = dict[str, int | float | bool | Literal["roberta", "bert", "vit", "gpt2", "llama", "checkpoint"] | None]
 ALL_LINEAR = "all_linear"
 SAFE = {"trust_remote_code": False}  # for every from_pretrained; a model's also takes use_safetensors=True
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, ImportError, StrictDataclassError, SafetensorError)  # of files
 HOLDS_ADAPTER = (
     "holds a PEFT adapter, which would be a part of the backbone; merge it first (merge_and_unload()), or take it out"
 )
@@ -126,7 +129,7 @@ class Model(Component):
             model, preprocess, info = self._load(source, outputs, where)
             read = None if made_here else AutoConfig.from_pretrained(source, **where)  # without what this run sets in it
             preprocessing = (prints.pixels if self.modality == "image" else prints.tokens)(preprocess)
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError, StrictDataclassError) as error:
+        except UNREADABLE as error:
             raise ModelError(self._unreachable(source, error)) from None
         check_whole(model, source)
         if not made_here:
@@ -199,8 +202,7 @@ class Model(Component):
                 return str(self._small(given, cache_dir))
             return str(tiny_checkpoint({key: value for key, value in self.tiny.items() if key != "from"}, cache_dir))
         if self.path is not None:
-            root = Path(self.path)
-            problem = self.lacking({path.name for path in root.iterdir()} if root.is_dir() else set())
+            problem = self.lacking_in(Path(self.path))
             if problem:
                 raise ModelError(f"model.path={self.path}: {problem}")
             self._check_fit(misfit_of_path(self.model_dump()))
@@ -256,7 +258,7 @@ class Model(Component):
             return HOLDS_ADAPTER
         if "config.json" not in names:
             return "no config.json, as transformers' format has"
-        if not names & {"model.safetensors", "model.safetensors.index.json"}:
+        if not names & {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME}:
             return NO_WEIGHTS
         if self.modality == "image":
             return None if "preprocessor_config.json" in names else "no preprocessor_config.json"
@@ -266,6 +268,30 @@ class Model(Component):
             return "no tokenizer"
         if importlib.util.find_spec("sentencepiece") is None:
             return "its tokenizer.model needs a package: pip install sentencepiece (or a folder with tokenizer.json)"
+        return None
+
+    def lacking_in(self, folder: Path) -> str | None:
+        """The same for a folder on this machine, of whose weights no part may be missing either."""
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        problem = self.lacking(names)
+        if problem is None and (missing := [name for name in weights_files(folder) if not (folder / name).exists()]):
+            return f"no {missing[0]}, which {SAFE_WEIGHTS_INDEX_NAME} names"
+        return problem
+
+    def unreadable(self, folder: Path) -> str | None:
+        """Why no run can read a folder that lacks nothing; None when it can. Of weights the headers are read, which tell a file
+        that was cut."""
+        where = {**SAFE, "local_files_only": True}
+        part = "config.json"
+        try:
+            AutoConfig.from_pretrained(folder, **where)
+            part = "its image processor" if self.modality == "image" else "its tokenizer"
+            (AutoImageProcessor if self.modality == "image" else AutoTokenizer).from_pretrained(folder, **where)
+            for part in weights_files(folder):
+                with safe_open(folder / part, "pt"):
+                    pass
+        except Exception as error:  # of several libraries
+            return f"{part} cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}"
         return None
 
     def blueprint(self, outputs: int) -> Backbone:
@@ -393,6 +419,18 @@ def cause(error: Exception) -> str:
     if "no file named model.safetensors" in text or "do not set `use_safetensors=True`" in text:
         return NO_WEIGHTS
     return (text.splitlines() or [type(error).__name__])[0][:200]
+
+
+def weights_files(folder: Path) -> list[str]:
+    """The names of the files that hold a folder's weights: one, or those of its index (which stands for them where it cannot be
+    read)."""
+    if (folder / SAFE_WEIGHTS_NAME).exists():
+        return [SAFE_WEIGHTS_NAME]
+    try:
+        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+        return sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [SAFE_WEIGHTS_INDEX_NAME]
 
 
 def check_padding(tokenizer: Any, model: nn.Module) -> None:

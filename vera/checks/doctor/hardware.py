@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import constants
 
 from vera.checks.doctor.lines import OK, TODO, UNUSED, Line, Wanted, counts_of, distinct, full, gb, time
-from vera.checks.doctor.sources import cached_weights
+from vera.checks.doctor.sources import in_cache
 from vera.config import RunConfig, build, component
 from vera.models.base import Model
 from vera.models.causal import CausalLM
@@ -114,7 +114,7 @@ def disk(wanted: Sequence[Wanted], sizes: dict[str, int]) -> list[Line]:
     for item in {item.run.model["name"]: item for item in wanted}.values():
         model: Model = build(item.run.model, "model")
         counted = counts_of(item) if model.source_kind == "hub" else None
-        if counted is not None and model.checkpoint not in sizes and not cached_weights(model):
+        if counted is not None and model.checkpoint not in sizes and in_cache(model) is None:
             needs[Path(constants.HF_HUB_CACHE)] += counted["backbone"] * (2 if "quantisation" in item.run.model else 4)
     largest = 0.0
     for item in wanted:

@@ -15,8 +15,6 @@ from vera.io.hub import HubData, HubProblem
 from vera.models.base import Model
 from vera.tasks.base import Task
 
-WEIGHTS_NAMES = ("model.safetensors", "model.safetensors.index.json")
-
 
 def model_line(run: RunConfig, silence: str | None, sizes: dict[str, int]) -> Line:
     """Where one model comes from, and whether its files are those that are read. Puts what is to be fetched into `sizes`."""
@@ -29,8 +27,15 @@ def model_line(run: RunConfig, silence: str | None, sizes: dict[str, int]) -> Li
             folder = Path(model.source(Path(run.cache_dir)))
         except VeraError as error:
             return Line(TODO, what, str(error), "model.path=/path/to/a/folder in transformers' format")
+        problem = model.unreadable(folder)
+        if problem:
+            return Line(TODO, what, f"{folder}: {problem}", "fetch or write it again, or model.path=/path/to/another folder")
         return Line(OK, what, f"{folder}")
-    if hub.cached_commit(model.checkpoint, model.revision) is not None and cached_weights(model):
+    cached = in_cache(model)
+    if cached is not None:
+        problem = model.unreadable(cached)
+        if problem:
+            return Line(TODO, what, f"{cached}: {problem}", f"remove {cached.parents[1]} and fetch it again, or model.path=")
         return Line(OK, what, f"{model.checkpoint} is in the cache")
     if silence:
         return Line(NETWORK, what, model.checkpoint, f"or model.path=/path/to/{model.checkpoint.rpartition('/')[2]}")
@@ -47,8 +52,10 @@ def model_line(run: RunConfig, silence: str | None, sizes: dict[str, int]) -> Li
     return Line(OK, what, f"{model.checkpoint}@{found.commit[:8]}, {gb(size)}")
 
 
-def cached_weights(model: Model) -> bool:
-    return any(hub.cached_commit(model.checkpoint, model.revision, name) is not None for name in WEIGHTS_NAMES)
+def in_cache(model: Model) -> Path | None:
+    """Its folder in the hub's cache, where that lacks nothing."""
+    folder = hub.model_snapshot(model.checkpoint, model.revision)
+    return None if folder is None or model.lacking_in(folder) else folder
 
 
 def data_line(data: HubData, silence: str | None, sizes: dict[str, int]) -> Line:
