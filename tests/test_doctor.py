@@ -195,9 +195,21 @@ def test_a_model_in_the_cache_lacks_nothing(server, cache, tmp_path):
 
 
 def test_a_data_set_in_the_cache_needs_no_network(server, tmp_path):
-    (tmp_path / "datasets" / "nyu-mll___glue" / "rte" / "0.0.0").mkdir(parents=True)
-    (tmp_path / "datasets" / "nyu-mll___glue" / "rte" / "0.0.0" / "glue-train.arrow").write_bytes(b"")
+    copies = tmp_path / "datasets" / "nyu-mll___glue" / "rte" / "0.0.0"
+    unfinished = copies / "abc.incomplete"
+    unfinished.mkdir(parents=True)
+    names = ("glue-train.arrow", "glue-validation-00000-of-00002.arrow", "glue-validation-00001-of-00002.arrow")
+    for name in names:
+        (unfinished / name).write_bytes(b"x")
+    assert data_line(*RTE, silence="no network").status == NETWORK  # an interrupted download
+    (unfinished / "dataset_info.json").write_text("{}")
+    assert data_line(*RTE, silence="no network").status == NETWORK
+    finished = unfinished.rename(copies / "abc")
     assert data_line(*RTE, silence="no network").status == OK
+    for name in (*names, "dataset_info.json"):
+        (finished / name).rename(tmp_path / name)
+        assert data_line(*RTE, silence="no network").status == NETWORK
+        (tmp_path / name).rename(finished / name)
     assert data_line("model=roberta_base", "task=mrpc", silence="no network").status == NETWORK
 
 
@@ -338,6 +350,26 @@ def test_a_full_disk(monkeypatch):
     )
     lines = [line for line in doctor.disk([item], {"x": 10**9}) if line.status == TODO]
     assert lines and "6.2 GB wanted" in lines[0].found and lines[0].remedy.startswith("free 6.2 GB")
+
+
+def test_a_folder_that_is_none(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/below"):
+        item = wanted(f"results_dir={tmp_path / folder}", f"work_dir={tmp_path / 'w'}", f"cache_dir={tmp_path / 'c'}")
+        (line,) = [line for line in doctor.disk([item], {}) if line.status == TODO]
+        assert line.found == f"{tmp_path / folder} cannot be written: {tmp_path / 'file'} is no folder", line
+        assert line.remedy.startswith("results_dir=")
+
+
+def test_a_package_that_is_half_removed(monkeypatch, tmp_path):
+    (tmp_path / "half_removed-1.0.dist-info").mkdir()  # without METADATA
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(software.importlib.metadata, "requires", lambda _: ["half-removed>=1"])
+    (line,) = doctor.packages(ROOT / "constraints.txt", set())
+    assert line.status == TODO and line.what == "half-removed" and line.found == "not installed"
+    monkeypatch.setattr(software.importlib.metadata, "requires", lambda _: None)  # what itself is half removed
+    (line,) = doctor.packages(ROOT / "constraints.txt", set())
+    assert line.status == TODO and line.found == "vera-experiments is not installed"
 
 
 def test_packages(monkeypatch, tmp_path):

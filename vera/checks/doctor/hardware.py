@@ -143,7 +143,10 @@ def disk(wanted: Sequence[Wanted], sizes: dict[str, int]) -> list[Line]:
             Line(OK, "disk", found) if free > need else Line(TODO, "disk", found, f"free {gb(need - free)} there{kept}")
         )
     for key, folder in (("results_dir", results), ("work_dir", work), ("cache_dir", cache)):
-        if not os.access(existing(folder), os.W_OK):
+        there = existing(folder)
+        if not there.is_dir():
+            lines.append(Line(TODO, "disk", f"{folder} cannot be written: {there} is no folder", f"{key}= another folder"))
+        elif not os.access(there, os.W_OK):
             lines.append(Line(TODO, "disk", f"{folder} cannot be written", f"{key}= another folder"))
     return lines
 

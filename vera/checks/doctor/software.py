@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from vera.checks.doctor.lines import NOTE, OK, TODO, UNUSED, Line, full
 from vera.config import RunConfig, component
@@ -30,8 +30,10 @@ def packages(constraints: Path, extras: set[str]) -> list[Line]:
     """Installed against required, and against the set that the tests have passed with."""
     install = "make setup" + "".join(f" && pip install -c constraints.txt -e '.[{extra}]'" for extra in sorted(extras))
     try:
-        declared = importlib.metadata.requires(DISTRIBUTION) or []
+        declared = importlib.metadata.requires(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
+        declared = None
+    if declared is None:  # where its folder is empty, too
         return [Line(TODO, "packages", f"{DISTRIBUTION} is not installed", "make setup")]
     tested = {pin.name.lower().replace("_", "-"): pin for pin in _pins(constraints)}
     lines, others, fine = [], [], 0
@@ -39,15 +41,14 @@ def packages(constraints: Path, extras: set[str]) -> list[Line]:
         wanted = Requirement(text)
         if wanted.marker is not None and not any(wanted.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
             continue
-        try:
-            here = importlib.metadata.version(wanted.name)
-        except importlib.metadata.PackageNotFoundError:
+        here = _installed(wanted.name)
+        if here is None:
             lines.append(Line(TODO, wanted.name, "not installed", install))
             continue
         pin = tested.get(wanted.name.lower().replace("_", "-"))
-        if not wanted.specifier.contains(Version(here).public, prereleases=True):
+        if not wanted.specifier.contains(here.public, prereleases=True):
             lines.append(Line(TODO, wanted.name, f"{here}, needs {wanted.specifier}", install))
-        elif pin is not None and not pin.specifier.contains(Version(here).public, prereleases=True):
+        elif pin is not None and not pin.specifier.contains(here.public, prereleases=True):
             others.append(f"{wanted.name} {here} (tested {str(pin.specifier).lstrip('=')})")
         else:
             fine += 1
@@ -56,6 +57,14 @@ def packages(constraints: Path, extras: set[str]) -> list[Line]:
             Line(NOTE, "packages", "not the tested versions: " + ", ".join(others), "make setup installs the tested ones")
         )
     return [*lines, Line(OK, "packages", f"{fine} as in {constraints.name}")] if fine else lines
+
+
+def _installed(name: str) -> Version | None:
+    """A package's version; None also for what a removal has left, which states none."""
+    try:
+        return Version(str(importlib.metadata.version(name)))
+    except (importlib.metadata.PackageNotFoundError, KeyError, InvalidVersion):
+        return None
 
 
 def _pins(constraints: Path) -> list[Requirement]:

@@ -62,7 +62,6 @@ def data_line(data: HubData, silence: str | None, sizes: dict[str, int]) -> Line
     """Whether a data set is there with the splits and columns that its task reads."""
     name = f"{data.repository} {data.subset}" if data.subset else data.repository
     what = f"data: {name}"
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / data.repository.replace("/", "___")
     local = hub.snapshot(data.repository, data.revision)
     try:
         if local is not None and all(data.local(local).values()):
@@ -70,7 +69,7 @@ def data_line(data: HubData, silence: str | None, sizes: dict[str, int]) -> Line
     except DataError as error:  # what a run without a network would say
         if silence:
             return Line(TODO, what, str(error), "task.data_dir=/path/to/the/official/files")
-    if any(folder.glob(f"{data.subset or '*'}/**/*.arrow")):
+    if prepared(data):
         return Line(OK, what, "in the cache")
     if silence:
         return Line(NETWORK, what, f"columns {', '.join(data.columns)}", "or task.data_dir=/path/to/the/official/files")
@@ -93,6 +92,21 @@ def data_line(data: HubData, silence: str | None, sizes: dict[str, int]) -> Line
             found_columns = ", ".join(columns[split])
             return Line(TODO, what, f"{split} has no column {min(missing)!r}; it has {found_columns}", "task.data_dir=")
     return Line(OK, what, f"@{found.commit[:8]}, {', '.join(data.columns)}")
+
+
+def prepared(data: HubData) -> bool:
+    """Whether the datasets library's cache holds a finished copy with every split that is read. It describes a copy and renames
+    its folder last."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / data.repository.replace("/", "___")
+    found = folder.glob(f"{data.subset or '*'}/*/*/dataset_info.json")
+    copies = [path.parent for path in found if path.parent.suffix != ".incomplete"]
+    return any(all(_rows_of(copy, split) for split in data.splits) for copy in copies)
+
+
+def _rows_of(copy: Path, split: str) -> bool:
+    """Whether all files of a split's rows are there, one or several in order."""
+    files = [*copy.glob(f"*-{split}.arrow"), *copy.glob(f"*-{split}-?????-of-?????.arrow")]
+    return bool(files) and len(files) >= tables.shards(files[0])
 
 
 def _refused(what: str, problem: HubProblem, repository: str, instead: str) -> Line:
