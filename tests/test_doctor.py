@@ -332,6 +332,23 @@ def test_memory_against_the_gpu(monkeypatch):
     assert line.remedy.startswith("a GPU with more than")
 
 
+@pytest.mark.parametrize("more", [["train.micro_batch_tokens=4096"], ["train.micro_batch_size=64"], []])
+def test_the_remedy_for_memory_is_one(more, monkeypatch):
+    """128 examples of 128 tokens in a step, of which 32 are in a batch of 4096 tokens."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name="X", total_memory=4e9))
+
+    def line(*words):
+        chosen = ["model=roberta_large", "task=rte", "train.batch_size=128", "task.max_length=128", *more, *words]
+        item = wanted(*chosen, counts={"adapter": 100_000, "backbone": 355_000_000}, operations=1e15)
+        return next(line for line in doctor.memory([item]) if line.what.startswith("memory"))
+
+    told = line()
+    assert told.status == TODO and 1 <= int(told.remedy.removeprefix("train.micro_batch_size=")) < 32
+    assert line(told.remedy).status == OK
+
+
 def test_bytes_of_weights_and_training():
     run = compose(["model=llama_7b", "task=alpaca"])
     words = 2 * 32000 * 4096
@@ -350,6 +367,16 @@ def test_a_full_disk(monkeypatch):
     )
     lines = [line for line in doctor.disk([item], {"x": 10**9}) if line.status == TODO]
     assert lines and "6.2 GB wanted" in lines[0].found and lines[0].remedy.startswith("free 6.2 GB")
+
+
+def test_the_disk_line_names_the_models_that_it_leaves_out(tmp_path):
+    folders = [f"results_dir={tmp_path}", f"work_dir={tmp_path}"]
+    counts = {"adapter": 10**5, "head": 4 * 10**5, "backbone": 10**8}
+    counted = wanted("model=roberta_base", "task=rte", "model.path=/x", *folders, counts=counts)
+    (told,) = [line for line in doctor.disk([counted, wanted("model=digits_vit", *folders)], {}) if "without" in line.found]
+    # ten records, and of half a million values the best and the last of five seeds and one state: 20 + 6 MB
+    assert told.found.startswith("26.2 MB wanted without trained weights of digits_vit, whose sizes are not known, "), told
+    assert "without" not in str(doctor.disk([counted], {}))
 
 
 def test_a_folder_that_is_none(monkeypatch, tmp_path):

@@ -50,9 +50,7 @@ def device_bytes(run: RunConfig, counts: dict[str, int]) -> dict[str, float]:
     trains_backbone = trained >= backbone
     width = full.get("hidden_size", full.get("n_embd", 0))
     layers = full.get("num_hidden_layers", full.get("n_layer", 0))
-    examples = run.train.micro_batch_size or run.train.batch_size
-    tokens = run.task.get("max_length") or (run.task.get("facts") or {}).get("tokens", 0)
-    in_batch = min(examples * tokens, run.train.micro_batch_tokens or float("inf"))
+    in_batch = tokens_in_batch(run)
     per_value = 2 if run.model.get("gradient_checkpointing") else 34
     activations = in_batch * width * layers * per_value
     if issubclass(component(run.model, "model"), CausalLM):
@@ -62,6 +60,18 @@ def device_bytes(run: RunConfig, counts: dict[str, int]) -> dict[str, float]:
         "training": trained * (ADAM if trains_backbone else ADAM + 4),
         "activations": activations,
     }
+
+
+def tokens_of(run: RunConfig) -> float:
+    """Of the longest example, or of one on average where nothing cuts it; 0 where neither is known."""
+    return run.task.get("max_length") or (run.task.get("facts") or {}).get("tokens", 0)
+
+
+def tokens_in_batch(run: RunConfig) -> float:
+    """Most tokens that are on the device at once, in training; an example beyond train.micro_batch_tokens is there alone."""
+    tokens = tokens_of(run)
+    every = (run.train.micro_batch_size or run.train.batch_size) * tokens
+    return every if run.train.micro_batch_tokens is None else min(every, max(tokens, run.train.micro_batch_tokens))
 
 
 def memory(wanted: Sequence[Wanted]) -> list[Line]:
@@ -90,7 +100,7 @@ def memory(wanted: Sequence[Wanted]) -> list[Line]:
             )
         elif need > gpu.total_memory:
             fixed = need - parts["activations"]
-            examples = item.run.train.micro_batch_size or item.run.train.batch_size
+            examples = tokens_in_batch(item.run) / max(1.0, tokens_of(item.run))
             fitting = int(examples * (0.9 * gpu.total_memory - fixed) / max(1.0, parts["activations"]))
             remedy = f"train.micro_batch_size={fitting}" if fitting >= 1 else f"a GPU with more than {gb(need)}"
             lines.append(Line(TODO, f"memory: {name}", f"{about}; {gpu.name} has {gb(gpu.total_memory)}", remedy))
@@ -116,11 +126,13 @@ def disk(wanted: Sequence[Wanted], sizes: dict[str, int]) -> list[Line]:
         counted = counts_of(item) if model.source_kind == "hub" else None
         if counted is not None and model.checkpoint not in sizes and in_cache(model) is None:
             needs[Path(constants.HF_HUB_CACHE)] += counted["backbone"] * (2 if "quantisation" in item.run.model else 4)
-    largest = 0.0
+    largest, unknown = 0.0, dict[str, None]()
     for item in wanted:
         needs[results] += item.seeds * RECORD
         counted = counts_of(item) if full(item.run) else None
-        trained = 4.0 * counted["adapter"] if counted else 0.0
+        if counted is None:
+            unknown[item.run.model["name"]] = None
+        trained = 4.0 * (counted["adapter"] + counted.get("head", 0)) if counted else 0.0
         largest = max(largest, 3 * trained)  # the state of the one unfinished run: values and two moments
         needs[work] += item.seeds * 2 * trained * item.run.train.save  # best and last
     needs[work] += largest
@@ -135,9 +147,12 @@ def disk(wanted: Sequence[Wanted], sizes: dict[str, int]) -> list[Line]:
         first, total = systems.get(there.stat().st_dev, (there, 0.0))
         systems[there.stat().st_dev] = (first, total + need)
     lines = []
-    for folder, need in systems.values():
+    for device, (folder, need) in systems.items():
         free = shutil.disk_usage(folder).free
-        found = f"{gb(need)} wanted, {gb(free)} free at {folder}"
+        without = ""
+        if unknown and device == existing(work).stat().st_dev:
+            without = f" without trained weights of {', '.join(unknown)}, whose sizes are not known"
+        found = f"{gb(need)} wanted{without}, {gb(free)} free at {folder}"
         kept = f", or train.save=false ({gb(needs[work])} of it are trained weights)" if needs[work] > need / 2 else ""
         lines.append(
             Line(OK, "disk", found) if free > need else Line(TODO, "disk", found, f"free {gb(need - free)} there{kept}")

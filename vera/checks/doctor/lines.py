@@ -27,7 +27,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Wanted:
-    """One cell of a sweep. counts: {adapter, backbone} parameters where they are known; operations: of a run, where known."""
+    """One cell of a sweep. counts: {adapter, head, backbone} parameters, and operations of a run, where they are known."""
 
     run: RunConfig
     seeds: int
