@@ -417,10 +417,15 @@ def test_packages(monkeypatch, tmp_path):
 
 def test_java(monkeypatch):
     e2e = compose(["model=gpt2_medium", "task=e2e"])
-    monkeypatch.setattr(software, "unavailable", lambda: "needs Java: install it")
-    assert doctor.java([e2e]) == Line(TODO, "Java", "missing", "needs Java: install it")
-    monkeypatch.setattr(software, "unavailable", lambda: None)
-    assert doctor.java([e2e]).status == OK and doctor.java([compose()]).status == UNUSED
+    here = {"pycocoevalcap": None, "java": "/bin/true"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: here[name])
+    monkeypatch.setattr("shutil.which", lambda name: here[name])
+    assert doctor.java([e2e]).status == OK  # the packages' lines tell of the package
+    for broken in (None, "/bin/false"):
+        here["java"] = broken
+        line = doctor.java([e2e])
+        assert (line.status, line.what, line.found) == (TODO, "Java", "missing") and "apt-get install" in line.remedy
+    assert doctor.java([compose()]).status == UNUSED
 
 
 def test_accounts(monkeypatch, tmp_path):
@@ -442,6 +447,9 @@ def test_the_judge(monkeypatch, tmp_path):
     key, questions, wording = doctor.judging([source], JUDGE, "no network", str(tmp_path))
     assert key.status == TODO and "OPENAI_API_KEY is not set" in key.found
     assert questions.status == wording.status == NETWORK
+    monkeypatch.setenv("OPENAI_API_KEY", "distinctive value")  # which no run takes
+    key, *_ = doctor.judging([source], JUDGE, "no network", str(tmp_path))
+    assert key.status == TODO and "holds characters that no key has" in key.found and "distinctive" not in str(key)
     monkeypatch.setenv("OPENAI_API_KEY", "distinctive-value")
     given = source.model_copy(update={"data_dir": str(tmp_path)})
     key, questions, wording = doctor.judging([given], JUDGE, "no network", str(tmp_path))

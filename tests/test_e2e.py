@@ -99,6 +99,13 @@ def test_without_java_three_are_missing_and_the_line_says_what_to_install(score_
     assert all(word in scores["missing"]["METEOR"] for word in ("needs", "install"))
 
 
+@pytest.mark.parametrize("text", ["<skipped>", "<SKIPPED>", " "])
+def test_references_without_a_token_are_named(text):
+    with pytest.raises(DataError, match=f"no reference has a token to score by, the first is {text!r}"):
+        compute(["a b", "c"], [[text], ["<skipped>"]])
+    assert nist(["a b", "c"], [[text], ["c d"]])["NIST"] > 0
+
+
 def test_nist_by_hand():
     """Two instances of one reference each: information and both reference lengths can be counted."""
     scores = nist(["a b", "c"], [["a b"], ["c d", "c"]])

@@ -41,10 +41,12 @@ def unavailable() -> str | None:
     """Why METEOR, ROUGE_L and CIDEr cannot be computed here and what to install; None when they can."""
     if importlib.util.find_spec("pycocoevalcap") is None:
         return NEEDS_PACKAGE
+    return None if java_runs() else NEEDS_JAVA
+
+
+def java_runs() -> bool:
     java = shutil.which("java")  # some systems have a `java` that only says where to get one
-    if java is None or subprocess.run([java, "-version"], capture_output=True).returncode:
-        return NEEDS_JAVA
-    return None
+    return java is not None and subprocess.run([java, "-version"], capture_output=True).returncode == 0
 
 
 class E2EMetric(evaluate.Metric):
@@ -84,13 +86,15 @@ def nist(outputs: list[str], references: list[list[str]]) -> dict[str, float]:
 
     An n-gram is worth log2(count(w1..wn-1) / count(w1..wn)), counted over all references; matches are clipped at the most that
     one reference of the instance has. NIST: all references' tokens / references x instances. NIST_py: the sum over instances
-    of their references' mean length.
+    of their references' mean length. Raises DataError where no reference has a token.
     """
     tokenise = Tokenizer13a()
     hypotheses = [tokenise(text.lower()).split() for text in outputs]
     groups = [[tokenise(text.lower()).split() for text in group] for group in references]
     counts = Counter(gram for group in groups for tokens in group for gram in _grams(tokens))
     reference_tokens = sum(len(tokens) for group in groups for tokens in group)
+    if not reference_tokens:
+        raise DataError(f"no reference has a token to score by, the first is {references[0][0]!r}")
     worth, total = [0.0] * _NGRAMS, [0] * _NGRAMS
     for tokens, group in zip(hypotheses, groups, strict=True):
         most: Counter = Counter()

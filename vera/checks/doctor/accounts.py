@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vera.checks.doctor.lines import NETWORK, NOTE, OK, TODO, UNUSED, Line
 from vera.config import RunConfig, component
 from vera.errors import ConfigError, DataError
-from vera.judge.endpoint import JudgeSettings
+from vera.judge.endpoint import JudgeSettings, read_key
 from vera.judge.grade import find_prompts
 from vera.judge.questions import QuestionSource, load_questions
 from vera.judge.sources import cached, in_folder
@@ -27,9 +27,13 @@ def judging(questions: Sequence[QuestionSource], judge: JudgeSettings, silence: 
     """The key of the judge (its name, never its value), and the official questions."""
     if not questions:
         return [Line(UNUSED, "judge", "no answers are graded")]
-    present = bool(os.environ.get(judge.key_env, "").strip())
-    remedy = "" if present else f"export {judge.key_env}=..., or judge.key_env= another variable's name"
-    lines = [Line(OK if present else TODO, "judge key", f"{judge.key_env} is {'set' if present else 'not set'}", remedy)]
+    try:
+        read_key(judge)
+        lines = [Line(OK, "judge key", f"{judge.key_env} is set")]
+    except ConfigError as error:
+        found = str(error) if os.environ.get(judge.key_env, "").strip() else f"{judge.key_env} is not set"
+        remedy = f"export {judge.key_env}=..., or judge.key_env= another variable's name"
+        lines = [Line(TODO, "judge key", found, remedy)]
     for source in (source for source in questions if not source.synthetic):
         lines += [_questions(source, silence, cache_dir), _wording(source, judge.prompts, silence, cache_dir)]
     return lines

@@ -13,7 +13,7 @@ from packaging.version import InvalidVersion, Version
 from vera.checks.doctor.lines import NOTE, OK, TODO, UNUSED, Line, full
 from vera.config import RunConfig, component
 from vera.tasks.e2e import E2E
-from vera.tasks.e2e_metrics import unavailable
+from vera.tasks.e2e_metrics import NEEDS_JAVA, java_runs
 
 DISTRIBUTION = "vera-experiments"
 OLDEST_PYTHON = (3, 10)
@@ -90,9 +90,4 @@ def extras_of(runs: Sequence[RunConfig], judged: bool) -> set[str]:
 def java(runs: Sequence[RunConfig]) -> Line:
     if not any(issubclass(component(run.task, "task"), E2E) for run in runs):
         return Line(UNUSED, "Java", "only E2E's METEOR, ROUGE-L and CIDEr use it")
-    reason = unavailable()
-    return (
-        Line(OK, "Java", "METEOR, ROUGE-L and CIDEr can be computed")
-        if reason is None
-        else Line(TODO, "Java", "missing", reason)
-    )
+    return Line(OK, "Java", "for METEOR, ROUGE-L and CIDEr") if java_runs() else Line(TODO, "Java", "missing", NEEDS_JAVA)
