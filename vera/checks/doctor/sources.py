@@ -10,7 +10,7 @@ import datasets
 from vera.checks.doctor.lines import NETWORK, NOTE, OFFLINE, OK, TODO, UNUSED, Line, distinct, gb
 from vera.config import RunConfig, build
 from vera.errors import DataError, VeraError
-from vera.io import hub
+from vera.io import hub, tables
 from vera.io.hub import HubData, HubProblem
 from vera.models.base import Model
 from vera.tasks.base import Task
