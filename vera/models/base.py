@@ -359,8 +359,8 @@ class Model(Component):
 
     def _pretrained(self, kind: Any, source: str, where: dict[str, Any], **keys: Any) -> tuple[Any, dict[str, Any]]:
         """A model by one of transformers' auto classes, float32 where no key says another dtype, and its loading info."""
-        keys = {"dtype": torch.float32, **keys, **self.config, **where}
-        return kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **keys)
+        keys = {"dtype": torch.float32, **keys, **self.config}
+        return kind.from_pretrained(source, **where, use_safetensors=True, output_loading_info=True, **keys)
 
     @property
     def settings(self) -> dict[str, Any]:
