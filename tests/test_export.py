@@ -355,7 +355,7 @@ def test_the_work_folder_of_a_results_folder(tmp_path, monkeypatch):
 NAMED = {
     "exp1/results": "work/exp1/results",
     "results/tune": "work/results/tune",
-    "exp/work/results": "work/exp/work/results",
+    "exp/work": "work/exp/work",
     "../out": "../out/work",
     "../clone/results": "results/work",
     ".": "work",

@@ -192,7 +192,8 @@ def test_the_copies_follow_device_dtype_and_mode_of_the_model():
     for name in ("a", None, "b"):
         set_adapter(model, name)
         assert {p.dtype for p in model.head.parameters()} == {torch.float64}
-        assert all(module.training for module in model.modules())
+        frozen = [] if name else [model.head["norm"]]  # the backbone's own keeps its statistics
+        assert [module for module in model.modules() if not module.training] == frozen
         assert model(X.double()).dtype == torch.float64
     with torch.device("meta"):
         bare = Net()
@@ -433,8 +434,21 @@ def test_statistics_of_the_backbone_stay_its_own_in_training(tmp_path):
     assert model[1].training and torch.equal(out(model.eval()), bare)
 
 
-def test_statistics_in_modules_to_save_are_trained_also_after_an_adapter_without_them():
-    model = attach(attach(Net(), VeraConfig(rank=4, targets=("body",)), "a"), config(), "b")
-    before = model.head["norm"].running_mean.clone()
-    train(model, 1)
-    assert not torch.equal(model.head["norm"].running_mean, before)
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_head_trains_its_own_statistics_and_leaves_those_of_the_backbone(order):
+    """Whatever was attached first, also where nobody calls train() in between."""
+    model = Net().train()
+    bare = {key: value.clone() for key, value in model.head.state_dict().items()}
+    for name in order:
+        attach(model, config() if name == "b" else VeraConfig(rank=4, targets=("body",)), name)
+
+    def moves(name):
+        set_adapter(model, name)
+        before = model.head["norm"].running_mean.clone()
+        model(torch.randn(16, 8) + 3)
+        return not torch.equal(model.head["norm"].running_mean, before)
+
+    assert [moves(name) for name in ("b", "a", None, "b", None)] == [True, False, False, True, False]
+    model.train()
+    assert not moves("a") and moves("b") and not moves(None)
+    assert all(torch.equal(value, bare[key]) for key, value in model.head.state_dict().items())

@@ -203,9 +203,10 @@ def _check_values(model: nn.Module, path: str, module: nn.Module) -> None:
 def _swap(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
     """Put `new` wherever the module of this path stands, which may have several names. Returns the one that stood there."""
     old = model.get_submodule(path)
-    modes = {name: module.training for name, module in old.named_modules()}
+    modes = {name: module.training for name, module in old.named_modules() if not norms.frozen(module)}
     for name, module in new.named_modules():
-        module.training = modes.get(name, old.training)
+        if not norms.frozen(module):
+            module.training = modes.get(name, old.training)
     like = dict([*old.named_parameters(), *old.named_buffers()])
     for name, value in [*new.named_parameters(), *new.named_buffers()]:
         if name in like:

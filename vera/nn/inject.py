@@ -204,6 +204,8 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
         set_adapter(model, name)
         saving.install(model)
         norms.freeze(model, heads.of(model, name).values())
+        for own in heads.of(model, None).values():  # the backbone's, aside
+            norms.freeze(own, ())
     except BaseException:
         heads.put(model, active)
         heads.drop(model, name)

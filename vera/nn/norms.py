@@ -21,10 +21,15 @@ def freeze(model: nn.Module, but: Iterable[nn.Module]) -> None:
             module.__dict__[_NAME] = partial(_stay, module)
 
 
+def frozen(module: nn.Module) -> bool:
+    """Whether `freeze` has taken hold of a module."""
+    return getattr(module.__dict__.get(_NAME), "func", None) is _stay
+
+
 def release(model: nn.Module) -> None:
     """Let `train()` reach them again."""
     for module in model.modules():
-        if getattr(module.__dict__.get(_NAME), "func", None) is _stay:
+        if frozen(module):
             del module.__dict__[_NAME]
             module.train(model.training)
 

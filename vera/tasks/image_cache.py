@@ -78,7 +78,7 @@ def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, worker
                 if isinstance(image, str):
                     bad.append(image)
                     continue
-                array, of_bytes, exif = image
+                array, of_bytes, of_pixels, exif = image
                 broken_exif += not exif
                 if shape is None:
                     shape = array.shape
@@ -91,7 +91,7 @@ def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, worker
                     )
                 digest.update(of_bytes)
                 file.write(array.tobytes())
-                prints.write(hashlib.blake2b(array.tobytes(), digest_size=8).digest())
+                prints.write(of_pixels)
     if bad:
         named = "; ".join(bad[:NAMED]) + (f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
         raise DataError(f"{len(bad)} of {len(wanted)} images of {rows.where} cannot be read: {named}")
@@ -102,8 +102,8 @@ def _decode(rows: Rows, wanted: np.ndarray, pixels: Pixels, folder: Path, worker
 
 
 class _Decoder(Dataset):
-    """Row by row: (8-bit pixels [channels, H, W], SHA-256 of the encoded bytes, whether its EXIF block could be read), or what
-    is wrong with it as a string."""
+    """Row by row: (8-bit pixels [channels, H, W], SHA-256 of the encoded bytes, 8 bytes of BLAKE2b of the pixels, whether its
+    EXIF block could be read), or what is wrong with it as a string."""
 
     def __init__(self, rows: Rows, wanted: np.ndarray, pixels: Pixels):
         self.rows, self.wanted, self.pixels = rows, wanted, pixels
@@ -111,12 +111,14 @@ class _Decoder(Dataset):
     def __len__(self) -> int:
         return len(self.wanted)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, bytes, bool] | str:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, bytes, bytes, bool] | str:
         row = int(self.wanted[index])
         try:
             encoded = self.rows.encoded(row)
             image, exif = opened(encoded)
-            return self.pixels.resize(image), hashlib.sha256(encoded).digest(), exif
+            pixels = self.pixels.resize(image)
+            of_pixels = hashlib.blake2b(pixels.tobytes(), digest_size=8).digest()
+            return pixels, hashlib.sha256(encoded).digest(), of_pixels, exif
         except Exception as error:  # a decoder may raise anything on a broken file
             reason = str(error).split(" <_io")[0] or type(error).__name__
             return f"{self.rows.name(row)}: {reason}"
