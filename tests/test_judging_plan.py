@@ -11,6 +11,7 @@ from experiments.engine.judged import join, table
 from experiments.engine.rows import Asked
 from tests.test_experiments import record as made_up
 from vera.config import checked, compose, hashed, resolve
+from vera.errors import ConfigError
 from vera.judge.judgement import Answers, Judged, write
 from vera.records.store import Store
 from vera.trained.answers import AnswerSettings
@@ -305,3 +306,30 @@ def test_a_judgement_without_the_record_of_its_answers_is_wanted_again(tmp_path)
     assert plan.left == 1440 and f"{name}.jsonl" in plan.commands("results", [])[-1]
     (note,) = join({}, tmp_path).notes["judged:mt_bench"]
     assert note == f"{name}: left out, graded while the record of {name} was not beside it (judge again)."
+
+
+def paired_table(tmp_path, monkeypatch, *methods):
+    """A project's table of answers judged two and two."""
+    rows = [{"label": str(method), "model": "llama_7b", "method": method, "source": "ours"} for method in methods]
+    text = {
+        **{"title": "Pairs", "stat": "last", "models": {"llama_7b": "Llama"}, "rows": rows},
+        "columns": {"score": {"label": "Vicuna", "task": "alpaca_10k", "judged": "vicuna_bench"}},
+    }
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "mine.yaml").write_text(json.dumps(text))
+    monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+
+
+def test_a_backbone_as_it_is_is_one_side_of_a_pair_at_every_seed(tmp_path, monkeypatch):
+    paired_table(tmp_path, monkeypatch, None, "vera")
+    found = judging.judging("mine", tmp_path, ["seed=0,1"])
+    sides = [asked.name for asked in found.asked]
+    assert sides[::2] == ["llama_7b--bare"] * 2 and [side[-4:] for side in sides[1::2]] == ["--s0", "--s1"]
+    answering = [line for line in found.commands(str(tmp_path), []) if "answer.py" in line]
+    assert len(answering) == len(found.named()) == 3
+
+
+def test_an_odd_number_of_rows_judged_two_and_two_is_refused(tmp_path, monkeypatch):
+    paired_table(tmp_path, monkeypatch, None, "lora", "vera")
+    with pytest.raises(ConfigError, match=r"mine.*two and two.*llama_7b"):
+        judging.judging("mine", tmp_path)

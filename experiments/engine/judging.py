@@ -45,9 +45,13 @@ class Judging:
     left: int
     dollars: float
 
+    def named(self, having: str = "name") -> set[str]:
+        """Answers, each once, also where a backbone as it is stands in several pairs; all, or those with a file or a grade."""
+        return {asked.name for asked in self.asked if getattr(asked, having)}
+
     def commands(self, results: str, of_judge: Sequence[str]) -> list[str]:
         """What makes the answers that are missing and grades what is not graded, as for a shell, in this order."""
-        lines = [asked.command for asked in self.asked if asked.stem is None]
+        lines = list(dict.fromkeys(asked.command for asked in self.asked if asked.stem is None))
         words = [f"questions={self.questions}", *of_judge, *([f"results_dir={results}"] if results != "results" else [])]
         left: list[tuple[Asked, ...]]
         if self.pairwise:
@@ -90,15 +94,17 @@ def judging(name: str, results: Path, overrides: Sequence[str] = ()) -> Judging 
     judged = [j for j in find_all(Judged, results / "judged") if j.questions.name == column.judged]
     counted = [j for j in judged if j.grading == source.grading and counts(j, {PAPER_JUDGE, settings.model})]
     graded = {a["name"] for j in counted if not left_out(j, written, cells, of_runs) for a in j.answers}
-    # A pair stands side by side, LoRA first, as the paper's samples do.
+    pairwise = source.grading == "pairwise"
+    if pairwise and (odd := [m for m in published.models if sum(row.model == m for row in published.rows) % 2]):
+        raise ConfigError(f"published table {name}: its rows are judged two and two, and {', '.join(odd)} has an odd number")
+    # A pair stands side by side, LoRA first, as the paper's samples do; a backbone as it is is one side at every seed.
     lines = [
         _asked(name, row, seed, column.task, column.judged, of_runs, answered, graded, str(results))
         for model in published.models
         for seed in seeds
         for row in published.rows
-        if row.model == model and (row.method is not None or seed == seeds[0])
+        if row.model == model and (pairwise or row.method is not None or seed == seeds[0])
     ]
-    pairwise = source.grading == "pairwise"
     each = source.count * (1 if pairwise else source.turns)
     if pairwise:
         each *= 2 if settings.orders == "both" else 1
@@ -116,9 +122,9 @@ def table(found: Sequence[Judging]) -> Table:
         [
             one.table,
             one.questions,
-            str(len(one.asked)),
-            str(sum(asked.stem is not None for asked in one.asked)),
-            str(sum(asked.graded for asked in one.asked)),
+            str(len(one.named())),
+            str(len(one.named("stem"))),
+            str(len(one.named("graded"))),
             f"{one.requests:,}",
             f"{one.left:,}",
             f"{one.dollars:.0f}",
