@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from tests.conftest import ROOT
 from vera.checks.verify import run_of
 from vera.config import build, choice, choices
+from vera.config.components import own_target, own_values
 from vera.errors import ConfigError
 from vera.methods.base import count
 from vera.methods.peft_types import TYPES, config_of
 from vera.run import execute
 from vera.seeds import seed_everything
 
-NAMES = [name for name in choices("method") if choice("method", name)["_target_"].endswith(".AnyPeft")]
+NAMES = [name for name in choices("method") if str(own_target("method", name)).endswith(".AnyPeft")]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VALUES = {"${seed}": 3}
 
@@ -50,7 +51,7 @@ def plain(tmp_path_factory):
 
 
 def settings_of(name, **changes):
-    settings = {**choice("method", name), **changes}
+    settings = {**own_values("method", name), **changes}
     filled = {key: VALUES.get(str(value), value) for key, value in settings["settings"].items()}
     return {**settings, "settings": filled}
 
@@ -127,7 +128,7 @@ def test_the_docs_name_every_type_that_peft_has():
 
 
 def test_thirty_and_more_types_have_a_yaml():
-    assert len({choice("method", name)["type"] for name in NAMES}) >= 30
+    assert len({own_values("method", name)["type"] for name in NAMES}) >= 30
 
 
 @pytest.mark.parametrize("name", NAMES)

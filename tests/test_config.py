@@ -30,7 +30,7 @@ from vera.config import (
     marks,
     younger,
 )
-from vera.config.components import bases, own_values
+from vera.config.components import bases, own_target, own_values
 from vera.config.composing import recipe
 from vera.config.marks import TABLE
 from vera.config.paths import readable
@@ -46,14 +46,14 @@ FITTING_TASK = {
 GOLDEN = json.loads((Path(__file__).parent / "golden_cells.json").read_text())
 
 
-@pytest.mark.parametrize("group", ["model", "task", "method"])
-def test_every_yaml_is_called_what_it_says_and_builds(group):
+@pytest.mark.parametrize("group", ["model", "task", "method", "tracker"])
+def test_every_yaml_is_called_what_it_says_and_its_values_are_typed_as_its_class_types_them(group):
     for name in choices(group):
-        settings = choice(group, name)
-        assert settings["name"] == name
-        task = FITTING_TASK.get(settings["_target_"].rpartition(".")[2], [])
-        composed = getattr(compose([f"{group}={name}", *task]), group)
-        assert build(composed, group).name == name
+        target = own_target(group, name) or choice(group, name)["_target_"]
+        settings = getattr(compose([f"{group}={name}", *FITTING_TASK.get(target.rpartition(".")[2], [])]), group)
+        assert settings["_target_"] == target and (group == "tracker" or settings["name"] == name)
+        built = build(settings, group).model_dump(include=settings.keys())
+        assert {"_target_": target, **built} == settings
 
 
 def test_every_recipe_belongs_to_a_method_and_a_model_or_to_recipes_that_begin_from_it():
@@ -177,15 +177,6 @@ def test_the_fields_that_are_known_without_torch_are_those_of_the_classes():
     assert TABLE.read_text() == text(), "run python scripts/components.py"
 
 
-@pytest.mark.parametrize("group", ["model", "task", "method", "tracker"])
-def test_values_are_typed_as_the_class_types_them(group):
-    for name in choices(group):
-        task = FITTING_TASK.get(choice(group, name).get("_target_", "").rpartition(".")[2], [])
-        settings = getattr(compose([f"{group}={name}", *task]), group)
-        built = build(settings, group).model_dump(include=settings.keys())
-        assert {"_target_": settings["_target_"], **built} == settings
-
-
 def test_a_class_may_move_and_a_new_one_hashes_nothing():
     """The spelling of a class is hashed for the classes whose records had it, as it was then, and for no other."""
     for overrides, golden in GOLDEN.items():
@@ -244,9 +235,8 @@ def test_a_class_of_ones_own_says_itself_what_is_not_hashed(monkeypatch):
 
 def test_marked_keys_are_keys_of_some_yaml():
     for group in ("model", "task"):
-        targets_of = {name: choice(group, name) for name in choices(group)}
-        keys = {key for values in targets_of.values() for key in marks(group, values["_target_"])} - {"neutral"}
-        assert keys <= {key for values in targets_of.values() for key in values}
+        keys = {key for target in components.targets(group) for key in marks(group, target)} - {"neutral"}
+        assert keys and keys <= {key for name in choices(group) for key in own_values(group, name)}
 
 
 @pytest.mark.parametrize(
