@@ -26,6 +26,8 @@ from vera.models.digits import pretrain
 from vera.models.image import Pixels
 from vera.models.tiny import byte_tokenizer
 
+SMALL = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+
 
 def loader(*overrides):
     return build(compose(overrides).model, "model")
@@ -47,7 +49,7 @@ def test_pretraining_is_reproducible_from_its_own_seed(tmp_path):
     from vera.seeds import forked
 
     model = loader()
-    shape, short = {**model.architecture, "num_hidden_layers": 1}, {**model.pretrain, "epochs": 1, "batch_size": 300}
+    shape, short = {**model.architecture, **SMALL}, {**model.pretrain, "epochs": 1, "batch_size": 300}
     prints = []
     for name, outer in (("a", 0), ("b", 7)):
         torch.manual_seed(outer)
@@ -347,7 +349,7 @@ def test_a_pretraining_has_its_own_threads_and_says_how_far_it_is(outer, tmp_pat
     handle = torch.nn.modules.module.register_module_forward_pre_hook(counted)
     try:
         with threads(outer):
-            digits.pretrain(vit.architecture, {**vit.pretrain, "epochs": 1, "batch_size": 1000}, tmp_path)
+            digits.pretrain({**vit.architecture, **SMALL}, {**vit.pretrain, "epochs": 1, "batch_size": 1000}, tmp_path)
             assert said == [("pretraining", True)]
             gpt2_mini.pretrain(documents, small, {**gpt2.pretrain, "vocabulary": 300, "window": 16, "epochs": 1}, tmp_path)
             assert torch.get_num_threads() == outer and set(said[1:]) == {("pretraining", True)}
