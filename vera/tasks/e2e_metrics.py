@@ -15,7 +15,9 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, reduce
+from itertools import zip_longest
+from operator import or_
 from pathlib import Path
 
 import datasets
@@ -33,6 +35,7 @@ CAPTION_METRICS = ("METEOR", "ROUGE_L", "CIDEr")
 NEEDS_JAVA = "needs Java: apt-get install default-jre-headless (or conda install openjdk)"
 NEEDS_PACKAGE = "needs the package pycocoevalcap: pip install -c constraints.txt -e '.[e2e]'"
 
+_TOKENISE = Tokenizer13a()
 _NGRAMS = 5
 _BETA = math.log(2) / math.log(1.5) ** 2
 
@@ -76,9 +79,12 @@ def compute(outputs: list[str], references: list[list[str]]) -> dict[str, float]
 
 def bleu(outputs: list[str], references: list[list[str]]) -> float:
     """Corpus BLEU-4 against the closest reference length, from 0 to 1."""
-    most = max(map(len, references))
-    streams = [[group[i] if i < len(group) else None for group in references] for i in range(most)]
-    return BLEU(lowercase=True).corpus_score(outputs, streams).score / 100
+    return _bleu(tuple(map(tuple, references))).corpus_score(outputs, None).score / 100
+
+
+@lru_cache(maxsize=1)  # the outputs of a sweep's runs, and of a run's epochs, have the same references
+def _bleu(references: tuple[tuple[str, ...], ...]) -> BLEU:
+    return BLEU(lowercase=True, references=list(zip_longest(*references)))
 
 
 def nist(outputs: list[str], references: list[list[str]]) -> dict[str, float]:
@@ -88,18 +94,13 @@ def nist(outputs: list[str], references: list[list[str]]) -> dict[str, float]:
     one reference of the instance has. NIST: all references' tokens / references x instances. NIST_py: the sum over instances
     of their references' mean length. Raises DataError where no reference has a token.
     """
-    tokenise = Tokenizer13a()
-    hypotheses = [tokenise(text.lower()).split() for text in outputs]
-    groups = [[tokenise(text.lower()).split() for text in group] for group in references]
-    counts = Counter(gram for group in groups for tokens in group for gram in _grams(tokens))
-    reference_tokens = sum(len(tokens) for group in groups for tokens in group)
+    hypotheses = [_tokens(text) for text in outputs]
+    counts, clips, lengths = _counted(tuple(map(tuple, references)))
+    reference_tokens = sum(map(sum, lengths))
     if not reference_tokens:
         raise DataError(f"no reference has a token to score by, the first is {references[0][0]!r}")
     worth, total = [0.0] * _NGRAMS, [0] * _NGRAMS
-    for tokens, group in zip(hypotheses, groups, strict=True):
-        most: Counter = Counter()
-        for reference in group:
-            most |= Counter(_grams(reference))
+    for tokens, most in zip(hypotheses, clips, strict=True):
         for gram, count in Counter(_grams(tokens)).items():
             total[len(gram) - 1] += count
             if gram in most:
@@ -107,9 +108,22 @@ def nist(outputs: list[str], references: list[list[str]]) -> dict[str, float]:
                 worth[len(gram) - 1] += min(count, most[gram]) * math.log2(prefix / counts[gram])
     score = sum(found / count for found, count in zip(worth, total, strict=True) if count)
     length = sum(map(len, hypotheses))
-    perl = reference_tokens / sum(map(len, groups)) * len(groups)
-    python = sum(sum(map(len, group)) / len(group) for group in groups)
+    perl = reference_tokens / sum(map(len, lengths)) * len(lengths)
+    python = sum(sum(group) / len(group) for group in lengths)
     return {"NIST": score * _brevity(length / perl), NIST_PY: score * _brevity(length / python)}
+
+
+@lru_cache(maxsize=1)
+def _counted(references: tuple[tuple[str, ...], ...]) -> tuple[Counter, list[Counter], list[list[int]]]:
+    """How often the references have each n-gram, the most that one of an instance has, and how many tokens each has."""
+    groups = [[_tokens(text) for text in group] for group in references]
+    counts = Counter(gram for group in groups for tokens in group for gram in _grams(tokens))
+    clips = [reduce(or_, (Counter(_grams(tokens)) for tokens in group)) for group in groups]
+    return counts, clips, [[len(tokens) for tokens in group] for group in groups]
+
+
+def _tokens(text: str) -> list[str]:
+    return _TOKENISE(text.lower()).split()
 
 
 def _grams(tokens: list[str]) -> Iterator[tuple[str, ...]]:
