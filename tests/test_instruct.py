@@ -60,7 +60,6 @@ def backbone(cache):
     ("model", "method", "task", "adapter"),
     [
         ("llama_7b", "vera", "alpaca", 1_589_248),  # 1.6M
-        ("llama_7b", "lora", "alpaca", 159_907_840),  # 159.9M
         ("llama2_13b", "vera", "alpaca", 2_416_640),  # 2.4M
         ("llama2_13b", "lora", "alpaca", 250_347_520),  # 250.3M
         ("llama_7b", "vera", "alpaca_10k", 1_417_216),  # 1.4M and 5.4MB, Table 13
