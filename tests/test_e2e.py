@@ -16,7 +16,7 @@ from vera.records.store import Store
 from vera.run import execute, prepare
 from vera.tasks import e2e_metrics
 from vera.tasks.e2e import FILES, by_meaning, context, parse
-from vera.tasks.e2e_metrics import METRICS, compute, nist, read_files, unavailable
+from vera.tasks.e2e_metrics import METRICS, E2EMetric, compute, nist, read_files, unavailable
 from vera.train.evaluate import finish
 from vera.train.loop import Loop
 from vera.train.numerics import make_accelerator
@@ -118,6 +118,16 @@ def test_nist_by_hand():
             -torch.log(torch.tensor(2.0)) / torch.log(torch.tensor(1.5)) ** 2 * torch.log(torch.tensor(3 / length)) ** 2
         )
         assert scores[name] == pytest.approx((unigrams + bigrams) * penalty.item(), rel=1e-6)
+
+
+def test_e2es_scores_are_there_as_a_metric_of_evaluate(monkeypatch, tmp_path):
+    monkeypatch.setattr(e2e_metrics, "unavailable", lambda: e2e_metrics.NEEDS_JAVA)
+    metric = E2EMetric(cache_dir=str(tmp_path))
+    outputs, others = ["The Mill is a pub .", "Zizzi is over there ."], [["A pub"], ["Zizzi is here", "there"]]
+    references = [["a pub, The Mill", "The Mill is a pub."], ["Zizzi is over there."]]
+    first, none, again = (metric.compute(predictions=outputs, references=given) for given in (references, others, references))
+    assert first["BLEU"] == pytest.approx(1.0) and set(first) == {"BLEU", "NIST", "NIST_py"}
+    assert none["BLEU"] < 0.5 and none["NIST"] < first["NIST"] and again == first  # scored by the references of the call
 
 
 BAD_FILES = {

@@ -11,7 +11,7 @@ from vera.run import execute
 from vera.tasks import base
 from vera.tasks.glue import SUBSETS
 from vera.tasks.images import few_shot
-from vera.tasks.metrics import METRICS, named
+from vera.tasks.metrics import METRICS, GlueMetric, named
 from vera.tasks.metrics import compute as metric
 from vera.tasks.text import fingerprint, synthetic_rows
 from vera.tasks.tsv import read_tsv
@@ -128,7 +128,7 @@ def test_malformed_files_name_file_and_row(case, tmp_path):
 def test_missing_folder_and_unreachable_hub_say_what_to_give(tmp_path):
     with pytest.raises(DataError, match=r"holds neither train.tsv and dev.tsv, nor a folder RTE"):
         glue("rte", tmp_path / "none").source_rows()
-    with pytest.raises(DataError, match=r"cannot be loaded from the hub .*task.data_dir=/path/to/glue"):
+    with pytest.raises(DataError, match=r"nyu-mll/glue.* cannot be loaded from the hub .*task.data_dir=/path/to/glue"):
         build({**compose(["model=minilm", "task=rte"]).task, "data_dir": None}, "task").source_rows()
 
 
@@ -163,6 +163,20 @@ def test_metrics_are_glues():
     assert metric("cola", predictions, references) == {"matthews_correlation": pytest.approx(matthews)}
     found = metric("stsb", np.array([1.0, 2.0, 4.0]), np.array([0.0, 2.0, 5.0]))
     assert found == {"pearson": pytest.approx(np.corrcoef([1, 2, 4], [0, 2, 5])[0, 1]), "spearmanr": pytest.approx(1.0)}
+
+
+def test_glues_metrics_are_there_as_metrics_of_evaluate(tmp_path):
+    mrpc = GlueMetric(config_name="mrpc", cache_dir=str(tmp_path))
+    tp, tn, fp, fn = 2, 1, 1, 2
+    wanted = {"accuracy": pytest.approx((tp + tn) / 6), "f1": pytest.approx(2 * tp / (2 * tp + fp + fn))}
+    assert mrpc.compute(predictions=[1, 0, 1, 0, 1, 0], references=[1, 1, 1, 0, 0, 1]) == wanted
+    stsb = GlueMetric(config_name="stsb", cache_dir=str(tmp_path))
+    stsb.add_batch(predictions=[0.5, 2.5], references=[0.0, 2.0])  # a batch at a time, and no score is cut to a whole number
+    stsb.add_batch(predictions=[2.75, 4.0], references=[5.0, 4.0])
+    x, y = np.array([0.5, 2.5, 2.75, 4.0]) - 2.4375, np.array([0.0, 2.0, 5.0, 4.0]) - 2.75
+    ranks = 1 - 6 * (1 + 1) / (4 * 15)  # 1 2 3 4 against 1 2 4 3
+    pearson = (x * y).sum() / ((x**2).sum() * (y**2).sum()) ** 0.5
+    assert stsb.compute() == {"pearson": pytest.approx(pearson), "spearmanr": pytest.approx(ranks)}
 
 
 def test_a_correlation_with_a_constant_is_undefined_not_a_number():
