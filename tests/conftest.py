@@ -102,6 +102,25 @@ def warned(caplog, monkeypatch):
     return lambda: [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
+@pytest.fixture
+def drawn_twice(tmp_path, monkeypatch):
+    """drawn_twice(draw, asked) -> a figure's files, the first of which was the same when drawn again; tests/test_experiments.py
+    compares all three of one figure."""
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+
+    def make(draw, asked) -> list[Path]:
+        first = draw(asked, tmp_path / "first")
+        with monkeypatch.context() as patch:
+            patch.setattr(Figure, "savefig", lambda made, path, **more: path.suffix == ".pdf" and save(made, path, **more))
+            again, *_ = draw(asked, tmp_path / "again")
+        assert [path.suffix for path in first] == [".pdf", ".png", ".svg"] and first[0].read_bytes() == again.read_bytes()
+        return first
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def script():
     """script("plan.py", ...) runs one of scripts/ in a process of its own (tests.forked); returns the finished process."""

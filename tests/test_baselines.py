@@ -89,7 +89,8 @@ def counted(compose, *overrides):
     return count(method.parameter_groups(backbone), model)["adapter"]
 
 
-# What the paper prints in Tables 2 and 3, and the setting that gives it; None where no setting does.
+# What the paper prints in Tables 2 and 3, and the setting that gives it; None where no setting does. For other sizes see the
+# formula below and tests/test_accounting.py.
 @pytest.mark.parametrize(
     ("overrides", "exact", "printed"),
     [
@@ -97,9 +98,7 @@ def counted(compose, *overrides):
         ("model=roberta_base method=adapter_d", 866_096, "0.9M"),
         ("model=roberta_base method=lora", 294_912, "0.3M"),
         ("model=roberta_large method=adapter_p", 3_171_840, "3M"),
-        ("model=roberta_large method=adapter_p method.size=16", 811_392, "0.8M"),
         ("model=roberta_large method=adapter_h", 6_343_680, "6M"),
-        ("model=roberta_large method=adapter_h method.size=8", 835_968, "0.8M"),
         ("model=roberta_large method=lora_fa", 3_686_400, "3.7M"),
         ("model=roberta_large method=lora", 786_432, "0.8M"),
         ("model=gpt2_medium method=adapter_l", 368_784, "0.37M"),
@@ -108,7 +107,6 @@ def counted(compose, *overrides):
         ("model=gpt2_medium method=dylora", 393_216, "0.39M"),
         ("model=gpt2_medium method=adalora method.initial_rank=5", 491_760, None),  # at the start; 0.38M is printed
         ("model=gpt2_large method=adapter_l", 875_808, "0.88M"),
-        ("model=gpt2_large method=adapter_l method.size=248", 23_002_848, "23.00M"),
     ],
 )
 def test_counts_of_the_papers_baselines(overrides, exact, printed, compose):
@@ -246,8 +244,9 @@ def test_dylora_draws_ranks_from_its_seed(compose):
         assert {layer.lora_A.default.used for layer in method.layers(backbone).values()} == {4}
         return found
 
-    assert ranks(0) == ranks(0) != ranks(1)
-    assert all(30 < ranks(0).count(rank) < 70 for rank in (1, 2, 3, 4))  # evenly: 50 each are expected
+    drawn = ranks(0)
+    assert drawn == ranks(0) != ranks(1)
+    assert all(30 < drawn.count(rank) < 70 for rank in (1, 2, 3, 4))  # evenly: 50 each are expected
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
@@ -441,9 +440,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "kill_at"), [(ADALORA, 3), (ADALORA, 6), (ADALORA, 10), (("method=dylora",), 5), (("method=adapter_h",), 5)]
+    ("overrides", "kills"), [(ADALORA, (3, 6, 10)), (("method=dylora",), (5,)), (("method=adapter_h",), (5,))]
 )
-def test_a_killed_run_goes_on_with_the_same_ranks(overrides, kill_at, compose, tmp_path):
+def test_a_killed_run_goes_on_with_the_same_ranks(overrides, kills, compose, tmp_path):
     """AdaLoRA before, while and after its pruning; all with dropout in the backbone."""
     run = compose(
         *TEXT, *overrides, "train.epochs=2", "train.max_steps=null", "train.batch_size=5", "train.checkpoint_seconds=0"
@@ -452,19 +451,22 @@ def test_a_killed_run_goes_on_with_the_same_ranks(overrides, kill_at, compose, t
     def loop(folder, on_progress=lambda *_: None):
         return Loop(run, *prepare(run), tmp_path / folder, on_progress)
 
-    def kill(step, total, loss):
-        if step == kill_at:
-            raise Killed
-
     whole = loop("whole")
     whole.fit()
-    with pytest.raises(Killed):
-        loop("killed", kill).fit()
-    resumed = loop("killed")
-    resumed.fit()
-    assert resumed.spent["restarts"] == 1 and resumed.history == whole.history
     wanted = whole.method.trained(whole.backbone)
-    assert all(torch.equal(value, wanted[name]) for name, value in resumed.method.trained(resumed.backbone).items())
+    for kill_at in kills:
+
+        def kill(step, total, loss, kill_at=kill_at):
+            if step == kill_at:
+                raise Killed
+
+        with pytest.raises(Killed):
+            loop(f"killed-{kill_at}", kill).fit()
+        resumed = loop(f"killed-{kill_at}")
+        resumed.fit()
+        assert resumed.spent["restarts"] == 1 and resumed.history == whole.history, kill_at
+        found = resumed.method.trained(resumed.backbone)
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items()), kill_at
 
 
 @pytest.mark.parametrize(("method", "trains"), [("bitfit", "nothing of this backbone; that is method=head"), ("head", None)])
