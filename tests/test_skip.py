@@ -12,6 +12,7 @@ from vera.config import memory as compositions
 from vera.config.marks import table
 from vera.errors import ConfigError
 from vera.records import sweep
+from vera.records.store import Store
 
 
 @pytest.fixture
@@ -91,6 +92,23 @@ def test_the_first_job_that_cannot_be_composed_ends_the_sweep(overrides, memory,
     with pytest.raises(ConfigError, match="nosuch"):
         sweeper.split_arguments(OverridesParser.create().parse_overrides([*overrides, "seed=0,1,2,3,4"]), None)
     assert len(memory) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--config-name=mine", "--config-dir=other"], []), (["-cd=other"], []), ([], ["hydra.searchpath=[file://other]"])],
+)
+def test_yamls_from_elsewhere_are_composed_by_hydra_and_not_remembered(flags, words, train, tmp_path):
+    (tmp_path / "other" / "recipe").mkdir(parents=True)
+    (tmp_path / "other" / "mine.yaml").write_text("defaults: [run, _self_]\n")
+    (tmp_path / "other" / "recipe" / "ia3_roberta_base.yaml").write_text("# @package _global_\ntrain: {lr: 0.321}\n")
+    asked = ["-m", "model=roberta_base", "task=rte", "method=ia3,head", "train.epochs=1"]
+    first, again, without = train(*asked, *flags, *words), train(*asked, *flags, *words), train(*asked)
+    assert first.returncode == again.returncode == without.returncode == 0, first.stderr + again.stderr + without.stderr
+    assert [done.stderr.count("already done") for done in (first, again, without)] == [0, 2, 1]  # the head has no recipe
+    store = Store(tmp_path / "results")
+    rates = [store.find(name).run.config["train"]["lr"] for name in store.names() if "--ia3--" in name]
+    assert len(rates) == 2 and 0.321 in rates
 
 
 def test_a_sweep_of_finished_runs_starts_no_torch(tmp_path):

@@ -89,6 +89,7 @@ def test_a_miniature_is_the_same_rows_at_another_scale():
         (["artefacts=table99"], "results/paper has no rows for 'table99'; there are figure2"),
         (["scale=paper,mini"], "a sweep over rows has one scale"),
         (["method=lorra"], "method=lorra: no such choice"),
+        (["sweep=demo,e2e"], "sweep=demo,e2e: one sweep at a time"),
         (["task=rte,"], "sweep ablations: "),
     ],
 )

@@ -172,6 +172,8 @@ def jobs(overrides: Sequence[Override], artefacts: Sequence[str]) -> list[list[s
     among the overrides counts more than `artefacts`. Raises ConfigError.
     """
     given = {override.get_key_element(): override for override in overrides}  # as in Hydra, the last one of a key counts
+    if "sweep" in given and given["sweep"].is_sweep_override():
+        raise ConfigError(f"{given['sweep'].input_line}: one sweep at a time")
     if "artefacts" in given:
         artefacts = _names(given.pop("artefacts"))
     if not artefacts:

@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -273,6 +274,13 @@ def check_arguments(arguments: list[str]) -> None:
             raise ConfigError(f"{argument}: classes are not given on the command line; choose a component such as method=lora")
 
 
+def from_conf_alone(arguments: list[str]) -> bool:
+    """Whether Hydra composes the runs of these arguments from conf/ and its entry alone, as what is remembered of runs was."""
+    given = get_args_parser().parse_args(arguments)
+    elsewhere = given.config_dir or given.config_name or given.config_path
+    return not elsewhere and not any("hydra.searchpath" in override for override in given.overrides)
+
+
 def places_of(asked: str, arguments: list[str]) -> list[str | None]:
     """Where the workers of workers=... compute. Raises ConfigError."""
     if workers.launched() > 1 or any(argument.startswith("hydra/launcher=") for argument in arguments):
@@ -292,8 +300,6 @@ def main(work: Work = train) -> int:
     set_up_logging()
     os.environ[MAIN_PROCESS] = str(os.getpid())
     try:
-        if work is train and workers.launched() == 1:
-            sweep.skip = skip
         with interrupt.handled():
             check_arguments(sys.argv[1:])
             asked, sys.argv[1:] = crew.parted(sys.argv[1:])
@@ -304,6 +310,8 @@ def main(work: Work = train) -> int:
             sys.argv[1:] = for_each_run(readable(sys.argv[1:]))
             if workers.launched() > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
                 raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")
+            if work is train and workers.launched() == 1 and from_conf_alone(sys.argv[1:]):
+                sweep.skip = skip
             with passed_on(sys.argv[1:]) as lines:
                 each(work, lines)()
             wait(work)

@@ -85,7 +85,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
 def compose_lasting(overrides: Sequence[str] = ()) -> tuple[RunConfig, bool]:
     """The same, and whether these overrides always give it and, but for what `RunConfig.with_seed` changes, at every seed.
 
-    Not with ${oc.env:} or ${now:}, nor where a folder is named after the seed, nor with a class that components.json does not
+    Not with ${oc.env:} or ${now:}, nor with yamls from elsewhere, nor where a folder is named after the seed, nor with a class that components.json does not
     list: its code may change.
     """
     try:
@@ -100,7 +100,8 @@ def compose_lasting(overrides: Sequence[str] = ()) -> tuple[RunConfig, bool]:
     changing = {found for text in texts for found in _RESOLVER.findall(text)} - _PURE
     known = all(getattr(run, group)["_target_"] in table() for group in GROUPS[:3])
     same = all(dotted in run.follows_seed and dotted.partition(".")[0] != "train" for dotted in following)
-    return run, known and same and not changing
+    found = not any("hydra.searchpath" in override for override in overrides)  # in conf/, which the memory looks at
+    return run, known and same and found and not changing
 
 
 def compose_on(overrides: Sequence[str], values: Mapping[str, Any]) -> RunConfig:
