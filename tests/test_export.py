@@ -126,6 +126,9 @@ def test_weights_of_an_earlier_run_of_this_name_never_leave_under_a_record_that_
     collapsed = record.model_copy(update={"collapsed": "a loss that is not finite", "weights": {}})
     with pytest.raises(ModelError, match="kept no weights of its last epoch: it has collapsed"):
         kept(collapsed, first.work_dir, "last")
+    late = record.model_copy(update={"weights": {"last": record.weights["last"]}})  # resumed with train.save=true
+    with pytest.raises(ModelError, match=r"its best epoch: an earlier start had train\.save=false, so those"):
+        kept(late, first.work_dir, "best")
     older = record.model_copy(update={"weights": {}})  # from before records named them
     assert kept(older, first.work_dir, "best")[1] == record.weights["best"]
 

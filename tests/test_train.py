@@ -373,6 +373,29 @@ def test_a_start_that_keeps_no_weights_names_none_that_an_earlier_one_kept(compo
     assert killed.weights.keys() == {"best"} and resumed.spent["restarts"] == 1 and resumed.weights == {}
 
 
+@pytest.mark.parametrize("later", [0.1, 0.9])
+def test_a_start_that_keeps_weights_says_that_an_earlier_one_kept_none(later, compose, tmp_path, monkeypatch, warned):
+    keys = ("train.epochs=2", "train.max_steps=null", "train.batch_size=25", "train.checkpoint_seconds=0")
+    found = iter([{"accuracy": 0.5}, {"accuracy": later}])
+    monkeypatch.setattr("vera.tasks.digits.Digits.score", lambda *_: next(found))
+
+    def kill(step, total, loss):
+        if step == 4:
+            killed._checkpoint()  # else due when the last one is 20 times as long ago as it took
+            raise Killed
+
+    first, second = (compose(*keys, f"train.save={save}") for save in ("false", "true"))
+    killed = Loop(first, *prepare(first), tmp_path, kill)
+    with pytest.raises(Killed):
+        killed.fit()
+    assert warned() == []
+    resumed = Loop(second, *prepare(second), tmp_path)
+    resumed.fit()
+    (said,) = warned()
+    assert "an earlier start had train.save=false and kept no weights of epoch 1, the best so far" in said
+    assert resumed.weights.keys() == ({"last"} if later == 0.1 else {"best", "last"})
+
+
 def test_a_loss_that_is_not_finite_leaves_a_record_that_says_so(compose, train):
     explosive = (
         "train.lr=1e30",
@@ -388,7 +411,9 @@ def test_a_loss_that_is_not_finite_leaves_a_record_that_says_so(compose, train):
     store = Store(compose(*explosive).results_dir)
     assert store.records() == [record] and not list(store.failed.glob("*"))
     again = train(*explosive, f"results_dir={store.root}")
-    assert again.returncode == 0 and "collapsed: " in again.stderr and "already done" in again.stderr, again.stderr
+    assert again.returncode == 0 and "already done" in again.stderr, again.stderr
+    (told,) = [line for line in again.stderr.splitlines() if "collapsed: " in line]
+    assert "train.lr=1e30" in told.partition("collapsed: ")[0]  # as of any other run
 
 
 def test_constant_predictions_leave_a_record_that_says_so(compose, monkeypatch):

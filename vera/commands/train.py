@@ -100,7 +100,7 @@ def skip(overrides: list[str]) -> bool:
 def line(run: RunConfig, record: Record, remark: str) -> str:
     """A record as one line."""
     if record.collapsed is not None:
-        return f"{record.name}  collapsed: {record.collapsed}  {remark}"
+        return f"{label(run)}  collapsed: {record.collapsed}  {remark}"
     best, last = record.scores.best, record.scores.last
     primary = record.scores.primary
     outcome = f"{primary} {best.metrics[primary]:.4f} (best, epoch {best.epoch}) {last.metrics[primary]:.4f} (last)"

@@ -53,6 +53,9 @@ def kept(record: Record, work_dir: str | Path, checkpoint: Checkpoint) -> tuple[
     own = record.weights.get(checkpoint)
     if own is None and not _older(record):
         why = f"it has collapsed ({record.collapsed})" if record.collapsed else "train.save=false"
+        if not record.collapsed and record.run.config["train"].get("save"):
+            defined = record.scores.best.metrics.get(record.scores.primary) is not None
+            why = "an earlier start had train.save=false" if defined else f"{record.scores.primary} is undefined in every epoch"
         raise ModelError(
             f"{record.name} kept no weights of its {checkpoint} epoch: {why}, so those in {folder}, if any, are not its own; "
             "train it again with train.save=true and another results_dir="

@@ -416,6 +416,13 @@ class Loop:
         self.spent["restarts"] += 1
         self.loss_sum.copy_(own["loss_sum"])
         log.info("resuming at step %d of %d", self.step, self.total)
+        best = best_epoch(self.history, self.task.primary)
+        if self.config.save and best is not None and "best" not in self.weights and self.processes.main:
+            log.warning(
+                "%s: an earlier start had train.save=false and kept no weights of epoch %d, the best so far; without a better "
+                "one to come there will be none (delete %s to start again)",
+                *(self.run.run_name, best, self.work),
+            )
 
     def notes(self) -> dict[str, Any]:
         """What the record should say of the training: what earlier starts had that differs from the last one, when no step can
