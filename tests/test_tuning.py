@@ -101,6 +101,8 @@ def test_ranges_and_lists():
         (["train.warmup_ratio=0..1:3"], {}, r"there are 2 whole numbers; bounds with a point"),
         (["train.lr=1,2", "task=sick.v2"], {}, r"sick\.v2: a recipe keeps what is chosen by the task's name"),
         (["seed=1,2"], {}, "given with --seeds"),
+        (["train.lr=1,2", "seed=7"], {}, "^seed=7: the seeds of every trial are given with --seeds"),
+        (["train.lr=1,2", "results_dir=results/"], {}, "^results_dir=results/: tables are made from it"),
         (["train.lr=1,2", "task.validation=test"], {}, r"^task\.validation: input should be 'dev'"),
         (["train.lr=1,2"], {"seeds": (3, 100)}, "--seeds 3: tables report this seed"),
         (["train.lr=1,2"], {"seeds": ()}, "one seed or more"),
@@ -233,6 +235,10 @@ def test_random_trials_are_as_many_as_asked_for_and_each_once(search):
     assert len({t.trial.values for t in tried}) == 5 and {t.trial.values[0] for t in tried} <= set(asked.axes[0].points)
     everything = search("train.lr=1e-4..1e-1:log:3", trials=9, sampler="random")
     assert len(tuning.carry_out(everything, computing()[0])) == 3
+    for sampler in ("random", "tpe"):
+        bounds = search("train.lr=3e-3..4e-3:log", "train.epochs=1..3", trials=9, sampler=sampler)
+        assert bounds.text.startswith(f"{sampler}, up to 9 trials over train.lr=")
+    assert search("train.lr=1,2,3").text.startswith("grid, 3 trials over ")
 
 
 def test_successive_halving_trains_the_best_third_for_longer(search):
@@ -361,6 +367,32 @@ def test_a_recipe_by_hand_and_a_search_without_an_end_stay_as_they_are(search, t
     (tmp_path / "vera_minilm.yaml").write_text("train: {lr: 1}\n")
     with pytest.raises(ConfigError, match=r"is written by hand and stays as it is; the best trial is train\.lr=0\.01"):
         tuning.recipe_of(tried, asked, tmp_path)
+
+
+def test_a_recipe_of_this_repository_stays_in_a_project_and_that_is_said_first(search, tmp_path, monkeypatch):
+    monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+    asked = search("train.lr=0.01,0.1")
+    tried = tuning.carry_out(asked, computing()[0])
+    said = r"vera_minilm\.yaml is this repository's, which a project cannot change, and stays as it is"
+    with pytest.raises(ConfigError, match=said + r"; the best trial is train\.lr=0\.01"):
+        tuning.recipe_of(tried, asked)
+
+    def first_trial(search, compute):
+        raise RuntimeError("a trial")
+
+    monkeypatch.setattr(tuning, "carry_out", first_trial)
+    lines: list[str] = []
+    monkeypatch.setattr(tune.log, "info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr("sys.argv", ["tune.py", *MINILM, "train.lr=0.01,0.1"])
+    with pytest.raises(RuntimeError, match="a trial"):
+        tune.main()
+    assert len(lines) == 1 and re.search(said, lines[0])
+    monkeypatch.setattr("sys.argv", ["tune.py", "model=minilm", "task=stsb", "method=ia3", "train.lr=0.01,0.1"])
+    monkeypatch.delenv("VERA_PROJECT")
+    lines.clear()
+    with pytest.raises(RuntimeError, match="a trial"):
+        tune.main()
+    assert not any("stays as it is" in line for line in lines)
 
 
 def test_the_command_resumes_and_a_rehearsal_writes_no_recipe(tmp_path, cache, monkeypatch, capsys):

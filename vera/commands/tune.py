@@ -74,8 +74,10 @@ def main() -> int:
     if stray:
         raise ConfigError(f"{stray[0]!r} is not KEY=VALUE")
     search = tuning.read(readable(options.words), options.seeds, options.search, options.trials, options.steps)
-    held = tuning.in_use(search)
-    if held and not (options.replace or options.dry_run):
+    held, why = tuning.in_use(search), tuning.stays(search)
+    if why and not options.dry_run:
+        log.info("%s: no recipe will be written, the best trial is told at the end", why)
+    elif held and not (options.replace or options.dry_run):
         log.info("results/runs holds %d records of this method on this task: no recipe will be written without --replace", held)
     try:
         with interrupt.handled():

@@ -6,6 +6,6 @@ same search over the same records proposes the same trials, and one that was int
 
 from experiments.engine.tuning.axes import Axis, axis
 from experiments.engine.tuning.choice import chosen_on, edge, missing, remarks, table
-from experiments.engine.tuning.recipes import in_use, recipe_of
+from experiments.engine.tuning.recipes import in_use, recipe_of, stays
 from experiments.engine.tuning.searches import Search, Trial, read
 from experiments.engine.tuning.trials import Tried, carry_out

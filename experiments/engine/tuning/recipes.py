@@ -42,10 +42,30 @@ def _line(found: Tried) -> str:
     return f"{' '.join([*found.trial.overrides, *steps])}: {number(found.summary, 1.0, 4)}"
 
 
+def _place(run: RunConfig, folder: Path | None = None) -> tuple[Path, Path]:
+    """Where the recipe of a run is written, and where there is one already."""
+    name = f"{run.method['name']}_{run.model['name']}"
+    path = (folder or own_conf() / "recipe") / f"{name}.yaml"
+    return path, path if folder or path.is_file() else conf_file("recipe", name)  # another search may just have written it
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def stays(search: Search, folder: Path | None = None) -> str | None:
+    """Why the recipe will not be written whatever is found; None where it will."""
+    path, there = _place(search.base, folder)
+    held = _read(there)
+    if held and there != path:
+        return f"{there} is this repository's, which a project cannot change, and stays as it is"
+    return f"{there} is written by hand and stays as it is" if held and "tuned" not in held else None
+
+
 def recipe_of(tried: Sequence[Tried], search: Search, folder: Path | None = None) -> tuple[Path, str]:
     """The recipe's path and text with the best trial in the task's cell; other tasks keep what they have.
 
-    Raises ConfigError for a recipe that is written by hand, and where there is nothing to choose.
+    Raises ConfigError for a recipe that `stays`, and where there is nothing to choose.
     """
     run, best = search.base, tried[0]
     if run.task.get("synthetic") or run.model.get("size") == "tiny":
@@ -53,18 +73,16 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path | None = None
     if missing(tried, search) or apart(tried) or level(tried) or best.summary is None or best.summary.median == -math.inf:
         raise ConfigError(f"no setting is chosen: {remarks(tried, search)[-1]}")
     model, task, method = (run.model["name"], run.task["name"], run.method["name"])
-    name = f"{method}_{model}"
-    path = (folder or own_conf() / "recipe") / f"{name}.yaml"
-    there = path if folder or path.is_file() else conf_file("recipe", name)  # another search may just have written it
+    path, there = _place(run, folder)
     values = {key: _typed(value) for key, value in [*_given(search), *zip(best.trial.keys, best.trial.values, strict=True)]}
     if {"train.epochs", "train.max_steps"} <= values.keys():
         raise ConfigError(
             "a recipe says how long to train in epochs or in steps, and this search sets both; --steps is its own"
         )
-    held: dict[str, Any] = yaml.safe_load(there.read_text(encoding="utf-8")) if there.is_file() else {}
-    if held and ("tuned" not in held or there != path):  # by hand, or this repository's when a project is worked in
+    if why := stays(search, folder):
         said = " ".join(f"{key}={value}" for key, value in values.items())
-        raise ConfigError(f"{there} is written by hand and stays as it is; the best trial is {said}, for you to put there")
+        raise ConfigError(f"{why}; the best trial is {said}, for you to put {'there' if there == path else 'into a sweep'}")
+    held = _read(there)
     if not held:
         beneath = recipe(method, model)
         more = conf_file("recipe", beneath).is_file()

@@ -50,7 +50,7 @@ class Search:
         """What was searched, as a person reads it."""
         over = " ".join(f"{axis.key}={axis.text}" for axis in self.axes)
         halving = f", of each rung the best third goes on ({', '.join(map(str, self.steps))} steps)" if self.steps[1:] else ""
-        most = "up to " if self.sampler == "random" else ""  # what is drawn twice is tried once
+        most = "" if self.sampler == "grid" else "up to "  # what is drawn twice is tried once
         return f"{self.sampler}, {most}{self.trials} trials over {over}{halving}"
 
 
@@ -90,6 +90,8 @@ def read(
     for group in ("method", "model", "task"):
         if not given.get(group, "").partition("=")[2]:
             raise ConfigError(f"make tune needs METHOD=, MODEL= and TASK=: {group} is not given")
+    if "seed" in given:
+        raise ConfigError(f"{given['seed']}: the seeds of every trial are given with --seeds")
     searched = [made for word in words if (made := axis(word)) is not None]
     fixed = [word for word in words if word.partition("=")[0] not in {found.key for found in searched}]
     if not searched:
@@ -97,8 +99,6 @@ def read(
             "nothing to search: give a key several values, such as train.lr=1e-4..1e-1:log:7 or train.head_lr=1e-3,4e-3"
         )
     for found in searched:
-        if found.key == "seed":
-            raise ConfigError(f"seed={found.text}: the seeds of every trial are given with --seeds")
         if (
             found.key in ("task", "model", "method")
             or found.key.partition(".")[0] not in GROUPS
@@ -173,6 +173,10 @@ def _check(search: Search, results: Path) -> None:
     base = search.base
     if not search.seeds or len(set(search.seeds)) != len(search.seeds):
         raise ConfigError(f"--seeds {','.join(map(str, search.seeds))}: one seed or more, each once")
+    if Path(base.results_dir).resolve() == results.resolve():
+        raise ConfigError(
+            f"results_dir={base.results_dir}: tables are made from it, and trials are no results; leave it out, or give another"
+        )
     for seed in search.seeds:
         where = _reported(base, results).get(seed)
         if where:
