@@ -390,6 +390,8 @@ def test_an_order_of_single_answers_is_refused_before_it_makes_another_judge():
             ConfigError, match=r"judge\.orders is of pairs, and questions=mt_bench is graded one answer at a time"
         ):
             command._config(["a.jsonl"], ["questions=mt_bench", given])
+    with pytest.raises(ConfigError, match="results_dir: it must be a folder, got ''"):
+        command._config(["a.jsonl"], ["questions=mt_bench", "results_dir="])
     assert command._config(["a.jsonl", "b.jsonl"], ["questions=vicuna_bench", "judge.orders=first"])[1].orders == "first"
     assert command._config(["a.jsonl"], ["questions=mt_bench", "judging=fastchat"])[1].orders == "first"
 

@@ -48,6 +48,9 @@ def _config(files: list[str], overrides: list[str]) -> tuple[QuestionSource, Jud
             if record.questions.sha256 == "synthetic":
                 overrides.append("questions.synthetic=true")
     values = resolve("judge", overrides)
+    for key in ("results_dir", "cache_dir"):
+        if not isinstance(values[key], str) or not values[key]:
+            raise ConfigError(f"{key}: it must be a folder, got {values[key]!r}")
     source = checked(QuestionSource, values["questions"], "questions")
     if source.grading == "single" and any(override.lstrip("+").startswith("judge.orders=") for override in overrides):
         raise ConfigError(f"judge.orders is of pairs, and questions={source.name} is graded one answer at a time: leave it out")

@@ -85,8 +85,8 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
 def compose_lasting(overrides: Sequence[str] = ()) -> tuple[RunConfig, bool]:
     """The same, and whether these overrides always give it and, but for what `RunConfig.with_seed` changes, at every seed.
 
-    Not with ${oc.env:} or ${now:}, nor with yamls from elsewhere, nor where a folder is named after the seed, nor with a class that components.json does not
-    list: its code may change.
+    Not with ${oc.env:} or ${now:}, nor where a folder is named after the seed, nor with yamls from elsewhere, nor with a class
+    that components.json does not list: its code may change.
     """
     try:
         cfg = _compose(overrides)

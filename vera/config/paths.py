@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -18,7 +19,7 @@ _SWEEP = re.compile(r"(?:choice|glob|sort|shuffle)\(.*\)$")
 
 def local_copy(root: str | None, repository: str | None) -> str | None:
     """Where a folder of local copies (models_dir, data_root) has a repository: <root>/<last part of its id>."""
-    if root is None or repository is None:
+    if not isinstance(root, str) or not root or repository is None:  # a root that is none is told by its key's check
         return None
     return str(Path(root).expanduser() / repository.rpartition("/")[2])
 
@@ -40,8 +41,13 @@ def work_of(results: str | os.PathLike, run: str = "") -> Path:
     return max(named, key=lambda folder: ((folder / run).is_dir(), folder.is_dir()))  # of equal ones the first
 
 
+def _beside(results_dir: Any, name: str) -> Any:
+    """What is no folder (null, a number, an empty text) is left to the check of results_dir, which names it."""
+    return beside(results_dir, name) if isinstance(results_dir, str) and results_dir else results_dir
+
+
 OmegaConf.register_new_resolver("local_copy", local_copy, replace=True)
-OmegaConf.register_new_resolver("beside", beside, replace=True)
+OmegaConf.register_new_resolver("beside", _beside, replace=True)
 
 
 def readable(arguments: Sequence[str]) -> list[str]:

@@ -18,6 +18,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length
 # A repository on the hub, as opposed to a path or an address.
 HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$", max_length=128)]
 
+# An empty one would be the folder that a command happens to be started in.
+Folder = Annotated[str, Field(min_length=1)]
 
 # Of a task: its own validation rows, or a fraction of its training rows.
 Validation = Literal["dev"] | Annotated[float, Field(gt=0, lt=1)]
@@ -82,7 +84,7 @@ class TrainConfig(Strict):
     micro_batch_size: Annotated[int | None, Operational] = Field(ge=1)
     micro_batch_tokens: Annotated[int | None, Operational] = Field(ge=1)
     eval_batch_size: Annotated[int, Operational] = Field(ge=1)
-    checkpoint_seconds: Annotated[float, Operational] = Field(ge=0)
+    checkpoint_seconds: Annotated[float, Operational] = Field(ge=0, allow_inf_nan=False)
     save: Annotated[bool, Operational]
 
     @field_validator("evaluate")
@@ -122,14 +124,14 @@ class RunConfig(Strict):
     train: TrainConfig
     tracker: dict[str, Any]
     seed: int = Field(ge=0, lt=2**31)
-    results_dir: str
-    work_dir: str
-    cache_dir: str
-    models_dir: str | None = None
-    data_root: str | None = None
+    results_dir: Folder
+    work_dir: Folder
+    cache_dir: Folder
+    models_dir: Folder | None = None
+    data_root: Folder | None = None
     device: str = Field(pattern=r"^(auto|cpu|cuda)$")
     progress: bool | Literal["auto"]
-    claim_timeout: float = Field(ge=1)
+    claim_timeout: float = Field(ge=1, allow_inf_nan=False)
     follows_seed: list[str] = []
     variant: str = ""  # what was set beside the choices of groups, such as rank=4: for a person, no part of the identity
     unhashed: list[str] = []
@@ -205,6 +207,8 @@ def checked(schema: type[_Model], values: dict[str, Any], where: str = "") -> _M
         if first["type"] == "missing":
             raise ConfigError(f"{key} is missing") from None
         branches = [e for e in others if e["loc"][:-1] == first["loc"][:-1] and e["input"] is first["input"]]
+        if first["loc"][-1:] and first["loc"][-1] in _nested(schema, first["loc"][:-1]).model_fields:
+            branches = []  # other keys with the same value
         if branches:  # of a union: one problem, and the last part of its place names the branch
             key = key.removesuffix(f".{first['loc'][-1]}")
         message = " or ".join(e["msg"][:1].lower() + e["msg"][1:] for e in (first, *branches))

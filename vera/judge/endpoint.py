@@ -36,8 +36,8 @@ LONGEST_PAUSE = 60.0  # seconds
 class Both(Strict):
     """A figure for what is sent and one for what comes back."""
 
-    prompt: float = Field(ge=0)
-    completion: float = Field(ge=0)
+    prompt: float = Field(ge=0, allow_inf_nan=False)
+    completion: float = Field(ge=0, allow_inf_nan=False)
 
 
 class JudgeSettings(Strict):
@@ -51,12 +51,12 @@ class JudgeSettings(Strict):
     prompts: Literal["auto", "official", "own"]
     parse: Rule
     orders: Literal["both", "first"]
-    temperature: float | None = Field(ge=0)
+    temperature: float | None = Field(ge=0, allow_inf_nan=False)
     max_tokens: int | None = Field(ge=1)
     attempts: int = Field(ge=1)
     concurrency: int = Field(ge=1)
     retries: int = Field(ge=0)
-    timeout_seconds: float = Field(gt=0)
+    timeout_seconds: float = Field(gt=0, allow_inf_nan=False)
     price: Both
     tokens: Both
 
