@@ -7,6 +7,7 @@ import time
 from rich.console import Console
 
 from experiments.engine import status, sweeps
+from vera.records import workers
 from vera.records.workers import FOLDER, acquire
 
 SWEEP = "ablations artefacts=table6a scale=mini"  # three cells, five seeds
@@ -67,6 +68,30 @@ def test_a_silent_worker_is_called_so(tmp_path):
     os.utime(path, (time.time() - 1000,) * 2)
     text = text_of(status.look(tmp_path), {SWEEP: set(every)}, tmp_path)
     assert "16 min 40 s ago" in text and "silent; whoever comes takes over" in text
+
+
+def test_age_is_by_the_clock_that_workers_go_by(tmp_path, monkeypatch):
+    every = sweep_underway(tmp_path)
+    here = time.time
+    monkeypatch.setattr(time, "time", lambda: here() + 1000)  # this machine's is wrong
+    assert "silent" not in text_of(status.look(tmp_path), {SWEEP: set(every)}, tmp_path)
+
+    def read_only(root):
+        raise PermissionError
+
+    monkeypatch.setattr(workers, "server_time", read_only)
+    assert "silent" in text_of(status.look(tmp_path), {SWEEP: set(every)}, tmp_path)
+
+
+def test_a_single_sweep_is_looked_for_where_its_yaml_puts_it(script, tmp_path):
+    (cell, *_) = sweeps.cells(sweeps.read_sweep("demo"))
+    for folder, names_ in (("demo", cell.names()[:1]), ("elsewhere", cell.names()[:3])):
+        (tmp_path / "results" / folder / "runs").mkdir(parents=True)
+        for name in names_:
+            (tmp_path / "results" / folder / "runs" / f"{name}.json").write_text("never read")
+    for more, done in (([], "1"), (["--results", "results/elsewhere"], "3")):
+        shown = script("status.py", "demo", *more, cwd=tmp_path).stdout
+        assert [line.split()[1:3] for line in shown.splitlines() if " demo " in line] == [["35", done]], shown
 
 
 def test_a_sweep_is_finished_when_nothing_is_missing_and_nobody_computes(tmp_path):

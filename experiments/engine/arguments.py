@@ -40,8 +40,8 @@ def keys_of(parser: ArgumentParser, options: Namespace, given: list[str]) -> lis
     return readable(given)
 
 
-def results(parser: ArgumentParser) -> None:
-    parser.add_argument("--results", type=_results, default=Path("results"), help="folder with runs/ (default: results)")
+def results(parser: ArgumentParser, default: Path | None = Path("results"), said: str = "results") -> None:
+    parser.add_argument("--results", type=_results, default=default, help=f"folder with runs/ (default: {said})")
 
 
 def out(parser: ArgumentParser, what: str) -> None:

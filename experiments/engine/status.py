@@ -63,7 +63,7 @@ def shown(state: State, sweeps: dict[str, set[str]], results: Path) -> Renderabl
         table.add_row("all, each run once", *map(str, counted(state, set().union(*sweeps.values()))))
     parts: list[RenderableType] = [table]
     if state.running:
-        parts.append(_running(state.running))
+        parts.append(_running(state.running, _now(results)))
     names = set().union(*sweeps.values()) & state.failed
     parts += [Text(f"failed: {name}: {failure(results, name)}", "red") for name in sorted(names)[:SHOWN_FAILURES]]
     if len(names) > SHOWN_FAILURES:
@@ -71,11 +71,19 @@ def shown(state: State, sweeps: dict[str, set[str]], results: Path) -> Renderabl
     return Group(*parts)
 
 
-def _running(running: dict[str, Held]) -> Table:
+def _now(results: Path) -> float:
+    """By the clock that workers go by; by this machine's for someone who may not write there."""
+    try:
+        return workers.server_time(results)
+    except OSError:
+        return time.time()
+
+
+def _running(running: dict[str, Held], now: float) -> Table:
     columns = ["Running", "Where", "Since", _right("Last sign"), _right("Step"), _right("Left")]
     table = Table(*columns, box=box.SIMPLE)
     for name, held in sorted(running.items()):
-        age = max(0.0, time.time() - held.beat)
+        age = max(0.0, now - held.beat)
         holder = held.holder
         if holder is None:
             table.add_row(name, "not readable", DASH, f"{duration(age)} ago", DASH, DASH)

@@ -2,11 +2,12 @@
 
 python scripts/status.py                        every sweep of the paper
 python scripts/status.py table2                 the sweeps of one table, or one sweep, such as glue_large
-python scripts/status.py demo --results results/demo
+python scripts/status.py demo                   in results/demo, where its yaml puts its runs (--results: elsewhere)
 """
 
 import argparse
 import time
+from pathlib import Path
 
 from rich.live import Live
 
@@ -20,16 +21,14 @@ REFRESH = 2.0  # seconds
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.artefact(parser)
-    arguments.results(parser)
+    arguments.results(parser, None, "where the yaml of a single sweep puts its runs, else results")
     arguments.overrides(parser)
     parser.add_argument("--once", action="store_true", help="print once, as when the output is not a terminal")
     options = arguments.parsed(parser)
     out = console()
-    results = options.results
-    wanted = {
-        sweep.label: {run for cell in cells(sweep, options.overrides) for run in cell.names()}
-        for sweep in sweeps(options.artefact)
-    }
+    asked = sweeps(options.artefact)
+    results = options.results or Path((asked[0].results_dir if len(asked) == 1 else None) or "results")
+    wanted = {sweep.label: {run for cell in cells(sweep, options.overrides) for run in cell.names()} for sweep in asked}
     every = set().union(*wanted.values())
     state = status.look(results)
     if options.once or not out.is_terminal:

@@ -241,7 +241,7 @@ def stale(root: Path, found: Held, timeout: float) -> bool:
     """Whether a claim may be taken over. `timeout` is for a file that does not say its own."""
     if found.dead:
         return True
-    return _server_time(root) - found.beat > (found.holder.timeout if found.holder else timeout)
+    return server_time(root) - found.beat > (found.holder.timeout if found.holder else timeout)
 
 
 def held(root: Path, name: str) -> Held | None:
@@ -302,8 +302,9 @@ def _entries(folder: Path) -> list[str]:
 _clocks: dict[Path, tuple[float, float]] = {}
 
 
-def _server_time(root: Path) -> float:
-    """Now, as the file server would stamp it: from a file touched there, at most PROBE_SECONDS ago."""
+def server_time(root: Path) -> float:
+    """Now, as the file server would stamp it: from a file touched there, at most PROBE_SECONDS ago. Raises
+    OSError where none can be."""
     now = time.monotonic()
     asked, offset = _clocks.get(root, (None, 0.0))
     if asked is None or now - asked > PROBE_SECONDS:
