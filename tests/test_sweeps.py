@@ -90,6 +90,7 @@ def test_a_miniature_is_the_same_rows_at_another_scale():
         (["scale=paper,mini"], "a sweep over rows has one scale"),
         (["method=lorra"], "method=lorra: no such choice"),
         (["sweep=demo,e2e"], "sweep=demo,e2e: one sweep at a time"),
+        (["sweep=demo", "scale=rehearsal"], "sweep=demo and scale=rehearsal both say where records go: give results_dir="),
         (["task=rte,"], "sweep ablations: "),
     ],
 )

@@ -187,6 +187,9 @@ def test_only_what_cannot_change_the_numbers_may_be_given(recorded, tmp_path):
         run_of(recorded[0], ["train.lr=1"], tmp_path)
     run = run_of(recorded[0], ["train.micro_batch_size=4", "device=cpu"], tmp_path)
     assert run.train.micro_batch_size == 4 and run.cell_id == recorded[0].run.cell_id and not run.train.save
+    pieces = changed(recorded[0], lambda run: run["config"]["train"].update(micro_batch_size=2))
+    run = run_of(pieces, ["train.micro_batch_size=null", "cache_dir=null", "device=null"], tmp_path)
+    assert (run.train.micro_batch_size, run.cache_dir, run.device) == (None, ".cache", "auto")
 
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -174,6 +174,7 @@ def jobs(overrides: Sequence[Override], artefacts: Sequence[str]) -> list[list[s
     given = {override.get_key_element(): override for override in overrides}  # as in Hydra, the last one of a key counts
     if "sweep" in given and given["sweep"].is_sweep_override():
         raise ConfigError(f"{given['sweep'].input_line}: one sweep at a time")
+    _check_one_place(given)
     if "artefacts" in given:
         artefacts = _names(given.pop("artefacts"))
     if not artefacts:
@@ -191,6 +192,17 @@ def jobs(overrides: Sequence[Override], artefacts: Sequence[str]) -> list[list[s
         for other in rest
     ]
     return [list(job) for job in dict.fromkeys(every)]
+
+
+def _check_one_place(given: dict[str, Override]) -> None:
+    """Raises ConfigError where a sweep's yaml and a scale's both say where records go: the sweep's would count, although a
+    rehearsal's are none of its."""
+    if "sweep" not in given or "scale" not in given or "results_dir" in given:
+        return
+    there = [(group, name) for group in ("sweep", "scale") for name in _values(given[group]) if name in choices(group)]
+    placed = [f"{group}={name}" for group, name in there if read_yaml(conf_file(group, name)).get("results_dir")]
+    if len(placed) > 1 and placed[0].startswith("sweep="):
+        raise ConfigError(f"{' and '.join(placed)} both say where records go: give results_dir=")
 
 
 def _lines(artefacts: Sequence[str], scale: str, axes: dict[str, list[str]]) -> list[_Line]:

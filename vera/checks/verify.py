@@ -100,7 +100,7 @@ def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
         added = younger(values, here.get("neutral") or {})
         groups[group] = {**beside(values, added), "neutral": beside(values.get("neutral") or {}, added)}
     usual = resolve("run", ["tracker=none"])
-    cache_dir = str(given.get("cache_dir", usual["cache_dir"]))
+    cache_dir = str(given.get("cache_dir") or usual["cache_dir"])
     for key in paths:
         group, name = key.split(".")
         if groups[group].get(name) not in (None, LOCAL):
@@ -125,7 +125,7 @@ def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
             "results_dir": str(folder / "results"),
             "work_dir": str(folder / "work"),
             "cache_dir": cache_dir,
-            "device": given.get("device", "auto"),
+            "device": given.get("device") or "auto",
             "progress": False,
             "follows_seed": record.run.follows_seed,
             "unhashed": record.run.unhashed,
@@ -213,5 +213,5 @@ def _given(overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
         key, equals, value = override.partition("=")
         if not equals or key not in allowed:
             raise ConfigError(f"{override}: only {', '.join(allowed)} can be given; the rest is what the record says")
-        given[key] = os.path.expanduser(value)  # which a shell does not after `task.data_dir=`
+        given[key] = None if value == "null" else os.path.expanduser(value)  # which a shell does not after `task.data_dir=`
     return given
