@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
+from vera.commands.train import from_conf_alone
 from vera.config import compose
 from vera.config import memory as compositions
 from vera.config.marks import table
@@ -96,19 +97,30 @@ def test_the_first_job_that_cannot_be_composed_ends_the_sweep(overrides, memory,
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--config-name=mine", "--config-dir=other"], []), (["-cd=other"], []), ([], ["hydra.searchpath=[file://other]"])],
+    [
+        (["--config-name=mine", "--config-dir=other"], []),
+        (["-cd=other"], []),
+        ([], ["hydra.searchpath=[file://other]", "train=mine"]),
+    ],
 )
 def test_yamls_from_elsewhere_are_composed_by_hydra_and_not_remembered(flags, words, train, tmp_path):
-    (tmp_path / "other" / "recipe").mkdir(parents=True)
+    for group in ("recipe", "train"):
+        (tmp_path / "other" / group).mkdir(parents=True)
+    (tmp_path / "other" / "train" / "mine.yaml").write_text("defaults: [default, _self_]\n")
     (tmp_path / "other" / "mine.yaml").write_text("defaults: [run, _self_]\n")
     (tmp_path / "other" / "recipe" / "ia3_roberta_base.yaml").write_text("# @package _global_\ntrain: {lr: 0.321}\n")
     asked = ["-m", "model=roberta_base", "task=rte", "method=ia3,head", "train.epochs=1"]
     first, again, without = train(*asked, *flags, *words), train(*asked, *flags, *words), train(*asked)
     assert first.returncode == again.returncode == without.returncode == 0, first.stderr + again.stderr + without.stderr
-    assert [done.stderr.count("already done") for done in (first, again, without)] == [0, 2, 1]  # the head has no recipe
+    assert [done.stderr.count("already done") for done in (first, again, without)] == [0, 2, 1]  # the head's recipe is conf/'s
     store = Store(tmp_path / "results")
     rates = [store.find(name).run.config["train"]["lr"] for name in store.names() if "--ia3--" in name]
     assert len(rates) == 2 and 0.321 in rates
+
+
+@pytest.mark.parametrize("given", ["--config-name=mine", "-cn=mine", "-cp=x", "--config-d=x", "hydra.searchpath=[]"])
+def test_an_entry_or_a_folder_of_ones_own_is_known_however_it_is_given(given):
+    assert not from_conf_alone(["-m", given, "method=head"]) and from_conf_alone(["-m", "sweep=demo", "hydra/launcher=basic"])
 
 
 def test_a_sweep_of_finished_runs_starts_no_torch(tmp_path):
