@@ -6,10 +6,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import yaml
-
-from vera.config import CONF_DIR, RunConfig, beside, normalised
-from vera.config.components import of_recipe, recipe
+from vera.config import RunConfig, beside, normalised
+from vera.config.components import recipe, whole
 
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 
@@ -20,16 +18,16 @@ def run_of(model: str, task: str, method: str, **changes: Any) -> RunConfig:
     tree: dict[str, Any] = {
         **places,
         "seed": 0,
-        "model": _read("model", model),
-        "task": _read("task", task),
-        "method": _read("method", method),
-        "train": _read("train", "default"),
-        "tracker": _read("tracker", "none"),
+        "model": whole("model", model),
+        "task": whole("task", task),
+        "method": whole("method", method),
+        "train": whole("train", "default"),
+        "tracker": whole("tracker", "none"),
     }
-    tree = beside(of_recipe(recipe(method, model)), tree)
+    tree = beside(whole("recipe", recipe(method, model)), tree)
     for key, value in changes.items():
         group, _, name = key.partition("__")
-        tree[group][name] = value
+        tree[group] = {**tree[group], name: value}
     follows = [f"{group}.{key}" for group in ("model", "task", "method") for key, v in tree[group].items() if v == "${seed}"]
     groups = {group: _resolved(tree[group], tree) for group in ("model", "task", "method", "train", "tracker")}
     for group in ("model", "task", "method", "tracker"):
@@ -43,10 +41,6 @@ def run_of(model: str, task: str, method: str, **changes: Any) -> RunConfig:
         claim_timeout=300,
         follows_seed=follows,
     )
-
-
-def _read(group: str, name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _resolved(value: Any, tree: dict[str, Any]) -> Any:

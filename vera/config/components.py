@@ -138,8 +138,8 @@ def targets(group: str) -> frozenset[str]:
 
 
 def own_target(group: str, name: str) -> str | None:
-    """The class that one yaml names itself, as opposed to one from its `defaults`."""
-    target = own_values(group, name).get("_target_")
+    """The class that one yaml names, or one that it is built upon."""
+    target = whole(group, name).get("_target_")
     return None if target is None else str(target)
 
 
@@ -192,20 +192,21 @@ def recipe(method: str, model: str) -> str:
     the model's class, for a model that can be trained (GPT-3 has no checkpoint, it is counted alone). The first of them, which
     does not exist, where none does.
     """
-    own = own_values("model", model)
+    own = whole("model", model)
     family = str(own.get("_target_")).split(".")[-2:-1] if own.get("checkpoint") else []
     names = (f"{method}_{model}", model, *(f"{method}_{name}" for name in family))
     return next((name for name in names if conf_file("recipe", name).is_file()), names[0])
 
 
-def bases(recipe: dict[str, Any]) -> list[str]:
-    """The shared recipes that one is built upon."""
-    return [base for base in recipe.get("defaults") or () if isinstance(base, str) and base != "_self_"]
+def bases(values: dict[str, Any]) -> list[str]:
+    """The yamls of its group that one is built upon, by its `defaults`."""
+    return [base for base in values.get("defaults") or () if isinstance(base, str) and base != "_self_"]
 
 
-def of_recipe(name: str) -> dict[str, Any]:
-    """What a recipe says, and the shared ones that it is built upon; nothing where there is no such recipe."""
-    own = own_values("recipe", name)
+def whole(group: str, name: str, *above: str) -> dict[str, Any]:
+    """What one yaml says, and those that it is built upon, as they are written; nothing where there is no such yaml. (Of yamls
+    built upon each other, which Hydra refuses, each counts once.)"""
+    own = dict(own_values(group, name))
     for base in reversed(bases(own)):
-        own = beside(own, of_recipe(base))
-    return own
+        own = beside(own, whole(group, base, name, *above) if base not in (name, *above) else {})
+    return {key: value for key, value in own.items() if key != "defaults"}

@@ -30,10 +30,10 @@ from vera.config.components import (
     group_marks,
     malformed,
     normalised,
-    of_recipe,
     own_target,
     own_values,
     recipe,
+    whole,
 )
 from vera.config.identity import GROUPS, hashed
 from vera.config.marks import marks, table
@@ -308,7 +308,7 @@ def _without_recipes(task: dict[str, Any], resolved: dict[str, Any], overrides: 
     of_method = str(method.get("name"))
     names = [recipe(of_method, str(model.get("name"))), *(f"{of_method}_{part}" for part in family)]
     given = {key.split(".")[1] for word in overrides if (key := word.lstrip("+").partition("=")[0]).startswith("task.")}
-    told = {key for name in names for key in of_recipe(name).get("task") or {}} & task.keys() - given
+    told = {key for name in names for key in whole("recipe", name).get("task") or {}} & task.keys() - given
     if not told:
         return task
     foreign = told - fields({"_target_": task.get("_target_")}, "task").keys()
@@ -368,7 +368,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _check_recipe(name: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
     """A recipe says how long to train in epochs or in steps. (max_steps on the command line is a cap on either.) Raises
     ConfigError where it says both, and where epochs are given on top of its steps, which a run ends after all the same."""
-    train = of_recipe(name).get("train") or {}
+    train = whole("recipe", name).get("train") or {}
     steps = train.get("max_steps")
     if train.get("epochs") is not None and steps is not None:
         raise ConfigError(f"conf/recipe/{name}.yaml: train.epochs and train.max_steps are both given; keep one")
