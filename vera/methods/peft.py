@@ -17,16 +17,16 @@ from vera.errors import ModelError
 from vera.io.files import write_atomic
 from vera.methods import fused
 from vera.methods.base import TargetedMethod, mergeable, read_tensors
+from vera.nn.checkpoint import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 
 ADAPTER = "default"  # PEFT's name of the one adapter that we put on
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 
 
 class PeftMethod(TargetedMethod):
     """A subclass says what PEFT is to do in `peft_config`. Adapter files are PEFT's, with the head among modules_to_save, for
     the model as transformers has it."""
 
-    prefix: ClassVar[str] = "base_model.model."  # of the names in PEFT's files, before those in backbone.model
+    prefix: ClassVar[str] = PREFIX  # of the names in PEFT's files, before those in backbone.model
 
     def peft_config(self, backbone, model_config) -> PeftConfig:
         """PEFT's config for one backbone; target_modules are names that PEFT matches by their end."""

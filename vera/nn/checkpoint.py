@@ -46,7 +46,7 @@ from .projection import draw, fingerprint
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 COMPACT = "vera_lambda"  # the one tensor of a compact file
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."  # of the names in PEFT's files
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _NORM_TOLERANCE = 1e-3  # relative; a bf16 copy of a backbone stays within 1e-5, another checkpoint does not
 
@@ -80,7 +80,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
         tensors = {COMPACT: torch.cat([vector.detach().to("cpu") for vector in tensors.values()])}
     for path, module in heads.of(model, name).items():
         tensors |= {f"{path}.{key}": value.clone() for key, value in heads.tensors(module).items()}  # one may have two names
-    tensors = {_PREFIX + key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+    tensors = {PREFIX + key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
     if config.projection_dtype != "float32" and not compact:  # PEFT would draw the pair in float32
         first = next(iter(layers.values())).projections[name]
         tensors |= dict(zip(("base_model.vera_A", "base_model.vera_B"), draw(*first.key), strict=True))
@@ -179,7 +179,7 @@ class Reader:
         """
         folder = Path(folder)
         raw, weights_file = _read_config(folder / CONFIG_FILE), folder / WEIGHTS_FILE
-        tensors, ours = _read_weights(weights_file)
+        tensors, ours = read_weights(weights_file)
         config = _config(folder / CONFIG_FILE, raw, tensors, ours)
         # PEFT lists every name a head may have; those that are neither in the model nor in the file mean nothing.
         known = [*(path for path, _ in self._modules), *tensors]
@@ -386,7 +386,8 @@ def _config(path: Path, raw: dict, tensors: dict[str, Tensor], ours: dict) -> Ve
         raise AdapterError(f"{path}: {error}") from None
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """The tensors of an adapter file without PEFT's prefix, and our part of its metadata. Raises AdapterError."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -405,7 +406,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
     problem = _problem(ours)
     if problem:
         raise AdapterError(f"{path}: the metadata {problem}")
-    return {key.removeprefix(_PREFIX): value for key, value in tensors.items()}, ours
+    return {key.removeprefix(PREFIX): value for key, value in tensors.items()}, ours
 
 
 def _problem(ours: Any) -> str | None:

@@ -7,17 +7,14 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vera.errors import AdapterError
+from vera.nn.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_weights
 from vera.nn.functional import compose
 from vera.nn.names import matches
 from vera.nn.projection import draw, fingerprint
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
-_PREFIX = "base_model.model."
 # Of PEFT's LoRA: what scales or changes an update, and the ways to begin that leave W0 as it is.
 _NOT_PLAIN = (
     *(
@@ -37,7 +34,7 @@ _LEAVE_W0 = (True, False, "gaussian", "orthogonal")
 
 def trained_vectors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """b [d_out] and d [rank] of every adapted matrix, by its dotted name, of a saved VeRA adapter. Raises AdapterError."""
-    tensors, _ = _read(folder)
+    tensors, *_ = _read(folder)
     names = [name.removesuffix(".vera_lambda_d") for name in tensors if name.endswith(".vera_lambda_d")]
     if not names:
         raise AdapterError(f"{folder} holds no VeRA adapter")
@@ -50,7 +47,7 @@ def weight_differences(folder: Path) -> dict[str, Tensor]:
     Raises AdapterError for another kind of adapter, for a LoRA that is not W0 + alpha / r B A, for VeRA with unique or
     unequal matrices, and when the random matrices drawn here are not those of the training.
     """
-    tensors, config = _read(folder)
+    tensors, config, ours = _read(folder)
     if config.get("peft_type") == "LORA":
         other = [key for key in _NOT_PLAIN if config.get(key)]
         if config.get("init_lora_weights", True) not in _LEAVE_W0:
@@ -62,7 +59,8 @@ def weight_differences(folder: Path) -> dict[str, Tensor]:
         return {name: scale * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"] for name in names}
     if not str(config.get("peft_type")).startswith("VERA"):
         raise AdapterError(f"{folder} holds neither a VeRA nor a LoRA adapter (peft_type is {config.get('peft_type')!r})")
-    ours = _metadata(folder)
+    if not {"shapes", "sharing", "init", "fingerprint"} <= ours.keys():
+        raise AdapterError(f"{folder} was not written by this project: it lacks the fingerprint of the random matrices")
     shapes = {tuple(shape) for shape in ours["shapes"]}
     if ours["sharing"] != "shared" or len(shapes) != 1:
         raise AdapterError(f"{folder}: weight differences are formed for one shared pair of matrices of one shape alone")
@@ -100,20 +98,14 @@ def _in_order(names: list[str]) -> list[str]:
     return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
-def _read(folder: Path) -> tuple[dict[str, Tensor], dict]:
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict, dict]:
+    """The tensors of an adapter, its configuration, and our part of the metadata. Raises AdapterError."""
+    path = Path(folder) / CONFIG_FILE
     try:
-        config = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(Path(folder) / WEIGHTS_FILE)
-    except FileNotFoundError as error:
-        raise AdapterError(f"no adapter here: {error.filename or folder} does not exist") from None
-    except (OSError, ValueError, SafetensorError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        tensors, ours = read_weights(path.with_name(WEIGHTS_FILE))
+    except FileNotFoundError:
+        raise AdapterError(f"no adapter here: {path} does not exist") from None
+    except (OSError, ValueError) as error:
         raise AdapterError(f"{folder} holds no readable adapter: {error}") from None
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}, config
-
-
-def _metadata(folder: Path) -> dict:
-    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
-        ours = json.loads((file.metadata() or {}).get("vera", "{}"))
-    if not {"shapes", "sharing", "init", "fingerprint"} <= ours.keys():
-        raise AdapterError(f"{folder} was not written by this project: it lacks the fingerprint of the random matrices")
-    return ours
+    return tensors, config, ours

@@ -32,12 +32,13 @@ from vera.methods.full import Full
 from vera.methods.head import Head
 from vera.methods.ia3 import IA3
 from vera.methods.lora import Lora
-from vera.methods.peft import ADAPTER, CONFIG_FILE, WEIGHTS_FILE, PeftMethod, json_value
+from vera.methods.peft import ADAPTER, PeftMethod, json_value
 from vera.methods.vera import Vera
 from vera.models.base import Backbone
 from vera.models.gpt2 import join_attention
 from vera.models.text import reads_last_token
 from vera.nn.base_layer import matrix, transposed
+from vera.nn.checkpoint import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from vera.nn.heads import HEADS
 from vera.nn.inject import replace_module
 from vera.nn.linear import VeraLinear
@@ -50,7 +51,6 @@ from vera.seeds import seed_everything
 Form = Literal["lora", "peft", "merged"]
 CHECKPOINTS = ("best", "last")
 _TASK_TYPES = {"text": "SEQ_CLS", "generation": "CAUSAL_LM"}  # PEFT has none for images
-_PREFIX = "base_model.model."
 _MERGED = (Vera, Lora, AdaLora, IA3, Full, BitFit, Head)
 _SAME_OUTPUTS = re.compile("dropout|pdrop|layerdrop|drop_path|attn_implementation")  # of a trained model, whatever they are
 
@@ -254,7 +254,7 @@ def _write_lora(run, record, backbone, method, folder, rank) -> list[str]:
     config = LoraConfig(r=r, lora_alpha=r, target_modules=sorted(factors)).to_dict()
     config = fused.plain_config(backbone.model, json.loads(json.dumps(config, default=json_value)))
     lines.insert(0, f"LoRA of rank {config['r']} on {len(config['target_modules'])} matrices" + ("" if rank else ", exact"))
-    tensors = {_PREFIX + name: tensor for name, tensor in tensors.items()} | _head(backbone)
+    tensors = {PREFIX + name: tensor for name, tensor in tensors.items()} | _head(backbone)
     _write_adapter(run, record, backbone, folder, tensors, config)
     return lines
 
@@ -268,7 +268,7 @@ def _write_peft(run, record, backbone, method, folder, rank) -> list[str]:
     config = read_json((folder / CONFIG_FILE).read_bytes())
     if config["peft_type"] == "VERA_VARIANT":
         raise NoSuchForm(f"PEFT's VeRA has no init={method.init} with sharing={method.sharing}: see --to lora, which is exact")
-    prefix = method.prefix if isinstance(method, PeftMethod) else _PREFIX
+    prefix = method.prefix if isinstance(method, PeftMethod) else PREFIX
     with safe_open(folder / WEIGHTS_FILE, "pt") as file:
         told = file.metadata()  # a VeRA's: which A and B, and which backbone, it is for
     tensors = load_file(folder / WEIGHTS_FILE) | _head(backbone, prefix)
@@ -290,7 +290,7 @@ def _write_adapter(run, record, backbone, folder, tensors, config, metadata=None
     write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _head(backbone: Backbone, prefix: str = _PREFIX) -> dict[str, Tensor]:
+def _head(backbone: Backbone, prefix: str = PREFIX) -> dict[str, Tensor]:
     """The head's tensors by their names in PEFT's files, trained or as the seed drew them: no checkpoint has them."""
     state = {name: value for name, value in backbone.model.state_dict().items() if not inside(name, [HEADS])}
     return {prefix + name: state[name].detach().cpu() for name in state if inside(name, backbone.head)}
