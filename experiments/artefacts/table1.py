@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal
 
-import yaml
-
 from experiments.engine import accounting
 from experiments.engine.accounting import UNITS, prints
 from experiments.engine.claims import Claim, decides, quantity
-from experiments.engine.published import FOLDER
+from experiments.engine.published import FOLDER, read
 from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line
-from vera.config import RunConfig, Strict, checked
+from vera.config import RunConfig, Strict
 from vera.config.memory import composed
 
 MARK = "‡"
@@ -50,7 +48,7 @@ class Published(Strict):
 
 @lru_cache(maxsize=1)
 def published() -> Published:
-    return checked(Published, yaml.safe_load((FOLDER / "table1.yaml").read_text(encoding="utf-8")), "results/paper/table1.yaml")
+    return read(Published, "table1", FOLDER)
 
 
 def runs() -> Iterator[tuple[str, str, int]]:

@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
 
-import yaml
-
 from experiments.engine import accounting, registry
 from experiments.engine.aggregate import pairs
-from experiments.engine.published import FOLDER, Row, load
+from experiments.engine.published import FOLDER, Row, load, read
 from experiments.engine.render import DASH
 from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line
-from vera.config import Strict, checked
+from vera.config import Strict
 from vera.errors import ConfigError
 
 Topic = Literal["counts", "quality", "parts", "cost"]
@@ -55,11 +53,7 @@ class Claims(Strict):
 @lru_cache(maxsize=1)
 def stated() -> tuple[Claim, ...]:
     """results/paper/claims.yaml. Raises ConfigError naming the key."""
-    where = "results/paper/claims.yaml"
-    try:
-        return tuple(checked(Claims, yaml.safe_load((FOLDER / "claims.yaml").read_text(encoding="utf-8")), where).claims)
-    except (OSError, yaml.YAMLError, TypeError) as error:
-        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
+    return tuple(read(Claims, "claims", FOLDER).claims)
 
 
 Check = Callable[[Claim, Asked], list[Line]]

@@ -195,7 +195,7 @@ class Published(Strict):
 
 def load(name: str, folder: Path | None = None) -> Published:
     """results/paper/<name>.yaml of a table. Raises ConfigError that names the file and the key."""
-    published, where = _read(Published, name, folder), _where(name)
+    published, where = read(Published, name, folder), _where(name)
     for index, row in enumerate(published.rows):
         if row.cells and row.cells.keys() != published.columns.keys():
             columns = ", ".join(published.columns)
@@ -224,7 +224,7 @@ def number_in(cell: str) -> tuple[float, float | None] | None:
 
 def figure(name: str, folder: Path | None = None) -> Figure:
     """results/paper/<name>.yaml of a figure. Raises ConfigError that names the file and the key."""
-    return _read(Figure, name, folder)
+    return read(Figure, name, folder)
 
 
 def rows_of(name: str) -> tuple[Sequence[Runs], list[str]]:
@@ -245,7 +245,8 @@ def choice(name: str, method: str, scale: str = "paper") -> list[str]:
     return [f"method={method}", *(f"{key}={value}" for key, value in row.variant.items())]
 
 
-def _read(schema: type[Schema], name: str, folder: Path | None) -> Schema:
+def read(schema: type[Schema], name: str, folder: Path | None = None) -> Schema:
+    """results/paper/<name>.yaml, or the project's. Raises ConfigError that names the file and the key."""
     where = _where(name)
     try:
         return checked(schema, _mapping(folder / f"{name}.yaml" if folder else _file(name)), where)
