@@ -94,6 +94,7 @@ class Model(Component):
     """
 
     modality: ClassVar[str]
+    kind: ClassVar[Any]  # transformers' auto class
     known_layouts: ClassVar[tuple[Layout, ...]] = ()  # more than one where transformers' releases differ
 
     checkpoint: HubId | None = None
@@ -357,10 +358,10 @@ class Model(Component):
         """Model, preprocessing and transformers' loading info; `where` goes to every from_pretrained, `config` to the model."""
         raise NotImplementedError
 
-    def _pretrained(self, kind: Any, source: str, where: dict[str, Any], **keys: Any) -> tuple[Any, dict[str, Any]]:
-        """A model by one of transformers' auto classes, float32 where no key says another dtype, and its loading info."""
+    def _pretrained(self, source: str, where: dict[str, Any], **keys: Any) -> tuple[Any, dict[str, Any]]:
+        """A model by transformers' auto class, float32 where no key says another dtype, and its loading info."""
         keys = {"dtype": torch.float32, **keys, **self.config}
-        return kind.from_pretrained(source, **where, use_safetensors=True, output_loading_info=True, **keys)
+        return self.kind.from_pretrained(source, **where, use_safetensors=True, output_loading_info=True, **keys)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -370,7 +371,8 @@ class Model(Component):
 
     def _from_config(self, config: PretrainedConfig, outputs: int) -> nn.Module:
         """A model of this architecture with a head of `outputs` values."""
-        raise NotImplementedError
+        config.num_labels = outputs
+        return self.kind.from_config(config)
 
     def _check_weights(self, source: str, model: nn.Module, random: set[str], head: list[str]) -> None:
         """Every weight outside the head comes from the checkpoint, and every weight of the head does not. random: those that

@@ -33,6 +33,7 @@ class CausalLM(Model):
     """
 
     modality: ClassVar[str] = "generation"
+    kind: ClassVar[Any] = AutoModelForCausalLM
 
     def _load(self, source, outputs, where):
         tokenizer = AutoTokenizer.from_pretrained(source, **where, padding_side="left")
@@ -40,12 +41,12 @@ class CausalLM(Model):
             raise ValueError("its tokenizer has no end token, by which a model learns to stop; give it an eos_token")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model, info = self._pretrained(AutoModelForCausalLM, source, where, **self.settings)
+        model, info = self._pretrained(source, where, **self.settings)
         check_padding(tokenizer, model)
         return causal(model), tokenizer, info
 
     def _from_config(self, config, outputs):
-        return causal(AutoModelForCausalLM.from_config(config))
+        return causal(self.kind.from_config(config))
 
 
 def causal(model: PreTrainedModel) -> PreTrainedModel:

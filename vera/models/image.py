@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL
@@ -20,6 +20,7 @@ class ImageClassifier(Model):
     """A model of transformers' image-classification family with its PIL image processor."""
 
     modality: ClassVar[str] = "image"
+    kind: ClassVar[Any] = AutoModelForImageClassification
     known_layouts: ClassVar[tuple[Layout, ...]] = (
         Layout(blocks="layers", attention="attention.o_proj", feedforward="mlp.fc2", output="", contraction="mlp.fc2"),
     )
@@ -27,13 +28,9 @@ class ImageClassifier(Model):
     def _load(self, source, outputs, where):
         processor = AutoImageProcessor.from_pretrained(source, **where, backend="pil")
         head = {"num_labels": outputs, "ignore_mismatched_sizes": True}
-        model, info = self._pretrained(AutoModelForImageClassification, source, where, **head)
+        model, info = self._pretrained(source, where, **head)
         config = getattr(model.config, "vision_config", model.config)  # CLIP's
         return model, Pixels(processor, config.num_channels), info
-
-    def _from_config(self, config, outputs):
-        config.num_labels = outputs
-        return AutoModelForImageClassification.from_config(config)
 
 
 class Pixels:

@@ -73,6 +73,7 @@ class TextClassifier(Model):
     """A model of transformers' sequence-classification family with its tokenizer."""
 
     modality: ClassVar[str] = "text"
+    kind: ClassVar[Any] = AutoModelForSequenceClassification
     known_layouts: ClassVar[tuple[Layout, ...]] = (
         Layout(
             blocks="encoder.layer",
@@ -87,10 +88,6 @@ class TextClassifier(Model):
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
         problem = "regression" if outputs == 1 else "single_label_classification"
         head = {"num_labels": outputs, "problem_type": problem, "ignore_mismatched_sizes": True}
-        model, info = self._pretrained(AutoModelForSequenceClassification, source, where, **head)
+        model, info = self._pretrained(source, where, **head)
         agree_on_padding(tokenizer, model)
         return model, tokenizer, info
-
-    def _from_config(self, config, outputs):
-        config.num_labels = outputs
-        return AutoModelForSequenceClassification.from_config(config)

@@ -57,8 +57,6 @@ def tiny_checkpoint(settings: dict[str, Any], cache_dir: Path) -> Path:
         with forked(0, "tiny"):
             if family == "vit":
                 _image(settings, folder)
-            elif family in CAUSAL:
-                _causal(family, settings, folder)
             else:
                 _text(family, settings, folder)
 
@@ -90,30 +88,19 @@ def _config_class(family: Any, key: str) -> type[PretrainedConfig]:
 
 
 def _text(family: str, settings: dict[str, Any], folder: Path) -> None:
-    tokenizer = byte_tokenizer()
+    causal = family in CAUSAL
+    tokenizer = causal_tokenizer(bytes_of([END])) if causal else byte_tokenizer()
     config = CONFIGS[family](
         vocab_size=len(tokenizer),
-        max_position_embeddings=514,
+        max_position_embeddings=1024 if causal else 514,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         **settings,
     )
-    AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _causal(family: str, settings: dict[str, Any], folder: Path) -> None:
-    tokenizer = causal_tokenizer(bytes_of([END]))
-    config = CONFIGS[family](
-        vocab_size=len(tokenizer),
-        max_position_embeddings=1024,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **settings,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    model = kind.from_config(config)
+    (model if causal else model.base_model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
