@@ -7,9 +7,8 @@ from typing import Any
 from vera.config import RunConfig, build
 from vera.methods.base import Method, count
 from vera.models.base import Model
+from vera.nn.count import stored_bytes
 from vera.tasks.base import Task
-
-SINGLE_PRECISION = 4  # bytes a value in every count of the paper
 
 
 def account(run: RunConfig) -> dict[str, int]:
@@ -25,4 +24,4 @@ def account(run: RunConfig) -> dict[str, int]:
     body = sum(p.numel() for p in backbone.model.parameters() if id(p) not in in_head)
     method.attach(backbone, model_config)
     counted: dict[str, Any] = count(method.parameter_groups(backbone), backbone.model)
-    return {**counted, "adapter_bytes": SINGLE_PRECISION * counted["adapter"], "backbone": body}
+    return {**counted, "adapter_bytes": stored_bytes(counted["adapter"]), "backbone": body}
