@@ -62,11 +62,7 @@ class Alpaca(LanguageTask):
             raise ValueError(f"columns are those of a file: give it with data_dir=; {REPOSITORY} has {', '.join(FIELDS)}")
         return self
 
-    def load(self, backbone: Backbone, seed: int) -> Data:
-        return self.once(backbone, lambda: self._prepare(backbone))
-
     def _prepare(self, backbone: Backbone) -> Data:
-        self.check_length(backbone)
         every, source, commit = self.read()
         train, held = self._split(every)
         examples, made = {}, {}

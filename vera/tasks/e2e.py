@@ -78,11 +78,7 @@ class E2E(LanguageTask):
         if self.primary in CAPTION_METRICS and (reason := unavailable()):
             raise ConfigError(f"task.primary={self.primary} {reason}")
 
-    def load(self, backbone: Backbone, seed: int) -> Data:
-        return self.once(backbone, lambda: self._prepare(backbone))
-
     def _prepare(self, backbone: Backbone) -> Data:
-        self.check_length(backbone)
         if self.decoding is not None and (reason := unavailable()):
             log.warning("task=%s: records of this machine lack %s: %s", self.name, ", ".join(CAPTION_METRICS), reason)
         tokenizer = backbone.preprocess

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vera.errors import ConfigError
 from vera.models.base import Backbone, positions
-from vera.tasks.base import Task
+from vera.tasks.base import Data, Task
 
 IGNORED = -100
 
@@ -64,11 +64,14 @@ class LanguageTask(Task):
     def score(self, logits, labels):
         return {"log_likelihood": float(logits.double().sum() / labels.sum())}
 
-    def check_length(self, backbone: Backbone) -> None:
-        """Raises ConfigError when max_length is more than the model can read."""
+    def load(self, backbone: Backbone, seed: int) -> Data:
         limit = positions(backbone.model)
         if limit is not None and self.max_length > limit:
             raise ConfigError(f"task.max_length={self.max_length} is more than this model's {limit} positions")
+        return self.once(backbone, lambda: self._prepare(backbone))
+
+    def _prepare(self, backbone: Backbone) -> Data:
+        raise NotImplementedError
 
     def example(self, prompt: list[int], target: list[int]) -> tuple[dict[str, list[int]], bool]:
         """input_ids and labels of one example, cut at max_length, and whether it was cut."""
