@@ -159,20 +159,6 @@ def page() -> str:
     return lead + "\n".join(markdown(table(name)) for name in ARTEFACTS)
 
 
-def other_sides(name: str) -> list[tuple[list[str], str, Any]]:
-    """For each value that another source prints: overrides that take it, its key, the value."""
-    rows, tasks = rows_of(name)
-    return [
-        ([*row.overrides(task), _override(setting.key, value)], setting.key, value)
-        for row in rows
-        if row.method is not None
-        for setting in settings(row, tasks)
-        for found in setting.other.values()
-        for task, value in found.items()
-        if not isinstance(value, dict)
-    ]
-
-
 def _override(key: str, value: Any) -> str:
     return f"{key}={_shown(value)}"
 
