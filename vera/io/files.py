@@ -33,6 +33,15 @@ def read_mended_json(text: str) -> Any:
 
 
 @contextmanager
+def os_error_as(error: type[VeraError], what: str) -> Iterator[None]:
+    """Raises `error`, which says `what` and the system's reason, for an OSError within."""
+    try:
+        yield
+    except OSError as reason:
+        raise error(f"{what}: {reason.strerror or reason}") from None
+
+
+@contextmanager
 def locked(folder: Path, name: str, taken: VeraError) -> Iterator[None]:
     """Hold `.<name>.lock` of a folder, which is made. Raises `taken` when another process holds it, and RecordError when the
     folder cannot be written."""

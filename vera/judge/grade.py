@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vera.errors import ConfigError, DataError, JudgeError, RecordError
-from vera.io.files import append_line, locked, read_json, read_lines
+from vera.io.files import append_line, locked, os_error_as, read_json, read_lines
 from vera.judge.endpoint import Endpoint, ItemError, JudgeSettings, Reply
 from vera.judge.judgement import SCHEMA, Answers, Judged, digest, find, judged_name, write
 from vera.judge.prompts import Prompt, Prompts, own_prompts, read_prompts
@@ -60,10 +60,8 @@ def read_answers(path: str | Path, questions: QuestionSet, turns: int) -> Answer
     """Answers from a JSONL file (ours or FastChat's model_answer). Raises DataError when it does not fit the questions, and
     RecordError when it is not the file that its record is about."""
     path = Path(path)
-    try:
+    with os_error_as(DataError, f"{path} cannot be read"):
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     sha256 = hashlib.sha256(data).hexdigest()
     record = find(Answers, path.with_suffix(".json"))
     if record is not None:
@@ -332,10 +330,8 @@ class Desk:
 
     def _write(self) -> None:
         while self._unwritten:
-            try:
+            with os_error_as(RecordError, f"{self._verdicts} cannot be written"):
                 append_line(self._verdicts, self._unwritten[0])
-            except OSError as error:
-                raise RecordError(f"{self._verdicts} cannot be written: {error.strerror or error}") from None
             self._unwritten.popleft()
 
 

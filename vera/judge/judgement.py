@@ -14,7 +14,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic wants this one 
 
 from vera.config import Name, Strict, run_name
 from vera.errors import RecordError
-from vera.io.files import write_atomic
+from vera.io.files import os_error_as, write_atomic
 from vera.records.record import Count, Finite, Run
 
 SCHEMA = 1
@@ -205,10 +205,8 @@ def find_all(schema: type[_Record], folder: Path) -> list[_Record]:
 
 def write(path: Path, record: Answers | Judged) -> None:
     """Write a record, whole or not at all. Raises RecordError."""
-    try:
+    with os_error_as(RecordError, f"{path} cannot be written"):
         write_atomic(path, record.to_json())
-    except OSError as error:
-        raise RecordError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def digest(value: Any) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from vera.config import Strict
 from vera.errors import DataError
-from vera.io.files import read_mended_json, write_atomic
+from vera.io.files import os_error_as, read_mended_json, write_atomic
 
 TIMEOUT_SECONDS = 20
 
@@ -42,10 +42,8 @@ def in_folder(file: PinnedFile, folder: str | Path) -> Found | None:
     for name in file.names:
         path = Path(folder) / name
         if path.is_file():
-            try:
+            with os_error_as(DataError, f"{path} cannot be read"):
                 data = path.read_bytes()
-            except OSError as error:
-                raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
             digest = hashlib.sha256(data).hexdigest()
             return Found(data, str(path), digest, digest == file.sha256)
     return None

@@ -18,7 +18,7 @@ from typing import Any
 
 from vera.config import RunConfig, group_marks, hashed
 from vera.errors import RecordError
-from vera.io.files import write_atomic
+from vera.io.files import os_error_as, write_atomic
 from vera.records.record import LOCAL, Record
 
 KINDS = {"model": ("weights", "model_fingerprint", "model_source"), "task": ("rows", "data_fingerprint", "data_source")}
@@ -59,15 +59,13 @@ def stamp(path: str) -> str:
     """Changes when a file below a path may have changed: SHA-256 over names, sizes and times. Raises RecordError."""
     root = Path(path)
     digest = hashlib.sha256()
-    try:
+    with os_error_as(RecordError, f"{path} cannot be read"):
         for file in [root] if root.is_file() else sorted(_files(root)):
             about = file.stat()
             name = file.relative_to(root.parent if root.is_file() else root)
             digest.update(
                 f"{name}\0{about.st_size}\0{about.st_mtime_ns}\0{about.st_ctime_ns}\n".encode(errors="surrogateescape")
             )
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror or error}") from None
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vera.errors import RecordError
-from vera.io.files import remove_temporaries, write_atomic
+from vera.io.files import os_error_as, remove_temporaries, write_atomic
 from vera.records.record import Failure, Record, is_output, output_path, parse, text_hash
 
 _NAME = re.compile(r".+--.+--.+--([0-9a-f]{8})--s\d+")
@@ -71,13 +71,11 @@ class Store:
 
     def check_writable(self, name: str) -> None:
         """Raises RecordError before any work is done when a run's record could not be written at its end."""
-        try:
+        with os_error_as(RecordError, f"results_dir={self.root} is not writable"):
             self.runs.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=self.runs, prefix=f".{name}.")
             os.close(handle)
             Path(temporary).unlink(missing_ok=True)  # a worker that took the run over may have tidied up
-        except OSError as error:
-            raise RecordError(f"results_dir={self.root} is not writable: {error.strerror or error}") from None
 
     def remove_temporaries(self, name: str) -> None:
         """Remove what killed workers have left half-written of one run. For the worker that holds its claim."""
@@ -99,10 +97,8 @@ class Store:
     @staticmethod
     def read(path: Path) -> Record:
         """The record in one file, wherever it lies. Raises RecordError where it is none or has not its run's name."""
-        try:
+        with os_error_as(RecordError, f"{path} cannot be read"):
             text = path.read_bytes()
-        except OSError as error:
-            raise RecordError(f"{path} cannot be read: {error.strerror or error}") from None
         record = parse(text, str(path))
         if path.stem != record.name:
             raise RecordError(f"{path}: the file should be called {record.name}.json")

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from vera.config import Strict
 from vera.errors import Claimed, ClaimLost, ConfigError, RecordError
-from vera.io.files import link_new, remove_temporaries
+from vera.io.files import link_new, os_error_as, remove_temporaries
 
 FOLDER = "claims"
 BEATS = 20  # signs of life in a timeout
@@ -224,7 +224,7 @@ class Claim:
 
 def acquire(root: Path, name: str, timeout: float) -> Claim:
     """Claim a run for this process. Raises Claimed when another worker has it, RecordError for a folder not writable."""
-    try:
+    with os_error_as(RecordError, f"results_dir={root} is not writable"):
         while True:
             found = held(root, name)
             if found is not None and not stale(root, found, timeout):
@@ -233,8 +233,6 @@ def acquire(root: Path, name: str, timeout: float) -> Claim:
             if claim.create():
                 return claim
             time.sleep(0.05)  # another worker was faster
-    except OSError as error:
-        raise RecordError(f"results_dir={root} is not writable: {error.strerror or error}") from None
 
 
 def stale(root: Path, found: Held, timeout: float) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict  # pydantic wants this one before Python 3.12
 
 from vera.errors import TrainingError
-from vera.io.files import read_json, write_atomic
+from vera.io.files import os_error_as, read_json, write_atomic
 
 FILE = "state.safetensors"
 KEPT = ("trained", "chosen", "method")  # tensors of the method, in groups that come back as they were given
@@ -72,10 +72,8 @@ def save(
     for rank, own in enumerate(processes):
         tensors |= {f"process/{rank}/{name}": tensor for name, tensor in own.items()}
     state = json.dumps({"progress": progress, "processes": len(processes)})
-    try:
+    with os_error_as(TrainingError, f"{folder / FILE} cannot be written"):
         write_atomic(folder / FILE, safetensors_bytes(tensors, {"state": state, "crc32": _crc32(state, tensors)}))
-    except OSError as error:
-        raise TrainingError(f"{folder / FILE} cannot be written: {error.strerror or error}") from None
 
 
 def load(

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from vera.config import RunConfig, Strict, build, component, hashed
 from vera.errors import Claimed, ConfigError, RecordError
-from vera.io.files import append_line, locked, read_json, read_lines
+from vera.io.files import append_line, locked, os_error_as, read_json, read_lines
 from vera.judge.judgement import SCHEMA, Answers, answers_name, digest, find, write
 from vera.judge.questions import Question, QuestionSet, QuestionSource, described, load_questions
 from vera.methods.base import Method
@@ -173,10 +173,8 @@ def _trained(run: RunConfig) -> Record:
 
 def _hash(path: Path) -> str:
     """SHA-256, in hex, of a file of answers. Raises RecordError when it cannot be read."""
-    try:
+    with os_error_as(RecordError, f"{path} cannot be read"):
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _missing(path: Path, questions: QuestionSet) -> list[Question]:
@@ -226,10 +224,8 @@ def _write(run, settings, backbone, method, questions, missing, path, on_progres
             seconds = (time.monotonic() - began) / len(batch)
             made = Made(asked=asked, seconds=seconds, device=device, precision=precision, fingerprint=backbone.fingerprint)
             for line in lines:
-                try:
+                with os_error_as(RecordError, f"{path} cannot be written"):
                     append_line(path, json.dumps({**line, **made.model_dump()}, ensure_ascii=False))
-                except OSError as error:
-                    raise RecordError(f"{path} cannot be written: {error.strerror or error}") from None
             done += len(batch)
             on_progress(done, len(questions.questions))
 

@@ -22,7 +22,7 @@ from vera.checks.verify import read_record, run_of
 from vera.config import RunConfig, build, component
 from vera.config.paths import work_of
 from vera.errors import AdapterError, ConfigError, RecordError
-from vera.io.files import move_folder, read_json, write_atomic
+from vera.io.files import move_folder, os_error_as, read_json, write_atomic
 from vera.methods import fused
 from vera.methods.adalora import AdaLora
 from vera.methods.any_peft import AnyPeft
@@ -91,11 +91,9 @@ def export(
     backbone = _load(run, record, method, folder)
     if form != "merged":
         _check_names(backbone)
-    try:
+    with os_error_as(ConfigError, f"{out.parent} cannot be written"):
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise ConfigError(f"{out.parent} cannot be written: {error.strerror or error}") from None
     try:
         write = {"lora": _write_lora, "peft": _write_peft, "merged": _write_merged}[form]
         lines = write(run, record, backbone, method, scratch, rank)
