@@ -36,6 +36,7 @@ def test_a_deviation_is_tested_with_the_published_spread_where_there_is_one():
     assert deviation_p(values, 0.80, None, 5) == pytest.approx(ttest_1samp(values, 0.80).pvalue)
     assert deviation_p(values, 0.80, 0.05, 5) > deviation_p(values, 0.80, None, 5)  # a spread makes the same gap less certain
     assert deviation_p([0.8], 0.8, 0.1, 5) is None and deviation_p([0.8, 0.8], 0.8, None, 5) == 1.0
+    assert deviation_p(values, 0.80, 0.05, 1) is None  # of one run there is no spread
 
 
 @pytest.mark.parametrize(

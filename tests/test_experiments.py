@@ -276,6 +276,12 @@ def test_a_printed_cell_may_be_a_dash_and_nothing_else_but_a_number(tmp_path, mo
         compare("mine", Asked(by_cell(*made)))
 
 
+def test_a_study_has_a_run(tmp_path, monkeypatch):
+    own_table(tmp_path, monkeypatch, lora={"study": {"by": "them", "seeds": 0}})
+    with pytest.raises(ConfigError, match=r"rows\.1\.study\.seeds"):
+        published.load("mine")
+
+
 def test_a_dash_is_also_a_run_without_the_score():
     unjudged = [record(["model=llama_7b", "task=alpaca", "method=lora"], seed, -1.0) for seed in range(5)]
     table = compare("table4", Asked(by_cell(*unjudged)))[0]

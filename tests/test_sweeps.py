@@ -4,6 +4,7 @@ import re
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.engine import plan, published, sweeps
 from tests.conftest import own_methods
@@ -70,6 +71,31 @@ def test_a_row_that_is_added_needs_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(published, "FOLDER", tmp_path)
     new = [cell for cell in chosen("glue_large") if cell not in before]
     assert new == [("model=roberta_large", f"task={t}", "method=vera", "method.init=kaiming_normal") for t in table["columns"]]
+
+
+VARIANT = """\
+train.max_steps: null
+train.deterministic: true
+train.lr: 1e-3
+train.head_lr: 1.0e-3
+model.checkpoint: "null"
+model.revision: "10"
+model.path: it's a {place}, [here]
+method.targets: [query, "true", null]
+method.settings: {rank: 4, init: "yes"}
+"""
+
+
+def test_a_row_s_settings_reach_hydra_as_its_yaml_has_them(tmp_path, monkeypatch):
+    variant = yaml.safe_load(VARIANT)
+    row = {"label": "VeRA", "model": "roberta_large", "method": "vera", "variant": variant, "source": "nobody"}
+    table = yaml.safe_load((published.FOLDER / "table2.yaml").read_text())
+    (tmp_path / "table2.yaml").write_text(yaml.safe_dump({**table, "rows": [row]}, sort_keys=False))
+    monkeypatch.setattr(published, "FOLDER", tmp_path)
+    asked = OverridesParser.create().parse_overrides(["artefacts=table2", "task=rte"])
+    for words in (published.load("table2").rows[0].overrides("rte"), *sweeps.jobs(asked, [])):
+        read = [OverridesParser.create().parse_override(word) for word in words[3:]]
+        assert {one.key_or_group: one.value() for one in read} == {**variant, "train.lr": 0.001}
 
 
 def test_a_miniature_is_the_same_rows_at_another_scale():

@@ -45,7 +45,7 @@ def _table(name: str, parts: Sequence[str], asked: Asked) -> Table:
 
 
 def _choice(row: Row) -> list[str]:
-    return [f"method={row.method}", *(f"{key}={value}" for key, value in row.variant.items())]
+    return [f"method={row.method}", *row.settings]
 
 
 def _variants(claim: Claim, asked: Asked, table: str, kind: Kind, pairs: Sequence[tuple[int, int]]) -> list[Line]:

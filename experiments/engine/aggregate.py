@@ -218,11 +218,11 @@ def detectable(differences: Sequence[float], power: float = 0.8, level: float = 
 
 
 def deviation_p(values: Sequence[float], printed: float, spread: float | None, seeds: int) -> float | None:
-    """Two-sided p that the values and a published figure have one mean; None for a single value.
+    """Two-sided p that the values and a published figure have one mean; None for a single value, on either side.
 
     Welch's test where the figure comes with a standard deviation (over `seeds` runs), else Student's against a constant.
     """
-    if len(values) < 2:
+    if len(values) < 2 or (spread is not None and seeds < 2):
         return None
     mean, std = statistics.fmean(values), statistics.stdev(values)
     if std == 0 and not spread:

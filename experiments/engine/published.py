@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from experiments import ARTEFACTS, RESULTS
 from vera.config import RunConfig, Strict, checked
 from vera.config.memory import composed
+from vera.config.paths import written
 from vera.errors import ConfigError
 from vera.project import project
 
@@ -98,14 +99,19 @@ class Runs(Strict):
 
     def overrides(self, task: str) -> list[str]:
         """What to give to scripts/train.py, in front of the seed."""
-        return [f"model={self.model}", f"task={task}", f"method={self.method}", *(f"{k}={v}" for k, v in self.variant.items())]
+        return [f"model={self.model}", f"task={task}", f"method={self.method}", *self.settings]
+
+    @property
+    def settings(self) -> list[str]:
+        """`variant`, as overrides."""
+        return [f"{key}={written(value)}" for key, value in self.variant.items()]
 
 
 class Study(Strict):
     """Who ran a row, on how many seeds, what is printed of them, and of which epoch; None for what its source does not say."""
 
     by: str
-    seeds: int | None = None
+    seeds: int | None = Field(None, ge=1)
     over: Literal["median", "mean"] | None = None
     epoch: Literal["best", "last"] | None = None
 
@@ -242,7 +248,7 @@ def rows_of(name: str) -> tuple[Sequence[Runs], list[str]]:
 def choice(name: str, method: str, scale: str = "paper") -> list[str]:
     """Method and variant of a figure's row for a method at a scale, as overrides."""
     row = next(row for row in figure(name).rows if row.method == method and row.scale in (None, scale))
-    return [f"method={method}", *(f"{key}={value}" for key, value in row.variant.items())]
+    return [f"method={method}", *row.settings]
 
 
 def read(schema: type[Schema], name: str, folder: Path | None = None) -> Schema:

@@ -66,7 +66,7 @@ class Cell:
 
 
 class _Line(NamedTuple):
-    """A row for one task."""
+    """A row for one task. variant: each key with its override."""
 
     model: str
     task: str
@@ -187,7 +187,11 @@ def jobs(overrides: Sequence[Override], artefacts: Sequence[str]) -> list[list[s
     rest = _product([override for override in overrides if override.get_key_element() in given])
     tasks = [*axes.get("task", []), *(line.task for line in lines)]  # task by task: its data are read once
     every = [
-        (*(f"{axis}={getattr(line, axis)}" for axis in AXES), *(f"{k}={v}" for k, v in line.variant if k not in given), *other)
+        (
+            *(f"{axis}={getattr(line, axis)}" for axis in AXES),
+            *(setting for key, setting in line.variant if key not in given),
+            *other,
+        )
         for line in sorted(lines, key=lambda line: tasks.index(line.task))
         for other in rest
     ]
@@ -221,7 +225,7 @@ def _lines(artefacts: Sequence[str], scale: str, axes: dict[str, list[str]]) -> 
                     missing = [name for axis, name in (("model", row.model), ("task", task)) if here[axis] is None]
                     if missing:
                         raise ConfigError(f"conf/scale/{scale}.yaml.stands_for: nothing stands for {missing[0]} of {artefact}")
-                lines.append(_Line(**here, method=row.method, variant=tuple((k, str(v)) for k, v in row.variant.items())))
+                lines.append(_Line(**here, method=row.method, variant=tuple(zip(row.variant, row.settings, strict=True))))
     if stands_for:
         for axis in axes.keys() & stands_for.keys():
             axes[axis] = [stands_for[axis].get(value, value) for value in axes[axis]]

@@ -1,4 +1,5 @@
-"""Paths on a command line and in conf/: local copies by the last part of a hub id, and what a shell does not expand."""
+"""Values and paths on a command line and in conf/: as Hydra's grammar reads them back, local copies by the last part of a hub
+id, and what a shell does not expand."""
 
 from __future__ import annotations
 
@@ -8,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 # Keys whose values are paths, as far as a command line is concerned.
 _PATH_KEY = re.compile(r"(?:^|[._])(?:path|dir|root|folder)$")
 _PLAIN = re.compile(r"[\w./+@%:-]*", re.ASCII)  # what Hydra's grammar takes as it is
 _NO_TEXT = re.compile(r"[+-]?[\d_.]+(e[+-]?\d+)?|[+-]?(inf|nan)|true|false", re.IGNORECASE)  # a number, or a boolean
+_TEXT = "tag:yaml.org,2002:str"  # of what is no number, null or the like to YAML
 _SWEEP = re.compile(r"(?:choice|glob|sort|shuffle)\(.*\)$")
 
 
@@ -66,8 +69,29 @@ def _readable(argument: str) -> str:
     return f"{key}={','.join(map(_quoted, parts))}"
 
 
+def written(value: Any) -> str:
+    """A value of a YAML file as Hydra's grammar reads it on a command line. A text that its YAML must have quoted (null, 10) is
+    quoted here; one such as 1e-3, which is a text to YAML alone, is left to Hydra, which takes it for the number it is."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{written(part)}' for key, part in value.items())}}}"
+    if not isinstance(value, str):
+        return str(value)
+    plain = _PLAIN.fullmatch(value) and yaml.SafeLoader("").resolve(yaml.ScalarNode, value, (True, False)) == _TEXT
+    return value if plain else _in_quotes(value)
+
+
 def _quoted(value: str) -> str:
     if _PLAIN.fullmatch(value) and not _NO_TEXT.fullmatch(value):
         return value
+    return _in_quotes(value)
+
+
+def _in_quotes(value: str) -> str:
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), value)
     return f"'{escaped}'"
