@@ -174,6 +174,63 @@ def test_what_would_mix_cells_or_show_nothing_is_refused(more, said, results):
         pivot([], ["method"], ["task"], **more)
 
 
+def named(made: Record, **changes: object) -> Record:
+    """The record of a run of these values in its config, where there is such a key, and of these names."""
+    raw = json.loads(made.to_json())
+    for group in ("model", "task", "method"):
+        for key, value in changes.items():
+            if key in raw["run"]["config"][group] or key == group:
+                raw["run"]["config"][group]["name" if key == group else key] = value
+        raw["run"][group] = raw["run"]["config"][group]["name"]
+    raw["run"]["cell_id"] = cell_id(raw["run"]["config"], raw["run"]["follows_seed"])
+    return Record.model_validate(raw)
+
+
+def test_cells_that_differ_in_their_names_alone_are_told_apart_by_them():
+    found = [named(record(LORA, 0, 0.5), task=task) for task in ("one", "two")]
+    with pytest.raises(ConfigError, match=r"lora: 2 cells in one place \(task: one, two\); add a key"):
+        pivot(found, ["method"], [])
+    assert [row[0] for row in pivot(found, ["task"], []).rows] == ["one", "two"]
+
+
+def test_what_follows_the_seed_tells_no_cells_apart_and_splits_none():
+    both = [[*DIGITS, "method=vera", f"method.rank={rank}"] for rank in (4, 8)]
+    found = [record(words, seed, 0.5) for words, first in zip(both, (0, 5), strict=True) for seed in range(first, first + 5)]
+    with pytest.raises(ConfigError, match=r"vera: 2 cells in one place \(method\.rank: 4, 8\)"):
+        pivot(found, ["method"], [])
+    fixed = [record([*both[0], "method.projection_seed=0"], seed, 0.6) for seed in range(5)]
+    shown = pivot([*found[:5], *fixed], ["method", "method.projection_seed"], [])
+    assert shown.rows == [["vera", "0", "60.0±0.0"], ["vera", "${seed}", "50.0±0.0"]]
+
+
+def test_a_list_that_is_cut_says_so():
+    found = [record([*LORA, f"method.rank={rank}"], 0, 0.5) for rank in range(1, 8)]
+    with pytest.raises(ConfigError, match=r"7 cells in one place \(method\.rank: 1, 2, 3, 4, 5, 6, …\)"):
+        pivot(found, ["method"], [])
+    with pytest.raises(ConfigError, match=r"there is method\.rank=1 2 3 4 5 6 …"):
+        pivot(found, ["method"], [], where=["method.rank=9"])
+
+
+def test_a_condition_is_read_as_it_is_written_and_settings_also_as_yaml_has_them():
+    found = [named(record(LORA, 0, 0.5), task=task) for task in ("no", "007", "7")]
+    for task in ("no", "007", "7"):
+        assert [row[0] for row in pivot(found, ["task"], [], where=[f"task={task}"]).rows] == [task]
+    dev, tested = record(LORA, 0, 0.5), named(record(LORA, 1, 0.5), validation="no")
+    assert [row[0] for row in pivot([dev, tested], ["task.validation"], [], where=["task.validation=no"]).rows] == ["no"]
+    assert len(pivot([dev], ["task"], [], where=["train.lr=1e-2", "train.deterministic=no"]).rows) == 1
+
+
+def test_notes_are_of_the_cells_that_are_shown(results):
+    """The run with test rows has no score at its last epoch, one seed, and here another backbone."""
+    store = Store(results)
+    store.write(with_test(record([*DIGITS, "method=head", "task.validation=0.2"], 1, 0.9, model_fingerprint="n"), 0.8))
+    lora = [made for made in store.records() if made.run.cell_id == record(LORA, 0, 0.5).run.cell_id]
+    tested = [made for made in store.records() if made.scores.test]
+    for stat, count in (("last", 1), ("median", 3)):
+        shown = pivot([*lora, *tested], ["method"], ["task"], stat=stat)
+        assert len(shown.notes) == count and len(shown.rows) == 3
+
+
 def test_the_command_prints_and_writes_it(results, tmp_path, capsys):
     words = ["--results", str(results), "--rows", "method,method.rank", "--columns", "task", "--out", str(tmp_path / "out")]
     assert command("tables", words) == 0 and "60.0±10.0" in capsys.readouterr().out

@@ -31,14 +31,14 @@ def pivot(
 
     metric: None for each task's first. where: key=value that a record must have. recipes: only cells that model, task and
     method alone make. A place holds the seeds of one cell: several in one place are refused with the keys that tell them apart.
-    Raises ConfigError.
+    A setting that is each run's own seed is ${seed}. Raises ConfigError.
     """
     if not records:
         raise ConfigError("there are no records in this results folder; run something first")
-    chosen = [record for record in records if all(_text(_value(record, key)) == value for key, value in map(_pair, where))]
+    chosen = [record for record in records if all(_text(_value(record, key)) in meant for key, meant in map(_pair, where))]
     if recipes:
         chosen = [record for record in chosen if record.run.cell_id == _of_recipe(record)]
-    known = {key for record in records for key in (*NAMED, *dict(leaves(record.run.config)))}
+    known = {key for record in records for key in (*NAMED, *_settings(record))}
     for key in [*rows, *columns, *(key for key, _ in map(_pair, where))]:
         if key not in known:
             raise ConfigError(
@@ -46,7 +46,7 @@ def pivot(
             )
     if not chosen:
         values = {key: sorted({_text(_value(record, key)) for record in records}, key=_order) for key, _ in map(_pair, where)}
-        there = "; there is ".join(["", *(f"{key}={' '.join(of[:6])}" for key, of in values.items())])
+        there = "; there is ".join(["", *(f"{key}={' '.join(_cut(of))}" for key, of in values.items())])
         raise ConfigError(f"there are no records{' with ' * bool(where)}{' '.join(where)}{there}")
     metrics = sorted({name for record in chosen for name in record.reported(epoch_of(stat))})
     if metric is not None and metric not in metrics:
@@ -60,7 +60,8 @@ def pivot(
         places.setdefault((down, across), []).append(record)
     for (down, across), found in places.items():
         _one_cell(found, " ".join([*down, *across]))
-    shown = {place: Entry(place[0], found, stat, metric).printed() for place, found in places.items()}
+    entries = {place: Entry(place[0], found, stat, metric) for place, found in places.items()}
+    shown = {place: entry.printed() for place, entry in entries.items()}
     heads = sorted({place[1] for place in places}, key=_order)
     made = []
     for down in sorted({place[0] for place in places}, key=_order):
@@ -68,22 +69,29 @@ def pivot(
     titles = [", ".join(part) for part in heads] if columns else [metric or "score"]
     what = metric or "each task's first metric"
     epoch = f"at the {epoch_of(stat)} epoch; test rows where a record has them"
-    notes = [f"{OVER_SEEDS[stat].capitalize()} ± standard deviation of {what} x 100, {epoch}.", *unlike_notes(chosen)]
-    notes += seeds_note(places.values())
+    with_score = [entry.records for entry in entries.values() if entry.has()]
+    notes = [f"{OVER_SEEDS[stat].capitalize()} ± standard deviation of {what} x 100, {epoch}."]
+    notes += [*unlike_notes(record for records in with_score for record in records), *seeds_note(with_score)]
     title = f"{', '.join(rows)} by {', '.join(columns)}" if columns else ", ".join(rows)
     return Table("pivot", title + (f" where {' '.join(where)}" if where else ""), [*rows, *titles], made, notes)
 
 
 def _one_cell(found: Sequence[Record], place: str) -> None:
-    cells = {record.run.cell_id: record.run.config for record in found}
+    cells = {record.run.cell_id: record for record in found}
     if len(cells) > 1:
-        settings = varying(list(cells.values()))
-        apart = {key: sorted({_text(values[key]) for values in settings}, key=_order) for key in settings[0]}
-        said = "; ".join(f"{key}: {', '.join(values[:6])}" for key, values in list(apart.items())[:6])
+        keys = [*NAMED, *varying([record.run.of_all_seeds for record in cells.values()])[0]]
+        values = {key: sorted({_text(_value(record, key)) for record in cells.values()}, key=_order) for key in keys}
+        apart = [f"{key}: {', '.join(_cut(of))}" for key, of in values.items() if len(of) > 1]
+        told = "; ".join(_cut(apart)) or ", ".join(sorted(cell[:8] for cell in cells))
         raise ConfigError(
-            f"{place}: {len(cells)} cells in one place ({said}); add a key to --rows or --columns, choose with "
+            f"{place}: {len(cells)} cells in one place ({told}); add a key to --rows or --columns, choose with "
             "--where KEY=VALUE, or take the recipes' cells alone with --recipes"
         )
+
+
+def _cut(words: Sequence[str]) -> list[str]:
+    """The first of many words, and a sign that there are more."""
+    return [*words[:6], *(["…"] if len(words) > 6 else [])]
 
 
 def _of_recipe(record: Record) -> str | None:
@@ -95,7 +103,11 @@ def _of_recipe(record: Record) -> str | None:
 
 
 def _value(record: Record, key: str) -> Any:
-    return getattr(record.run, key) if key in NAMED else dict(leaves(record.run.config)).get(key)
+    return getattr(record.run, key) if key in NAMED else _settings(record).get(key)
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    return dict(leaves(record.run.of_all_seeds))
 
 
 def _text(value: Any) -> str:
@@ -107,15 +119,18 @@ def _text(value: Any) -> str:
     return DASH if value is None else short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
-def _pair(word: str) -> tuple[str, str]:
+def _pair(word: str) -> tuple[str, set[str]]:
+    """A key, and as what its value may stand in records: as it is written, and but for names as what YAML reads in it."""
     key, equals, value = word.partition("=")
     if not equals:
         raise ConfigError(f"--where {word!r} is not KEY=VALUE")
+    if key in NAMED:
+        return key, {value}
     try:
         meant = yaml.safe_load(value)
-        return key, _text(float(meant) if isinstance(meant, str) else meant)  # to YAML 1e-3 is a text
+        return key, {value, _text(float(meant) if isinstance(meant, str) else meant)}  # to YAML 1e-3 is a text
     except (ValueError, yaml.YAMLError):
-        return key, value
+        return key, {value}
 
 
 def _order(part: Any) -> Any:

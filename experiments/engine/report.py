@@ -6,7 +6,6 @@ The page needs nothing but itself: style, script, pictures and provenance are in
 from __future__ import annotations
 
 import base64
-import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from experiments.engine.plan import COLUMNS, Plan, failure, figures
 from experiments.engine.render import DASH, Sourced, Table, notes_of
 from experiments.engine.sweeps import Cell, cells, own_sweeps, sweeps
 from experiments.engine.verdicts import IN_MINIATURE
-from vera.config import dotted
 from vera.records.record import Record
 
 FOLDER = Path(__file__).resolve().parent / "page"
@@ -241,20 +239,12 @@ def provenance(found: Cells) -> dict[str, Any]:
             "model": run.model,
             "task": run.task,
             "method": run.method,
-            "config": {group: place(_plain(values)) for group, values in sorted(_of_all_seeds(records[0]).items())},
+            "config": {group: place(_plain(values)) for group, values in sorted(run.of_all_seeds.items())},
             "metric": records[0].scores.primary,
             "parameters": records[0].parameters.model_dump(),
             "runs": [_run(record, place) for record in records],
         }
     return {"cells": known, "pool": pool}
-
-
-def _of_all_seeds(record: Record) -> dict[str, Any]:
-    """A cell's config, with ${seed} where each run of it has its own seed."""
-    config = copy.deepcopy(record.run.config)
-    for key in record.run.follows_seed:
-        dotted.put(config, key, "${seed}")
-    return config
 
 
 def _run(record: Record, place) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from vera.config.components import (
     own_conf,
     targets,
 )
-from vera.config.identity import GROUPS, SEED_REFERENCE, beside, cell_id, hashed, run_name, younger
+from vera.config.identity import GROUPS, SEED_REFERENCE, beside, cell_id, hashed, of_all_seeds, run_name, younger
 from vera.config.marks import Operational, Place, Source, StandIn, marks
 from vera.config.schema import QUANTILES, Component, HubId, Name, RunConfig, Strict, TrainConfig, Validation, checked
 

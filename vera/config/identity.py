@@ -58,6 +58,18 @@ def cell_id(config: dict[str, Any], follows_seed: Collection[str] = (), unhashed
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def of_all_seeds(config: Any, follows_seed: Collection[str], where: str = "") -> Any:
+    """The config with `${seed}` in place of each value named in `follows_seed`: what the runs of a cell have in common."""
+    if where in follows_seed:
+        return SEED_REFERENCE
+    below = f"{where}." if where else ""
+    if isinstance(config, dict):
+        return {key: of_all_seeds(value, follows_seed, f"{below}{key}") for key, value in config.items()}
+    if isinstance(config, list):
+        return [of_all_seeds(value, follows_seed, f"{below}{index}") for index, value in enumerate(config)]
+    return config
+
+
 def hashed(
     group: str, settings: dict[str, Any], follows_seed: Collection[str] = (), unhashed: Collection[str] = ()
 ) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from vera.config import Name, Strict, cell_id, run_name
+from vera.config import Name, Strict, cell_id, of_all_seeds, run_name
 from vera.errors import RecordError
 
 SCHEMA = 1
@@ -53,6 +53,11 @@ class Run(Strict):
     follows_seed: list[str]
     unhashed: list[str] = []
     config: dict[str, Any]
+
+    @property
+    def of_all_seeds(self) -> dict[str, Any]:
+        """The cell's config, with ${seed} where each run of it has its own seed."""
+        return of_all_seeds(self.config, self.follows_seed)
 
 
 class Parameters(Strict):
