@@ -1,6 +1,7 @@
 """Every printed count of the paper against the count on the adapted model, and the few that differ, by name."""
 
 import json
+import re
 
 import pytest
 
@@ -85,6 +86,8 @@ def test_prints_rounds_and_cuts_and_tells_them_apart():
     assert prints("2MB", 589_824 * 4) == "rounded" and prints("49.5K", 49_920) is None
     assert prints("0.043M", 43_008) == "rounded" and prints("0.35M", 393_216) is None
     assert prints("about 3M", 3_000_000) is None
+    assert prints("43,008", 43_008) == prints("0.000043B", 43_008) == "rounded" and prints("43,009", 43_008) is None
+    assert prints("1,024.5K", 1_024_500) == "rounded" and prints("7B", 6_738_415_616) == "rounded"
 
 
 def test_a_model_without_an_architecture_cannot_be_counted():
@@ -97,8 +100,9 @@ def test_the_committed_file_is_sorted_and_whole():
     assert text == json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
 
 
-def test_counts_of_a_table_without_a_number_are_named_by_its_title(tmp_path, monkeypatch):
-    row = {"label": "VeRA", "model": "roberta_large", "method": "vera", "source": "theirs", "params": "7M", "remark": "a slip"}
+def own_table(tmp_path, monkeypatch, **printed):
+    """A project's table of one row on RoBERTa-large."""
+    row = {"label": "VeRA", "model": "roberta_large", "method": "vera", "source": "theirs", **printed}
     column = {"label": "RTE", "task": "rte", "metric": "accuracy"}
     text = {
         "title": "Theirs",
@@ -107,9 +111,36 @@ def test_counts_of_a_table_without_a_number_are_named_by_its_title(tmp_path, mon
         "columns": {"rte": column},
         "rows": [row],
     }
-    (tmp_path / "published").mkdir()
+    (tmp_path / "published").mkdir(exist_ok=True)
     (tmp_path / "published" / "mine.yaml").write_text(json.dumps(text))
     monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+
+
+def test_counts_of_a_table_without_a_number_are_named_by_its_title(tmp_path, monkeypatch):
+    own_table(tmp_path, monkeypatch, params="7M", remark="a slip")
     (table,) = artefact("accounting").build(Asked({}))
     assert "| Theirs | Large | VeRA | 7M | 61,440 | differs |" in markdown(table)
     assert "Theirs, Large, VeRA (7M): a slip." in table.notes
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        ({"params": "61,440"}, [["61,440", "61,440", "rounded"]]),
+        ({"params": "–"}, []),
+        ({"params": "-", "bytes": "0.000061B"}, "bytes is '0.000061B'"),
+        ({"params": "0.061M", "bytes": "240KB"}, [["0.061M", "61,440", "rounded"], ["240KB", "245,760", "rounded"]]),
+        ({"params": "1.3G"}, "params is '1.3G', neither a dash nor a number, alone or with K, M, B"),
+        ({"params": "6,1440"}, "params is '6,1440'"),
+        ({"params": "0.061 million"}, "params is '0.061 million'"),
+        ({"bytes": "240K"}, "bytes is '240K', neither a dash nor a number, alone or with KB, MB, GB"),
+    ],
+)
+def test_a_printed_count_is_read_as_it_is_meant_or_refused(printed, shown, tmp_path, monkeypatch):
+    own_table(tmp_path, monkeypatch, **printed)
+    if isinstance(shown, str):
+        with pytest.raises(ConfigError, match=rf"mine\.yaml\.rows\.0 \(VeRA\): {re.escape(shown)}"):
+            published.load("mine")
+    else:
+        (table,) = artefact("accounting").build(Asked({}))
+        assert [row[3:] for row in table.rows if row[0] == "Theirs"] == shown

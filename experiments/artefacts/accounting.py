@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.engine.accounting import counts, key, prints
-from experiments.engine.published import load, names
+from experiments.engine.published import DASHES, load, names
 from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
 
@@ -17,7 +17,7 @@ def build(asked: Asked) -> list[Table]:
         published = load(name)
         for row in published.rows:
             for printed, kind in ((row.params, "adapter"), (row.bytes, "adapter_bytes")):
-                if printed is None or printed == "-" or row.method is None:
+                if printed in (None, *DASHES) or row.method is None:
                     continue
                 counted = counts().get(key(row))
                 label = [published.table or published.title, published.models[row.model], row.label, printed]

@@ -7,10 +7,11 @@ import re
 from functools import lru_cache
 
 from experiments import RESULTS
-from experiments.engine.published import Row
+from experiments.engine import published
+from experiments.engine.published import NUMBER, Row
 
 COUNTS = RESULTS / "accounting.json"
-UNITS = {"": 1, "K": 1e3, "M": 1e6, "KB": 2**10, "MB": 2**20, "GB": 2**30}
+UNITS = {**published.UNITS["params"], **published.UNITS["bytes"]}
 
 
 def key(row: Row) -> str:
@@ -32,10 +33,10 @@ def trained(row: Row) -> set[int]:
 
 def prints(printed: str, value: float) -> str | None:
     """How `value` becomes the printed count: "rounded", "cut off" (further digits dropped), or None: it does not."""
-    match = re.fullmatch(r"([\d.]+)([KMG]?B?)", printed)
+    match = re.fullmatch(rf"({NUMBER})({'|'.join(UNITS)})", printed)
     if match is None:
         return None
-    number, unit = match.groups()
+    number, unit = match[1].replace(",", ""), match[2]
     decimals = len(number.partition(".")[2])
     scaled = value / UNITS[unit]
     if abs(round(scaled, decimals) - float(number)) < 1e-9 or abs(scaled - float(number)) <= 0.5 * 10**-decimals + 1e-9:

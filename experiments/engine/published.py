@@ -26,6 +26,11 @@ from vera.project import project
 FOLDER = RESULTS / "paper"
 DASHES = ("–", "-")  # a cell that its source leaves empty
 _CELL = re.compile(r"([-+]?\d*\.?\d+)\s*(?:±\s*(\d*\.?\d+))?")
+NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+)"  # of a count, which may be parted by thousands
+UNITS = {
+    "params": {"": 1, "K": 1e3, "M": 1e6, "B": 1e9},
+    "bytes": {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30},
+}
 Statistic = Literal["median", "mean", "last", "best"]
 Schema = TypeVar("Schema", bound=Strict)
 
@@ -210,6 +215,13 @@ def load(name: str, folder: Path | None = None) -> Published:
             if text not in DASHES and not _CELL.fullmatch(text):
                 raise ConfigError(
                     f"{where}.rows.{index} ({row.label}): {key} is {text!r}, neither a number (with its ±) nor a dash"
+                )
+        for key, units in UNITS.items():
+            text = getattr(row, key)
+            if text not in (None, *DASHES) and not re.fullmatch(rf"{NUMBER}({'|'.join(units)})", text):
+                known = ", ".join(filter(None, units))
+                raise ConfigError(
+                    f"{where}.rows.{index} ({row.label}): {key} is {text!r}, neither a dash nor a number, alone or with {known}"
                 )
         for key, metric in row.metrics.items():
             column = published.columns.get(key)
