@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,15 @@ def test_tables_4_and_13_want_answers_and_1600_requests(tmp_path):
     assert judging.judging("table13", tmp_path, cheap).dollars == pytest.approx(80 * 1000 / 1e6)
     assert judging.judging("table4", tmp_path, ["seed=0,1"]).requests == (8 * 2 + 1) * 160
     assert judging.judging("table2", tmp_path) is None
+
+
+def test_the_commands_of_a_project_are_called_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (thirteen,) = judging.wanted({"table13"}, Path("results"))
+    *answers, judge = thirteen.commands("results", [])
+    assert answers and all(line.startswith(f"vera --project {tmp_path} answer model=") for line in answers)
+    assert judge.startswith(f"vera --project {tmp_path} judge {tmp_path}/results/answers/") and "scripts/" not in judge
 
 
 def test_what_is_answered_and_graded_is_not_wanted_again(tmp_path):

@@ -69,7 +69,7 @@ def command(script, project, tmp_path):
 def test_train_plan_tables_and_verify_in_a_project(command, project, cache):
     here = ["--project", project]
     plan = command("plan.py", *here, "--commands")
-    assert plan.stdout == "python scripts/train.py sweep=mine\n", plan.stderr
+    assert plan.stdout == f"vera --project {project} train sweep=mine\n", plan.stderr
     places = [f"cache_dir={cache}", "results_dir=results", "work_dir=work"]
     trained = command("train.py", *here, "sweep=mine", *REHEARSAL, *places)
     assert trained.returncode == 0, trained.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,12 @@ VARIABLE = "VERA_PROJECT"  # in the environment, so that launchers' workers have
 def project() -> Path | None:
     """Its folder; None when this repository is worked in."""
     return Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
+
+
+def called(command: str) -> str:
+    """How a command is called, in what is told to be run: in a project, from any folder."""
+    there = project()
+    return shlex.join(["vera", "--project", str(there), command]) if there else f"python scripts/{command}.py"
 
 
 def enter(arguments: Sequence[str]) -> list[str]:

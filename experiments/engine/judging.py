@@ -16,6 +16,7 @@ from vera.errors import ConfigError
 from vera.judge.endpoint import JudgeSettings
 from vera.judge.judgement import Answers, Judged, find_all
 from vera.judge.questions import QuestionSource
+from vera.project import called, project
 from vera.records.store import Store
 
 OF_THE_JUDGE = ("judge.", "judging=", "questions.")
@@ -50,7 +51,9 @@ class Judging:
         return {asked.name for asked in self.asked if getattr(asked, having)}
 
     def commands(self, results: str, of_judge: Sequence[str]) -> list[str]:
-        """What makes the answers that are missing and grades what is not graded, as for a shell, in this order."""
+        """What makes the answers that are missing and grades what is not graded, as for a shell, in this order. Its
+        folder is not the project's: files are named from the root there."""
+        folder = shlex.quote(str(Path(results).absolute()) if project() else results)
         lines = list(dict.fromkeys(asked.command for asked in self.asked if asked.stem is None))
         words = [f"questions={self.questions}", *of_judge, *([f"results_dir={results}"] if results != "results" else [])]
         left: list[tuple[Asked, ...]]
@@ -60,8 +63,8 @@ class Judging:
         else:
             left = [found] if (found := tuple(asked for asked in self.asked if not asked.graded)) else []
         for group in left:
-            files = [f"{results}/answers/{a.stem or a.name + f'--{self.questions}--*'}.jsonl" for a in group]
-            lines.append(f"python scripts/judge.py {' '.join(files)} {shlex.join(words)}")
+            files = [f"{folder}/answers/{a.stem or a.name + f'--{self.questions}--*'}.jsonl" for a in group]
+            lines.append(f"{called('judge')} {' '.join(files)} {shlex.join(words)}")
         return lines
 
 
@@ -144,7 +147,7 @@ def table(found: Sequence[Judging]) -> Table:
 
 def _asked(name, row: Row, seed: int, task: str, questions: str, overrides, answered, graded, results: str) -> Asked:
     words = [f"model={row.model}", f"task={task}"] if row.method is None else row.overrides(task)
-    command = ["python", "scripts/answer.py", *words, *overrides, f"answers={questions}"]
+    command = [*words, *overrides, f"answers={questions}"]
     if row.method is None:
         fitting = [a for a in answered if a.run is None and a.model == row.model]
         begins, command = f"{row.model}--bare", [*command, "answers.checkpoint=none"]
@@ -156,7 +159,9 @@ def _asked(name, row: Row, seed: int, task: str, questions: str, overrides, answ
     if results != "results":
         command.append(f"results_dir={results}")
     stems = sorted((a.name for a in fitting), key=lambda stem: stem in graded)
-    return Asked(begins, shlex.join(command), stems[-1] if stems else None, bool(stems) and stems[-1] in graded)
+    return Asked(
+        begins, f"{called('answer')} {shlex.join(command)}", stems[-1] if stems else None, bool(stems) and stems[-1] in graded
+    )
 
 
 def _seeds(overrides: Sequence[str]) -> tuple[list[str], list[int]]:

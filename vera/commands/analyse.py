@@ -21,6 +21,7 @@ from vera.config import RunConfig, compose
 from vera.config.paths import work_of
 from vera.errors import AdapterError, VeraError
 from vera.io.files import write_atomic
+from vera.project import called
 from vera.records.kept import kept
 from vera.records.record import Record
 from vera.records.store import Store
@@ -131,7 +132,7 @@ def finished(overrides: list[str], store: Store, work: Path, before: dict) -> li
     if not found:
         raise AdapterError(
             f"no saved adapter of {first.run_name} in {work} with a record in {store.root}; make it with "
-            f"python scripts/train.py {' '.join(overrides)} (a record without an adapter: choose another results_dir)"
+            f"{called('train')} {' '.join(overrides)} (a record without an adapter: choose another results_dir)"
         )
     return found
 

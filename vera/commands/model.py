@@ -20,6 +20,7 @@ from vera.config.components import new_yaml
 from vera.errors import ModelError
 from vera.models import found
 from vera.models.base import HOLDS_ADAPTER, SAFE, Backbone
+from vera.project import called
 from vera.tasks.draft import as_yaml
 
 KINDS = {"text": "auto_text", "image": "auto_image", "causal": "auto_causal"}
@@ -39,7 +40,7 @@ def main() -> int:
     print("\n".join(lines), text, sep="\n\n")
     if options.write:
         path = new_yaml("model", name, text)
-        print(f"written: {path}; python scripts/train.py model={name} ...")
+        print(f"written: {path}; {called('train')} model={name} ...")
     return 0
 
 

@@ -15,6 +15,7 @@ from experiments.engine.render import Table, show
 from experiments.engine.sweeps import cells, sweeps
 from vera.config.architecture import FIT, misfit_of_path
 from vera.errors import ConfigError
+from vera.project import called
 
 
 def main() -> int:
@@ -47,7 +48,7 @@ def main() -> int:
             if status.missing or status.failed:
                 elsewhere = str(options.results) != (sweep.results_dir or found[0].run.results_dir)
                 there = [f"results_dir={options.results}"] * elsewhere
-                print(shlex.join(["python", "scripts/train.py", f"sweep={sweep.name}", *sweep.given, *there, *of_runs]))
+                print(called("train"), shlex.join([f"sweep={sweep.name}", *sweep.given, *there, *of_runs]))
         for one in judged:
             print(*one.commands(str(options.results), of_judge), sep="\n")
         return 0

@@ -19,7 +19,7 @@ from vera.config import build, resolve
 from vera.config.components import check_free, new_yaml
 from vera.errors import ConfigError, ModelError
 from vera.models.base import SAFE, UNREADABLE
-from vera.project import project
+from vera.project import called, project
 from vera.tasks import draft
 
 
@@ -65,8 +65,7 @@ def main() -> int:
     if not options.only_print:
         path = new_yaml("task", options.name, draft.as_yaml(settings))
         fitting = options.model or ("vit_base" if options.file.is_dir() else "llama_7b" if fields else "minilm")
-        there = f"--project {project()} " if project() else ""
-        print(f"written: {path}; python scripts/train.py {there}model={fitting} task={options.name} ...")
+        print(f"written: {path}; {called('train')} model={fitting} task={options.name} ...")
         if not project():
             print("(a run can be published where a commit holds this file when it starts)")
     return 0

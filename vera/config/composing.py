@@ -39,6 +39,7 @@ from vera.config.identity import GROUPS, hashed
 from vera.config.marks import marks, table
 from vera.config.schema import RunConfig, checked
 from vera.errors import ConfigError, redacted
+from vera.project import called
 
 # For launchers that have to be told how many GPUs a run takes (conf/hydra/launcher).
 OmegaConf.register_new_resolver("gpus_here", lambda: int(Path("/proc/driver/nvidia/version").exists()), replace=True)
@@ -339,8 +340,8 @@ def _check_name(settings: dict[str, Any], group: str, overrides: Sequence[str]) 
 def choice(group: str, name: str) -> dict[str, Any]:
     """One yaml of a group with its Hydra `defaults`; interpolations as they are written. Raises ConfigError."""
     if name not in choices(group):
-        by = {"model": f"model.py ID --write {name}", "task": f"task.py {name} FILE"}.get(group)
-        raise ConfigError(f"conf/{group} has no {name!r}" + (f"; python scripts/{by} writes one" if by else ""))
+        by = {"model": f"{called('model')} ID --write {name}", "task": f"{called('task')} {name} FILE"}.get(group)
+        raise ConfigError(f"conf/{group} has no {name!r}" + (f"; {by} writes one" if by else ""))
     try:
         return _plain(_compose([], f"{group}/{name}")[group], resolve=False)
     except _COMPOSING as error:
