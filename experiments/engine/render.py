@@ -16,8 +16,8 @@ COLLAPSED = "collapsed"
 COLLAPSED_NOTE = "Collapsed seeds (a correlation undefined for constant predictions, or a loss not finite) count as the worst."
 INTERVAL = "Interval of the median"
 INTERVAL_NOTE = (
-    f"{INTERVAL}: of five seeds the smallest and the largest, which cover it with 93.75%; from six on order statistics "
-    "that cover it with 95% or more."
+    f"{INTERVAL}: of two to five seeds the smallest and the largest, which cover it with 50%, 75%, 87.5% and 93.75%; from "
+    "six on order statistics that cover it with 95% or more."
 )
 MIXED = "†"
 MIXED_NOTE = f"{MIXED} seeds that were run on different backbones, data or precision."
@@ -128,6 +128,10 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\texttt{\char34}",
     "±": r"$\pm$",
     "×": r"$\times$",
     DASH: "--",
@@ -139,7 +143,8 @@ def latex(table: Table) -> str:
     """A booktabs tabular, ready for \\input, with the table's notes as comments."""
 
     def line(cells: list[str]) -> str:
-        return " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
+        text = " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
+        return f"{{{text[0]}}}{text[1:]}" if text[0] in "[*" else text  # an argument of the command above, or its star
 
     spec = "l" * min(3, len(table.columns)) + "r" * max(0, len(table.columns) - 3)
     said = [f"% {' '.join(text.split())}" for text in (table.title, *notes_of(table))]
