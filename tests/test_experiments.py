@@ -282,6 +282,23 @@ def test_a_study_has_a_run(tmp_path, monkeypatch):
         published.load("mine")
 
 
+def test_a_cost_is_of_the_run_where_no_score_is_there_and_test_rows_are_told(tmp_path, monkeypatch):
+    own_table(tmp_path, monkeypatch)
+    made = []
+    for seed in range(5):
+        one = record(["model=digits_vit", "task=digits", "method=vera", "task.validation=0.1"], seed, 0.7)
+        raw = json.loads(one.to_json())
+        raw["scores"]["test"] = {"epoch": 1, "metrics": {"accuracy": 0.6}}
+        made.append(Record.model_validate(raw))
+    for stat, score in (("last", DASH), ("median", "60.0±0.0")):
+        asked = Asked(by_cell(*made), ["task.validation=0.1"], stat)
+        table = registry.artefact("mine").build(asked)[0]
+        assert table.rows[0][4:] == [score, "2.0±0.0"]
+        assert sum(note.startswith("Scores are of the test rows") for note in table.notes) == 1
+    plain = Asked(by_cell(record(["model=digits_vit", "task=digits", "method=vera"], 0, 0.7)))
+    assert not any("test rows" in note for note in registry.artefact("mine").build(plain)[0].notes)
+
+
 def test_a_dash_is_also_a_run_without_the_score():
     unjudged = [record(["model=llama_7b", "task=alpaca", "method=lora"], seed, -1.0) for seed in range(5)]
     table = compare("table4", Asked(by_cell(*unjudged)))[0]
@@ -364,7 +381,7 @@ GOLDEN_LATEX = r"""% A & B
 \toprule
 Method & 50\% \\
 \midrule
-x\_1 | y & 1.0$\pm$0.1 \\
+x\_1 \textbar{} y & 1.0$\pm$0.1 \\
 \midrule
 z & -- \\
 \bottomrule
@@ -376,6 +393,18 @@ def test_markdown_and_latex_to_the_character():
     table = Table("t", "A & B", ["Method", "50%"], [["x_1 | y", "1.0±0.1"], ["z", DASH]], ["a note"], [1])
     assert markdown(table) == GOLDEN_MARKDOWN
     assert latex(table) == GOLDEN_LATEX
+
+
+def test_latex_has_the_glyphs_and_reads_no_cell_as_an_argument():
+    made = latex(Table("t", "T", ["[a]", "b"], [["[0.1, 0.2]", "<1"], ["*", '"x" > [y]']]))
+    assert made.splitlines()[2:8] == [
+        r"\toprule",
+        r"{[}a] & b \\",
+        r"\midrule",
+        r"{[}0.1, 0.2] & \textless{}1 \\",
+        r"{*} & \texttt{\char34}x\texttt{\char34} \textgreater{} [y] \\",
+        r"\bottomrule",
+    ]
 
 
 def records_of_digits(shift=0.0):
@@ -507,4 +536,5 @@ def test_a_note_explains_what_a_table_shows():
     def notes(cell):
         return notes_of(Table("x", "X", ["Method", INTERVAL], [["a", DASH], ["b", cell]]))
 
+    assert all(part in notes("[0.1, 0.2]")[0] for part in ("two to five seeds", "50%, 75%, 87.5% and 93.75%"))
     assert notes(DASH) == [] and [INTERVAL in note for note in notes("[0.1, 0.2]")] == [True]

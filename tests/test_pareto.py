@@ -94,6 +94,10 @@ def test_the_head_alone_has_no_front_of_parameters_to_draw(tmp_path):
     drawn = pareto.draw(asked, "digits_vit", "digits", tmp_path / "front")
     assert {path.suffix for path in drawn} == {".pdf", ".png", ".svg"}  # against seconds
     assert "parameters" not in (tmp_path / "front.svg").read_text()
+    (tmp_path / "front.md").write_text("")
+    lost = [item.model_copy(update={"collapsed": "diverged"}) for item in runs("head", 0.5, 0, 1.0)]
+    assert pareto.draw(Asked(by_cell(*lost)), "digits_vit", "digits", tmp_path / "front") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["front.md"]  # no picture of other records stays
 
 
 def test_the_command_writes_table_and_figure(tmp_path, capsys):

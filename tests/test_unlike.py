@@ -333,3 +333,13 @@ def test_a_method_with_more_seeds_than_the_others_is_shown_over_theirs():
     shown = {row[0]: row[-1] for row in found[0].rows}
     assert shown["VeRA r=256"] == shown["LoRA r=8"] == "80.2±0.2" and shown["IA3"].endswith("(n=2)")
     assert "Over the seeds that all methods with 5 or more have; there are others of STS-B." in found[0].notes
+
+
+def test_notes_on_epochs_and_rates_are_of_what_was_asked_for():
+    def notes(name, *given):
+        return " ".join(note for table in artefact(name).build(Asked({}, given)) for note in table.notes)
+
+    assert "CoLA 12" in notes("glue_minilm") and "MRPC 3" not in notes("glue_minilm")
+    assert "Epochs: MRPC 3; CoLA 3; RTE 3; STS-B 3." in notes("glue_minilm", "train.epochs=3", "method=vera")
+    for name in ("glue_minilm", "digits", "digits_large", "e2e_mini", "variants", "figure2_ranks"):
+        assert "earning rates" in notes(name) and "earning rates" not in notes(name, "train.lr=0.1")

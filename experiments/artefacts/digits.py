@@ -56,7 +56,7 @@ def scored(asked: Asked, name: str, title: str, found: list[Entry], shape: str, 
         "Trained parameters and bytes without the head, which every method trains as well"
         + "".join(f" ({head} parameters)" for head in heads)
         + ".",
-        searched,
+        *asked.searched(searched),
         miniature.ALIKE,
     ]
     return Table(name, title, ["Method", *columns], rows(found, columns), notes)

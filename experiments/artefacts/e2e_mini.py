@@ -8,6 +8,7 @@ from experiments.engine.rows import Asked, over_seeds, rows, score, steps, train
 METHODS = {"full": "Full", "adapter_l": "AdapterL", "lora": "LoRA r=4", "vera": "VeRA r=256"}
 METRICS = {"BLEU": (100, 1), "NIST": (1, 2), "NIST_py": (1, 2), "METEOR": (100, 1), "ROUGE_L": (100, 1), "CIDEr": (1, 2)}
 TITLES = {"NIST_py": "NIST (-p)", "ROUGE_L": "ROUGE-L"}
+RATES = "Learning rates: conf/recipe/gpt2_mini.yaml says how they were searched."
 
 
 def build(asked: Asked) -> list[Table]:
@@ -25,7 +26,8 @@ def build(asked: Asked) -> list[Table]:
         "data to table works; it says little about GPT-2 medium.",
         f"{epoch} epoch, {over_seeds(asked.stat).lower()}; BLEU, METEOR and ROUGE-L x 100. NIST in both modes of the "
         "official scorer: its Perl script, and its option -p. References are the challenge's own, untokenised.",
-        "Every output is in results/outputs; scripts/score_e2e.py gives the same scores again. Learning rates: "
-        "conf/recipe/gpt2_mini.yaml says how they were searched.",
+        " ".join(
+            ["Every output is in results/outputs; scripts/score_e2e.py gives the same scores again.", *asked.searched(RATES)]
+        ),
     ]
     return [Table("e2e_mini", "E2E with a small GPT-2", ["Method", *columns], rows(entries, columns), notes)]

@@ -69,7 +69,7 @@ def build(asked: Asked) -> list[Table]:
     tables = []
     for setting in SETTINGS:
         made = [[LABELS[method], *row] for method, *row in rows(_entries(setting, asked), columns)]
-        notes = [*setting.notes, f"{over_seeds(asked.stat)}.", ALPHA_NOTE]
+        notes = [*setting.notes, f"{over_seeds(asked.stat)}.", *asked.searched(ALPHA_NOTE)]
         rules = [len(RANKS["vera"])]
         tables.append(Table(setting.name, setting.title, ["Method", "Rank", *columns], made, notes, rules))
     return tables

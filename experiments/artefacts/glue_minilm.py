@@ -60,6 +60,7 @@ NOTE = (
     "MiniLM-L6 (BERT, d=384, six layers), which a CPU can train, on GLUE's official files; not the paper's RoBERTa. The head "
     "is a dense layer and a map to the classes, both new, as RoBERTa's is."
 )
+RATES = "Learning rates: of each task's own search on held-out rows, as conf/recipe/minilm.yaml says."
 
 
 def cell(task: str, method: str) -> list[str]:
@@ -111,11 +112,10 @@ def build(asked: Asked) -> list[Table]:
         f"{over_seeds(asked.stat)}, of each run's best epoch unless another is asked for.",
         "Linear probe: mean-pooled embeddings of the frozen MiniLM and a regularised linear model on them (scripts/probe.py). "
         "It is the yardstick: a comparison of methods counts where they reach it.",
-        "Trained: parameters outside the head. Learning rates: of each task's own search on held-out rows, as "
-        "conf/recipe/minilm.yaml says.",
-        f"Epochs: {'; '.join(f'{column.label} {_epochs(task)}' for task, column in columns.items())}.",
+        " ".join(["Trained: parameters outside the head.", *asked.searched(RATES)]),
+        f"Epochs: {'; '.join(f'{column.label} {_epochs(task, asked)}' for task, column in columns.items())}.",
         *extra,
-        *_at_ends({task: column.label for task, column in columns.items()}),
+        *asked.searched(*_at_ends({task: column.label for task, column in columns.items()})),
     ]
     notes += _devices({column.label: [entries[task, method] for method in METHODS] for task, column in columns.items()})
     if foreign:
@@ -136,11 +136,12 @@ def build(asked: Asked) -> list[Table]:
     return tables
 
 
-def _epochs(task: str) -> str:
-    """How many the recipes have of a task, and with which methods where they are not of one mind."""
+def _epochs(task: str, asked: Asked) -> str:
+    """How many runs have of a task, and with which methods where they are not of one mind."""
+    given = [word for word in asked.overrides if word.partition("=")[0] not in ("model", "task", "method")]
     found: dict[int, list[str]] = {}
     for method, label in METHODS.items():
-        found.setdefault(composed(cell(task, method)).train.epochs, []).append(label)
+        found.setdefault(composed([*cell(task, method), *given]).train.epochs, []).append(label)
     usual, *others = sorted(found, key=lambda epochs: -len(found[epochs]))
     return f"{usual}" + "".join(f" ({', '.join(found[epochs])}: {epochs})" for epochs in others)
 
@@ -148,7 +149,7 @@ def _epochs(task: str) -> str:
 def _budgets(asked: Asked, column: Column) -> Table | None:
     """CoLA with few and with many epochs, one of which is the recipe's; None where nobody has run the other, or --with gives
     the epochs."""
-    if any(word.lstrip("+").startswith("train.epochs=") for word in asked.overrides):
+    if asked.gives("train.epochs"):
         return None
     shown = {"metric": column.metric, "scale": column.scale, "digits": column.digits}
     tried = {}

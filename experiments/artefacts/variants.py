@@ -13,6 +13,7 @@ from experiments.engine.verdicts import Kind, Line, Part, decide
 
 TABLES = {"table6_mini": ("table6a", "table6b", "table6c"), "table7_mini": ("table7",)}
 DIFFERENCE_NOTE = "Difference to the part's first row, seed by seed, with the 95% interval of the mean (Student's t)."
+RATES = "The learning rates are those chosen for the default and stay the same."
 
 
 def build(asked: Asked) -> list[Table]:
@@ -35,7 +36,7 @@ def _table(name: str, parts: Sequence[str], asked: Asked) -> Table:
     notes = [
         miniature.NOTE,
         miniature.SCORE,
-        f"{over_seeds(asked.stat, 'mean')}. The learning rates are those chosen for the default and stay the same.",
+        " ".join([f"{over_seeds(asked.stat, 'mean')}.", *asked.searched(RATES)]),
         DIFFERENCE_NOTE,
         "Over the seeds that all rows of a component have; the claims (claims.md) read more where there are more.",
     ]

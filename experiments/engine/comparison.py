@@ -49,6 +49,7 @@ def compare(name: str, asked: Asked) -> list[Table]:
     rows: list[list[str]] = []
     details: list[list[str]] = []
     rules: list[int] = []
+    placed: list[list[Record]] = []
     averages = any(row.average for row in published.rows)
     for row in published.rows:
         group = published.models[row.model]
@@ -59,7 +60,9 @@ def compare(name: str, asked: Asked) -> list[Table]:
             )
         if row.method is not None:
             found = {task: _records(name, row, task, asked) for task in published.tasks()}
-            rows.append(_ours(published, row, found, _like(published, row, asked.stat), averages))
+            own = _like(published, row, asked.stat)
+            rows.append(_ours(published, row, found, own, averages))
+            placed += [_scored(column, found[column.task], epoch_of(own)) for column in published.columns_of(row).values()]
             details += _details(published, row, found)
         elif untrained := _untrained(published, row, asked.cells, averages):
             rows.append(untrained)
@@ -75,7 +78,7 @@ def compare(name: str, asked: Asked) -> list[Table]:
         notes += [note for column in published.columns.values() for note in asked.cells.notes.get(column.score, [])]
     if any(_like(published, row, asked.stat) != stat for row in published.rows if row.method):
         notes.append(f"A row whose source says what is printed has that in place of it ({name}_studies).")
-    notes += seeds_note(asked.shown.values())
+    notes += seeds_note(placed)
     if any(column.cost for column in published.columns.values()):
         notes += [COST_NOTE] * (stat == "best")
         ran = [record for records in asked.shown.values() for record in records]
@@ -175,10 +178,10 @@ def _summary(column: Column, records: Sequence[Record], select: str) -> Summary 
 
 def _scored(column: Column, records: Sequence[Record], select: str) -> list[Record]:
     """The records with something in this column: runs are judged later than they are made, if at all, and a test set is not
-    scored at the last epoch."""
+    scored at the last epoch. A cost is of the whole run."""
     if column.judged:
         return [r for r in records if r.has(column.score, select)]
-    return list(records) if all(r.reported(select) for r in records) else []
+    return list(records) if column.cost or all(r.reported(select) for r in records) else []
 
 
 def _ours(published: Published, row: Row, found: Cells, stat: Statistic, averages: bool) -> list[str]:

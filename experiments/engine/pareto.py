@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.engine import plots
 from experiments.engine.aggregate import WORKED, Summary, summarise_cost, unlike, whole
 from experiments.engine.render import DASH, INTERVAL, Table, interval
-from experiments.engine.rows import Asked, Entry, given, n, over_seeds, trained, unlike_notes
+from experiments.engine.rows import Asked, Entry, given, n, over_seeds, tested_note, trained, unlike_notes
 from vera.config import choices
 from vera.config.memory import composed
 from vera.errors import ConfigError
@@ -129,18 +129,20 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
         "the GPU allocator's peak; a CPU has none. A run that collapsed counts for neither.",
         "Over the seeds that all rows have.",
         *dict.fromkeys(reason for why in barred(found).values() for reason in why),
+        *tested_note(_records(found)),
         *unlike_notes(_records(found)),
     ]
     return Table(name, f"What a score costs: {task} with {model}", columns, lines, notes)
 
 
 def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
-    """Score against each cost, the front as a line; stem.pdf, .png and .svg, [] when there is nothing to draw."""
+    """Score against each cost, the front as a line; stem.pdf, .png and .svg; [] when there is nothing to draw, and no picture
+    stays there then."""
     every = entries(asked, model, task)
     found = [entry for entry in every if math.isfinite(entry.summary().median)]
     on = {which: chosen for which, chosen in fronts(found).items() if any(cost(entry, which) for entry in found)}
     if not on:
-        return []
+        return plots.clear(stem)
     canvas, panels = plots.panels(max(6.0, 4.2 * len(on)), 3.6, len(on))
     scores: list[Summary] = [entry.scaled() for entry in found]
     named = []

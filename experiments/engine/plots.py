@@ -111,11 +111,22 @@ def legend_below(axes: Axes) -> None:
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=4, frameon=False)
 
 
+def _files(stem: Path) -> list[Path]:
+    return [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png", "svg")]
+
+
+def clear(stem: Path) -> list[Path]:
+    """No picture: what `save` wrote there before is removed, since it would be of other records."""
+    for path in _files(stem):
+        path.unlink(missing_ok=True)
+    return []
+
+
 def save(made: Figure, stem: Path) -> list[Path]:
     """stem.pdf for print, stem.png, and stem.svg for the report, without dates or versions in them."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     made.draw_without_rendering()  # a first layout may leave an axis's label outside, which the next one brings in
-    pdf, png, svg = made_paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png", "svg")]
+    pdf, png, svg = made_paths = _files(stem)
     made.savefig(pdf, metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
     made.savefig(png, dpi=150, metadata={"Software": None})
     made.savefig(svg, metadata={"Date": None, "Creator": None})

@@ -12,7 +12,7 @@ from experiments import ARTEFACTS
 from experiments.engine import published
 from experiments.engine.comparison import compare
 from experiments.engine.render import Table
-from experiments.engine.rows import Asked, given, unlike_notes
+from experiments.engine.rows import Asked, given, tested_note, unlike_notes
 
 EVERY = ("results", "with", "stat")  # options of scripts/tables.py that change what is shown; and judge, where judges score
 
@@ -53,8 +53,8 @@ def _noting(build: Callable[[Asked], list[Table]], asked: Asked) -> list[Table]:
     """The tables, which say so where the records they were made from are not alike."""
     asked = replace(asked, shown={}, said=[])
     tables = build(asked)
-    notes = [*given(asked), *unlike_notes(record for records in asked.shown.values() for record in records)]
-    notes += dict.fromkeys(asked.said)
+    shown = [record for records in asked.shown.values() for record in records]
+    notes = [*given(asked), *tested_note(shown), *unlike_notes(shown), *dict.fromkeys(asked.said)]
     for table in tables:
         table.notes = [*table.notes, *(note for note in notes if note not in table.notes)]
     return tables

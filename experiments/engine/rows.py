@@ -74,6 +74,14 @@ class Asked:
         """Those of `overrides` that choose the runs, once rows have been asked for."""
         return " ".join(word for word in self.overrides if not self._idle.get(word.lstrip("+").partition("=")[0]))
 
+    def gives(self, *keys: str) -> bool:
+        """Whether --with gives one of these keys."""
+        return any(word.lstrip("+").partition("=")[0] in keys for word in self.overrides)
+
+    def searched(self, *notes: str) -> list[str]:
+        """What is said of how the recipes' learning rates were chosen; nothing where --with gives others."""
+        return [] if self.gives("train.lr", "train.head_lr") else list(notes)
+
     def entry(self, labels: Sequence[str], overrides: Sequence[str], **shown) -> Entry:
         """One row's labels and runs. shown: what else an Entry has, with `stat` as the artefact's own choice."""
         return Entry(labels, self.records(overrides), **{**shown, "stat": self.stat or shown.get("stat", "median")})
@@ -150,6 +158,12 @@ def unlike_notes(records: Iterable[Record]) -> list[str]:
     return notes
 
 
+def tested_note(records: Iterable[Record]) -> list[str]:
+    """A note where scores are of a test set."""
+    return [TEST_ROWS] * any(record.scores.test is not None for record in records)
+
+
+TEST_ROWS = "Scores are of the test rows of runs that have some; the best epoch is that of the rows that chose it."
 UNLIKE_SEEDS = "Cells are over unlike seeds; a seed also draws what a run is trained on where data are drawn."
 
 
