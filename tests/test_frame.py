@@ -130,6 +130,9 @@ def test_chosen_columns_and_one_that_is_not_there(results, tmp_path, capsys):
     out = tmp_path / "mine.csv"
     assert command("frame", ["--results", str(results), "--columns", "method,seed", "--out", str(out)]) == 0
     assert out.read_text().splitlines()[0] == "method,seed"
+    twice = ["--format", "parquet", "--columns", "method,seed,method"]
+    assert command("frame", ["--results", str(results), *twice, "--out", str(out)]) == 0
+    assert pandas.read_parquet(out).columns.tolist() == ["method", "seed"]
     assert command("frame", ["--results", str(results), "--columns", "method,sed"]) == 1
     assert "no column 'sed'; there are model, task" in capsys.readouterr().err
 
@@ -325,3 +328,7 @@ def test_rows_over_unlike_seeds_are_told():
     for ours, told in ((vera, False), (vera[:3], True)):
         notes = compare("table2", Asked(by_cell(*ours, *lora)))[0].notes
         assert any(note.startswith("Cells are over unlike seeds") for note in notes) == told
+    raw = [json.loads(made.to_json()) for made in vera[:3]]
+    tested = [Record.model_validate(made | {"scores": made["scores"] | {"test": made["scores"]["best"]}}) for made in raw]
+    (notes,) = (table.notes for table in compare("table2", Asked(by_cell(*tested, *lora), stat="last"))[:1])
+    assert not any("unlike seeds" in note for note in notes)  # of VeRA a dash is shown

@@ -25,7 +25,7 @@ def main() -> int:
     options = parser.parse_args()
     made = frame(options.results, options.history)
     if options.columns is not None:
-        wanted = options.columns.split(",")
+        wanted = list(dict.fromkeys(options.columns.split(",")))
         unknown = [name for name in wanted if name not in made.columns]
         if unknown:
             raise ConfigError(f"--columns: no column {unknown[0]!r}; there are {', '.join(made.columns)}")
