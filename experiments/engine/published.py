@@ -27,7 +27,7 @@ FOLDER = RESULTS / "paper"
 DASHES = ("–", "-")  # a cell that its source leaves empty
 _CELL = re.compile(r"([-+]?\d*\.?\d+)\s*(?:±\s*(\d*\.?\d+))?")
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+)"  # of a count, which may be parted by thousands
-UNITS = {
+UNITS: dict[str, dict[str, float]] = {
     "params": {"": 1, "K": 1e3, "M": 1e6, "B": 1e9},
     "bytes": {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30},
 }
