@@ -335,7 +335,7 @@ def test_a_backbone_as_it_is_is_one_side_of_a_pair_at_every_seed(tmp_path, monke
     found = judging.judging("mine", tmp_path, ["seed=0,1"])
     sides = [asked.name for asked in found.asked]
     assert sides[::2] == ["llama_7b--bare"] * 2 and [side[-4:] for side in sides[1::2]] == ["--s0", "--s1"]
-    answering = [line for line in found.commands(str(tmp_path), []) if "answer.py" in line]
+    answering = [line for line in found.commands(str(tmp_path), []) if " answer model=" in line]
     assert len(answering) == len(found.named()) == 3
 
 
