@@ -6,6 +6,8 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
@@ -16,6 +18,7 @@ from vera.nn import (
     AdapterBank,
     AdapterError,
     VeraConfig,
+    VeraLinear,
     attach,
     load_adapter,
     merge,
@@ -733,6 +736,73 @@ def test_a_data_parallel_wrapper_hides_no_adapter_and_gets_none(tmp_path):
     other = nn.Sequential(linear(), nn.Linear(16, 2))
     load_adapter(other, tmp_path)
     assert torch.equal(other[0].vectors["default"].b, bare[0].vectors["default"].b)
+
+
+def in_parts(rank, folder):
+    """One of two processes: what they write of a model in parts (fully_shard), and what they read into one."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(16, 21), nn.Linear(21, 16), nn.Linear(16, 2))
+
+    def made(*head):
+        return randomise(attach(net(), VeraConfig(rank=4, targets=("0", "1"), modules_to_save=head)))
+
+    for head in ((), ("2",)):
+        whole = made(*head)
+        mine = folder / f"{rank}{len(head)}"
+        for frozen_alone in (True, False):
+            model = made(*head)
+            kept = {parameter for parameter in model.parameters() if parameter.requires_grad and frozen_alone}
+            fully_shard(model, mesh=mesh, ignored_params=kept)
+            for gather in (lambda: None, lambda: model(x), model.unshard):  # noqa: B023 called at once
+                gather()
+                save_adapter(model, mine)
+                assert torch.equal(load_adapter(net(), mine)(x), whole(x))
+                model.unshard()  # what is written to the whole is lost
+                if kept:
+                    assert torch.equal(load_adapter(model, mine)(x), whole(x))
+                else:
+                    with pytest.raises(AdapterError, match="adapter 'default' on 0 is in parts"):
+                        load_adapter(model, mine)
+        other = net()
+        fully_shard(other, mesh=mesh)
+        if head:
+            with pytest.raises(AdapterError, match="modules_to_save names '2', which is in parts"):
+                load_adapter(other, mine)
+        else:
+            assert torch.equal(load_adapter(other, mine)(x), whole(x))
+    model = FullyShardedDataParallel(made(), use_orig_params=True, device_id=torch.device("cpu"))
+    model(x)
+    with pytest.raises(AdapterError, match=r"0 is in parts.*summon_full_params"):
+        save_adapter(model, mine)
+    with FullyShardedDataParallel.summon_full_params(model):
+        save_adapter(model, mine)
+    assert torch.equal(load_adapter(net(), mine)(x), made()(x))
+    torch.distributed.destroy_process_group()
+
+
+def test_a_model_in_parts_over_processes_is_written_whole(tmp_path):
+    torch.multiprocessing.start_processes(in_parts, (tmp_path,), nprocs=2)
+
+
+def test_a_class_that_torch_makes_of_an_adapted_layer_takes_a_second_adapter():
+    """fully_shard gives each module a class of its own."""
+
+    class Own(VeraLinear):
+        def whole(self):
+            return super().whole() * 2
+
+    for kind, other in ((VeraLinear, Own), (Own, VeraLinear)):
+        model = attach(holder(linear()), CONFIG, layer=kind)
+        model["q"].__class__ = type(f"FSDP{kind.__name__}", (kind,), {})
+        attach(model, CONFIG, "second", layer=kind)
+        assert set(model["q"].vectors) == {"default", "second"}
+        with pytest.raises(AdapterError, match=f"q is a FSDP{kind.__name__} of another adapter"):
+            attach(model, CONFIG, "third", layer=other)
 
 
 def test_what_stands_in_the_way_of_merging_is_said_in_words():

@@ -15,6 +15,7 @@ from tests.conftest import REHEARSAL, ROOT
 from vera.errors import ConfigError, TrainingError
 from vera.models.llama import Llama
 from vera.models.tiny import byte_tokenizer
+from vera.nn.checkpoint import WEIGHTS_FILE, read_weights
 from vera.records.record import Record
 from vera.records.store import Store
 from vera.run import execute
@@ -154,6 +155,10 @@ def test_a_sharded_llama_gives_the_numbers_of_one_process_and_the_same_adapter(l
         ours, theirs = trained(tmp_path / "many", record.name), trained(tmp_path / "work", alone.name)
         for name, tensor in theirs.items():
             torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-4, msg=f"{record.run.method}: {name}")
+        many, one = (tmp_path / folder / record.name / "last" / WEIGHTS_FILE for folder in ("many", "work"))
+        said = read_weights(many)[1]  # by which loading tells another backbone
+        assert said.get("norms", []) == pytest.approx(read_weights(one)[1].get("norms", []), rel=1e-5)
+        assert bool(said) == (record.run.method == "vera")
 
 
 @pytest.mark.slow

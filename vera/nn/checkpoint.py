@@ -39,7 +39,7 @@ from .inject import (
     target_shapes,
     vera_layers,
 )
-from .linear import VeraLinear
+from .linear import VeraLinear, variant
 from .names import inside, matches, plain_path, unwrapped
 from .projection import draw, fingerprint
 
@@ -55,10 +55,11 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
     """Write one adapter (default: the active one) and its modules_to_save. Returns the folder.
 
     Size: 4 (sum of d_out + r) bytes for each matrix plus a header; `compact` makes the header short and the files unreadable
-    for PEFT, which then refuses them. Both files are written beside and then renamed. Raises AdapterError when the model has
-    no such adapter.
+    for PEFT, which then refuses them. Both files are written beside and then renamed. Of a model in parts over processes
+    (fully_shard) all processes call it, each with a folder of its own. Raises AdapterError when the model has no such adapter.
     """
     model = unwrapped(model)
+    _reshard(model)
     attached = configs(model)
     if name is None:
         name = next((layer.active for _, layer in vera_layers(model) if layer.active), None)
@@ -74,12 +75,12 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
     _warn_of_others(model)
     tensors: dict[str, Tensor] = {}
     for path, layer in layers.items():
-        tensors[f"{path}.vera_lambda_b"] = layer.vectors[name].b
-        tensors[f"{path}.vera_lambda_d"] = layer.vectors[name].d
+        tensors[f"{path}.vera_lambda_b"] = _gathered(layer.vectors[name].b)
+        tensors[f"{path}.vera_lambda_d"] = _gathered(layer.vectors[name].d)
     if compact:
         tensors = {COMPACT: torch.cat([vector.detach().to("cpu") for vector in tensors.values()])}
     for path, module in heads.of(model, name).items():
-        tensors |= {f"{path}.{key}": value.clone() for key, value in heads.tensors(module).items()}  # one may have two names
+        tensors |= {f"{path}.{key}": _gathered(value) for key, value in heads.tensors(module).items()}
     tensors = {PREFIX + key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
     if config.projection_dtype != "float32" and not compact:  # PEFT would draw the pair in float32
         first = next(iter(layers.values())).projections[name]
@@ -91,7 +92,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
             {
                 "fingerprint": _joint(prints),
                 "shapes": [list(shape) for shape in target_shapes(layers).values()],
-                "norms": [_norm(layer) for layer in layers.values()],
+                "norms": [_norm(path, layer) for path, layer in layers.items()],
                 "init": config.init,
                 "sharing": config.sharing,
                 "train": config.train,
@@ -119,6 +120,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
     given, model = model, unwrapped(model)
     existing = configs(model).get(name)
     _refuse_variants(model, name)
+    _reshard(model)
+    parts = {path: layer.vectors[name] for path, layer in vera_layers(model) if name in layer.vectors}
+    for path, part in {**parts, **heads.of(model, name)}.items():
+        if any(hasattr(value, "full_tensor") for value in part.parameters()):
+            raise AdapterError(f"adapter {name!r} on {path} is in parts (fully_shard): load it before that")
     config, values = Reader(model).read(folder, existing)
     if existing is None:
         attach(given, config, name)
@@ -136,14 +142,23 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
 
 
 def _refuse_variants(model: nn.Module, name: str) -> None:
-    for path, layer in vera_layers(model):
-        if name not in layer.vectors:
-            continue
-        kind = type(layer)
-        if any(getattr(kind, own) is not getattr(VeraLinear, own) for own in ("new_vectors", "adapted", "whole")):
-            raise AdapterError(f"adapter {name!r} is a variant of VeRA ({kind.__name__}), which these files cannot hold")
-        if hasattr(layer.vectors[name].b, "full_tensor"):
-            raise AdapterError(f"b and d of {path} are sharded (fully_shard): unshard() the model first")
+    for _, layer in vera_layers(model):
+        if name in layer.vectors and variant(type(layer)) != variant(VeraLinear):
+            kind = type(layer).__name__
+            raise AdapterError(f"adapter {name!r} is a variant of VeRA ({kind}), which these files cannot hold")
+
+
+def _reshard(model: nn.Module) -> None:
+    """What fully_shard has gathered for the moment is in parts again: what is written to the whole would be lost."""
+    for module in model.modules():
+        if hasattr(module, "unshard"):
+            module.reshard()
+
+
+def _gathered(value: Tensor) -> Tensor:
+    """A copy of a tensor, whole: where each process holds a part, all of them ask at once."""
+    value = value.detach()
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
 
 
 def _warn_of_others(model: nn.Module) -> None:
@@ -272,7 +287,7 @@ class Reader:
             raise AdapterError(f"{path} was trained on matrices of shapes {trained}, this model has {_short(shapes)}")
         for (name, module), recorded in zip(targets.items(), ours.get("norms", ()), strict=False):
             if name not in self._norms:
-                self._norms[name] = _norm(module)
+                self._norms[name] = _norm(name, module)
             here = self._norms[name]
             if recorded is not None and here is not None and abs(here - recorded) > _NORM_TOLERANCE * abs(recorded):
                 raise AdapterError(
@@ -309,12 +324,14 @@ def _same(stored: Tensor, drawn: Tensor) -> bool:
     return stored.shape == drawn.shape and torch.equal(stored.float(), drawn.to(stored.dtype).float())
 
 
-def _norm(layer: nn.Module) -> float | None:
+def _norm(path: str, layer: nn.Module) -> float | None:
     """Frobenius norm of W0 to seven digits; None where W0 is quantised or has no storage."""
     weight = (layer.base_layer if isinstance(layer, VeraLinear) else layer).weight
     if not weight.is_floating_point() or weight.is_meta:
         return None
-    return float(f"{torch.linalg.vector_norm(weight.detach().float()).item():.7g}")
+    if weight.dim() != 2:
+        raise AdapterError(f"the weight of {path} is in parts (FullyShardedDataParallel): do this inside summon_full_params")
+    return float(f"{_gathered(torch.linalg.vector_norm(weight.detach().float())).item():.7g}")
 
 
 def _joint(prints: dict[tuple, str | None]) -> str | None:

@@ -87,6 +87,8 @@ def copies(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
                 if isinstance(value, nn.Parameter) and not value.is_floating_point():
                     kind = str(value.dtype).removeprefix("torch.")
                     raise AdapterError(f"modules_to_save names {path!r}, whose {key} is {kind} and cannot be trained")
+                if hasattr(value, "full_tensor"):
+                    raise AdapterError(f"modules_to_save names {path!r}, which is in parts (fully_shard): attach before that")
             for part, key, name, other in _shared(model, found.values()):
                 if any(part is own for own in module.modules()) and type(other) is type(part):
                     raise AdapterError(

@@ -11,7 +11,7 @@ from . import heads, norms, saving
 from .base_layer import check_adaptable, device_of, dtype_of, is_linear, shape_of
 from .config import VeraConfig
 from .errors import AdapterError
-from .linear import Vectors, VeraLinear
+from .linear import Vectors, VeraLinear, variant
 from .names import inside, matches, plain_path, unwrapped
 from .projection import Projection
 
@@ -184,7 +184,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
             above = unwrapped(model.get_submodule(path.rpartition(".")[0]))
             if isinstance(above, nn.TransformerEncoderLayer):  # its fast path, which reads weights itself, looks for hooks
                 adapted.register_forward_pre_hook(seen)
-        elif type(adapted) is not layer:
+        elif variant(type(adapted)) != variant(layer):
             raise AdapterError(f"{path} is a {type(adapted).__name__} of another adapter, it cannot be a {layer.__name__} too")
         base = adapted.base_layer
         place = (*key, device_of(base), dtype_of(base))

@@ -73,6 +73,11 @@ class Vectors(nn.Module):
         return self
 
 
+def variant(kind: type[VeraLinear]) -> tuple:
+    """What tells one variant of VeRA from another: a class that fully_shard makes of an adapted layer's is the same one."""
+    return tuple(getattr(kind, own) for own in ("new_vectors", "adapted", "whole"))
+
+
 class VeraLinear(nn.Module):
     """A frozen linear layer [..., d_in] -> [..., d_out] with any number of named adapters, one of them active.
 
