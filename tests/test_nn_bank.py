@@ -30,6 +30,8 @@ from transformers import (
     LongformerModel,
     RobertaConfig,
     RobertaForSequenceClassification,
+    SwitchTransformersConfig,
+    SwitchTransformersModel,
     T5Config,
     T5ForConditionalGeneration,
     XLNetConfig,
@@ -980,6 +982,26 @@ def test_a_trace_would_keep_the_batch_and_is_refused(how, inside, tmp_path):
     refused = pytest.raises(AdapterError, match="a trace of a model in an AdapterBank would keep the batch")
     with torch.no_grad(), bank.use(["a", None]) if inside else nullcontext(), refused:
         trace(bank.model, (torch.ones(2, 8),))
+
+
+def test_experts_of_a_mixture_read_no_rows_and_are_refused(tmp_path):
+    """As many tokens as there are rows may come to one: they would be taken for the rows."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2, "num_experts": 2}
+    settings = SwitchTransformersConfig(**sizes, vocab_size=30, num_sparse_encoder_layers=1, num_sparse_decoder_layers=0)
+    model = SwitchTransformersModel(settings).eval()
+    save_adapter(attach(copy.deepcopy(model), VeraConfig(rank=2, targets=("wi",))), tmp_path / "a")
+    with pytest.raises(AdapterError, match=r"expert_0\.wi lies in encoder.*\.experts, where experts read the tokens"):
+        AdapterBank(copy.deepcopy(model)).add("a", tmp_path / "a")
+    save_adapter(attach(copy.deepcopy(model), VeraConfig(rank=2, targets=("q", "router.classifier"))), tmp_path / "b")
+    AdapterBank(model).add("b", tmp_path / "b")
+    for names, refused in {"experts.0.up": True, "shared_experts.up": False, "mlp.up": False}.items():
+        part = nn.Linear(8, 8)
+        for name in reversed(names.split(".")):
+            part = nn.ModuleDict({name: part})
+        folder = tmp_path / names
+        save_adapter(attach(copy.deepcopy(part), VeraConfig(rank=2, targets=("up",))), folder)
+        with pytest.raises(AdapterError, match="lies in experts") if refused else nullcontext():
+            AdapterBank(part.eval()).add("a", folder)
 
 
 def test_a_layer_that_reads_images_beside_texts_is_refused_in_a_bank(tmp_path):

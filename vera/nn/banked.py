@@ -16,6 +16,7 @@ from . import heads, saving
 from .base_layer import called, nested, shape_of, taken
 from .errors import AdapterError
 from .functional import projected
+from .names import plain_path, unwrapped
 from .projection import Projection
 from .rows import RowWise
 
@@ -218,10 +219,16 @@ def check_rows_first(model: nn.Module) -> None:
 
 def check_rows(model: nn.Module, path: str) -> None:
     """Raises AdapterError for a layer in a part of the model that reads images or sound, where the model itself reads texts:
-    one row of a batch may have several of them, or none."""
+    one row of a batch may have several of them, or none. And for one among experts, by the names of the modules above it."""
     whole = getattr(model, "main_input_name", None)
     for end in [index for index, letter in enumerate(path) if letter == "."]:
         part = model.get_submodule(path[:end])
+        called = f"{path[:end].rpartition('.')[2]} {type(unwrapped(part)).__name__}".lower()
+        if "expert" in called and "shared" not in called:
+            raise AdapterError(
+                f"{path} lies in {path[:end]}, where experts read the tokens that a router sends them, not the batch's rows; "
+                "use one adapter at a time"
+            )
         reads = getattr(part, "main_input_name", "input_ids")
         if reads not in (whole, "input_ids"):
             raise AdapterError(
@@ -232,6 +239,8 @@ def check_rows(model: nn.Module, path: str) -> None:
 
 def check_head(path: str, module: nn.Module) -> None:
     """Raises AdapterError for a module that cannot be called with the tensors of each adapter in turn."""
+    if any(plain_path(f"head.{name}") != f"head.{name}" for name, _ in module.named_modules()):
+        raise AdapterError(f"{path} in modules_to_save is compiled or wrapped in part: a bank cannot exchange its tensors")
     if type(module).forward is nn.Module.forward:
         raise AdapterError(
             f"{path} in modules_to_save is a {type(module).__name__}, which is not called: a bank cannot switch it"
