@@ -894,6 +894,24 @@ def test_layers_of_unlike_dtypes_have_a_pair_each():
     assert kept == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_trace_computes_and_differentiates_as_the_model(graph, merged):
+    model, layer = adapted(linear())
+    model = nn.Sequential(layer, nn.ReLU()).eval()
+    if merged:
+        merge(model)
+    with torch.set_grad_enabled(graph):
+        trace = torch.jit.trace(model, torch.randn(3, 16))
+    results = []
+    for call in (trace, model):
+        x = torch.randn(5, 16, generator=torch.Generator().manual_seed(4)).requires_grad_()
+        y = call(x)
+        y.pow(2).sum().backward()
+        results.append((y, x.grad))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
 def test_a_trained_pair_has_its_gradient_under_compile():
     model, layer = adapted(linear())
     pair, x = layer.projections["default"], torch.randn(5, 16)

@@ -114,13 +114,15 @@ def written_out(h: Tensor, z: Tensor, A: Tensor, B: Tensor, b: Tensor, d: Tensor
 
 
 def ordinary(*tensors: Tensor) -> bool:
-    """Whether the derivatives below apply to a call: none of torch.func's transforms and no forward derivative is at work, and
-    the tensors are x or h or W0, then A, B (frozen), b and d, all of torch's own class."""
+    """Whether the derivatives below apply to a call: none of torch.func's transforms, no forward derivative and no jit trace
+    is at work, and the tensors are x or h or W0, then A, B (frozen), b and d, all of torch's own class."""
     if torch.is_grad_enabled() and (tensors[-4].requires_grad or tensors[-3].requires_grad):
         return False
     if torch.compiler.is_compiling():
         return True
     if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return False
+    if torch.jit.is_tracing():  # with or without gradients; its calls may be of the other kind
         return False
     return all(type(tensor) is Tensor or type(tensor) is nn.Parameter for tensor in tensors)
 

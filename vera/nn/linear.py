@@ -233,9 +233,9 @@ class VeraLinear(nn.Module):
         """Compose W = W0 + diag(b) B diag(d) A beside W0, which stays untouched. Does nothing when already merged.
 
         W is float32 at least, also on a half-precision backbone. It is multiplied with x where that loses nothing and trains
-        nothing: no gradient asked of W0, bias, b or d, no half precision, no autocast, no torch.compile. Elsewhere the layer
-        computes as if it were not merged. When W0, b or d change, W follows, also after a step of any optimiser, but not what
-        is written through their .data, which torch does not count: unmerge first.
+        nothing: no gradient asked of W0, bias, b or d, no half precision, no autocast, no torch.compile or trace. Elsewhere the
+        layer computes as if it were not merged. When W0, b or d change, W follows, also after a step of any optimiser, but not
+        what is written through their .data, which torch does not count: unmerge first.
 
         Raises AdapterError for a base layer that is more than its weight, or a sum that is not finite.
         """
