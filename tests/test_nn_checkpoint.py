@@ -7,10 +7,12 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification
 
 from vera.errors import AdapterError
-from vera.nn import VeraConfig, attach, load_adapter, merge, save_adapter, set_adapter, unmerge, vera_layers
+from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter, set_adapter, unmerge, vera_layers
+from vera.nn.checkpoint import WEIGHTS_FILE, read_weights
 from vera.nn.count import vera_parameters
 
 warnings.filterwarnings("ignore")
@@ -134,6 +136,7 @@ def test_pairs_that_peft_rounded_beside_a_half_precision_base(dtype, into, tmp_p
         {"target_modules": "all-linear"},
         {"target_modules": r".*attention\.self\.(query|value)"},
         {"target_modules": "roberta.encoder.layer.1.output.dense"},
+        {"target_modules": ["query", "value", "q_proj", "v_proj"]},
         {"target_modules": ["query"], "layers_to_transform": [1]},
         {"target_modules": ["query", "value"], "layers_to_transform": 0, "layers_pattern": "layer"},
     ],
@@ -362,6 +365,90 @@ def test_what_trains_beside_the_adapter_is_warned_of_when_it_is_saved(tmp_path):
         parameter.requires_grad_(True)
     with pytest.warns(UserWarning, match=r"leaves out roberta\.embeddings\.LayerNorm\.weight and 1 more, which train beside"):
         save_adapter(model, tmp_path)
+
+
+def test_a_norm_whose_statistics_train_is_warned_of_when_it_is_saved(tmp_path):
+    def net():
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)))
+
+    model = attach(net(), VeraConfig(rank=2, targets=("0",), modules_to_save=("2",)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_adapter(model, tmp_path)
+    with pytest.warns(UserWarning, match="leaves out 1, which train beside"):
+        save_adapter(nn.SyncBatchNorm.convert_sync_batchnorm(model).train(), tmp_path)
+    before = attach(nn.SyncBatchNorm.convert_sync_batchnorm(net()), VeraConfig(rank=2, targets=("0",))).train()
+    assert not before[1].training
+
+
+@pytest.mark.parametrize("sharing", ["shared", "unique"])
+def test_a_pair_that_no_call_has_drawn_yet_is_named_in_the_file(sharing, tmp_path):
+    """A backbone from the meta device, by load_state_dict(assign=True)."""
+    config = VeraConfig(rank=2, targets=("0", "1"), sharing=sharing)
+    source = attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), config)
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    attach(model, config).load_state_dict(source.state_dict(), assign=True)
+    for part in (model[:0], model[:1], model):  # how much of it has been called
+        part(torch.ones(1, 4))
+        save_adapter(model, tmp_path / "late")
+        save_adapter(source, tmp_path / "early")
+        late, early = (read_weights(tmp_path / folder / WEIGHTS_FILE)[1] for folder in ("late", "early"))
+        assert late == early
+        load_adapter(model, tmp_path / "late")
+
+
+class Outer(nn.Module):
+    def __init__(self, compiled=()):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.ModuleDict({"q": nn.Linear(4, 4), "head": nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))})
+        if "part" in compiled:
+            self.inner["head"][0] = torch.compile(self.inner["head"][0], backend="eager")
+        if "head" in compiled:
+            self.inner["head"] = torch.compile(self.inner["head"], backend="eager")
+
+    def forward(self, x):
+        return self.inner["head"](self.inner["q"](x))
+
+
+@pytest.mark.parametrize("compiled", [(), ("head",), ("part",), ("part", "head")], ids=str)
+def test_a_head_is_named_alike_whatever_of_it_is_compiled(compiled, tmp_path):
+    model = attach(Outer(compiled), VeraConfig(rank=2, targets=("q",), modules_to_save=("inner.head",)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.rand_like(parameter))
+    x = torch.randn(3, 4)
+    save_adapter(model, tmp_path / "a")
+    for other in ((), ("head",), ("part",), ("part", "head")):
+        torch.testing.assert_close(load_adapter(Outer(other), tmp_path / "a")(x), model(x))
+        bank = AdapterBank(Outer(other))
+        if other:
+            with pytest.raises(AdapterError, match=r"inner\.head in modules_to_save is compiled"):
+                bank.add("a", tmp_path / "a")
+            continue
+        bank.add("a", tmp_path / "a")
+        with bank.use(["a", None, "a"]):
+            torch.testing.assert_close(bank.model(x)[::2], model(x)[::2])
+
+
+def test_a_head_below_what_is_compiled_is_named_as_in_the_plain_model(tmp_path):
+    def net(compiled):
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        return nn.Sequential(torch.compile(body, backend="eager") if compiled else body)
+
+    x = torch.randn(3, 4)
+    for compiled in (True, False):
+        model = attach(net(compiled), VeraConfig(rank=2, targets=("0.0",), modules_to_save=("0.1",)))
+        with torch.no_grad():
+            dict(model.named_modules(remove_duplicate=False))["0._orig_mod.1" if compiled else "0.1"].weight.add_(1)
+        save_adapter(model, tmp_path)
+        for other in (True, False):
+            torch.testing.assert_close(load_adapter(net(other), tmp_path)(x), model(x))
+    with pytest.raises(AdapterError, match="belongs to modules_to_save"):
+        attach(attach(net(True), VeraConfig(rank=2, targets=("0.0",), modules_to_save=("0.1",))), VeraConfig(2, ("0.1",)), "b")
 
 
 def test_a_class_that_torch_makes_of_an_adapted_layer_is_no_variant(tmp_path):

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from . import heads
+from . import heads, norms
 from .base_layer import transposed
 from .config import PROJECTION_DTYPES, VeraConfig
 from .errors import AdapterError
@@ -80,12 +80,13 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
     if compact:
         tensors = {COMPACT: torch.cat([vector.detach().to("cpu") for vector in tensors.values()])}
     for path, module in heads.of(model, name).items():
-        tensors |= {f"{path}.{key}": _gathered(value) for key, value in heads.tensors(module).items()}
+        tensors |= {plain_path(f"{path}.{key}"): _gathered(value) for key, value in heads.tensors(module).items()}
     tensors = {PREFIX + key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
     if config.projection_dtype != "float32" and not compact:  # PEFT would draw the pair in float32
         first = next(iter(layers.values())).projections[name]
         tensors |= dict(zip(("base_model.vera_A", "base_model.vera_B"), draw(*first.key), strict=True))
-    prints = {layer.projections[name].key: layer.projections[name].fingerprint for layer in layers.values()}
+    pairs = {layer.projections[name].key: layer.projections[name].fingerprint for layer in layers.values()}
+    prints = {key: known or fingerprint(*draw(*key)) for key, known in pairs.items()}  # on the meta device none is known
     metadata = {
         "format": "pt",
         "vera": json.dumps(
@@ -137,7 +138,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, name: str = "defau
                 layer.vectors[name].d.copy_(values.pop(f"{path}.vera_lambda_d"))
         for path, module in heads.of(model, name).items():
             for key, tensor in heads.tensors(module).items():
-                tensor.copy_(values.pop(f"{path}.{key}"))
+                tensor.copy_(values.pop(plain_path(f"{path}.{key}")))
     return given
 
 
@@ -164,8 +165,10 @@ def _gathered(value: Tensor) -> Tensor:
 def _warn_of_others(model: nn.Module) -> None:
     """Of what trains beside the adapters, which an adapter's file does not hold."""
     own = {id(value) for _, layer in vera_layers(model) for value in layer.vectors.parameters()}
-    own |= {id(value) for name in configs(model) for module in heads.of(model, name).values() for value in module.parameters()}
+    copies = [module for name in configs(model) for module in heads.of(model, name).values()]
+    own |= {id(value) for module in copies for value in module.parameters()}
     others = [name for name, value in model.named_parameters() if value.requires_grad and id(value) not in own]
+    others += [path for path, _ in norms.loose(model, copies)]  # put in after attach, as convert_sync_batchnorm does
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         warnings.warn(
@@ -199,12 +202,13 @@ class Reader:
         # PEFT lists every name a head may have; those that are neither in the model nor in the file mean nothing.
         known = [*(path for path, _ in self._modules), *tensors]
         saved = tuple(module for module in config.modules_to_save if any(inside(path, (module,)) for path in known))
-        # ... and all-linear lists the layers of a head, which is trained whole instead.
+        # ... and all-linear lists the layers of a head, which is trained whole instead. PEFT takes targets of several models.
         if saved not in self._linear:
             self._linear[saved] = linear_layers(self.model, saved)
         _, names, in_heads = self._linear[saved]
         linear = [path for paths in names.values() for path in paths]
-        wanted = [name for name in config.targets if any(matches(path, [name]) for path in linear) or name not in in_heads]
+        dropped = in_heads if ours else config.targets
+        wanted = [name for name in config.targets if any(matches(path, [name]) for path in linear) or name not in dropped]
         config = replace(config, modules_to_save=saved, targets=tuple(wanted) or config.targets)
         if existing is not None:
             _same_adapter(folder / CONFIG_FILE, existing, config)
@@ -244,8 +248,8 @@ class Reader:
                 for name, module in heads.find(self._modules, names).items():
                     first: dict[int, str] = {}  # a tensor may have two names in one copy; two copies share none
                     for key, value in heads.tensors(module).items():
-                        same = first.setdefault(id(value), f"{name}.{key}")
-                        expected[f"{name}.{key}"] = (tuple(value.shape), value.dtype, same)
+                        plain = plain_path(f"{name}.{key}")
+                        expected[plain] = (tuple(value.shape), value.dtype, first.setdefault(id(value), plain))
             except AdapterError as error:
                 raise AdapterError(f"{path} does not fit this model: {error}") from None
             self._heads[names] = expected
@@ -334,7 +338,7 @@ def _norm(path: str, layer: nn.Module) -> float | None:
     return float(f"{_gathered(torch.linalg.vector_norm(weight.detach().float())).item():.7g}")
 
 
-def _joint(prints: dict[tuple, str | None]) -> str | None:
+def _joint(prints: dict[tuple, str]) -> str:
     """The fingerprint of the one pair, or one for several pairs (sharing=unique) in the order of the layers."""
     if len(prints) == 1:
         return next(iter(prints.values()))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import norms
 from .errors import AdapterError
 from .linear import VeraLinear
-from .names import matches
+from .names import matches, plain_path
 
 HEADS = "vera_heads"
 _ACTIVE = "vera_head_of"  # in a state dict's metadata: whose head has the model's own names
@@ -43,9 +43,9 @@ def find(modules: Iterable[tuple[str, nn.Module]], names: Iterable[str]) -> dict
     unused = set(names)
     modules = list(modules)
     for path, module in modules:
-        fitting = set(matches(path, names))
+        fitting = set(matches(plain_path(path), names))
         unused -= fitting
-        known = any(module is other or path.startswith(f"{outer}.") for outer, other in found.items())
+        known = any(module is other or f"{path}.".startswith(f"{outer}.") for outer, other in found.items())
         if fitting and not known:
             found[path] = module
     if unused:
@@ -159,7 +159,7 @@ def owner(model: nn.Module, path: str) -> str | None:
     """An adapter whose copies hold the module of this path, if there is one."""
     heads = _of(model)
     names = [name for name in (heads.active, *heads.aside) if name is not None]
-    return next((name for name in names if any(f"{path}.".startswith(f"{own}.") for own in of(model, name))), None)
+    return next((name for name in names if any(f"{path}.".startswith(f"{plain_path(own)}.") for own in of(model, name))), None)
 
 
 def drop(model: nn.Module, name: str) -> None:

@@ -149,10 +149,11 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
     layer: VeraLinear, or a subclass that is a variant of VeRA. `save_adapter` and AdapterBank know VeRA alone; what a variant
     trains is in the model's state_dict.
 
-    Freezes everything but the adapter's own b and d and its copies of the modules in `modules_to_save`, which start from the
-    backbone's own; BatchNorm's running statistics too, with which it computes in training as well. Equal projections are stored
-    once for each device and dtype that layers have, also across adapters. A module that reads a layer's weight instead of
-    calling the layer does not see its adapter: those known are refused.
+    Freezes everything but the adapter's own b and d and its copies of the modules in `modules_to_save`, which start from
+    the backbone's own; BatchNorm's running statistics too, with which it computes in training as well (convert to
+    SyncBatchNorm before). What save_pretrained is to write as a plain model is the model that is given here, not one around
+    it. Equal projections are stored once for each device and dtype that layers have, also across adapters. A module that
+    reads a layer's weight instead of calling the layer does not see its adapter: those known are refused.
 
     Raises AdapterError when the name is taken, the model is merged or a target fits no layer; the model is then as it was. So
     it is, refused, where a part of the model has an adapter of its own already.

@@ -14,11 +14,19 @@ _NAME = "train"
 
 def freeze(model: nn.Module, but: Iterable[nn.Module]) -> None:
     """Put every norm that tracks statistics into evaluation, where `train()` leaves it, but for those in some modules."""
+    for _, module in loose(model, but):
+        module.eval()
+        module.__dict__[_NAME] = partial(_stay, module)
+
+
+def loose(model: nn.Module, but: Iterable[nn.Module]) -> list[tuple[str, nn.Module]]:
+    """The norms that track statistics and are not frozen, by name, but for those in some modules."""
     left = {part for module in but for part in module.modules()}
-    for module in model.modules():
-        if isinstance(module, _NormBase) and module.track_running_stats and module not in left:
-            module.eval()
-            module.__dict__[_NAME] = partial(_stay, module)
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, _NormBase) and module.track_running_stats and module not in left and not frozen(module)
+    ]
 
 
 def frozen(module: nn.Module) -> bool:
