@@ -55,10 +55,21 @@ RUNS = {
         "model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=vera", "+model.targets.out=attn.c_proj",
         "method.targets=[out]", "train.lr=1.0",
     ],
+    "gpt2 tied": [
+        "model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=lora", "+model.targets.lm=lm_head",
+        "method.targets=[query,value,lm]",
+    ],
+    "gpt2 tied ia3": [
+        "model=gpt2_medium", "task=alpaca", "~recipe@_global_", "method=ia3", "+model.targets.lm=lm_head",
+        "method.targets=[lm]", "method.feedforward=false",
+    ],
     "vit": ["model=vit_base", "task=cifar100", "method=vera"],
     "llama": ["model=llama2_7b", "task=alpaca", "model.quantisation=none", "method=vera", "train.lr=1.0"],
+    "llama ia3": ["model=llama2_7b", "task=alpaca", "model.quantisation=none", "method=ia3"],
 }  # fmt: skip
 ANY_PEFT = ("vblora", "p_tuning", "gpt2 dora")
+IA3 = ("gpt2 ia3", "gpt2 tied ia3", "llama ia3")
+TIED = {"gpt2 tied": "lora", "gpt2 tied ia3": "peft"}  # and the form that there is
 CLASSES = {
     "text": AutoModelForSequenceClassification,
     "generation": AutoModelForCausalLM,
@@ -133,7 +144,7 @@ def test_weights_of_an_earlier_run_of_this_name_never_leave_under_a_record_that_
     assert kept(older, first.work_dir, "best")[1] == record.weights["best"]
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("full", "adapter", "gpt2 ia3", "relu", *ANY_PEFT)])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("full", "adapter", "relu", *IA3, *ANY_PEFT)])
 def test_a_lora_opens_in_plain_peft(name, runs, tmp_path, cache):
     run, _, folder = runs(name)
     lines = export(folder, tmp_path / "out", "lora", overrides=[f"cache_dir={cache}"])
@@ -154,7 +165,7 @@ def test_a_lora_opens_in_plain_peft(name, runs, tmp_path, cache):
 
 
 @pytest.mark.parametrize(
-    "name", ["vera", "only b", "frozen head", "adalora", "vblora", "p_tuning", "gpt2 lora", "gpt2 ia3", "vit"]
+    "name", ["vera", "only b", "frozen head", "adalora", "vblora", "p_tuning", "gpt2 lora", "gpt2 ia3", "gpt2 tied ia3", "vit"]
 )
 def test_pefts_own_format_opens_in_plain_peft(name, runs, tmp_path, cache):
     run, record, folder = runs(name)
@@ -210,7 +221,7 @@ def test_an_adapted_layer_that_peft_takes_for_the_head_is_refused(library):
                 module._check_names(backbone)
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("adapter", *ANY_PEFT)])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("adapter", *TIED, *ANY_PEFT)])
 def test_a_merged_model_is_a_plain_one(name, runs, tmp_path, cache):
     run, _, folder = runs(name)
     lines = export(folder / "last", tmp_path / "out", "merged", overrides=[f"cache_dir={cache}"])
@@ -224,6 +235,31 @@ def test_a_merged_model_is_a_plain_one(name, runs, tmp_path, cache):
     assert ("bfloat16" in " ".join(lines)) == ("llama" in name)
     if run.task["name"] == "rte":
         assert merged.config.id2label == {0: "entailment", 1: "not_entailment"}
+
+
+@pytest.mark.parametrize(("name", "form"), TIED.items())
+def test_nothing_is_merged_into_a_weight_that_is_the_embeddings_too(name, form, runs, tmp_path, cache):
+    _, _, folder = runs(name)
+    with pytest.raises(AdapterError, match=f"^lm_head has a weight that another module has too.*--to {form}$"):
+        export(folder, tmp_path / "out", "merged", overrides=[f"cache_dir={cache}"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["llama", "llama ia3"])
+def test_a_merged_weight_that_is_not_finite_is_refused(name, runs, tmp_path, cache, monkeypatch):
+    _, _, folder = runs(name)
+    load = module._load
+
+    def overflowing(*given):
+        backbone = load(*given)
+        for key, parameter in backbone.model.named_parameters():
+            if "ia3_l" in key or key.endswith(".b"):
+                parameter.data.fill_(torch.inf)
+        return backbone
+
+    monkeypatch.setattr(module, "_load", overflowing)
+    with pytest.raises(AdapterError, match="_proj gives weights that are not finite in torch.bfloat16"):
+        export(folder, tmp_path / "out", "merged", overrides=[f"cache_dir={cache}"])
 
 
 def test_a_configuration_of_the_run_s_own_is_said_or_refused(runs, tmp_path, cache):

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import own_methods
+from tests.conftest import own_methods, trained
 from vera.config import build
 from vera.config import compose as compose_config
 from vera.errors import ConfigError
-from vera.methods.base import count
+from vera.methods.base import count, shared
 from vera.nn.names import inside
 from vera.run import prepare
 from vera.train.loop import Loop
@@ -93,6 +93,27 @@ def test_vera_evaluates_what_cannot_be_merged_as_it_is(odd, prepared):
         separate = backbone.model.eval()(**batch).logits
         with built.merged(backbone):
             assert torch.equal(backbone.model(**batch).logits, separate)
+
+
+@pytest.mark.parametrize("method", ["lora", "lora_fa", "dylora", "adalora", "ia3", "dora", "vera"])
+def test_an_output_layer_tied_to_the_embeddings_is_evaluated_as_it_was_trained(method, compose):
+    own = ["method.feedforward=false"] if method == "ia3" else []
+    given = ["model=gpt2_medium", "task=alpaca", "~recipe@_global_", "+model.targets.lm=lm_head", "method.targets=[query,lm]"]
+    backbone, built, _, _ = prepare(compose(f"method={method}", *given, *own))
+    model, ids = trained(backbone.model).eval(), torch.arange(5, 12)[None]
+    with torch.no_grad():
+        apart = model(input_ids=ids).logits
+        with built.merged(backbone):
+            torch.testing.assert_close(model(input_ids=ids).logits, apart, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_written_into_a_layer_is_read_at_its_other_places():
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 3) for name in ("alone", "one", "two", "named")})
+    model["two"].bias = model["one"].bias
+    model["around"] = torch.nn.Sequential(model["named"])  # one layer at two places
+    model["twice"] = model["again"] = torch.nn.Sequential(torch.nn.Linear(3, 3))  # at one, which is called twice
+    layers = {**{name: model[name] for name in ("alone", "one", "two", "named")}, "inner": model["twice"][0]}
+    assert [name for name, layer in layers.items() if layer in shared(model, layers.values())] == ["one", "two", "named"]
 
 
 @pytest.mark.parametrize("method", METHODS)

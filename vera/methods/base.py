@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -194,6 +195,13 @@ def mergeable(weight: Tensor) -> bool:
     """Whether a small update can be added to a weight: not to a quantised one, nor to one rounded to half precision, nor to one
     of which each process holds a part."""
     return weight.is_floating_point() and weight.element_size() >= 4 and not isinstance(weight, DTensor)
+
+
+def shared(model: nn.Module, layers: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those of the layers that have another place in the model as well, themselves or a weight of theirs (an output layer tied
+    to the embeddings): what is written into them is read there too."""
+    places = Counter(id(held) for m in model.modules() for held in (*m._modules.values(), *m._parameters.values()))
+    return [layer for layer in layers if any(places[id(part)] > 1 for part in (*layer.modules(), *layer.parameters()))]
 
 
 def count(groups: dict[str, list[tuple[str, nn.Parameter]]], model: nn.Module) -> dict[str, Any]:

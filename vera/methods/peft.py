@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vera.errors import ModelError
 from vera.io.files import write_atomic
 from vera.methods import fused
-from vera.methods.base import TargetedMethod, mergeable, read_tensors
+from vera.methods.base import TargetedMethod, mergeable, read_tensors, shared
 from vera.nn.checkpoint import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 
 ADAPTER = "default"  # PEFT's name of the one adapter that we put on
@@ -53,10 +53,11 @@ class PeftMethod(TargetedMethod):
     @contextmanager
     def merged(self, backbone):
         layers = self.layers(backbone).values()
-        if not all(mergeable(layer.get_base_layer().weight) for layer in layers):
+        bases = [layer.get_base_layer() for layer in layers]
+        if not all(mergeable(base.weight) for base in bases) or shared(backbone.model, bases):
             yield
             return
-        originals = [(p, p.data) for layer in layers for p in layer.get_base_layer().parameters()]
+        originals = [(p, p.data) for base in bases for p in base.parameters()]
         parts = [  # some merge by exchanging modules, and some keep what they merged with
             (held, dict(held)) for layer in layers for m in layer.modules() for held in (m._parameters, m._buffers, m._modules)
         ]

@@ -26,7 +26,7 @@ from vera.io.files import move_folder, os_error_as, read_json, write_atomic
 from vera.methods import fused
 from vera.methods.adalora import AdaLora
 from vera.methods.any_peft import AnyPeft
-from vera.methods.base import Method, quantised
+from vera.methods.base import Method, quantised, shared
 from vera.methods.bitfit import BitFit
 from vera.methods.full import Full
 from vera.methods.head import Head
@@ -296,27 +296,28 @@ def _head(backbone: Backbone, prefix: str = PREFIX) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _write_merged(run, record, backbone, method, folder, rank) -> list[str]:
-    model, lines = backbone.model, []
-    if isinstance(method, IA3):
-        for name, layer in method.layers(backbone).items():
-            _mergeable(name, layer.get_base_layer())
-            layer.merge()
-            replace_module(model, name, layer.get_base_layer())
-    elif isinstance(method, (Vera, Lora, AdaLora)):
-        lost = 0.0
-        for name, (base, A, B) in _factors(backbone, method).items():
-            _mergeable(name, base)
-            update = B @ A
-            W = matrix(base).float().cpu() + update
-            matrix(base).copy_(W.to(base.weight.dtype))
-            if not torch.isfinite(base.weight).all():
+    model, lines, lost = backbone.model, [], 0.0
+    if isinstance(method, (Vera, Lora, AdaLora, IA3)):
+        scaled = method.layers(backbone) if isinstance(method, IA3) else {}
+        factors = {} if scaled else _factors(backbone, method)
+        bases = {name: layer.get_base_layer() for name, layer in scaled.items()} | {name: f[0] for name, f in factors.items()}
+        _check_mergeable(model, bases, "peft" if scaled else "lora")
+        for name, base in bases.items():
+            W0 = matrix(base).float().cpu()
+            W = W0 * scaled[name].ia3_l[ADAPTER].float().cpu() if name in scaled else W0 + factors[name][2] @ factors[name][1]
+            update = (W - W0).norm().clamp_min(1e-30)
+            if name in scaled:
+                scaled[name].merge()
+            else:
+                matrix(base).copy_(W.to(base.weight.dtype))
+            if not all(torch.isfinite(parameter).all() for parameter in base.parameters()):
                 raise AdapterError(f"merging into {name} gives weights that are not finite in {base.weight.dtype}")
-            lost = max(lost, ((matrix(base).float().cpu() - W).norm() / update.norm().clamp_min(1e-30)).item())
+            lost = max(lost, ((matrix(base).float().cpu() - W).norm() / update).item())
             replace_module(model, name, base)
-        dtype = str(model.dtype).removeprefix("torch.")
         if model.dtype != torch.float32:
+            dtype = str(model.dtype).removeprefix("torch.")
             lines.append(
-                f"W0 + dW is summed in float32 and rounded to {dtype}, which changes up to {lost:.1%} of a matrix's update"
+                f"W0 + dW is formed in float32 and rounded to {dtype}, which changes up to {lost:.1%} of a matrix's update"
             )
     for name in ("peft_config", "vera_configs", HEADS):
         if hasattr(model, name):
@@ -331,11 +332,19 @@ def _write_merged(run, record, backbone, method, folder, rank) -> list[str]:
     return ["a plain model of transformers'", *lines]
 
 
-def _mergeable(name: str, base: nn.Module) -> None:
-    if type(base) is not nn.Linear and not transposed(base):
-        raise AdapterError(f"{name} is a {type(base).__name__}, into which nothing can be merged; export with --to lora")
-    if quantised(base.weight):
-        raise AdapterError(f"{name} is quantised, so nothing can be merged into it; export with --to lora")
+def _check_mergeable(model: nn.Module, bases: Mapping[str, nn.Module], instead: Form) -> None:
+    """Raises AdapterError, by name, for a layer into which nothing can be written alone."""
+    tied = {id(base) for base in shared(model, bases.values())}
+    for name, base in bases.items():
+        if type(base) is not nn.Linear and not transposed(base):
+            reason = f"is a {type(base).__name__}"
+        elif quantised(base.weight):
+            reason = "is quantised"
+        elif id(base) in tied:
+            reason = "has a weight that another module has too, such as the embeddings"
+        else:
+            continue
+        raise AdapterError(f"{name} {reason}, so nothing can be merged into it; export with --to {instead}")
 
 
 def _base(run: RunConfig, record: Record) -> tuple[str | None, str | None]:
