@@ -258,7 +258,7 @@ def test_a_merged_weight_that_is_not_finite_is_refused(name, runs, tmp_path, cac
         return backbone
 
     monkeypatch.setattr(module, "_load", overflowing)
-    with pytest.raises(AdapterError, match="_proj gives weights that are not finite in torch.bfloat16"):
+    with pytest.raises(AdapterError, match=r"_proj gives weights that are not finite in torch\.bfloat16"):
         export(folder, tmp_path / "out", "merged", overrides=[f"cache_dir={cache}"])
 
 

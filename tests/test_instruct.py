@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -35,6 +37,7 @@ from vera.models.decoding import Draws, generate_ids
 from vera.records.kept import kept
 from vera.records.store import Store
 from vera.run import execute, prepare
+from vera.tasks import draft
 from vera.tasks.alpaca import read_rows
 from vera.tasks.split import split
 from vera.trained import export
@@ -213,6 +216,23 @@ def test_columns_that_are_not_there_are_refused(tmp_path):
         read_rows(path, columns)
     with pytest.raises(ConfigError, match="columns are those of a file: give it with data_dir="):
         alpaca("+task.columns={instruction: q}")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_one_column_is_one_field(ending, tmp_path):
+    rows = [{"input": "Who?", "output": "I."}, {"input": "When?", "output": "Now."}]
+    path = tmp_path / f"rows.{ending}"
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_rows(path, {"instruction": "input"}) == [("Who?", "", "I."), ("When?", "", "Now.")]
+    asked = {"instruction": "output", "output": "input"}  # exchanged
+    assert read_rows(path, asked) == [("I.", "", "Who?"), ("Now.", "", "When?")]
+    assert draft.instructions("chat", path, {"instruction": "input", "output": "output"})["facts"] == {"train_rows": 2}
+    for columns, name in (({"instruction": "output"}, "output"), ({"instruction": "input", "input": "input"}, "input")):
+        with pytest.raises(ConfigError, match=rf"task\.columns: {name} is named for two columns"):
+            read_rows(path, columns)
 
 
 def test_a_folder_without_rows_and_no_hub(tmp_path, backbone):

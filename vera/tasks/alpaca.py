@@ -15,12 +15,12 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from vera.config import Source
-from vera.errors import DataError
+from vera.errors import ConfigError, DataError
 from vera.io import hub, tables
 from vera.io.hub import HubData
 from vera.models.base import Backbone
 from vera.seeds import generator
-from vera.tasks.base import Data, Made
+from vera.tasks.base import Data, Made, twice
 from vera.tasks.language import LanguageTask, collate
 
 REPOSITORY = "yahma/alpaca-cleaned"
@@ -35,7 +35,8 @@ class Alpaca(LanguageTask):
     """conf/task/{alpaca,alpaca_10k}.yaml. The loss is on the response and the end token alone.
 
     data_dir      a JSON file of rows, or a folder with one of FILES; None reads the hub.
-    columns       what other data call instruction, input and output: {instruction: question, output: answer}.
+    columns       what other data call instruction, input and output: {instruction: question, output: answer}. Where a column
+                  called input is one of the others, rows have no input unless one is named.
     rows          how many rows to train on, chosen once and for all seeds; None: all that are not held out.
     held_out      rows kept for evaluation, chosen likewise.
     prompt_input  the prompt of a row with an input, with {instruction} and {input}; prompt: of one without.
@@ -134,9 +135,13 @@ class Alpaca(LanguageTask):
 
 
 def read_rows(path: Path, columns: dict[str, str] | None = None) -> list[Row]:
-    """Rows of a JSON or JSON-lines file, of the one in a folder, or of the parquet files in it. columns: what they call FIELDS.
-    Raises DataError."""
+    """Rows of a JSON or JSON-lines file, of the one in a folder, or of the parquet files in it. columns: what they call FIELDS;
+    a column "input" that is another field's is not the input as well. Raises DataError, and ConfigError for a column of two."""
     names = {field: (columns or {}).get(field, field) for field in FIELDS}
+    if "input" in (columns or {}).values() and "input" not in (columns or {}):
+        del names["input"]
+    if again := twice(names.values()):
+        raise ConfigError(f"task.columns: {again} is named for two columns; name one for each of {', '.join(names)}")
     if not path.exists():
         raise DataError(f"task.data_dir={path} does not exist")
     files = [path]
@@ -149,7 +154,7 @@ def read_rows(path: Path, columns: dict[str, str] | None = None) -> list[Row]:
             )
     if files[0].suffix.lower() == ".parquet":
         if "input" not in (columns or {}) and "input" not in tables.parquet_columns(files[0]):
-            del names["input"]  # which JSON rows need not have either
+            names.pop("input", None)  # which JSON rows need not have either
         found = tables.read_columns(files, list(names.values()))
         return [checked_row(where, dict(zip(names, values, strict=True)), names) for where, values in found]
     objects = [found for file in files for found in tables.read_objects(file, names.values())]
