@@ -346,14 +346,29 @@ def test_micro_batches_of_unlike_lengths_give_the_same_gradient(compose, tmp_pat
         torch.testing.assert_close(value, parts[1][1][name], rtol=1e-3, atol=1e-5)
 
 
-def test_examples_whose_target_is_cut_off_teach_nothing(compose, tmp_path):
-    run = compose(*GPT2, "task.max_length=60", "train.warmup_steps=0")
+def test_examples_whose_target_is_cut_off_teach_nothing(compose, tmp_path, warned, monkeypatch):
+    monkeypatch.setattr("vera.tasks.base._PREPARED", {})
+    run = compose(*GPT2, "task.max_length=100", "train.warmup_steps=0")
     loop = Loop(run, *prepare(run), tmp_path)
     assert loop.data.notes["truncated"]["train"] == len(loop.data.train)
-    batch = loop.data.collate(loop.data.train[:2])
+    empty = [row for row in loop.data.train if set(row["labels"]) == {-100}]
+    assert 2 <= len(empty) < len(loop.data.train)
+    said = f"{len(empty)} of {len(loop.data.train)} train rows have a prompt of task.max_length=100 tokens or more"
+    assert any(said in line for line in warned())
+    batch = loop.data.collate(empty[:2])
     loss = loop.task.loss(torch.randn(*batch["input_ids"].shape, 257, requires_grad=True), batch)
     loss.backward()
     assert loop.task.weight(batch) == 0 and loss.item() == 0
+    with pytest.raises(DataError, match=r"no row of the train part fits task\.max_length=60"):
+        prepare(compose(*GPT2, "task.max_length=60"))
+
+
+def test_an_evaluation_part_of_which_no_target_fits_is_refused_before_the_training(compose, tmp_path):
+    rows = {"train": "name[Zizzi]", "validation": f"name[{'Zizzi' * 9}]", "test": "name[Zizzi]"}
+    for split, meaning in rows.items():
+        (tmp_path / FILES[split]).write_text(f"mr,ref\n{meaning},It is there.\n")
+    with pytest.raises(DataError, match=r"no row of the validation part fits task\.max_length=40"):
+        prepare(compose(*GPT2, "task.synthetic=false", f"task.data_dir={tmp_path}", "task.max_length=40"))
 
 
 @pytest.mark.parametrize(("reason", "decoded"), [("needs Java", True), ("needs Java", False), (None, True)])

@@ -91,6 +91,12 @@ class E2E(LanguageTask):
             made = [self.example(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
             examples[split] = [example for example, _ in made]
             cut[split] = [was_cut for _, was_cut in made]
+            empty = sum(len(prompt) >= self.max_length for prompt in prompts)  # the target's first token is cut
+            if empty == len(made):
+                raise DataError(f"no row of the {split} part fits task.max_length={self.max_length}")
+            if empty:
+                what = f"{empty} of {len(made)} {split} rows have a prompt of task.max_length={self.max_length} tokens or more"
+                log.warning("task=%s: %s: nothing of their reference is read", self.name, what)
         groups = by_meaning(rows["test"])
         prompts = encode_prompts(tokenizer, self._contexts(groups))
         if self.decoding is not None:
