@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="local paths again, cache_dir")
     parser.add_argument("--to", choices=("lora", "peft", "merged"), required=True, dest="form")
-    parser.add_argument("--rank", type=int, help="lora: cut to this rank")
+    parser.add_argument("--rank", type=int, help="lora: the rank that the file is to have, by a cut")
     parser.add_argument("--checkpoint", choices=("best", "last"), help="which epoch (default: best)")
     parser.add_argument("--results", type=Path, metavar="DIR", help="the run's results_dir, if the folder does not say it")
     parser.add_argument("--work", type=Path, metavar="DIR", help="the run's work_dir, if the record does not say it")

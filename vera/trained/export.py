@@ -72,7 +72,7 @@ def export(
     """Write a run's trained weights to the folder `out`; returns what a user should be told, a line each.
 
     source      the run's record, or its folder below work_dir, or "best" or "last" in that.
-    rank        lora: cut every update to this rank by a singular value decomposition.
+    rank        lora: cut the update of every matrix in the file to this rank by a singular value decomposition.
     checkpoint  best (the default) or last epoch.
     results, work  the run's results_dir and work_dir, where they are not `results` and `work/<results>` by their names.
     overrides   local paths again, KEY=VALUE, as vera.checks.verify.run_of takes them.
@@ -229,28 +229,29 @@ def cut(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 
 
 def _write_lora(run, record, backbone, method, folder, rank) -> list[str]:
-    factors = {name: (A, B) for name, (_, A, B) in _factors(backbone, method).items()}
-    full = max(len(A) for A, _ in factors.values())
-    lines = []
-    if rank is not None:
+    tensors, lines = {}, []
+    factors = _factors(backbone, method)
+    for name, (_, A, B) in factors.items():
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = A, B
+    r = max(len(A) for _, A, _ in factors.values())
+    config = LoraConfig(r=r, lora_alpha=r, target_modules=sorted(factors)).to_dict()
+    config = fused.plain_config(backbone.model, json.loads(json.dumps(config, default=json_value)))
+    tensors = fused.together(backbone.model, tensors)
+    if rank is not None:  # of the matrices that the file is for: GPT-2's have the adapters of several maps
+        full, lost = config["r"], {}
         if not 1 <= rank <= full:
             raise ConfigError(f"--rank {rank}: this adapter's rank is {full}; a cut is of rank 1 to {full}")
-        parts = {name: cut(A, B, rank) for name, (A, B) in factors.items()}
-        factors = {name: (A, B) for name, (A, B, _) in parts.items()}
-        lost = {name: part for name, (_, _, part) in parts.items()}
-        worst = max(lost, key=lost.get)
+        for name in config["target_modules"]:
+            keys = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+            *parts, lost[name] = cut(*(tensors[key] for key in keys), rank)
+            tensors |= zip(keys, parts, strict=True)
+        config |= {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}}
+        worst = max(lost, key=lambda name: lost[name])
         mean = sum(lost.values()) / len(lost)
         lines.append(
             f"cut from rank {full} to {rank}: {mean:.1%} of a matrix's update is lost on average (Frobenius norm), "
             f"{lost[worst]:.1%} of {worst}, the worst"
         )
-    r = rank or full
-    tensors = {}
-    for name, (A, B) in factors.items():
-        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = A, B
-    tensors = fused.together(backbone.model, tensors)
-    config = LoraConfig(r=r, lora_alpha=r, target_modules=sorted(factors)).to_dict()
-    config = fused.plain_config(backbone.model, json.loads(json.dumps(config, default=json_value)))
     lines.insert(0, f"LoRA of rank {config['r']} on {len(config['target_modules'])} matrices" + ("" if rank else ", exact"))
     tensors = {PREFIX + name: tensor for name, tensor in tensors.items()} | _head(backbone)
     _write_adapter(run, record, backbone, folder, tensors, config)
