@@ -300,14 +300,14 @@ def test_a_cut_is_the_nearest_matrix_of_its_rank_and_says_what_is_lost(runs, tmp
 def test_a_cut_of_gpt2_is_of_the_fused_matrix_and_has_the_rank_asked_for(runs, tmp_path, cache):
     run, _, folder = runs("gpt2 tied")  # query and value in c_attn, and a matrix of its own beside
     updates, rank = {}, run.method["rank"]
-    for kept in (None, rank + 1):  # more than lm_head has
-        out = tmp_path / str(kept)
-        export(folder, out, "lora", rank=kept, overrides=[f"cache_dir={cache}"])
+    for asked in (None, rank + 1):  # more than lm_head has
+        out = tmp_path / str(asked)
+        export(folder, out, "lora", rank=asked, overrides=[f"cache_dir={cache}"])
         tensors = load_file(out / "adapter_model.safetensors")
         names = [name for name in tensors if "lora_A" in name]
-        updates[kept] = {name: tensors[name.replace("lora_A", "lora_B")] @ tensors[name] for name in names}
-        if kept:
-            assert {len(tensors[name]) for name in names} == {kept} and sum("c_attn" in name for name in names) == len(
+        updates[asked] = {name: tensors[name.replace("lora_A", "lora_B")] @ tensors[name] for name in names}
+        if asked:
+            assert {len(tensors[name]) for name in names} == {asked} and sum("c_attn" in name for name in names) == len(
                 names
             ) - 1
             plain = own(run, folder)[1]
@@ -316,10 +316,10 @@ def test_a_cut_of_gpt2_is_of_the_fused_matrix_and_has_the_rank_asked_for(runs, t
     assert (config.r, config.lora_alpha, config.rank_pattern) == (rank + 1, rank + 1, {})
     for name, whole in updates[None].items():
         values = torch.linalg.svdvals(whole)
-        torch.testing.assert_close((whole - updates[kept][name]).norm(), values[kept:].norm(), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close((whole - updates[asked][name]).norm(), values[asked:].norm(), rtol=1e-3, atol=1e-6)
         layer = peft.get_submodule(name.removesuffix(".lora_A.weight"))
         W = layer.get_delta_weight("default")
-        torch.testing.assert_close(W if W.shape == whole.shape else W.T, updates[kept][name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(W if W.shape == whole.shape else W.T, updates[asked][name], rtol=1e-4, atol=1e-6)
     with pytest.raises(ConfigError, match=f"--rank {2 * rank + 1}: this adapter's rank is {2 * rank};"):
         export(folder, tmp_path / "more", "lora", rank=2 * rank + 1, overrides=[f"cache_dir={cache}"])
 

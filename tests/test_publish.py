@@ -36,7 +36,9 @@ def made(tmp_path_factory, cache):
         execute(run)
         path = Store(run.results_dir).path(run.run_name)
         record = json.loads(path.read_text())
+        assert record["provenance"]["data_source"] == "synthetic"
         record["provenance"] |= {"git_sha": "1" * 40, "git_dirty": False, "model_source": "package here/tiny"}
+        record["provenance"]["data_source"] = "GLUE's files"
         path.write_text(json.dumps(record))
     return root, runs
 
@@ -70,6 +72,8 @@ def test_a_dry_run_writes_an_adapter_that_peft_opens_a_card_and_a_record_that_is
     accuracy = [Store(root / "results").find(run.run_name).score("accuracy") for run in runs]
     assert f"| accuracy | {accuracy[0]:.4f} | {sum(accuracy) / 2:.4f} |" in (out / "README.md").read_text()
     assert "@inproceedings" in (out / "README.md").read_text()
+    fingerprint = kept.provenance.data_fingerprint
+    assert f"| data | GLUE's files, rows with fingerprint {fingerprint} |" in (out / "README.md").read_text()
     assert {path.name for path in out.iterdir()} == {"README.md", "runs", "adapter_config.json", "adapter_model.safetensors"}
 
     source = build(runs[0].model, "model").source(cache)
@@ -92,6 +96,7 @@ def test_what_nobody_could_repeat_is_refused_and_nothing_is_written(made, tmp_pa
     refused("'x' is not a name on the hub", record, "x")
     refused("made by code that no commit holds", changed(made, tmp_path, git_dirty=True))
     refused("made by code that no commit holds", changed(made, tmp_path, git_sha=None, git_dirty=None))
+    refused(r"was trained on made-up rows \(task\.synthetic=true\)", changed(made, tmp_path, data_source="synthetic"))
     begun = {"step": 0, "git_sha": "2" * 40, "git_dirty": True}
     refused("made by code that no commit holds", changed(made, tmp_path, notes={"resumed": [begun]}))
     for kind in ("local folder", "tiny random", "pretrained on UCI digits 0-4"):

@@ -365,10 +365,12 @@ def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: 
     front = [f"base_model: {base}"] * bool(base) + ["library_name: " + ("transformers" if form == "merged" else "peft")]
     where = f"`{base}` at commit `{revision}`" if base else provenance.model_source
     tested = record.scores.test if checkpoint == "best" else None
+    data = provenance.data_source + (f" at commit {provenance.data_commit}" if provenance.data_commit else "")
     scored, test = (", ".join(f"{n} {value:.4f}" for n, value in s.metrics.items()) if s else None for s in (chosen, tested))
     rows: list[tuple[str, Any]] = [
         ("form", "; ".join(lines)),
         ("base model", f"{where}, weights with fingerprint {provenance.model_fingerprint}"),
+        ("data", f"{data}, rows with fingerprint {provenance.data_fingerprint}"),
         ("model.config", ", ".join(f"{key}: {value}" for key, value in run.model.get("config", {}).items()) or None),
         ("run", f"{record.name} (model {record.run.model}, task {record.run.task}, method {record.run.method})"),
         ("cell", record.run.cell_id),

@@ -50,7 +50,7 @@ def prepare(
     form     how the weights leave (default: PEFT's format of the method, else an exact LoRA, else a merged model).
     licence  what the card says, as the hub spells it (apache-2.0). The others are `export`'s.
 
-    Raises VeraError: for a run whose code was not committed, an adapter on weights that nobody else can get (from a local
+    Raises VeraError: for a run on made-up rows or whose code was not committed, an adapter on weights that nobody else can get (from a local
     folder, or made here), a text with a path of this machine.
     """
     if not _REPO.fullmatch(repo):
@@ -97,6 +97,8 @@ def _check(record: Record, checkpoint: str) -> None:
         raise ConfigError(f"{record.name} has test scores of its best epoch alone; publish --checkpoint best")
     if record.collapsed is not None:
         raise RecordError(f"{record.name} has collapsed ({record.collapsed}): there is nothing to publish")
+    if made.data_source == "synthetic":
+        raise RecordError(f"{record.name} was trained on made-up rows (task.synthetic=true): there is nothing to publish")
     if any(start["git_sha"] is None or start["git_dirty"] is not False for start in made.starts):
         raise RecordError(
             f"{record.name} was made by code that no commit holds, so nobody could repeat it; commit, and train it again"
