@@ -511,6 +511,20 @@ def test_another_setting_or_the_bare_backbone_makes_other_answers(trained):
     assert faster[1] == first[1] and faster[2] is False
 
 
+def test_a_run_that_answers_in_another_prompt_than_its_own_is_warned_of(compose, trained, warned):
+    own = "task.prompt='Q: {instruction} A:'"
+    run = compose(*BASE, "method=vera", "method.rank=16", "model.quantisation=none", "train.save=true", own)
+    execute(run)
+    answer(trained, settings())
+    answer(run, settings("mt_bench", "answers.checkpoint=none"))
+    for chat in (["chat@answers.chat=vicuna"], ["answers.chat.first='Q: {message} A:'"]):
+        answer(run, settings("mt_bench", *chat))
+    assert not [line for line in warned() if "task.prompt" in line]
+    answer(run, settings())
+    (line,) = [line for line in warned() if "task.prompt" in line]
+    assert f"{run.run_name} was trained in a prompt of its own" in line and "chat@answers.chat=" in line
+
+
 def test_bare_answers_are_those_of_the_weights_in_the_folder(compose, cache, tmp_path):
     """Two folders, one name: neither answers for the other."""
     asked, found = settings("mt_bench", "answers.checkpoint=none", "answers.decoding.max_new_tokens=2"), []

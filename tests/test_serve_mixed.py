@@ -5,6 +5,8 @@ import json
 import shutil
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from vera.commands import run as command
@@ -121,6 +123,25 @@ def test_sizes_that_are_none_are_refused(words, served, capsys):
 def test_a_key_that_a_request_does_not_have_is_named(served):
     status, _, said = served([{"adapter": "adapter0", "text": "x", "pare": "y"}])
     assert status == 1 and "line 1: no such key: pare; there are adapter, text and pair" in said
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"pair": 0}, {"pair": []}, {"pair": False}, {"adapter": False}, {"adapter": 0}, {"text": None}]
+)
+def test_what_is_no_text_is_refused_whatever_it_counts_as(wrong, served):
+    status, answers, said = served([{"adapter": "adapter0", "text": "x", **wrong}])
+    assert (status, answers) == (1, []) and "line 1 is not {" in said and "Traceback" not in said
+
+
+def test_adapters_in_half_precision_are_verified_as_the_bank_keeps_them(made, served, tmp_path):
+    adapters = shutil.copytree(made[2], tmp_path / "coarse")
+    for file in adapters.glob("*/adapter_model.safetensors"):
+        with safe_open(file, "pt") as opened:
+            told = opened.metadata()
+        save_file({name: 4 * tensor + 0.003 for name, tensor in load_file(file).items()}, file, told)  # which it rounds much
+    rows = [{"adapter": f"adapter{index % 4}", "text": f"request {index}"} for index in range(16)]
+    status, answers, said = served(rows, "--bf16", "--verify", adapters=adapters)
+    assert (status, len(answers)) == (0, 16) and "gives the same" in said, said
 
 
 def test_a_model_whose_weights_are_cut_is_refused_by_name(made, served, tmp_path):

@@ -31,6 +31,7 @@ from vera.models.text import agree_on_padding
 from vera.models.tiny import tiny_checkpoint
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter
 from vera.nn.checkpoint import CONFIG_FILE
+from vera.nn.inject import vera_layers
 from vera.nn.names import inside
 from vera.tasks.text import columns_for
 from vera.train.processes import on_gpu
@@ -130,7 +131,11 @@ def _serve(options: argparse.Namespace) -> int:
         alone = copy.deepcopy(backbone)
         if row["adapter"] is not None:
             own = row["adapter"] == "default" and (options.adapters / CONFIG_FILE).is_file()  # as PEFT lays it: not below
-            merge(load_adapter(alone, options.adapters if own else options.adapters / row["adapter"]))
+            load_adapter(alone, options.adapters if own else options.adapters / row["adapter"])
+            vectors = [parameter for _, layer in vera_layers(alone) for parameter in layer.vectors.parameters()]
+            for parameter in (*vectors, *(p for p in alone.parameters() if p.requires_grad)):  # with the head
+                parameter.data = parameter.data.to(bank.dtype).to(parameter.dtype)  # as the bank keeps them
+            merge(alone)
         (wanted,) = answers(alone.eval(), [inputs])
         wrong += wanted != answer if options.generate else max(abs(a - b) for a, b in zip(wanted, answer, strict=True)) > 1e-3
     print(f"one adapter at a time gives {'the same' if not wrong else f'{wrong} other answers'}", file=sys.stderr)
@@ -168,8 +173,7 @@ def _read(path: Path) -> list[dict]:
             row = {"pair": None, **row}
             if unknown := row.keys() - {"adapter", "text", "pair"}:
                 raise DataError(f"{path} line {number}: no such key: {min(unknown)}; there are adapter, text and pair")
-            texts = (row["text"], row["pair"] or "", row["adapter"] or "")
-            if not all(isinstance(text, str) for text in texts):
+            if not isinstance(row["text"], str) or not all(isinstance(row[key], str | None) for key in ("pair", "adapter")):
                 raise TypeError("not a text")
             rows.append(row)
         except (ValueError, KeyError, TypeError):

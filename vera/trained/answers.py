@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from vera.config import RunConfig, Strict, build, component, hashed
+from vera.config import RunConfig, Strict, build, choice, component, hashed
 from vera.errors import Claimed, ConfigError, RecordError
 from vera.io.files import append_line, locked, os_error_as, read_json, read_lines
 from vera.judge.judgement import SCHEMA, Answers, answers_name, digest, find, write
@@ -29,6 +30,8 @@ from vera.run import code, now
 from vera.seeds import generator
 from vera.train.numerics import make_accelerator, precision_of
 from vera.train.processes import launched
+
+log = logging.getLogger(__name__)
 
 
 class Chat(Strict):
@@ -151,11 +154,24 @@ def answer(
             return found, path, False
         missing = _missing(path, questions)
         if missing:
+            _warn_of_prompt(run, settings.chat, trained)
             backbone, method = loaded or _load(run, trained, folder)
             _write(run, settings, backbone, method, questions, missing, path, on_progress)
         record = _record(run, settings, identity, trained, weights, questions, used, path)
         write(path.with_suffix(".json"), record)
     return record, path, True
+
+
+def _warn_of_prompt(run: RunConfig, chat: Chat, trained: Record | None) -> None:
+    """Where a run answers in Alpaca's prompt, which nobody has to choose, and was trained in another."""
+    prompt = run.task.get("prompt")
+    usual = chat.first == choice("chat", "alpaca")["first"]
+    if trained is not None and usual and prompt is not None and prompt.replace("{instruction}", "{message}") != chat.first:
+        log.warning(
+            "%s was trained in a prompt of its own (task.prompt) and answers in Alpaca's: give answers.chat.first and "
+            "answers.chat.next, or a conf/chat of it with chat@answers.chat=",
+            run.run_name,
+        )
 
 
 def load_trained(run: RunConfig, checkpoint: Checkpoint = "last") -> tuple[Backbone, Method | None]:

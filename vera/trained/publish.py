@@ -50,8 +50,8 @@ def prepare(
     form     how the weights leave (default: PEFT's format of the method, else an exact LoRA, else a merged model).
     licence  what the card says, as the hub spells it (apache-2.0). The others are `export`'s.
 
-    Raises VeraError: for a run on made-up rows or whose code was not committed, an adapter on weights that nobody else can get (from a local
-    folder, or made here), a text with a path of this machine.
+    Raises VeraError: for a run on made-up rows or whose code was not committed, an adapter on weights that nobody else can get
+    (from a local folder, or made here), a text with a path of this machine.
     """
     if not _REPO.fullmatch(repo):
         raise ConfigError(f"{repo!r} is not a name on the hub, such as me/vera-rte")
