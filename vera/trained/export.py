@@ -242,9 +242,8 @@ def _write_lora(run, record, backbone, method, folder, rank) -> list[str]:
         if not 1 <= rank <= full:
             raise ConfigError(f"--rank {rank}: this adapter's rank is {full}; a cut is of rank 1 to {full}")
         for name in config["target_modules"]:
-            keys = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
-            *parts, lost[name] = cut(*(tensors[key] for key in keys), rank)
-            tensors |= zip(keys, parts, strict=True)
+            a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+            tensors[a], tensors[b], lost[name] = cut(tensors[a], tensors[b], rank)
         config |= {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}}
         worst = max(lost, key=lambda name: lost[name])
         mean = sum(lost.values()) / len(lost)
