@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 import transformers as t
+from huggingface_hub import constants
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import Lowercase
@@ -349,6 +350,29 @@ def test_the_command_prints_what_it_would_adapt_and_a_yaml_that_works(folders, c
         command.look("nobody/nothing", "text", "mine")
     with pytest.raises(ConfigError, match=r"model\.checkpoint: .* got '/nowhere/at/all'"):
         command.look("/nowhere/at/all", "text", "mine")
+
+
+def test_the_command_writes_a_yaml_of_a_hub_id_that_a_run_reads(folders, train, tmp_path, monkeypatch, capsys):
+    cached = tmp_path / "hub" / "models--me--mine"
+    for folder in (cached / "snapshots" / ("0" * 40), tmp_path / "copies" / "mine", tmp_path / "a ${seed}"):
+        shutil.copytree(folders("bert"), folder)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["model.py", "me/mine", "--write", "ours"])
+    assert command.main() == 0
+    assert f"train.py --project {tmp_path} model=ours" in capsys.readouterr().out
+    run = train(
+        *("model=ours", "task=rte", "method=bitfit", "train.lr=1e-3", "model.size=full", f"models_dir={tmp_path / 'copies'}"),
+        VERA_PROJECT=str(tmp_path),
+    )
+    assert run.returncode == 0, run.stderr
+    (record,) = (tmp_path / "results" / "runs").glob("*.json")
+    assert json.loads(record.read_text())["run"]["config"]["model"]["checkpoint"] == "me/mine"
+    monkeypatch.setattr("sys.argv", ["model.py", str(tmp_path / "a ${seed}")])
+    with pytest.raises(ConfigError, match=r"path: .* has a \$\{, which a yaml of conf/ reads as a reference"):
+        command.main()
 
 
 def test_a_yaml_of_a_folder_in_conf_is_its_own_name(folders, cache, tmp_path, monkeypatch):

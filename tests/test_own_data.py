@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -562,23 +563,20 @@ def test_rows_are_shown_as_a_model_s_tokenizer_reads_them(tmp_path, cache):
     assert said == "1 of the first 26 train rows have more than max_length=128 tokens: cut"
 
 
-def test_folders_of_images_are_a_task(tmp_path, compose):
+def test_folders_of_images_are_a_task(tmp_path, script, train):
     for split, count in (("train", 3), ("test", 2)):
         for label, color in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
             (tmp_path / split / label).mkdir(parents=True)
             for index in range(count):
                 Image.new("RGB", (9, 9), color).save(tmp_path / split / label / f"{index}.png")
-    made = draft.images("colors", tmp_path)
-    assert made["classes"] == 2
-    keys = [
-        f"task.{key}={json.dumps(made[key])}"
-        for key in ("repository", "train_splits", "eval_splits", "classes", "train_per_class")
-    ]
-    run = compose(
-        "model=digits_vit", "task=cifar100", "task.name=colors", "task.synthetic=false", f"task.data_dir={tmp_path}", *keys
-    )
-    data = prepare(run)[3]
-    assert len(data.train) == 6 and len(data.evaluation) == 4 and {label for _, label in data.train} == {0, 1}
+    there = {"VERA_PROJECT": str(tmp_path)}
+    made = script("task.py", "colors", tmp_path, environment={**os.environ, **there})
+    assert made.returncode == 0 and "\nclasses: 2\n" in made.stdout, made.stderr
+    run = train("model=digits_vit", "task=colors", "method=head", "train.head_lr=1e-3", "task.synthetic=false", **there)
+    assert run.returncode == 0, run.stderr
+    (record,) = (tmp_path / "results" / "runs").glob("*.json")
+    found = json.loads(record.read_text())["provenance"]
+    assert (found["data_source"], found["train_rows"], found["eval_rows"]) == ("local folder", 6, 4)
     (tmp_path / "val" / "blue").mkdir(parents=True)
     with pytest.raises(DataError, match=r"holds train, val, test, and images are scored on one split .*task\.validation=0\.1"):
         draft.images("colors", tmp_path)

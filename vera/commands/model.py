@@ -36,7 +36,7 @@ def main() -> int:
     options = parser.parse_args()
     name = options.write or re.sub(r"\W+", "_", options.id.rstrip("/").rpartition("/")[2]).strip("_").lower()
     lines, settings = look(options.id, options.kind, name)
-    text = as_yaml(settings)
+    text = as_yaml(settings, choice("model", KINDS[options.kind]))
     print("\n".join(lines), text, sep="\n\n")
     if options.write:
         path = new_yaml("model", name, text)

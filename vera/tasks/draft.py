@@ -34,6 +34,8 @@ BESIDE = {"validation": ("val", "dev", "trial"), "test": ("test",)}  # how files
 
 _NUMBER_WITH = re.compile(r"[-+]?[\d. ]*\d(,\d+|(,\d+)?\s*%)")  # a decimal comma, or per cent
 
+OURS = {"cache_dir": "${cache_dir}"}  # a reference of our own in a drafted yaml
+
 MISSING = {"nan", "na", "n/a", "<na>", "none", "null"}  # how pandas and others write a label that is not there
 
 Kind = Literal["classes", "scores"]
@@ -243,7 +245,7 @@ def images(name: str, folder: Path) -> dict[str, Any]:
         "train_per_class": None,
         "primary": "accuracy",
         "validation": "dev",
-        "cache_dir": "${cache_dir}",
+        **OURS,
     }
 
 
@@ -258,11 +260,12 @@ def _flow(value: Any, dumper: type[yaml.SafeDumper]) -> str:
     return yaml.dump(value, Dumper=dumper, default_flow_style=True, sort_keys=False, width=10_000)
 
 
-def as_yaml(settings: dict[str, Any]) -> str:
-    """One key a line, as the yamls of conf/ are written. Raises ConfigError for a text that they would read as a reference."""
+def as_yaml(settings: dict[str, Any], shipped: dict[str, Any] = OURS) -> str:
+    """One key a line, as the yamls of conf/ are written. Raises ConfigError for a text that they would read as a reference,
+    unless it is the one that the `shipped` settings have there."""
     lines = []
     for key, value in settings.items():
-        if "${" in str(value):
+        if "${" in str(value) and value != shipped.get(key):
             raise ConfigError(f"{key}: {value} has a ${{, which a yaml of conf/ reads as a reference; write it otherwise")
         text = _flow(value, yaml.SafeDumper)
         if OmegaConf.to_container(OmegaConf.create(f"is: {text}")) != {"is": value}:  # which takes more texts for numbers: 1e5
