@@ -239,6 +239,29 @@ def test_a_row_s_scores_do_not_depend_on_its_batch(config, cache, tmp_path):
         loaded(tmp_path, cache)
 
 
+@pytest.mark.parametrize("kind", ["auto_text", "auto_causal"])
+def test_a_tokenizer_that_leaves_out_the_mask_gives_one(kind, folders, cache, tmp_path):
+    shutil.copytree(folders("bert"), tmp_path, dirs_exist_ok=True)
+    if kind == "auto_causal":
+        t.AutoModelForCausalLM.from_config(FAMILIES["qwen3"]).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"model_input_names": ["input_ids"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    backbone = loaded(tmp_path, cache, kind)[1]
+    served = serve_mixed._load(
+        argparse.Namespace(model=str(tmp_path), generate=int(kind == "auto_causal"), labels=3, device="cpu")
+    )
+    for tokenizer in (backbone.preprocess, served[0]):
+        padded = tokenizer.pad({"input_ids": [[5, 6], [7]]}, padding_side="right", return_tensors="pt")
+        assert padded["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    if kind == "auto_text":
+        data = build({**choice("task", "rte"), "synthetic": True, "data_dir": None}, "task").load(backbone, 0)
+        rows = [data.train[0], max(data.train, key=lambda example: len(example["input_ids"]))]
+        alone, both = (data.collate(some) for some in (rows[:1], rows))
+        scores = [backbone.model.eval()(**{k: v for k, v in b.items() if k != "labels"}).logits[0] for b in (alone, both)]
+        assert len(both["input_ids"][0]) > len(alone["input_ids"][0])
+        torch.testing.assert_close(*scores, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("between", [False, True])
 def test_two_texts_are_never_glued_together(between, folders, cache, tmp_path):
     path = folders("bert") if between else tmp_path

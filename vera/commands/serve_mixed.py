@@ -25,7 +25,7 @@ from vera.errors import DataError
 from vera.io.files import read_json
 from vera.io.rows import read_text
 from vera.models.attention import allow_cudnn
-from vera.models.base import SAFE, UNREADABLE, cause, check_whole, drawn, positions
+from vera.models.base import SAFE, UNREADABLE, cause, check_whole, drawn, mask_padding, positions
 from vera.models.causal import causal
 from vera.models.text import agree_on_padding
 from vera.models.tiny import tiny_checkpoint
@@ -193,6 +193,10 @@ def _load(options: argparse.Namespace):
                 options.model, **SAFE, use_safetensors=True, output_loading_info=True
             )
             causal(model)
+            tokenizer.padding_side = "left"
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            mask_padding(tokenizer, model)
         else:
             model, told = AutoModelForSequenceClassification.from_pretrained(
                 options.model,
@@ -206,10 +210,6 @@ def _load(options: argparse.Namespace):
     except UNREADABLE as error:
         raise DataError(f"--model {options.model} cannot be loaded: {cause(error)}") from None
     check_whole(model, f"--model {options.model}")
-    if options.generate:
-        tokenizer.padding_side = "left"
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, model.eval().to(options.device), drawn(told)
 
 

@@ -6,6 +6,7 @@ import difflib
 import gc
 import hashlib
 import importlib.util
+import inspect
 import json
 import tempfile
 from collections.abc import Callable
@@ -435,8 +436,14 @@ def weights_files(folder: Path) -> list[str]:
         return [SAFE_WEIGHTS_INDEX_NAME]
 
 
-def check_padding(tokenizer: Any, model: nn.Module) -> None:
-    """Raises ValueError for a padding token that was added to a tokenizer and has no place in the model's embeddings."""
+def mask_padding(tokenizer: Any, model: nn.Module) -> None:
+    """Have a tokenizer say which of its tokens are padding wherever the model asks: tokenizer_config.json may leave that out.
+
+    Raises ValueError for a padding token that was added to a tokenizer and has no place in the model's embeddings.
+    """
+    names = tokenizer.model_input_names
+    if "attention_mask" not in names and "attention_mask" in inspect.signature(model.forward).parameters:
+        tokenizer.model_input_names = [*names, "attention_mask"]
     try:
         size = getattr(model.get_input_embeddings(), "num_embeddings", None)
     except NotImplementedError:  # of a model that has several or none, as CANINE, which hashes characters

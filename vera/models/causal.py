@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from vera.errors import ModelError
-from vera.models.base import Model, check_padding
+from vera.models.base import Model, mask_padding
 
 CROSS = ("encoder_attn", "crossattention")  # what transformers calls attention to an encoder
 CAUSAL = {
@@ -42,7 +42,7 @@ class CausalLM(Model):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         model, info = self._pretrained(source, where, **self.settings)
-        check_padding(tokenizer, model)
+        mask_padding(tokenizer, model)
         return causal(model), tokenizer, info
 
     def _from_config(self, config, outputs):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from vera.models.base import Model, check_padding
+from vera.models.base import Model, mask_padding
 from vera.models.layout import Layout
 
 TEXTS = ["a", "a cat", "a cat sees the dog"]
@@ -30,7 +30,7 @@ def agree_on_padding(tokenizer: Any, model: nn.Module) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise ValueError("its tokenizer has neither a padding nor an end token; give it a pad_token")
-    check_padding(tokenizer, model)
+    mask_padding(tokenizer, model)
     tokenizer.padding_side = "left" if model.config.model_type == "xlnet" else "right"
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id
