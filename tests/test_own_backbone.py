@@ -24,7 +24,7 @@ from vera.models.causal import causal
 from vera.models.tiny import END, byte_tokenizer, bytes_of, causal_tokenizer, image_processor
 from vera.run import execute, prepare
 from vera.seeds import seed_everything
-from vera.tasks.text import columns_for
+from vera.tasks.text import columns_for, encode
 from vera.train.loop import Loop
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -277,6 +277,22 @@ def test_two_texts_are_never_glued_together(between, folders, cache, tmp_path):
         assert found == [f"<s>{first}</s></s>{second}</s>" for first, second in texts] and "pairs" not in data.notes
     else:
         assert found == [f"{first}\n{second}" for first, second in texts] and "line break" in data.notes["pairs"]
+
+
+def test_joined_texts_that_are_cut_lose_tokens_of_the_longer_one_first():
+    """One token a byte, and GPT-2's two tokens none: nothing between two texts."""
+    tokenizer = causal_tokenizer(bytes_of([END]))
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    rows = [("a" * 40, "b" * 5), ("c" * 5, "d" * 40), ("e" * 40, "f" * 40), ("g" * 9, "h" * 10)]
+    found, cut = encode(tokenizer, rows, 20)
+    texts = ["a" * 14 + "\n" + "b" * 5, "c" * 5 + "\n" + "d" * 14, "e" * 10 + "\n" + "f" * 9, "g" * 9 + "\n" + "h" * 10]
+    assert [tokenizer.decode(ids) for ids in found["input_ids"]] == texts and cut == [True, True, True, False]
+    assert found["token_type_ids"] == [[0] * 20] * 4
+    options = argparse.Namespace(max_position_embeddings=20)
+    requests = [{"adapter": None, "text": first, "pair": second} for first, second in rows]
+    model = torch.nn.Module()
+    model.config = options
+    assert [row["input_ids"] for row in serve_mixed._encoded(tokenizer, model, requests, 0)] == found["input_ids"]
 
 
 def test_a_tokenizer_that_knows_no_letter_of_ours_keeps_its_pairs():

@@ -33,7 +33,7 @@ from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_a
 from vera.nn.checkpoint import CONFIG_FILE
 from vera.nn.inject import vera_layers
 from vera.nn.names import inside
-from vera.tasks.text import columns_for
+from vera.tasks.text import columns_for, encode
 from vera.train.processes import on_gpu
 
 TINY = {"family": "roberta", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -145,10 +145,10 @@ def _serve(options: argparse.Namespace) -> int:
 def _encoded(tokenizer, model, requests: list[dict], generate: int) -> list:
     """The requests' tokens, each as if it were alone. Raises DataError for a prompt of no token, or too long to go on from."""
     texts = [[text for text in (row["text"], row.get("pair")) if text is not None] for row in requests]
-    inputs = [[text for (text,) in columns_for(tokenizer, [pair])] for pair in texts]
-    whole = [tokenizer(*pair, verbose=False) for pair in inputs]
     limit = positions(model)
     if generate:
+        inputs = [[text for (text,) in columns_for(tokenizer, [pair])] for pair in texts]
+        whole = [tokenizer(*pair, verbose=False) for pair in inputs]
         longest = max(len(row["input_ids"]) for row in whole) + generate
         if limit is not None and longest > limit:
             raise DataError(f"the longest request and --generate are {longest} tokens; this model reads {limit}")
@@ -156,11 +156,10 @@ def _encoded(tokenizer, model, requests: list[dict], generate: int) -> list:
             raise DataError("a request's text is empty, and this tokenizer begins it with no token: nothing to go on from")
         return whole
     most = min(tokenizer.model_max_length, limit or 10**9)  # a tokenizer may have no length of its own, which is 10**30
-    encoded = [tokenizer(*pair, truncation=True, max_length=most) for pair in inputs]
-    cut = sum(len(a["input_ids"]) < len(b["input_ids"]) for a, b in zip(encoded, whole, strict=True))
-    if cut:
+    encoded = [encode(tokenizer, [pair], most) for pair in texts]
+    if cut := sum(sum(each) for _, each in encoded):
         print(f"warning: {cut} of {len(encoded)} requests are longer than the model reads and were cut", file=sys.stderr)
-    return encoded
+    return [{key: value for key, (value,) in found.items()} for found, _ in encoded]
 
 
 def _read(path: Path) -> list[dict]:

@@ -21,7 +21,7 @@ from vera.tasks import image_rows
 from vera.tasks.alpaca import read_rows
 from vera.tasks.base import repeated
 from vera.tasks.files import SPLITS, TextFiles, columns_of, label_of, read_table
-from vera.tasks.text import columns_for
+from vera.tasks.text import encode
 
 log = logging.getLogger(__name__)
 
@@ -288,14 +288,12 @@ def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> lis
         lines.append(f"{split}: {len(found)} rows; {said}")
     read = []
     if tokenizer is not None:
-        columns = columns_for(tokenizer, [texts for texts, _ in rows["train"][:MEASURED]])
-        lengths = [len(ids) for ids in tokenizer(*columns, verbose=False)["input_ids"]]
-        cut = sum(length > task.max_length for length in lengths)
-        if cut:
+        encoded, cut = encode(tokenizer, [texts for texts, _ in rows["train"][:MEASURED]], task.max_length)
+        if any(cut):
             lines.append(
-                f"{cut} of the first {len(lengths)} train rows have more than max_length={task.max_length} tokens: cut"
+                f"{sum(cut)} of the first {len(cut)} train rows have more than max_length={task.max_length} tokens: cut"
             )
-        read = tokenizer(*(column[:shown] for column in columns), truncation=True, max_length=task.max_length)["input_ids"]
+        read = encoded["input_ids"]
     also = repeated({split: [texts for texts, _ in found] for split, found in rows.items()})
     lines += [f"{count} of the {split} rows have the texts of a training row" for split, count in also.items()]
     for row, (texts, label) in enumerate(rows["train"][:shown]):

@@ -85,13 +85,10 @@ class TextTask(Task):
 
     def _tokenise(self, tokenizer, rows: list[Row], notes: dict[str, Any]) -> tuple[list[dict[str, Any]], list[bool]]:
         """Examples, and whether each was cut."""
-        columns = columns_for(tokenizer, [texts for texts, _ in rows])
-        if len(columns) < len(rows[0][0]):
+        texts = [texts for texts, _ in rows]
+        if len(columns_for(tokenizer, texts)) < len(texts[0]):
             notes["pairs"] = "joined with a line break: this tokenizer puts nothing between two texts"
-        encoded = tokenizer(*columns, truncation=False, verbose=False)
-        cut = [len(ids) > self.max_length for ids in encoded["input_ids"]]
-        if any(cut):
-            encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
+        encoded, cut = encode(tokenizer, texts, self.max_length)
         keys = [key for key in encoded if key != "attention_mask"]
         examples = [dict(zip(keys, values, strict=True)) for values in zip(*(encoded[key] for key in keys), strict=True)]
         for example, (_, label) in zip(examples, rows, strict=True):
@@ -121,6 +118,23 @@ def columns_for(tokenizer, rows: Sequence[Sequence[str]]) -> list[list[str]]:
         if alone and any(both[start : start + len(alone)] == alone for start in range(len(both))):
             return [["\n".join(pair) for pair in zip(*columns, strict=True)]]
     return columns
+
+
+def encode(tokenizer, rows: Sequence[Sequence[str]], max_length: int) -> tuple[dict[str, list[Any]], list[bool]]:
+    """What a tokenizer makes of rows of one text or of a pair, by its keys, and which rows were cut. A pair loses tokens of its
+    longer text first, also where the two are joined."""
+    columns = columns_for(tokenizer, rows)
+    encoded = tokenizer(*columns, truncation=False, verbose=False)
+    cut = [len(ids) > max_length for ids in encoded["input_ids"]]
+    if any(cut):
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+    if any(cut) and len(columns) < len(rows[0]):
+        long = [row for row, is_cut in enumerate(cut) if is_cut]
+        both = [rows[row][0] for row in long], [f"\n{rows[row][1]}" for row in long]
+        for row, ids in zip(long, tokenizer(*both, truncation=True, max_length=max_length)["input_ids"], strict=True):
+            for key in encoded:
+                encoded[key][row] = ids if key == "input_ids" else encoded[key][row][: len(ids)]
+    return dict(encoded), cut
 
 
 def fingerprint(rows: Splits, plain: Callable[[float], float] = lambda label: round(label, 3)) -> str:
