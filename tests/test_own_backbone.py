@@ -653,3 +653,44 @@ def test_a_padding_token_that_the_embeddings_lack_is_refused(kind, cache, tmp_pa
         ModelError, match="its tokenizer pads with token 261, and its embeddings have 261: resize_token_embeddings"
     ):
         loaded(tmp_path, cache, kind)
+
+
+def test_a_model_without_a_limit_reads_texts_of_any_length(cache, tmp_path):
+    t.AutoModel.from_config(t.XLNetConfig(d_model=16, n_layer=2, n_head=2, d_inner=32, **TOKENS)).save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(tmp_path)
+    backbone = loaded(tmp_path, cache)[1]
+    assert backbone.model.config.max_position_embeddings == -1 and base.positions(backbone.model) is None
+    task = build({**choice("task", "sst2"), "synthetic": True, "max_length": 3000}, "task")
+    data = task.load(backbone, 0)
+    batch = data.collate(list(data.train[:2]))
+    batch.pop("labels")
+    assert backbone.model(**batch).logits.shape == (2, 3)
+
+
+def test_types_of_tokens_that_the_embeddings_lack_are_refused(cache, tmp_path):
+    t.AutoModel.from_config(t.BertConfig(**SIZES, **TOKENS, type_vocab_size=1)).save_pretrained(tmp_path)
+    tokenizer = bytes_of(["<s>", "<pad>", "</s>"])
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    t.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", model_input_names=names).save_pretrained(tmp_path)
+    backbone = loaded(tmp_path, cache)[1]
+    pairs, single = (build({**choice("task", n), "synthetic": True, "data_dir": None}, "task") for n in ("rte", "sst2"))
+    for _ in range(2):  # what is refused is not remembered
+        with pytest.raises(ModelError, match="gives token_type_ids up to 1, and its embeddings have 1; leave them out"):
+            pairs.load(backbone, 0)
+    assert single.load(backbone, 0).train
+
+
+@pytest.mark.parametrize(("kind", "task"), [("auto_text", "sst2"), ("auto_causal", "alpaca")])
+def test_tokens_that_the_embeddings_lack_are_refused(kind, task, cache, tmp_path):
+    t.AutoModelForCausalLM.from_config(FAMILIES["qwen3"]).save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["old", "the"])  # of the synthetic rows
+    tokenizer.save_pretrained(tmp_path)
+    task = build({**choice("task", task), "synthetic": True, "data_dir": None}, "task")
+    with pytest.raises(ModelError, match="gives input_ids up to 262, and its embeddings have 261; resize_token"):
+        task.load(loaded(tmp_path, cache, kind)[1], 0)

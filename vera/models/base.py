@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -444,10 +444,7 @@ def mask_padding(tokenizer: Any, model: nn.Module) -> None:
     names = tokenizer.model_input_names
     if "attention_mask" not in names and "attention_mask" in inspect.signature(model.forward).parameters:
         tokenizer.model_input_names = [*names, "attention_mask"]
-    try:
-        size = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    except NotImplementedError:  # of a model that has several or none, as CANINE, which hashes characters
-        return
+    size = _rows_of_embeddings(model)
     if size is not None and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
         raise ValueError(
             f"its tokenizer pads with token {tokenizer.pad_token_id}, and its embeddings have {size}: resize_token_embeddings, "
@@ -455,10 +452,37 @@ def mask_padding(tokenizer: Any, model: nn.Module) -> None:
         )
 
 
+def _rows_of_embeddings(model: nn.Module) -> int | None:
+    try:
+        return getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # of a model that has several or none, as CANINE, which hashes characters
+        return None
+
+
+def check_tokens(backbone: Backbone, examples: Sequence[Any]) -> None:
+    """Raises ModelError for a token, or a token's type, that a tokenizer gives and the model's embeddings lack."""
+    types = [
+        module.num_embeddings
+        for name, module in backbone.model.named_modules()
+        if name.endswith("token_type_embeddings") and isinstance(module, nn.Embedding)
+    ]
+    for key, size, helps in (
+        ("input_ids", _rows_of_embeddings(backbone.model), "resize_token_embeddings, or take the tokenizer that belongs to it"),
+        ("token_type_ids", min(types, default=None), "leave them out of model_input_names in its tokenizer_config.json"),
+    ):
+        highest = max((max(example.get(key) or (-1,)) for example in examples if isinstance(example, dict)), default=-1)
+        if size is not None and highest >= size:
+            raise ModelError(
+                f"{backbone.source}: its tokenizer gives {key} up to {highest}, and its embeddings have {size}; {helps}"
+            )
+
+
 def positions(model: nn.Module) -> int | None:
     """How many tokens a model reads at most, where it has a limit: by its configuration, less the positions that RoBERTa's kin
-    never use, which count from the one after the padding token's id."""
+    never use, which count from the one after the padding token's id. (XLNet's -1 is no limit.)"""
     limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and limit < 1:
+        return None
     unused = [
         module.padding_idx + 1
         for name, module in model.named_modules()

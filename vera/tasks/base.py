@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from vera.config import Component, Operational, Validation
 from vera.errors import ConfigError
 from vera.io.hub import HubData
-from vera.models.base import Backbone
+from vera.models.base import Backbone, check_tokens
 from vera.tasks.split import split
 
 log = logging.getLogger(__name__)
@@ -198,8 +198,11 @@ class Task(Component):
         key = (type(self), self.model_dump_json(), backbone.source, backbone.fingerprint, backbone.preprocessing)
         if key not in _PREPARED:
             _PREPARED.clear()
-            _PREPARED[key] = prepare()
-            self._warn(split(self, _PREPARED[key]))
+            data = prepare()
+            prompts = [{"input_ids": prompt} for prompt in data.prompts]
+            check_tokens(backbone, [*data.train, *data.evaluation, *(data.test or ()), *prompts])
+            self._warn(split(self, data))
+            _PREPARED[key] = data
         return _PREPARED[key]
 
     def _warn(self, data: Data) -> None:
