@@ -125,6 +125,15 @@ def test_the_rehearsal_is_the_checkpoint_s_own_architecture_small(family, folder
     assert sum(p.numel() for p in backbone.model.parameters()) < 30_000
 
 
+def test_the_rehearsal_has_the_class_that_the_checkpoint_names(cache, tmp_path):
+    """Of two that transformers has for DeiT."""
+    config = t.DeiTConfig(**SIZES, image_size=16, patch_size=8)
+    t.DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
+    image_processor(config).save_pretrained(tmp_path)
+    heads = [loaded(tmp_path, cache, "auto_image", size=size)[1].head for size in ("full", "tiny")]
+    assert heads == [("cls_classifier", "distillation_classifier")] * 2
+
+
 def test_the_rehearsal_has_the_tokenizer_that_the_checkpoint_has_now(folders, cache, tmp_path):
     """A checkpoint of the same sizes with another tokenizer, or one that was edited, gets a stand-in of its own."""
     shutil.copytree(folders("bert"), tmp_path / "bert")

@@ -136,7 +136,7 @@ def test_the_hub_is_read_by_columns(tmp_path, monkeypatch):
     [
         ("train.csv", "first,second,verdict\na,b,yes\nc,d,perhaps\n", r"csv:3, column 'verdict': 'perhaps' is not one of"),
         ("train.csv", "first,verdict\na,yes\n", r"train.csv:1 has no column 'second'; it has 'first', 'verdict'"),
-        ("train.csv", "first,second,verdict\na,,yes\n", r"train.csv:2: second is empty"),
+        ("train.csv", "first,second,verdict\na,,yes\n", r"train.csv:2, column 'second': an empty text"),
         ("train.csv", "first,second,verdict\na,b\n", r"train.csv:2 has 2 fields, expected 3"),
         ("train.tsv", "first\tsecond\tverdict\na\t \tyes\n", r"train.tsv:2, column 'second': "),
         ("train.csv", 'first,second,verdict\na,b,no\n"say \\"hi\\"",b,no\n', r"train.csv:3: .*expected after.* written twice"),
@@ -458,15 +458,17 @@ def test_of_the_files_beside_those_are_taken_that_can_be_a_split(tmp_path, warne
 
     write(tmp_path / "train.csv")
     (tmp_path / "test.csv").write_text("id,first,second\n1,a,b\n")  # as a competition gives it
-    write(tmp_path / "valuables.csv", columns=("a", "b", "c"))
+    write(tmp_path / "valid_ids.csv", columns=("a", "b", "c"))
+    for name in ("testimonials.csv", "devices.csv", "valuables.csv"):
+        write(tmp_path / name)
     assert found("train.csv") == {"train": "train.csv"}
     assert warned() == [
-        "valuables.csv is not taken for the split validation: it has no column 'first'",
+        "valid_ids.csv is not taken for the split validation: it has no column 'first'",
         "test.csv is not taken for the split test: it has no column 'verdict'",
     ]
     for name in ("test.csv", "test_hard.csv", "dev_a.csv", "dev_b.csv"):
         write(tmp_path / name)
-    (tmp_path / "valuables.csv").unlink()
+    (tmp_path / "valid_ids.csv").unlink()
     assert found("train.csv") == {"train": "train.csv", "test": "test.csv"}
     said = "dev_a.csv and dev_b.csv may be of the split validation, and none is taken: name one with --validation"
     assert warned()[2:] == [said]
@@ -474,7 +476,39 @@ def test_of_the_files_beside_those_are_taken_that_can_be_a_split(tmp_path, warne
     for split, rows in {"train": numbered, "validation": numbered, "test": [(a, b, -1) for a, b, _ in numbered]}.items():
         write(tmp_path / f"{split}.parquet", rows)
     assert found("train.parquet") == {"train": "train.parquet", "validation": "validation.parquet"}
-    assert warned()[3:] == ["test.parquet is not taken for the split test: all of column 'verdict' is -1 or null"]
+    assert warned()[3:] == ["test.parquet is not taken for the split test: all of column 'verdict' is -1, null or empty"]
+    write(tmp_path / "test.csv", [(a, b, "") for a, b, _ in ROWS])
+    (tmp_path / "test_hard.csv").unlink()
+    assert found("train.csv") == {"train": "train.csv"}
+    assert warned()[-1] == "test.csv is not taken for the split test: all of column 'verdict' is -1, null or empty"
+    for name in ("TrainData.tsv", "TestData.tsv"):
+        write(tmp_path / name)
+    assert found("TrainData.tsv") == {"train": "TrainData.tsv", "test": "TestData.tsv"}
+
+
+def test_a_split_that_is_named_may_lie_beside_the_training_file(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train.csv", "hard.csv"):
+        write(folder / name)
+    monkeypatch.chdir(tmp_path)
+
+    def files(test):
+        others = {"test": Path(test)}
+        return draft.text_files("mine", Path("data/train.csv"), ["first", "second"], "verdict", others)["files"]
+
+    assert files("hard.csv") == files("data/hard.csv") == {"train": "train.csv", "test": "hard.csv"}
+    (tmp_path / "hard.csv").touch()
+    with pytest.raises(ConfigError, match="the files of a task lie in one folder"):
+        files("hard.csv")
+
+
+def test_which_class_f1_is_of_is_said(tmp_path):
+    path = write(tmp_path / "all.csv", [(a, b, "fraud" if i % 3 else "ok") for i, (a, b, _) in enumerate(ROWS)])
+    made = draft.text_files("mine", path, ["first"], "verdict", {})
+    assert "\nlabels: [fraud, ok]  # f1 is of the second\n" in draft.as_yaml(made)
+    assert "f1 is of 'ok', the second of `labels`: change their order in the yaml for the other" in draft.look(made)
+    assert OmegaConf.to_container(OmegaConf.create(draft.as_yaml(made))) == made
 
 
 def test_what_is_a_part_of_a_split_or_of_no_format_is_not_read(tmp_path):

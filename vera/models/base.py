@@ -243,9 +243,12 @@ class Model(Component):
                     digest.update(file.read_bytes())
 
             def make(folder: Path) -> None:
+                named = config.architectures
                 with forked(0, "tiny"):
                     model = self._from_config(config, 2)
                 (model if self.modality == "generation" else model.base_model).save_pretrained(folder)
+                model.config.architectures = named  # by which transformers chooses a class where a family has several
+                model.config.save_pretrained(folder)
                 preprocess.save_pretrained(folder)
 
             name = f"{config.model_type}-{digest.hexdigest()[:8]}"

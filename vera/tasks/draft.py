@@ -30,7 +30,10 @@ FEW_NUMBERS = 20  # so many whole numbers are taken for classes
 SHOWN = 300  # characters of a text that no tokenizer cuts
 MEASURED = 1000  # training rows whose tokens are counted
 END = "...\n"  # of a yaml that is one word
-BESIDE = {"validation": ("val", "dev", "trial"), "test": ("test",)}  # how files beside a training file begin
+BESIDE = {  # how files beside a training file begin
+    "validation": ("validation", "valid", "val", "development", "devel", "dev", "trial"),
+    "test": ("testing", "test"),
+}
 
 _NUMBER_WITH = re.compile(r"[-+]?[\d. ]*\d(,\d+|(,\d+)?\s*%)")  # a decimal comma, or per cent
 
@@ -50,7 +53,8 @@ def text_files(
     kind: Kind | None = None,
     max_length: int = 128,
 ) -> dict[str, Any]:
-    """Settings of a TextFiles task. others: files of the other splits; those that are not given are looked for beside `train`.
+    """Settings of a TextFiles task. others: files of the other splits, here or beside `train`; those that are not given are
+    looked for there.
     kind: what the labels are; None: what they look like.
 
     Raises ConfigError for columns that were not named, DataError for a file that cannot be read.
@@ -60,6 +64,7 @@ def text_files(
         raise ConfigError(
             f"name the columns of the text (one, or two with a comma) and of the label; {train} has {', '.join(columns)}"
         )
+    others = {split: path if path.exists() else train.parent / path for split, path in others.items()}
     files = {"train": train, **_beside(train, (*texts, label), others), **others}
     files = {split: files[split] for split in SPLITS if split in files}
     if len({path.parent.resolve() for path in files.values()}) > 1:
@@ -87,17 +92,18 @@ def text_files(
 
 
 def _beside(train: Path, columns: Sequence[str], given: Collection[str]) -> dict[str, Path]:
-    """The files of the splits that are not given: where exactly one beside the training file is called like it, or of several
-    the one that is called like it but for that word. What is left out is warned of: several that may be meant, and a file
-    that has no labels, as a leaderboard's test set."""
+    """The files of the splits that are not given: where exactly one beside the training file begins like it, with that split's
+    word, or of several the one that is called like it but for the word. What is left out is warned of: several that may be
+    meant, and a file that has no labels, as a leaderboard's test set."""
     before, word, after = train.name.lower().partition("train")
     found: dict[str, Path] = {}
     for split, words in BESIDE.items() if word else ():
         if split in given:
             continue
         paths = sorted(train.parent.glob(f"*{train.suffix}"))
-        fitting = [path for path in paths if path.name.lower().startswith(tuple(before + w for w in words))]
-        alike = [path for path in fitting if path.name.lower() in {before + w + after for w in (split, *words)}]
+        alike = [path for path in paths if path.name.lower() in {before + w + after for w in words}]
+        begins = re.compile(f"{re.escape(before)}({'|'.join(words)})(?![^\\W\\d_])")  # and no letter: testimonials is no test
+        fitting = [path for path in paths if path in alike or begins.match(path.name.lower())]
         fitting = alike if len(alike) == 1 else fitting
         if len(fitting) > 1:
             names = " and ".join(path.name for path in fitting)
@@ -110,16 +116,17 @@ def _beside(train: Path, columns: Sequence[str], given: Collection[str]) -> dict
 
 
 def _unlabelled(path: Path, columns: Sequence[str]) -> str | None:
-    """What a file lacks of a split's, in words: a column, or every label (-1 is the hub's mark of a missing one)."""
+    """What a file lacks of a split's, in words: a column, or every label (-1 is the hub's mark of a missing one, an empty
+    cell a competition's)."""
     there = columns_of(path)
     lacking = next((column for column in columns if column not in there), None)
     if lacking is not None:
         return f"it has no column {lacking!r}"
     try:
-        missing = all(value in (None, -1, "-1") for _, (value,) in read_table(path, columns[-1:]))
+        missing = all(value in (None, -1, "-1", "") for _, (value,) in read_table(path, columns[-1:]))
     except DataError:  # which is said where the split is read
         return None
-    return f"all of column {columns[-1]!r} is -1 or null" if missing else None
+    return f"all of column {columns[-1]!r} is -1, null or empty" if missing else None
 
 
 def labels_of(rows: list[tuple[str, Any]], column: str, kind: Kind | None = None) -> list[str]:
@@ -270,7 +277,8 @@ def as_yaml(settings: dict[str, Any], shipped: dict[str, Any] = OURS) -> str:
         text = _flow(value, yaml.SafeDumper)
         if OmegaConf.to_container(OmegaConf.create(f"is: {text}")) != {"is": value}:  # which takes more texts for numbers: 1e5
             text = _flow(value, _Quoting)
-        lines.append(f"{key}: {text.removesuffix(END).strip()}")
+        comment = "  # f1 is of the second" if key == "labels" and "f1" in settings.get("metrics", ()) else ""
+        lines.append(f"{key}: {text.removesuffix(END).strip()}{comment}")
     return "\n".join(lines) + "\n"
 
 
@@ -286,6 +294,8 @@ def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> lis
         counted = Counter(names[int(label)] for _, label in found) if names else Counter()
         said = ", ".join(f"{label} {counted[label]}" for label in names or ()) or "scores"
         lines.append(f"{split}: {len(found)} rows; {said}")
+    if "f1" in task.metrics and task.class_names:
+        lines.append(f"f1 is of {task.class_names[1]!r}, the second of `labels`: change their order in the yaml for the other")
     read = []
     if tokenizer is not None:
         encoded, cut = encode(tokenizer, [texts for texts, _ in rows["train"][:MEASURED]], task.max_length)

@@ -236,7 +236,8 @@ def _unquoted(where: str, columns: tuple[str, ...], row: list[str]) -> tuple[str
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, tuple[Any, ...]]]:
-    """("file:line", values of the columns) of every row of a file, which is read by its ending (READ). Raises DataError."""
+    """("file:line", values of the columns) of every row of a file, which is read by its ending (READ); values may be
+    empty. Raises DataError."""
     ending = _ending(path)
     if (parts := tables.shards(path)) > 1:
         raise DataError(
@@ -244,7 +245,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, tuple[An
             f"with hub: <name/of it>, splits: {{train: train, ...}} and data_dir: {path.parent} in the task's yaml"
         )
     if ending == ".csv":
-        return [(where, tuple(row)) for where, row in read_csv(path, columns)]
+        return [(where, tuple(row)) for where, row in read_csv(path, columns, may_be_empty=columns)]
     if ending in (".tsv", ".txt"):
         return [(where, _unquoted(where, columns, row)) for where, row in read_tsv(path, columns, header=True)]
     return tables.read_columns([path], columns)
