@@ -56,7 +56,7 @@ class Glue(TextTask):
     data_dir    a folder with train.tsv and dev.tsv, or GLUE's own folder that holds one for each task; None reads the hub.
     """
 
-    subset: Literal["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
+    subset: Literal[tuple(SUBSETS)]  # type: ignore[valid-type]
     data_dir: Annotated[str | None, Source] = None
 
     @field_validator("subset")
