@@ -307,6 +307,6 @@ def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> lis
     also = repeated({split: [texts for texts, _ in found] for split, found in rows.items()})
     lines += [f"{count} of the {split} rows have the texts of a training row" for split, count in also.items()]
     for row, (texts, label) in enumerate(rows["train"][:shown]):
-        encoded = tokenizer.convert_ids_to_tokens(read[row]) if read else [text[:SHOWN] for text in texts]
-        lines.append(f"{' '.join(encoded)} -> {label}" + (f" ({task.class_names[int(label)]})" if task.class_names else ""))
+        words = tokenizer.convert_ids_to_tokens(read[row]) if read else [text[:SHOWN] for text in texts]
+        lines.append(f"{' '.join(words)} -> {label}" + (f" ({task.class_names[int(label)]})" if task.class_names else ""))
     return lines
