@@ -410,7 +410,7 @@ def test_the_command_writes_a_yaml_of_a_hub_id_that_a_run_reads(folders, train, 
     monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["model.py", "me/mine", "--write", "ours"])
     assert command.main() == 0
-    assert f"train.py --project {tmp_path} model=ours" in capsys.readouterr().out
+    assert f"vera --project {tmp_path} train model=ours" in capsys.readouterr().out
     run = train(
         *("model=ours", "task=rte", "method=bitfit", "train.lr=1e-3", "model.size=full", f"models_dir={tmp_path / 'copies'}"),
         VERA_PROJECT=str(tmp_path),

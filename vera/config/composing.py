@@ -20,7 +20,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vera.config import paths  # noqa: F401 (its resolvers)
 from vera.config.components import (
     CONF_DIR,
     check_modality,
@@ -37,15 +36,16 @@ from vera.config.components import (
 )
 from vera.config.identity import GROUPS, hashed
 from vera.config.marks import marks, table
+from vera.config.paths import local_copy, resolved_beside
 from vera.config.schema import RunConfig, checked
 from vera.errors import ConfigError, redacted
 from vera.project import called
 
 # For launchers that have to be told how many GPUs a run takes (conf/hydra/launcher).
 OmegaConf.register_new_resolver("gpus_here", lambda: int(Path("/proc/driver/nvidia/version").exists()), replace=True)
-
-
 OmegaConf.register_new_resolver("recipe", recipe, replace=True)
+OmegaConf.register_new_resolver("local_copy", local_copy, replace=True)
+OmegaConf.register_new_resolver("beside", resolved_beside, replace=True)
 
 # What Hydra and OmegaConf raise for overrides that fit nowhere; the last ones where they expect a text and find a list.
 _COMPOSING = (

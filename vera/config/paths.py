@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 # Keys whose values are paths, as far as a command line is concerned.
 _PATH_KEY = re.compile(r"(?:^|[._])(?:path|dir|root|folder)$")
@@ -44,13 +43,9 @@ def work_of(results: str | os.PathLike, run: str = "") -> Path:
     return max(named, key=lambda folder: ((folder / run).is_dir(), folder.is_dir()))  # of equal ones the first
 
 
-def _beside(results_dir: Any, name: str) -> Any:
+def resolved_beside(results_dir: Any, name: str) -> Any:
     """What is no folder (null, a number, an empty text) is left to the check of results_dir, which names it."""
     return beside(results_dir, name) if isinstance(results_dir, str) and results_dir else results_dir
-
-
-OmegaConf.register_new_resolver("local_copy", local_copy, replace=True)
-OmegaConf.register_new_resolver("beside", _beside, replace=True)
 
 
 def readable(arguments: Sequence[str]) -> list[str]:
