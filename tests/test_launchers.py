@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.system.launchers import LAUNCHERS, installed
+from vera.commands import train
 from vera.config import explain
 from vera.records.store import Store
 from vera.run import execute
@@ -44,6 +45,13 @@ def test_what_hydra_says_of_a_launcher_becomes_one_line():
     unknown = Exception("In 'hydra/config': Could not find 'hydra/launcher/nonesuch'\n\nAvailable options")
     expected = "no such choice; allowed: ray, slurm, and those of installed plugins such as joblib"
     assert explain(unknown) == f"hydra/launcher=nonesuch: {expected}"
+
+
+def test_slurm_where_there_is_none_is_refused(monkeypatch, caplog):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("sys.argv", ["train.py", "-m", "seed=0,1", "hydra/launcher=slurm"])
+    assert train.main() == 2
+    assert "hydra/launcher=slurm: no SLURM here, srun is not found" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["slurm", "ray"])

@@ -446,6 +446,13 @@ def test_what_is_counted_by_split_is_counted_of_the_splits_that_a_validation_par
     assert warned()[0] == f"task=mine: {twins} of 10 validation and {held} of 5 test rows have the texts of a training row"
 
 
+def test_a_held_out_part_has_a_row_of_each_class(tmp_path):
+    write(tmp_path / "all.csv", [("a", "b", label) for label in ("yes", "no", "maybe") for _ in range(2)])
+    said = r"task.held_out=0.25 of 6 rows: each part needs a row of each of the 3 classes; take another part"
+    with pytest.raises(DataError, match=said):
+        rows_of(tmp_path, files={"train": "all.csv"}, held_out=0.25)
+
+
 def test_a_class_of_one_row_cannot_be_held_out(tmp_path):
     write(tmp_path / "all.csv", [row for row in ROWS if row[2] != "yes"] + [("a", "b", "yes")])
     with pytest.raises(DataError, match=r"task.held_out=0.25: class 'yes' has one row, and both parts need one"):

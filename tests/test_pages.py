@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,12 @@ def test_links_targets_and_scripts_exist(page):
         assert not anchor or anchor in anchors(target), link
     for target in re.findall(r"(?:^    |`)make ([a-z0-9-]+)", text, re.MULTILINE):
         assert target in TARGETS, f"make {target}"
+    lines = [made.rstrip() for made in re.findall(r"^    (make .*?)(?:  +#.*)?$", text, re.MULTILINE)]
+    for line in [*lines, *re.findall(r"`(make [^`]*)`", text)]:
+        if "..." not in line and "<" not in line and page.name != "CHANGELOG.md":  # a shell reads ARGS once more
+            dry = subprocess.run([*shlex.split(line), "-n"], cwd=ROOT, capture_output=True, text=True)
+            told = subprocess.run(["bash", "-n"], input=dry.stdout, capture_output=True, text=True).stderr
+            assert dry.returncode == 0 and not told, f"{line}: {dry.stderr}{told}"
     for script in re.findall(r"(?:scripts|tests/system)/[a-z]\w*\.py", text):
         assert (ROOT / script).is_file(), script
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from experiments.engine import tuning
@@ -17,7 +18,7 @@ from tests.conftest import REHEARSAL
 from tests.test_experiments import record
 from vera.commands import run as command
 from vera.commands import tune
-from vera.config import conf_file
+from vera.config import compose, composing, conf_file
 from vera.errors import ConfigError
 from vera.io.files import write_atomic
 from vera.records.record import Record
@@ -393,6 +394,34 @@ def test_a_recipe_of_this_repository_stays_in_a_project_and_that_is_said_first(s
     with pytest.raises(RuntimeError, match="a trial"):
         tune.main()
     assert not any("stays as it is" in line for line in lines)
+
+
+@pytest.fixture
+def as_next_process():
+    """What a process keeps of conf/ is forgotten, now and afterwards."""
+
+    def forget():
+        composing._chosen.cache_clear()
+        GlobalHydra.instance().clear()
+
+    yield forget
+    forget()
+
+
+def test_steps_that_every_trial_had_cap_the_task_s_runs_and_no_other_s(tmp_path, monkeypatch, as_next_process):
+    """On a recipe that says how long to train in epochs: the written one was refused by every run of the method."""
+    monkeypatch.setenv("VERA_PROJECT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    choices = ["model=minilm", "method=adalora"]
+    words = [*choices, "task=stsb", f"results_dir={tmp_path / 'tune'}", "train.lr=0.01,0.1", "train.max_steps=150"]
+    asked = tuning.read(words, [100])
+    write_atomic(*tuning.recipe_of(tuning.carry_out(asked, computing()[0]), asked))
+    as_next_process()
+    tuned = compose([*choices, "task=stsb"]).train
+    assert (tuned.max_steps, tuned.epochs, tuned.lr) == (150, asked.base.train.epochs, 0.01)
+    assert compose([*choices, "task=rte", "train.epochs=2"]).train.max_steps is None
+    with pytest.raises(ConfigError, match=r"the recipe ends after 150 steps; give train\.max_steps=null with it"):
+        compose([*choices, "task=stsb", "train.epochs=2"])
 
 
 def test_the_command_resumes_and_a_rehearsal_writes_no_recipe(tmp_path, cache, monkeypatch, capsys):

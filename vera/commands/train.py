@@ -310,6 +310,10 @@ def main(work: Work = train) -> int:
             sys.argv[1:] = for_each_run(readable(sys.argv[1:]))
             if workers.launched() > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
                 raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")
+            if {"hydra/launcher=slurm", "hydra/launcher=submitit_slurm"} & set(sys.argv) and shutil.which("srun") is None:
+                raise ConfigError(
+                    "hydra/launcher=slurm: no SLURM here, srun is not found; workers=2 starts two on this machine"
+                )
             if work is train and workers.launched() == 1 and from_conf_alone(sys.argv[1:]):
                 sweep.skip = skip
             with passed_on(sys.argv[1:]) as lines:

@@ -367,14 +367,15 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _check_recipe(name: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """A recipe says how long to train in epochs or in steps. (max_steps on the command line is a cap on either.) Raises
-    ConfigError where it says both, and where epochs are given on top of its steps, which a run ends after all the same."""
+    """A recipe says how long to train in epochs or in steps. (max_steps on the command line is a cap on either, and so is one
+    that a search was given there.) Raises ConfigError where it says both, and where epochs are given on top of its steps, which
+    a run ends after all the same."""
     train = whole("recipe", name).get("train") or {}
     steps = train.get("max_steps")
-    if train.get("epochs") is not None and steps is not None:
+    if train.get("epochs") is not None and steps is not None and not str(steps).startswith("${oc.select:tuned."):
         raise ConfigError(f"conf/recipe/{name}.yaml: train.epochs and train.max_steps are both given; keep one")
     given = {word.lstrip("+").partition("=")[0] for word in overrides}
-    if "train.epochs" not in given or "train.max_steps" in given or steps is None:
+    if "train.epochs" not in given or "train.max_steps" in given or cfg.train.max_steps is None:
         return
     if _plain(cfg, resolve=False)["train"]["max_steps"] == steps:  # and not a scale's
         raise ConfigError(

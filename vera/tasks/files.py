@@ -153,8 +153,12 @@ class TextFiles(TextTask):
             )
         try:
             train, validation = train_test_split(rows, test_size=self.held_out, random_state=0, stratify=classes)
-        except ValueError as error:  # such as fewer rows than classes
-            raise DataError(f"task.held_out={self.held_out} of {len(rows)} rows: {error}") from None
+        except ValueError:
+            raise DataError(
+                f"task.held_out={self.held_out} of {len(rows)} rows: each part needs a row"
+                + (f" of each of the {len(set(classes))} classes" if classes else "")
+                + "; take another part of them, or name a file of the other split"
+            ) from None
         return {"train": train, "validation": validation}
 
     def plain(self, label):
