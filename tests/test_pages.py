@@ -304,7 +304,7 @@ def test_the_page_on_minilm_says_what_the_tables_do():
     budgets = rows_in("glue_minilm_long", 2)
     for label, shown, count in zip(("VeRA r=256", "LoRA r=8", "BitFit"), found[::2], found[1::2], strict=True):
         row = budgets[label, "12"]
-        assert row[0] == count and row[5] == shown, row
+        assert min(row[0], budgets[label, "4"][0], key=int) == count and row[5] == shown, row
     for label, *shown in (("Head only", alone, runs, before), ("Full fine-tuning", full, "1", usual)):
         few, many = budgets[label, "4"], budgets[label, "12"]
         assert [many[2].split()[0], many[0], few[2]] == shown
