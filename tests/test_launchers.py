@@ -6,7 +6,6 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.system.launchers import LAUNCHERS, installed
-from vera.commands import train
 from vera.config import explain
 from vera.records.store import Store
 from vera.run import execute
@@ -47,11 +46,15 @@ def test_what_hydra_says_of_a_launcher_becomes_one_line():
     assert explain(unknown) == f"hydra/launcher=nonesuch: {expected}"
 
 
-def test_slurm_where_there_is_none_is_refused(monkeypatch, caplog):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("sys.argv", ["train.py", "-m", "seed=0,1", "hydra/launcher=slurm"])
-    assert train.main() == 2
-    assert "hydra/launcher=slurm: no SLURM here, srun is not found" in caplog.text
+def test_slurm_where_there_is_none_is_refused_where_something_is_submitted(train, tmp_path):
+    if not installed(LAUNCHERS["submitit"][0]):
+        pytest.skip("no hydra_submitit_launcher; pip install -c constraints.txt -e '.[slurm]'")
+    shown = train("hydra/launcher=slurm", "--cfg=job", PATH="")
+    assert shown.returncode == 0 and "seed: 0" in shown.stdout
+    done = train("-m", "hydra/launcher=slurm", "seed=0,1", PATH="")
+    assert done.returncode == 2
+    line = "error: hydra/launcher=slurm: no SLURM here, srun is not found; workers=2 starts two on this machine"
+    assert line in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["slurm", "ray"])

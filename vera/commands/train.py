@@ -310,10 +310,6 @@ def main(work: Work = train) -> int:
             sys.argv[1:] = for_each_run(readable(sys.argv[1:]))
             if workers.launched() > 1 and any(argument.startswith("hydra/launcher=") for argument in sys.argv[1:]):
                 raise ConfigError("under accelerate launch the runs of a sweep follow one another; leave hydra/launcher out")
-            if {"hydra/launcher=slurm", "hydra/launcher=submitit_slurm"} & set(sys.argv) and shutil.which("srun") is None:
-                raise ConfigError(
-                    "hydra/launcher=slurm: no SLURM here, srun is not found; workers=2 starts two on this machine"
-                )
             if work is train and workers.launched() == 1 and from_conf_alone(sys.argv[1:]):
                 sweep.skip = skip
             with passed_on(sys.argv[1:]) as lines:
@@ -333,6 +329,9 @@ def main(work: Work = train) -> int:
     except Exception as error:
         if "Unknown plugin class" in str(error) or raised_in(error, ("hydra", "omegaconf")):
             log.error("error: %s", redacted(explain(error)))
+            return 2
+        if raised_in(error, ("submitit",)) and "srun" in str(error):
+            log.error("error: hydra/launcher=slurm: no SLURM here, srun is not found; workers=2 starts two on this machine")
             return 2
         if type(error).__module__.partition(".")[0] not in ("joblib", "ray", "submitit"):
             raise
