@@ -293,6 +293,10 @@ def test_measured_ratios_are_judged_by_the_interval_of_their_median(tmp_path, mo
     assert measured(0.90, 1.30, inner=(1.0, 1.06)) == "undecided"
     assert measured(0.90, 1.30, inner=(1.06, 1.1)) == "not supported"
     assert measured(0.98, 1.02, rounds=5) == measured(1.0, 1.0, rounds=1) == measured(2.0, 3.0, rounds=2) == "undecided"
+    assert measured(0.98, 1.02) == "supported" and "smallest and largest ratio at most 1.05, n=10" in verdicts({})["time"][5]
+    measured(0.90, 1.30, inner=(1.0, 1.04))
+    assert "95% interval of the median ratio at most 1.05, n=10" in verdicts({})["time"][5]
+    measured(0.98, 1.02, rounds=5)
     assert "such an interval takes 6 rounds" in verdicts({})["time"][6] and measured(0.98, 1.02, rounds=6) == "supported"
     (tmp_path / "table12_time.json").rename(tmp_path / "table12.json")
     assert bench.build(Asked({})) == []  # it has no peer in PEFT

@@ -218,6 +218,22 @@ def test_a_value_that_contradicts_its_source_is_one_line(monkeypatch):
     assert said.endswith("prints 40") and "\n" not in said
 
 
+@pytest.mark.parametrize("name", protocol.ARTEFACTS)
+def test_what_no_source_says_stands_in_the_table_too(name):
+    """Decoding of the rows that are not LoRA's, clipping, Adam's constants, lengths: a reader looks for them."""
+    lines = protocol.table(name).rows
+    wanted = {"train.betas", "train.clip", "train.eps", "train.batch_size", "train.lr" if name != "table5" else "train.head_lr"}
+    if name == "table3":
+        wanted |= {f"task.decoding.{key}" for key in ("beams", "length_penalty", "no_repeat_ngram", "max_new_tokens", "search")}
+    if name == "table4":
+        wanted |= {"task.max_length", "task.held_out"}
+    for label in {line[0] for line in lines}:
+        own = {key: value for row, key, value, *_ in lines if row == label}
+        told = own.keys() | {word.partition("=")[0] for word in own["all others"].split(", ")}
+        vera = {"method.d_init", "method.init", "method.rank"} if label.startswith("VeRA") else set()
+        assert wanted | vera <= told, label
+
+
 def test_the_page_is_what_recipes_and_sources_give():
     assert (ROOT / "docs" / "protocol.md").read_text() == protocol.page()
 

@@ -128,7 +128,12 @@ def ratios(name: str, fits: Callable[[dict], bool], limit: float, paper: str, fu
             result = f"from {low:.3f} to {high:.3f}" if low < high else "one figure, no spread"
             if row.get("unit", "s") == "s" or (low < high and rounds > 1):
                 of_what = "ratio of CPU time" if computed else "ratio"
-                test = f"95% interval of the median {of_what} at most {limit:g}, n={rounds} paired rounds"
+                bounds, times = f"95% interval of the median {of_what}", len(row.get("occasions", [row]))
+                if "low" not in found:
+                    bounds = f"smallest and largest {of_what}"
+                elif times > 1:
+                    bounds = f"95% intervals of the median {of_what} on {times} occasions, all"
+                test = f"{bounds} at most {limit:g}, n={rounds} paired rounds"
                 if rounds < ROUNDS:
                     reading, result = "undecided", f"{result}; such an interval takes {ROUNDS} rounds"
             lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,10 +15,15 @@ from experiments.engine.published import FOLDER, Runs, rows_of
 from experiments.engine.render import DASH, Table, markdown
 from vera.config import GROUPS, RunConfig, Strict, checked, dotted, recipe
 from vera.config.components import bases, own_values
+from vera.config.identity import hashed
 from vera.config.memory import composed
 from vera.errors import ConfigError
 
 OURS = "ours"
+NAMED = {  # what a run is of, no setting
+    *("_target_", "name", "version", "subset", "splits", "train_splits", "eval_splits", "classes", "repository"),
+    *("image_column", "label_column", "prompt", "prompt_input", "primary", "synthetic"),
+}
 EVERY = "*"  # in a recipe's sources: every key that is in none of the others
 ARTEFACTS = ("table2", "table3", "table4", "table5")
 WHERE = "results/paper/settings.yaml"
@@ -107,6 +113,20 @@ def settings(row: Runs, tasks: Sequence[str]) -> list[Setting]:
     return lines
 
 
+def unnamed(row: Runs, tasks: Sequence[str], listed: Sequence[str]) -> str:
+    """What else of task, method and train decides the row's runs, as overrides: keys beside those of `settings`."""
+    found: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        run = composed(row.overrides(task))
+        for group in ("task", "method", "train"):
+            deciding = hashed(group, run.scientific[group], run.follows_seed, run.unhashed)
+            for key, value in dotted.leaves({key: deciding[key] for key in deciding.keys() - NAMED}, f"{group}."):
+                headless = key.startswith("train.head_") and not run.model["head"]
+                if value is not None and key not in listed and not headless:
+                    found.setdefault(key, {})[task] = value
+    return ", ".join(f"{key}={_text(values)}" for key, values in sorted(found.items()))
+
+
 def _stated(where: str, key: str, task: str, value: Any, said: list[str], found: dict[str, dict[str, Any]]) -> str:
     """Which of the stated sources has the value."""
     for source in said:
@@ -140,9 +160,12 @@ def table(name: str) -> Table:
         if row.method is None:
             continue
         label = " ".join(filter(None, [row.label, row.params, f"({row.model})"]))
-        for setting in settings(row, tasks):
-            others = [f"{cite}: {_text(found)}{_how(setting.key, found)}" for cite, found in setting.other.items()]
-            lines.append([label, setting.key, _text(setting.values), setting.source, "; ".join(others) or DASH])
+        listed = settings(row, tasks)
+        for setting in listed:
+            differing = [f"{cite}: {_text(found)}{_how(setting.key, found)}" for cite, found in setting.other.items()]
+            lines.append([label, setting.key, _text(setting.values), setting.source, "; ".join(differing) or DASH])
+        rest = unnamed(row, tasks, [setting.key for setting in listed])
+        lines.append([label, "all others", rest, "conf/: no source is named", DASH])
         rules.append(len(lines))
     columns = ["Row", "Key", "Value", "Source", "What other sources print"]
     notes = [f"Several values: {', '.join(tasks)}."] if len(tasks) > 1 else []
@@ -179,4 +202,6 @@ def _shown(value: Any) -> str:
         return f"one of {', '.join(map(_shown, value['one_of']))}"
     if isinstance(value, list):
         return f"[{','.join(map(_shown, value))}]"
+    if isinstance(value, str) and value.isspace():
+        return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else DASH if value is None else str(value)
