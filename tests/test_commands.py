@@ -75,7 +75,7 @@ def test_a_mistake_is_one_line(arguments, status, said, script, tmp_path):
     assert done.returncode == status and done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize("words", [["plan", "demo", "--results", "none"], ["protocol", "table2"]])
+@pytest.mark.parametrize("words", [["plan", "demo", "--results", "none"], ["protocol", "table4"]])
 def test_what_stdout_cannot_show_is_no_traceback(words):
     environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-c", "import sys; from vera.commands import main; sys.exit(main())", *words]
