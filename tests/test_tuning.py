@@ -427,6 +427,8 @@ def test_steps_that_every_trial_had_cap_the_task_s_runs_and_no_other_s(tmp_path,
 
 def test_the_command_resumes_and_a_rehearsal_writes_no_recipe(tmp_path, cache, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    lines: list[str] = []
+    monkeypatch.setattr(tune.log, "info", lambda text, *values: lines.append(text % values))
     words = [
         *REHEARSAL,
         "model=digits_vit",
@@ -441,8 +443,11 @@ def test_the_command_resumes_and_a_rehearsal_writes_no_recipe(tmp_path, cache, m
     assert command("tune", [*words, "--dry-run"]) == 0 and "2 runs are missing" in capsys.readouterr().out
     assert not (tmp_path / "tune").exists()
     for _ in range(2):
+        lines.clear()
         assert command("tune", words) == 2
         assert "choose no setting; no recipe is written" in capsys.readouterr().err
+        told = [line for line in lines if "(last)" in line]
+        assert len(told) == 2 and not any("(test" in line for line in told)  # nor does whoever looks on choose by test rows
     assert len(list((tmp_path / "tune" / "runs").glob("*--s100.json"))) == 2
     with pytest.raises(SystemExit):
         command("tune", [*words, "--on", "test"])

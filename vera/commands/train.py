@@ -55,13 +55,13 @@ class RunFailed(Exception):
     """How a launcher's worker process tells this one that a run failed, after its line has been printed."""
 
 
-def train(cfg: DictConfig, run: RunConfig) -> str:
-    """The run's record, computed when it is not there, as a line."""
+def train(cfg: DictConfig | None, run: RunConfig, test: bool = True) -> str:
+    """The run's record, computed when it is not there, as a `line`."""
     began = time.monotonic()
     store = Store(run.results_dir)
     record = None if workers.launched() > 1 else store.find(run.run_name)  # several processes decide together
     if record is not None and not workers.remains(store.root, run.run_name) and not sources.unknown(run, record):
-        return line(run, record, already(run, record))
+        return line(run, record, already(run, record), test)
     done = store.path(run.run_name).exists()
     from vera.run import execute  # brings torch, which a finished run does not need
 
@@ -69,7 +69,7 @@ def train(cfg: DictConfig, run: RunConfig) -> str:
         say_of_other_gpus()
     with screen.shown(label(run), run.progress if speaks() else False):
         record = execute(run)
-    return line(run, record, already(run, record) if done else f"{time.monotonic() - began:.1f} s")
+    return line(run, record, already(run, record) if done else f"{time.monotonic() - began:.1f} s", test)
 
 
 @lru_cache(maxsize=1)
@@ -97,14 +97,14 @@ def skip(overrides: list[str]) -> bool:
     return found is not None
 
 
-def line(run: RunConfig, record: Record, remark: str) -> str:
-    """A record as one line."""
+def line(run: RunConfig, record: Record, remark: str, test: bool = True) -> str:
+    """A record as one line, with or without the score of a test set."""
     if record.collapsed is not None:
         return f"{label(run)}  collapsed: {record.collapsed}  {remark}"
     best, last = record.scores.best, record.scores.last
     primary = record.scores.primary
     outcome = f"{primary} {best.metrics[primary]:.4f} (best, epoch {best.epoch}) {last.metrics[primary]:.4f} (last)"
-    if record.scores.test is not None:
+    if test and record.scores.test is not None:
         outcome += f" {record.scores.test.metrics[primary]:.4f} (test, epoch {best.epoch})"
     return f"{label(run)}  {outcome}  {remark}"
 

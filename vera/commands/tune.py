@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from omegaconf import DictConfig
+
 from experiments.engine import tuning
 from experiments.engine.render import show
 from vera.commands import train as training
@@ -39,14 +41,19 @@ def validation(text: str) -> str:
     return text
 
 
+def trial(cfg: DictConfig | None, run: RunConfig) -> str:
+    """As `train`, but whoever looks on does not choose by the test set either: its score stays in the record."""
+    return training.train(cfg, run, test=False)
+
+
 def compute(runs: Sequence[RunConfig]) -> None:
     """Make the records that are missing; what another worker computes is waited for. Raises ConfigError when runs fail."""
     for run in runs:
         try:
-            training.attempt(training.train, None, run)
+            training.attempt(trial, None, run)
         except Claimed:
             training.elsewhere.append((None, run))
-    training.wait(training.train)
+    training.wait(trial)
     if training.failures:
         raise ConfigError(f"{len(training.failures)} runs failed, so that nothing is chosen; the same command tries them again")
 
