@@ -6,7 +6,7 @@ from experiments.artefacts import glue_minilm
 from experiments.engine.claims import Claim, by_seed, decides, fewer, mean_over, row_of
 from experiments.engine.published import load
 from experiments.engine.rows import Asked
-from experiments.engine.verdicts import Line, Part, decide
+from experiments.engine.verdicts import LOOKS, Line, Part, decide
 
 
 @decides("fewer_glue_large", "fewer_glue_base")
@@ -26,5 +26,5 @@ def _same_glue(claim: Claim, asked: Asked) -> list[Line]:
     part, over = Part("", mean_over(asked, run.values()) if run else []), ", ".join(run or small)
     return [
         decide("RoBERTa-large, average (points)", paper, [Part("", mean_over(asked, each))], "equal", claim.margin),
-        decide(f"MiniLM, average of {over} (points)", paper, [part], "equal", claim.margin, miniature=True),
+        decide(f"MiniLM, average of {over} (points)", paper, [part], "equal", claim.margin, miniature=True, looks=LOOKS),
     ]
