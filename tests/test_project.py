@@ -66,6 +66,19 @@ def command(script, project, tmp_path):
     return call
 
 
+@pytest.mark.parametrize("more", ["train: {epochs: 2}\n", None])
+def test_a_table_s_sweep_cannot_set_what_its_rows_do_not(more, command, project, cache):
+    """Its runs would be done in the plan and a dash in the table, which looks for the rows' own cells."""
+    path = project / "conf" / "sweep" / "mine.yaml"
+    path.write_text(SWEEP + more if more else SWEEP.replace('seed: "0,1"', 'seed: "0,1", train.epochs: 2'))
+    for name, *words in (("train.py", "sweep=mine", *REHEARSAL, f"cache_dir={cache}"), ("plan.py", "mine")):
+        done = command(name, "--project", project, *words)
+        assert done.returncode and "conf/sweep/mine.yaml: train.epochs would make other runs" in done.stderr, done.stderr
+    assert not (project / "results").exists()
+    path.write_text(SWEEP + "train: {save: false, micro_batch_size: 8}\n")  # how, not what
+    assert command("plan.py", "--project", project, "mine").returncode == 0
+
+
 def test_train_plan_tables_and_verify_in_a_project(command, project, cache):
     here = ["--project", project]
     plan = command("plan.py", *here, "--commands")

@@ -13,8 +13,9 @@ from hydra.errors import HydraException
 from pydantic import Field
 
 from experiments.engine.published import names, rows_of
-from vera.config import RunConfig, Strict, checked, choices, conf_file, explain, run_name
+from vera.config import GROUPS, RunConfig, Strict, checked, choices, conf_file, dotted, explain, run_name
 from vera.config.components import read_yaml
+from vera.config.marks import marks
 from vera.config.memory import compose_all, composed
 from vera.errors import ConfigError
 from vera.project import project
@@ -82,9 +83,23 @@ def read_sweep(name: str) -> Sweep:
     except (KeyError, TypeError):
         raise ConfigError(f"{where}: no hydra.sweeper.params") from None
     values = {key: loaded.get(key, []) for key in ("artefacts", "scales")}
+    if values["artefacts"]:
+        _check_rows_alone(loaded, params, where)
     values |= {"name": name, "params": params, "plain": loaded.keys() <= INERT, "results_dir": loaded.get("results_dir")}
     values |= {"seed": loaded.get("seed", 0)}
     return checked(Sweep, values, where)
+
+
+def _check_rows_alone(loaded: dict[str, Any], params: Any, where: str) -> None:
+    """Raises ConfigError for a setting that would make other runs of the rows than those that their tables look for."""
+    own = [key for group in GROUPS for key, _ in dotted.leaves(loaded.get(group) or {}, f"{group}.")]
+    for key in [*own, *(str(key).lstrip("+") for key in params or ())]:
+        group, _, name = key.partition(".")
+        if name and group in GROUPS and name.partition(".")[0] not in marks(group, "TrainConfig" if group == "train" else ""):
+            raise ConfigError(
+                f"{where}: {key} would make other runs than those that the tables of its artefacts look for; put it into the "
+                "rows' `variant` (where their table is written) or into a recipe"
+            )
 
 
 def sweeps(artefact: str | None = None) -> list[Sweep]:
@@ -175,6 +190,9 @@ def jobs(overrides: Sequence[Override], artefacts: Sequence[str]) -> list[list[s
     if "sweep" in given and given["sweep"].is_sweep_override():
         raise ConfigError(f"{given['sweep'].input_line}: one sweep at a time")
     _check_one_place(given)
+    for name in _values(given["sweep"]) if artefacts and "sweep" in given else ():
+        if name in choices("sweep"):
+            read_sweep(name)
     if "artefacts" in given:
         artefacts = _names(given.pop("artefacts"))
     if not artefacts:
