@@ -52,7 +52,7 @@ def build(asked: Asked) -> list[Table]:
         "normal differences; five pairs cannot give less than p = 0.0625.",
         "Verdicts are not corrected for the number of claims: of twenty that are false one would pass. The margins of what "
         "counts as the same are ours (results/paper/claims.yaml); the paper names none.",
-        "On the digits, on MiniLM (Figure 3, the average) and on E2E, one stricter level at each of up to four looks, by a rule "
+        "On the digits, MiniLM (Figure 3, the average) and E2E, one stricter level at each of up to four looks, by a rule "
         "that was written down before the runs that it reads, or those beyond the first seeds (results/paper/README.md).",
         "Scores are those of each run's best epoch; of E2E, instruction tuning and images (Tables 3 to 5, also in miniature) "
         "of the last.",
