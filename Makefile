@@ -37,7 +37,9 @@ $(foreach v,$(filter-out PYTHON PY SHELL,$(sort $(GIVEN))),$(if $(value $v),$(if
 # A value as one word of the shell, which still reads a ~ at its beginning.
 quoted = $(if $(1),$(subst '~/,~/','$(subst ','\'',$(1))'))
 # What follows a sweep in the same target looks where the sweep has put its records, and shows the cells as conf/ has them.
-THERE = $(patsubst results_dir=%,--results %,$(filter results_dir=%,$(ARGS)))
+PLACED = $(filter results_dir=%,$(ARGS))
+BARE = $(if $(findstring ',$(PLACED))$(findstring ",$(PLACED)),,$(PLACED))
+THERE = $(if $(BARE),$(patsubst results_dir=%,--results %,$(BARE)),$(if $(findstring results_dir=,$(ARGS)),$(error ARGS: give results_dir=FOLDER without quotes, spaces or +, so that what follows the runs looks there)))
 SAY = @$(if $(filter-out results_dir=%,$(ARGS)),echo "What follows is of the cells as conf/ has them; those of other settings: scripts/tables.py --with KEY=VALUE")
 
 .PHONY: $(TARGETS)

@@ -96,6 +96,14 @@ def test_train_plan_tables_and_verify_in_a_project(command, project, cache):
     assert again.returncode == 0 and "equal: all" in again.stdout, again.stderr
 
 
+def test_a_yaml_is_called_what_its_file_is_called(command, project, cache):
+    (project / "conf" / "method" / "doubled.yaml").write_text(METHOD.replace("name: doubled", "name: twice"))
+    done = command("train.py", "--project", project, "method=doubled", *REHEARSAL, f"cache_dir={cache}")
+    assert done.returncode and "doubled.yaml: its name is 'twice'; it must be the file's, 'doubled'" in done.stderr
+    named = command("train.py", "--project", project, "method=doubled", "method.name=twice", *REHEARSAL, "--cfg=job")
+    assert named.returncode == 0, named.stderr
+
+
 def test_ours_stay_as_they_are(project, monkeypatch):
     before = [sweep.label for sweep in sweeps.sweeps()], published.names(), choices("method")
     monkeypatch.setenv("VERA_PROJECT", str(project))

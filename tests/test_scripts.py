@@ -141,6 +141,9 @@ def test_each_make_target_takes_what_its_recipe_reads():
         reading = {target for target, recipe in recipes.items() if any(word in recipe for word in read_as)}
         assert reading == {each for word in targets for each in (swept if word == "$(SWEPT)" else [word])}, name
     assert {"ARGS", "METHOD", "MODEL", "TASK", "RUN"} <= listed.keys()
+    for words in ("'results_dir=a b'", 'results_dir="a b"', "+results_dir=mine"):  # which nothing could hand on
+        refused = make("-n", "demo", f"ARGS={words}")
+        assert refused.returncode == 2 and "give results_dir=FOLDER without quotes" in refused.stderr, words
     there = make("-n", "ablations-mini", "ARGS=results_dir=mine seed=1").stdout.splitlines()
     assert "analyse.py --results mine" in there[-1] and "cells as conf/ has them" in there[-2]
 

@@ -97,6 +97,7 @@ def test_other_conditions_are_listed_whatever_comes_out(recorded, capsys, more, 
     made = recorded[0].provenance
     assert f"model_fingerprint: recorded {made.model_fingerprint}, here {'0' * 16}" in said
     assert f"data_fingerprint: recorded {made.data_fingerprint}, here {'1' * 16}" in said
+    assert ("model and data are not the recorded ones, so that equal numbers are not to be expected" in said) == bool(status)
 
 
 def test_another_configuration_is_a_condition_and_no_number(recorded, capsys):

@@ -62,6 +62,9 @@ def report(found: "Comparison", tolerance: float) -> int:
         return 0
     worst = max(differing, key=lambda value: value.difference)
     print(f"differs: {len(differing)} of {len(found.values)} numbers, most {worst.name} by {worst.difference:.3g}")
+    other = [name.partition("_")[0] for name, *_ in found.conditions if name in ("model_fingerprint", "data_fingerprint")]
+    if other:
+        print(f"{' and '.join(other)} are not the recorded ones, so that equal numbers are not to be expected")
     if not found.conditions:
         print("nothing around the run differs: the computation itself is not deterministic on this machine")
     return 1

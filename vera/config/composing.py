@@ -319,11 +319,14 @@ def _without_recipes(task: dict[str, Any], resolved: dict[str, Any], overrides: 
 
 
 def _check_name(settings: dict[str, Any], group: str, overrides: Sequence[str]) -> None:
-    """Raises ConfigError for a component under the name of another one: its records would count as the other's."""
+    """Raises ConfigError for a component under the name of another one, as whose its records would count, and for a yaml whose
+    name is not its file's, by which every command looks for it."""
     name = settings.get("name")
+    chosen = [word.partition("=")[2] for word in overrides if word.startswith(f"{group}=")][-1:]
+    renamed = any(word.lstrip("+").startswith(f"{group}.name=") for word in overrides)
+    if name is not None and chosen and not renamed and chosen != [name] and own_values(group, chosen[0]).get("name") == name:
+        raise ConfigError(f"conf/{group}/{chosen[0]}.yaml: its name is {name!r}; it must be the file's, {chosen[0]!r}")
     if name in choices(group):
-        chosen = [word.partition("=")[2] for word in overrides if word.startswith(f"{group}=")][-1:]
-        renamed = any(word.lstrip("+").startswith(f"{group}.name=") for word in overrides)
         own = own_target(group, name)
         if own is not None and own.rpartition(".")[2] != settings["_target_"].rpartition(".")[2]:
             raise ConfigError(
