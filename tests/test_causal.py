@@ -145,6 +145,19 @@ def test_an_output_ends_at_a_stop_text(backbone):
     assert cut == whole[: whole.index(mark)] and cut != whole
 
 
+@pytest.mark.parametrize("search", ["transformers", "hu2022"])
+def test_a_stop_text_that_a_tokenizer_reads_as_something_else_ends_nothing(search, backbone, monkeypatch):
+    """One that makes a space of a line break, as SentencePiece's normaliser does."""
+    decoding = {"beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0, "max_new_tokens": 16, "search": search}
+    (whole,) = generate(backbone, prompts(1), Decoding(**decoding), 1)
+    encode, usual = backbone.preprocess.encode, next(letter for letter in whole if letter.isascii() and letter.isprintable())
+    assert len(encode(usual)) == 1 and "\n" not in whole
+    monkeypatch.setattr(backbone.preprocess, "encode", lambda text, **more: encode(text.replace("\n", usual), **more))
+    assert generate(backbone, prompts(1), Decoding(stop=["\n"], **decoding), 1) == [whole]
+    (cut,) = generate(backbone, prompts(1), Decoding(stop=[usual], **decoding), 1)
+    assert cut == whole[: whole.index(usual)]
+
+
 def test_a_prompt_that_leaves_no_room_is_refused(backbone):
     decoding = Decoding(beams=1, length_penalty=1.0, no_repeat_ngram=0, max_new_tokens=64)
     with pytest.raises(ConfigError, match="are 1064 tokens; this model reads 1024"):

@@ -25,7 +25,8 @@ class Decoding(Strict):
     no_repeat_ngram  no n-gram of this size twice in what is written (0: no such rule). The prompt does not count, as in LoRA's
                      decoder and unlike transformers' `no_repeat_ngram_size`, which forbids to copy a name out of the prompt.
     max_new_tokens   longest output.
-    stop             texts that end an output, beside the model's end token. One that is a single token ends the search there.
+    stop             texts that end an output, beside the model's end token. One that is a single token, and which that token
+                     holds, ends the search there.
     search           transformers, or hu2022 (`_search_hu2022`); they differ with more than one beam.
     """
 
@@ -110,7 +111,8 @@ def generate_ids(
     ends = [tokenizer.eos_token_id]
     for text in decoding.stop:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        ends += ids if len(ids) == 1 else []
+        means_it = text in tokenizer.decode(ids, clean_up_tokenization_spaces=False)  # some make a space of a line break
+        ends += ids if len(ids) == 1 and means_it else []
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     written: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
