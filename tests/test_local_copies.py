@@ -161,6 +161,33 @@ def test_a_split_is_read_from_one_place(case, tmp_path):
             tables.split_files(root, "test", "rte")
 
 
+def test_what_save_to_disk_writes_is_told_from_rows(tmp_path):
+    """What describes a data set is JSON in a split's folder, and is no row; its rows are Arrow."""
+    rows = datasets.Dataset.from_list([{"instruction": "Add.", "input": "1 and 2", "output": "3"}] * 3)
+    datasets.DatasetDict(train=rows, validation=rows).save_to_disk(str(tmp_path / "both"))
+    rows.save_to_disk(str(tmp_path / "train"))
+    own = {**choice("task", "sick"), "name": "mine", "files": {}, "hub": "me/mine", "hub_subset": None, "held_out": 0.5}
+    own |= {"splits": {"train": "train"}, "texts": ["instruction"], "label": "output", "labels": ["3", "4"]}
+    readers = [
+        (task("alpaca", f"task.data_dir={tmp_path / 'both'}"), "train"),
+        (task("alpaca", f"task.data_dir={tmp_path / 'train'}"), None),
+        (task("rte", f"task.data_dir={tmp_path / 'both'}"), "train"),
+        (task("e2e", f"task.data_dir={tmp_path / 'both'}", "task.format=challenge"), "train"),
+        (build({**own, "data_dir": str(tmp_path / "both")}, "task"), "train"),
+    ]
+    for reader, folder in readers:
+        file = "data-00000-of-00001.arrow" if folder is None else f"{folder}/data-00000-of-00001.arrow"
+        with pytest.raises(DataError, match=f"; {file}, as save_to_disk writes it, is not read: .* with Dataset.to_parquet"):
+            reader.source_rows()
+    with pytest.raises(DataError, match=r"holds neither parquet files.*; train/data-00000-of-00001\.arrow, as save_to_disk"):
+        from_folder(tmp_path / "both", ["train", "test"], "image", "label", 2, tmp_path)
+    rows.to_parquet(str(tmp_path / "both" / "train" / "rows.parquet"))
+    assert len(readers[0][0].source_rows()[0]) == 3
+    (tmp_path / "states" / "train").mkdir(parents=True)
+    (tmp_path / "states" / "train" / "state.json").write_text(json.dumps({"output": "Ohio"}))
+    assert tables.split_files(tmp_path / "states", "train")  # where nothing says that it is theirs
+
+
 def test_the_files_of_a_misspelt_configuration_are_not_anothers(tmp_path, monkeypatch, no_network):
     """Where it has no folder, only a folder of its own name is its own."""
     folder = tmp_path / "test"  # its own name says nothing of splits either

@@ -19,6 +19,7 @@ from vera.io.files import read_json
 from vera.io.rows import positions, read_text
 
 FORMATS = (".parquet", ".jsonl", ".json")  # the first that a split has is read
+DESCRIBING = ("dataset_info.json", "dataset_dict.json")  # of save_to_disk, like a state.json beside the first, and no rows
 _SHARD = re.compile(r"^(?P<name>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})$")
 
 
@@ -51,6 +52,14 @@ def split_files(
     return found
 
 
+def not_arrow(folder: Path) -> str:
+    """What the refusal of a folder without files of a split adds where the datasets library has saved one there."""
+    saved = next(iter(sorted(folder.rglob("*.arrow"))), None)
+    if saved is None:
+        return ""
+    return f"; {saved.relative_to(folder)}, as save_to_disk writes it, is not read: write parquet with Dataset.to_parquet"
+
+
 def _letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name).lower()
 
@@ -58,6 +67,8 @@ def _letters(name: str) -> str:
 def _belongs(path: Path, folder: Path, split: str, anywhere: bool) -> bool:
     *above, name = path.relative_to(folder).parts
     if any(part.startswith(".") for part in (*above, name)) or not (anywhere or {*above} <= {"data", split}):
+        return False
+    if name in DESCRIBING or (name == "state.json" and path.with_name(DESCRIBING[0]).is_file()):
         return False
     return re.split(r"[-.]", name)[0] == split or above[-1:] == [split]
 

@@ -150,7 +150,7 @@ def read_rows(path: Path, columns: dict[str, str] | None = None) -> list[Row]:
         if not files:
             raise DataError(
                 f"task.data_dir={path} holds neither {', '.join(FILES)} nor the hub's files of the split train "
-                f"({', '.join(tables.FORMATS)})"
+                f"({', '.join(tables.FORMATS)}){tables.not_arrow(path)}"
             )
     if files[0].suffix.lower() == ".parquet":
         if "input" not in (columns or {}) and "input" not in tables.parquet_columns(files[0]):

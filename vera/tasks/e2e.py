@@ -157,7 +157,7 @@ class E2E(LanguageTask):
             if not all(files.values()):
                 raise DataError(
                     f"task.data_dir={folder} does not hold {', '.join(missing)}, nor the hub's files of each split "
-                    f"({', '.join(tables.FORMATS)})"
+                    f"({', '.join(tables.FORMATS)}){tables.not_arrow(folder)}"
                 )
             found = {split: tables.read_columns(names, HUB_COLUMNS) for split, names in files.items()}
             source, commit = f"{REPOSITORY}, local files", hub.commit_in(str(folder))

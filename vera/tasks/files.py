@@ -174,7 +174,7 @@ class TextFiles(TextTask):
             of = f" in a folder {self.hub_subset}" if self.hub_subset else ""
             raise DataError(
                 f"task.data_dir={folder} holds no files of the split {name}{of} "
-                f"({', '.join(tables.FORMATS)}; CSV is read by files:)"
+                f"({', '.join(tables.FORMATS)}; CSV is read by files:){tables.not_arrow(folder)}"
             )
         return tables.read_columns(paths, columns)
 

@@ -119,7 +119,7 @@ class Glue(TextTask):
             raise DataError(
                 f"task.data_dir={folder} holds neither train.tsv and dev.tsv, nor a folder {subset.folder} with them, nor the "
                 f"hub's files of {self.subset} (such as {self.subset}/{missing[0]}-00000-of-00001.parquet; that folder's name "
-                "is what tells them from another configuration's)"
+                f"is what tells them from another configuration's){tables.not_arrow(folder)}"
             )
         rows = {split: self._checked(tables.read_columns(found, self._columns)) for split, found in files.items()}
         return rows, f"{REPOSITORY} {self.subset}, local files", hub.commit_in(str(folder))

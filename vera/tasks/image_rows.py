@@ -122,6 +122,7 @@ def from_folder(folder: Path, splits: Sequence[str], image: str, label: str, cla
         missing = next(split for split in splits if split not in present)
         raise DataError(
             f"task.data_dir={folder} holds neither parquet files nor a folder {missing!r} with one folder of images a class"
+            + tables.not_arrow(folder)
         )
     return {splits[0]: _from_class_folders(folder, classes, folder.name)}
 
