@@ -7,12 +7,16 @@ from itertools import pairwise
 
 import pytest
 import torch
+import transformers as t
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from vera.config import build, compose
-from vera.errors import ConfigError
-from vera.models.decoding import Decoding, generate, generate_ids
+from vera.errors import ConfigError, ModelError
+from vera.models.base import Backbone
+from vera.models.causal import causal
+from vera.models.decoding import Decoding, check_search, generate, generate_ids
 from vera.models.gpt2 import split_attention
+from vera.models.tiny import END, bytes_of, causal_tokenizer
 from vera.nn import VeraConfig, attach
 
 SHAPES = {
@@ -208,3 +212,77 @@ def test_the_two_searches_differ_where_beams_end(backbone):
     settings = {"beams": 3, "length_penalty": 0.8, "no_repeat_ngram": 2, "max_new_tokens": 8, "stop": ["e", "t", "a", "o", "1"]}
     one, other = (generate_ids(backbone, prompts(24), Decoding(search=s, **settings), 24) for s in ("transformers", "hu2022"))
     assert one != other
+
+
+def small(config, scale=4, **sizes):
+    """A random model, far from a uniform one, with the tokenizer of bytes."""
+    torch.manual_seed(0)
+    ends = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    model = causal(AutoModelForCausalLM.from_config(config(**ends, **sizes)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale if parameter.dim() > 1 else 1)
+    return Backbone(model, causal_tokenizer(bytes_of([END])), (), "", None, "")
+
+
+def decode(**changes):
+    return Decoding(**{"beams": 10, "length_penalty": 0.8, "no_repeat_ngram": 4, "max_new_tokens": 16, **changes})
+
+
+RWKV = {"context_length": 64, "hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
+MAMBA = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+GPT1 = {"n_embd": 16, "n_layer": 2, "n_head": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes", "changes", "wanted"),
+    [
+        (t.MambaConfig, MAMBA, {"search": "hu2022"}, r"batch_repeat_interleave.*; take d\.search=transformers$"),
+        (t.OpenAIGPTConfig, GPT1, {"search": "hu2022"}, r"d\.search=hu2022 with d\.beams=10: .*; take d\.search=transformers$"),
+        (t.RwkvConfig, RWKV, {}, r"d\.beams=10: .* beam search with a cache.*; take another$"),
+        (t.RwkvConfig, RWKV, {"beams": 1}, r"^RwkvForCausalLM cannot .*: it reads the padding, .*; take another$"),
+        (t.RwkvConfig, RWKV, {"beams": 1, "search": "hu2022"}, "it reads the padding"),
+    ],
+)
+def test_a_search_that_a_model_cannot_do_is_refused_by_a_trial(config, sizes, changes, wanted):
+    with pytest.raises(ModelError, match=wanted):
+        check_search(small(config, **sizes), [5, 6, 7], decode(**changes), "d", "another")
+
+
+def test_what_is_asked_alone_may_read_its_padding_but_not_lose_its_prompt():
+    rwkv = small(t.RwkvConfig, **RWKV)
+    check_search(rwkv, [5, 6, 7, 8], decode(beams=1), "d", "another", 1)
+    with pytest.raises(ModelError, match=r"it loses what it has read; take d\.search=transformers$"):
+        check_search(rwkv, [5, 6, 7, 8], decode(beams=1, search="hu2022"), "d", "another", 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1, 4])
+@pytest.mark.parametrize(
+    ("config", "sizes", "searches"),
+    [
+        (t.MambaConfig, MAMBA, ["transformers"]),
+        (t.OpenAIGPTConfig, GPT1, ["transformers"]),
+        (t.GPT2Config, GPT1, ["transformers", "hu2022"]),
+        (t.BloomConfig, {"hidden_size": 16, "n_layer": 2, "n_head": 2}, ["transformers", "hu2022"]),
+    ],
+)
+def test_the_trial_of_a_search_passes_what_writes_and_leaves_it_as_it_was(config, sizes, searches, scale, dtype):
+    backbone = small(config, scale, **sizes)
+    backbone.model.to(dtype).train()
+    before, own = copy.deepcopy(backbone.model.state_dict()), backbone.model.generation_config
+    torch.manual_seed(3)
+    for search in searches:
+        for beams in (1, 10):
+            check_search(backbone, [5], decode(search=search, beams=beams), "d", "another")
+    drawn = torch.rand(2)
+    assert torch.equal(drawn, torch.rand(2, generator=torch.Generator().manual_seed(3)))
+    assert all(torch.equal(value, before[name]) for name, value in backbone.model.state_dict().items())
+    assert backbone.model.training and backbone.model.generation_config is own and not backbone.model._forward_hooks
+
+
+def test_the_search_is_tried_before_the_training():
+    backbone = small(t.MambaConfig, **MAMBA)
+    task = compose(["model=gpt2_mini", "task=e2e", "task.synthetic=true", "task.decoding.search=hu2022"]).task
+    with pytest.raises(ModelError, match=r"MambaForCausalLM cannot .*; take task\.decoding\.search=transformers$"):
+        build(task, "task").load(backbone, 0)

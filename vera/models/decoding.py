@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, NoRepeatNGramLogitsProcessor
 
 from vera.config import Strict
-from vera.errors import ConfigError
+from vera.errors import ConfigError, ModelError
 from vera.models.attention import allow_cudnn
 from vera.models.base import Backbone, positions
 from vera.records import screen
+
+TRIED = (3, 8)  # tokens of the prompts of a trial
+NO_TOKEN = 2**31 - 1  # which ends no trial
 
 
 class Decoding(Strict):
@@ -84,6 +87,59 @@ def check_room(model: nn.Module, prompts: Sequence[list[int]], decoding: Decodin
         )
 
 
+def check_search(
+    backbone: Backbone, prompt: list[int], decoding: Decoding, key: str, instead: str, batch_size: int = 2
+) -> None:
+    """Raises ModelError where `generate_ids` fails with this model, or writes something else than its scores say, by a trial of
+    two tokens after the end of a prompt. key: of `decoding`; instead: what helps where no simpler search does."""
+    if any(parameter.is_meta for parameter in backbone.model.parameters()):
+        return
+    problem = _problem(backbone, prompt, decoding, batch_size)
+    if problem is None:
+        return
+    for changes in ({"search": "transformers"}, {"beams": 1}, {"search": "transformers", "beams": 1}):
+        simpler = decoding.model_copy(update=changes)
+        if simpler != decoding and _problem(backbone, prompt, simpler, batch_size) is None:
+            instead = " ".join(f"{key}.{name}={value}" for name, value in changes.items())
+            break
+    raise ModelError(
+        f"{type(backbone.model).__name__} cannot be searched by {key}.search={decoding.search} with {key}.beams="
+        f"{decoding.beams}: {problem}; take {instead}"
+    )
+
+
+def _problem(backbone: Backbone, prompt: list[int], decoding: Decoding, batch_size: int) -> str | None:
+    """What is wrong with a search: it fails, or the scores that it sees differ from those of the same tokens read at once,
+    alone and without a cache. The shorter one of two prompts is looked at, which is padded."""
+    model = backbone.model
+    given = [(prompt * size)[-size:] for size in TRIED][:batch_size]
+    seen: list[tuple[int, Tensor]] = []
+
+    def watch(module: nn.Module, args: Any, inputs: dict[str, Any], output: Any) -> None:
+        seen.append((int(inputs["input_ids"][0, -1]), output.logits[0, -1].float()))
+
+    training, watching = model.training, model.register_forward_hook(watch, with_kwargs=True)
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):  # some draw in evaluation, too
+            model.eval()
+            inputs = _padded(backbone, given)
+            _search(backbone, inputs, decoding.model_copy(update={"max_new_tokens": 2}), [NO_TOKEN], [])
+            watching.remove()
+            ids = torch.tensor([[*given[0], seen[1][0]]], device=model.device)
+            wanted = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -2:].float()
+    except Exception as error:  # of any family's own code
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    finally:
+        watching.remove()
+        model.train(training)
+    found = torch.stack([scores for _, scores in seen[:2]])
+    rounding = 0.01 if model.dtype == torch.float32 else 0.1  # at most, of what scores differ by
+    wrong = (found - wanted).norm(dim=-1) > rounding * (wanted - wanted.mean(-1, keepdim=True)).norm(dim=-1)
+    if wrong[0]:
+        return "it reads the padding, so that a text would depend on its batch"
+    return "it loses what it has read" if wrong[1] else None
+
+
 def generate(backbone: Backbone, prompts: list[list[int]], decoding: Decoding, batch_size: int) -> list[str]:
     """One text for each prompt (token ids), in their order, each cut before the first of `decoding.stop`.
 
@@ -118,16 +174,25 @@ def generate_ids(
     for start in range(0, len(order), batch_size):
         screen.doing("writing texts", start, len(order))
         rows = order[start : start + batch_size]
-        inputs = tokenizer.pad(
-            {"input_ids": [prompts[row] for row in rows]}, padding_side="left", return_tensors="pt", verbose=False
-        ).to(model.device)
-        if decoding.search == "hu2022":
-            found = _search_hu2022(backbone, inputs, decoding, ends)
-        else:
-            found = _search_transformers(backbone, inputs, decoding, ends, [] if chosen_by is None else [chosen_by(rows)])
+        inputs = _padded(backbone, [prompts[row] for row in rows])
+        found = _search(backbone, inputs, decoding, ends, [] if chosen_by is None else [chosen_by(rows)])
         for row, ids in zip(rows, found, strict=True):
             written[row] = ids[: min((ids.index(end) for end in ends if end in ids), default=len(ids))]
     return written
+
+
+def _padded(backbone: Backbone, prompts: list[list[int]]) -> dict[str, Tensor]:
+    batch = {"input_ids": prompts}
+    return backbone.preprocess.pad(batch, padding_side="left", return_tensors="pt", verbose=False).to(backbone.model.device)
+
+
+def _search(
+    backbone: Backbone, inputs: dict[str, Tensor], decoding: Decoding, ends: list[int], last: list[LogitsProcessor]
+) -> list[list[int]]:
+    """What the search that `decoding` names writes after each left-padded prompt."""
+    if decoding.search == "hu2022":
+        return _search_hu2022(backbone, inputs, decoding, ends)
+    return _search_transformers(backbone, inputs, decoding, ends, last)
 
 
 def _search_transformers(

@@ -21,7 +21,7 @@ from vera.io import hub, tables
 from vera.io.hub import HubData
 from vera.io.rows import read_csv, read_text
 from vera.models.base import Backbone
-from vera.models.decoding import Decoding, check_room, generate
+from vera.models.decoding import Decoding, check_room, check_search, generate
 from vera.seeds import derive
 from vera.tasks.base import Data, Final, Made
 from vera.tasks.e2e_metrics import CAPTION_METRICS, METRICS, NIST_MODES, NIST_PY, compute, unavailable
@@ -101,6 +101,7 @@ class E2E(LanguageTask):
         prompts = encode_prompts(tokenizer, self._contexts(groups))
         if self.decoding is not None:
             check_room(backbone.model, prompts, self.decoding, list(groups))
+            check_search(backbone, prompts[0], self.decoding, "task.decoding", " ".join(self.searched))
         return Data(
             train=examples["train"],
             evaluation=examples["validation"],

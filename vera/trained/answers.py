@@ -21,7 +21,7 @@ from vera.judge.judgement import SCHEMA, Answers, answers_name, digest, find, wr
 from vera.judge.questions import Question, QuestionSet, QuestionSource, described, load_questions
 from vera.methods.base import Method
 from vera.models.base import Backbone, Model, positions
-from vera.models.decoding import Decoding, Draws, generate_ids, text_of
+from vera.models.decoding import Decoding, Draws, check_search, generate_ids, text_of
 from vera.records.kept import Checkpoint, check_backbone, kept
 from vera.records.record import Finite, Record, Run
 from vera.records.sources import configured
@@ -229,6 +229,8 @@ def _write(run, settings, backbone, method, questions, missing, path, on_progres
     backbone.model.to(accelerator.device).eval()
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu"
     precision = precision_of(accelerator, backbone.model)
+    prompt = settings.chat.prompt(backbone.preprocess, missing[0].turns, [])
+    check_search(backbone, prompt, settings.decoding, "answers.decoding", "answers.batch_size=1", settings.batch_size)
     done = len(questions.questions) - len(missing)
     on_progress(done, len(questions.questions))
     merged = contextlib.nullcontext() if method is None else method.merged(backbone)
