@@ -252,6 +252,33 @@ def test_successive_halving_trains_the_best_third_for_longer(search):
     assert tried[0].trial.values == ("0.01",) and {run.train.max_steps for run in done} == {10, 30}
 
 
+def test_a_rung_whose_trials_all_score_alike_ends_the_search_without_a_choice(search, tmp_path):
+    """The first third would have gone on, and the best of it into the recipe."""
+    asked = search("train.lr=1e-4,1e-3,1e-2,1e-1", steps=(2, 4, 6))
+    compute, done = computing(lambda run: 0.68 if run.train.max_steps == 2 else lr_score(run))
+    tried = tuning.carry_out(asked, compute)
+    assert {run.train.max_steps for run in done} == {2}
+    said = "All 4 trials of the rung of 2 steps have the same scores, which chooses nothing"
+    assert tuning.remarks(tried, asked)[-1].startswith(said)
+    with pytest.raises(ConfigError, match=f"no setting is chosen: {said}"):
+        tuning.recipe_of(tried, asked, tmp_path)
+    assert not any(path.suffix == ".yaml" for path in tmp_path.iterdir())
+
+
+def test_a_cut_among_equal_trials_is_told(search, tmp_path):
+    """Of four trials two go on: the best one, and the first of two that are equal."""
+    scores = {1e-4: 0.1, 1e-3: 0.3, 1e-2: 0.3, 1e-1: 0.4}
+    compute, _ = computing(lambda run: scores[run.train.lr])
+    asked = search("train.lr=1e-4,1e-3,1e-2,1e-1", steps=(2, 4))
+    tried = tuning.carry_out(asked, compute)
+    assert [t.trial.values for t in tried[:2]] == [("0.1",), ("0.001",)]
+    assert "2 trials tied at the cut of the rung of 2 steps; the first ones went on." in tuning.remarks(tried, asked)
+    assert tuning.recipe_of(tried, asked, tmp_path)
+    scores[1e-1] = 0.2  # both of the equal ones go on
+    whole = search("train.lr=1e-4,1e-3,1e-2,1e-1", f"results_dir={tmp_path / 'whole'}", steps=(2, 4))
+    assert not any("tied" in note for note in tuning.remarks(tuning.carry_out(whole, compute), whole))
+
+
 def test_a_rung_that_the_epochs_cut_short_is_no_rung(search):
     asked = search("train.lr=1e-3,1e-2", steps=(10, 900))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
 from experiments.engine.aggregate import COMPARED, unlike
 from experiments.engine.render import INTERVAL, Table, interval, number
 from experiments.engine.tuning.searches import Search, three_splits
-from experiments.engine.tuning.trials import Tried
+from experiments.engine.tuning.trials import Tried, level, rank
 from vera.config.components import component
 
 
@@ -65,13 +66,17 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
     if differing := apart(tried):
         return [*said, f"The trials are not like with like, in {', '.join(differing)}; nothing is chosen."]
     best = tried[0]
-    rung = [found for found in tried if found.trial.steps == best.trial.steps]
+    lengths = sorted({found.trial.steps or 0 for found in tried})
+    rungs = [[found for found in tried if (found.trial.steps or 0) == steps] for steps in lengths]
+    said += cuts(rungs)
+    rung = rungs[-1]
     most = None if best.summary is None else best.summary.median
     tied = [other.trial for other in rung if other.summary is not None and other.summary.median == most]
     if level(tried):
+        of = f" of the rung of {best.trial.steps} steps" if search.steps[1:] else ""
         return [
             *said,
-            f"All {len(rung)} trials have the same scores, which chooses nothing: train longer (--steps) or search wider.",
+            f"All {len(rung)} trials{of} have the same scores, which chooses nothing: train longer (--steps) or search wider.",
         ]
     if len(tied) > 1:
         said.append(f"{len(tied)} trials have the best median; the one with the best worst seed, or the first, is taken.")
@@ -91,10 +96,14 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
     return said
 
 
-def level(tried: Sequence[Tried]) -> bool:
-    """Whether several trials have come to the end, all with the same scores, as where each predicts one class."""
-    rung = [found.summary and sorted(found.summary.values) for found in tried if found.trial.steps == tried[0].trial.steps]
-    return len(rung) > 1 and rung[0] is not None and all(scores == rung[0] for scores in rung)
+def cuts(rungs: Sequence[Sequence[Tried]]) -> list[str]:
+    """Where a trial went on to the next rung and an equal one did not. rungs: the trials of each, the best first."""
+    said = []
+    for rung, following in itertools.pairwise(rungs):
+        tied = [index for index, found in enumerate(rung) if rank(found) == rank(rung[len(following) - 1])]
+        if tied[-1] >= len(following):
+            said.append(f"{len(tied)} trials tied at the cut of the rung of {rung[0].trial.steps} steps; the first ones went on.")
+    return said
 
 
 def apart(tried: Sequence[Tried]) -> list[str]:

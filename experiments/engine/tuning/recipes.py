@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from experiments.engine.render import number
-from experiments.engine.tuning.choice import apart, chosen_on, level, missing, remarks
+from experiments.engine.tuning.choice import apart, chosen_on, missing, remarks
 from experiments.engine.tuning.searches import FOLDER, RESULTS_DIR, Search
-from experiments.engine.tuning.trials import Tried
+from experiments.engine.tuning.trials import Tried, level
 from vera.config import GROUPS, RunConfig, conf_file, dotted, marks, own_conf, recipe
 from vera.config.composing import compose_on, variant, written
 from vera.config.identity import hashed

@@ -42,12 +42,18 @@ def carry_out(search: Search, compute: Compute) -> list[Tried]:
         tried = _halve(search, _drawn(search), compute)
     else:
         tried = _halve(search, list(trials_of(search.axes)), compute)
-    return sorted(tried, key=lambda t: (-(t.trial.steps or 0), *_rank(t)))
+    return sorted(tried, key=lambda t: (-(t.trial.steps or 0), *rank(t)))
 
 
-def _rank(tried: Tried) -> tuple[float, float]:
+def rank(tried: Tried) -> tuple[float, float]:
     """Best first: the median, then the worst seed."""
     return (math.inf, math.inf) if tried.summary is None else (-tried.summary.median, -min(tried.summary.values))
+
+
+def level(tried: Sequence[Tried]) -> bool:
+    """Whether the rung of the first of these has several trials, all with the same scores, as where each predicts one class."""
+    rung = [found.summary and sorted(found.summary.values) for found in tried if found.trial.steps == tried[0].trial.steps]
+    return len(rung) > 1 and rung[0] is not None and all(scores == rung[0] for scores in rung)
 
 
 def _measure(search: Search, trials: Sequence[Trial], compute: Compute) -> list[Tried]:
@@ -71,15 +77,16 @@ def _tried(trial: Trial, run: RunConfig, runs: Sequence[RunConfig]) -> Tried:
 
 
 def _halve(search: Search, trials: list[Trial], compute: Compute) -> list[Tried]:
-    """All trials for the first number of steps, the best third of them for the second, and so on."""
+    """All trials for the first number of steps, the best third of them for the second, and so on, up to a rung that is level:
+    of its trials none is the best."""
     done: list[Tried] = []
     for rung, steps in enumerate(search.steps or (None,)):
         tried = _measure(search, [Trial(trial.keys, trial.values, steps) for trial in trials], compute)
         done += tried
-        if any(found.summary is None for found in tried):
+        if any(found.summary is None for found in tried) or level(tried):
             break
         left = -(-len(tried) // ETA) if rung + 1 < len(search.steps) else 0
-        trials = [found.trial for found in sorted(tried, key=_rank)[:left]]
+        trials = [found.trial for found in sorted(tried, key=rank)[:left]]
     return done
 
 
