@@ -102,7 +102,8 @@ def cuts(rungs: Sequence[Sequence[Tried]]) -> list[str]:
     for rung, following in itertools.pairwise(rungs):
         tied = [index for index, found in enumerate(rung) if rank(found) == rank(rung[len(following) - 1])]
         if tied[-1] >= len(following):
-            said.append(f"{len(tied)} trials tied at the cut of the rung of {rung[0].trial.steps} steps; the first ones went on.")
+            steps = rung[0].trial.steps
+            said.append(f"{len(tied)} trials tied at the cut of the rung of {steps} steps; the first ones went on.")
     return said
 
 

@@ -99,9 +99,10 @@ def read(
             "nothing to search: give a key several values, such as train.lr=1e-4..1e-1:log:7 or train.head_lr=1e-3,4e-3"
         )
     for found in searched:
+        if found.key in ("task", "model", "method"):
+            raise ConfigError(f"{found.key}={found.text}: one {found.key} a search")
         if (
-            found.key in ("task", "model", "method")
-            or found.key.partition(".")[0] not in GROUPS
+            found.key.partition(".")[0] not in GROUPS
             or found.key.startswith("task.")  # a recipe is the method's on the model, for every task
         ):
             raise ConfigError(f"{found.key} is not a setting to be chosen; those of model, method and train are")
@@ -176,6 +177,12 @@ def _check(search: Search, results: Path) -> None:
     if Path(base.results_dir).resolve() == results.resolve():
         raise ConfigError(
             f"results_dir={base.results_dir}: tables are made from it, and trials are no results; leave it out, or give another"
+        )
+    held = base.task.get("validation", "dev")
+    if three_splits(base.task) and held != "dev":
+        name = base.task["name"]
+        raise ConfigError(
+            f"task.validation={held}: task={name} has validation rows of its own beside its test set; leave task.validation=dev"
         )
     for seed in search.seeds:
         where = _reported(base, results).get(seed)
