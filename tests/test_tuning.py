@@ -334,6 +334,7 @@ def test_the_recipe_gets_a_cell_and_other_tasks_keep_what_they_have(search, tmp_
     folder.mkdir()
     path, text = tuning.recipe_of(tried, asked, folder)
     assert path == folder / "vera_minilm.yaml" and not path.exists()
+    assert text.splitlines()[0].endswith(f"; the last search's runs are in {tmp_path / 'tune'}.")
     write_atomic(path, text)
     held = yaml.safe_load(text)
     source = held["tuned"]["stsb"].pop("source")
@@ -519,6 +520,22 @@ def test_a_recipe_that_has_records_is_said_to_stay_before_the_first_trial(monkey
         said["".join(more)] = ["no recipe will be written without --replace" in line for line in lines]
         lines.clear()
     assert said == {"": [True], "--replace": [], "--dry-run": []}
+
+
+def test_records_of_another_cell_are_not_said_to_be_the_present_recipe_s(search, tmp_path, monkeypatch):
+    """Who wrote a trial by hand into results/ is told what is counted, as tables find it with --with alone."""
+    asked = search("train.lr=0.01,0.1")
+    other = compose([*MINILM, "train.epochs=2"])
+    Store(tmp_path / "results").write(made(other.with_seed(7), 0.5))
+    assert other.cell_id != compose(MINILM).cell_id and tuning.in_use(asked) == 1
+    monkeypatch.setattr(tuning, "carry_out", lambda search, compute: tuning.trials.carry_out(search, computing()[0]))
+    monkeypatch.setattr(tuning, "recipe_of", lambda tried, search: (tmp_path / "vera_minilm.yaml", ""))
+    monkeypatch.setattr(tune, "own_conf", lambda: tmp_path)
+    monkeypatch.setattr("sys.argv", ["tune.py", *MINILM, "train.lr=0.01,0.1"])
+    said = "1 records of this method on this task, and tables would lose those that the present recipe made; vera_minilm.yaml"
+    with pytest.raises(ConfigError, match=said):
+        tune.main()
+    assert not (tmp_path / "vera_minilm.yaml").exists()
 
 
 def test_the_table_of_searches_says_what_lies_at_an_end_and_which_trials_are_no_recipe_s(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def main() -> int:
         "--dry-run", action="store_true", help="compute and write nothing; show what there is and would be written"
     )
     parser.add_argument(
-        "--replace", action="store_true", help="write the recipe although records were made with the present one"
+        "--replace", action="store_true", help="write the recipe although there are records of the method on the task"
     )
     options = parser.parse_intermixed_args()
     os.environ[training.MAIN_PROCESS] = str(os.getpid())
@@ -105,8 +105,8 @@ def main() -> int:
         used = tuning.in_use(search)
         if used and not options.replace:
             raise ConfigError(
-                f"results/runs holds {used} records of this method on this task, which tables find under the present recipe; "
-                f"{path.name} is not written (--dry-run shows it, --replace writes it)"
+                f"results/runs holds {used} records of this method on this task, and tables would lose "
+                f"those that the present recipe made; {path.name} is not written (--dry-run shows it, --replace writes it)"
             )
         write_atomic(path, text)
     print(f"written: {path}")

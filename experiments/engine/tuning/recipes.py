@@ -13,7 +13,7 @@ import yaml
 
 from experiments.engine.render import number
 from experiments.engine.tuning.choice import apart, chosen_on, missing, remarks
-from experiments.engine.tuning.searches import FOLDER, RESULTS_DIR, Search
+from experiments.engine.tuning.searches import RESULTS_DIR, Search
 from experiments.engine.tuning.trials import Tried, level
 from vera.config import GROUPS, RunConfig, conf_file, dotted, marks, own_conf, recipe
 from vera.config.composing import compose_on, variant, written
@@ -108,9 +108,8 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path | None = None
             f"a search of another task has put train.epochs or train.max_steps into {there}, and a recipe has one of them"
         )
     _check_kept(best.run, [*choices_, *_aside(search)], {key: part for key, part in made.items() if key != "defaults"}, search)
-    lead = (
-        f"# {method} on {model}, chosen by `make tune`: a cell of `tuned` a task, with its source; its runs are in {FOLDER}.\n"
-    )
+    lead = f"# {method} on {model}, chosen by `make tune`: a cell of `tuned` a task, with its source; "
+    lead += f"the last search's runs are in {run.results_dir}.\n"
     return path, lead + yaml.safe_dump(made, sort_keys=False, width=120, allow_unicode=True)
 
 
@@ -145,7 +144,8 @@ def _given(search: Search) -> Iterator[tuple[str, str]]:
 
 
 def in_use(search: Search, results: Path = RESULTS_DIR) -> int:
-    """How many records there are that tables find under the recipe as it is, and would no longer."""
+    """How many records there are of the method on the task, whatever else they set: tables, with --with or without, would no
+    longer find those that were made with the recipe as it is."""
     stem = "--".join(search.base.run_name.split("--")[:3])
     return sum(name.startswith(f"{stem}--") for name in Store(results).names())
 
