@@ -152,6 +152,28 @@ def test_the_head_can_stay_frozen(method, prepared):
     assert not groups["head"] and groups["adapter"]
 
 
+@pytest.mark.parametrize("method", ["vera", "dvora", "lora", "adalora", "ia3", "oft", "beft"])
+def test_a_target_that_the_head_has_too_is_adapted_in_the_backbone_alone(method, prepared):
+    """RoBERTa's head has a layer called dense, as its blocks have."""
+    targets = ("+model.targets.dense=dense", "method.targets=[query,dense]")
+    backbone, _, _, _, _ = prepared("head", "roberta_base")
+    head = {name: p.shape for name, p in backbone.model.named_parameters() if inside(name, ["classifier"])}
+    backbone, built, _, _, _ = prepared(method, "roberta_base", *targets)
+    groups = built.parameter_groups(backbone)
+    assert {name: p.shape for name, p in groups["head"]} == head
+    assert any("layer.1.output.dense" in name for name, _ in groups["adapter"])
+    backbone, built, _, _, _ = prepared(method, "roberta_base", *targets, "method.train_head=false")
+    assert not built.parameter_groups(backbone)["head"]
+    assert {name for name, _ in backbone.model.named_parameters() if inside(name, backbone.head)} == head.keys()
+
+
+def test_a_target_of_the_head_alone_is_refused(compose):
+    keys = ("model=roberta_base", "task=rte", "train.lr=1e-3", "+model.targets.out=out_proj", "method.targets=[query,out]")
+    for method in ("vera", "lora"):
+        with pytest.raises(ConfigError, match=r"method.targets: out of roberta_base is in the head, which takes no adapter"):
+            prepare(compose(*keys, f"method={method}"))
+
+
 def test_a_method_that_trains_nothing_is_refused(compose):
     backbone, built, _, _ = prepare(compose("method=head", "method.train_head=false"))
     with pytest.raises(ConfigError, match="trains nothing"):

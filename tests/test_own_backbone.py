@@ -373,6 +373,18 @@ def test_a_name_that_does_not_exist_lists_those_that_do(folders, cache):
         model.resolve_targets(backbone, ["gate"])
 
 
+def test_names_are_written_out_where_the_head_has_them_too(folders, cache):
+    targets = {"key": "k_lin", "first": "lin1"}
+    model, backbone = loaded(folders("distilbert"), cache, targets=targets)
+    assert model.resolve_targets(backbone, ["key", "first"]) == ("k_lin", "lin1")
+    backbone.model.classifier = torch.nn.ModuleDict({"lin1": torch.nn.Linear(16, 16)})
+    layers = [f"distilbert.transformer.layer.{number}.ffn.lin1" for number in range(2)]
+    assert model.resolve_targets(backbone, ["key", "first"]) == ("k_lin", *layers)
+    backbone.model.lin1 = torch.nn.Linear(16, 16)
+    with pytest.raises(ConfigError, match=r"method.targets: lin1 of mine means classifier.lin1 of its head too; leave it out"):
+        model.resolve_targets(backbone, ["first"])
+
+
 def test_a_model_without_attention_says_what_it_has():
     assert found.attention(["layers.0.pwconv1", "layers.0.pwconv2"]) is None
     assert found.attention(["a.query", "a.key", "a.value"]) == found.Targets("query", "key", "value")

@@ -31,7 +31,7 @@ from vera.io.cache import make_folder
 from vera.models import found, prints
 from vera.models.layout import LAYOUTS, Layout, blocks
 from vera.models.tiny import architecture, tiny_checkpoint
-from vera.nn.names import inside
+from vera.nn.names import inside, matches
 from vera.seeds import forked
 
 
@@ -84,7 +84,8 @@ class Model(Component):
     package     "<python package>/<folder>": read from an installed package when there is no path.
     size        full, or tiny for a random model of the family (`tiny` holds its architecture).
     targets     logical names (query, value ...) to module names, a list where transformers' releases differ; auto: the
-                attention's are looked for. `all_linear`, all linear maps but the head, is a target of every model.
+                attention's are looked for. `all_linear`, all linear maps but the head, is a target of every model. None means
+                a part of the head.
     head        names of the modules that a task replaces or initialises, trained with head_lr; auto: those outside
                 transformers' base model that the checkpoint lacks, or all of them.
     layouts     where its blocks are, for a model that is not laid out as its class (`known_layouts`) or LAYOUTS say.
@@ -309,8 +310,8 @@ class Model(Component):
         return Backbone(model, preprocess=None, head=tuple(head), source=self.checkpoint, commit=None, fingerprint="")
 
     def resolve_targets(self, backbone: Backbone, names: list[str]) -> tuple[str, ...]:
-        """Module names, as `vera.nn` and PEFT match them, of logical target names; what no yaml says is noted in the backbone.
-        Raises ConfigError for an unknown one."""
+        """Module names, as `vera.nn` and PEFT match them, of logical target names, which mean no part of the head: one that
+        fits there too is written out. What no yaml says is noted in the backbone. Raises ConfigError for an unknown one."""
         linear = found.linear(backbone.model, backbone.head)
         if not linear:
             raise ModelError(f"{self.name} has no linear map outside its head, so there is no matrix to adapt")
@@ -324,6 +325,9 @@ class Model(Component):
                     f"{self.name}: no linear map is called like attention's; there are {', '.join(found.endings(linear))}: "
                     f"name them (model.targets.query= in a yaml of its own), or method.targets=[{ALL_LINEAR}]"
                 )
+        modules = [module for module, _ in backbone.model.named_modules()]
+        in_head = [module for module in modules if inside(module, backbone.head)]
+        outside = [module for module in modules if not inside(module, backbone.head)]
         resolved: list[str] = []
         for name in names:
             if name == ALL_LINEAR and ALL_LINEAR not in targets:
@@ -334,13 +338,18 @@ class Model(Component):
                 raise ConfigError(f"method.targets: {self.name} has no {name!r}; allowed: {allowed}")
             candidates = targets[name]
             candidates = [candidates] if isinstance(candidates, str) else candidates
-            modules = [module for module, _ in backbone.model.named_modules()]
-            fitting = [c for c in candidates if any(module == c or module.endswith("." + c) for module in modules)]
+            fitting = [c for c in candidates if any(matches(module, [c]) for module in outside)]
             if not fitting:
                 there = f"the linear ones are {', '.join(found.endings(linear))}"
+                if any(matches(module, candidates) for module in in_head):
+                    raise ConfigError(f"method.targets: {name} of {self.name} is in the head, which takes no adapter; {there}")
                 raise ModelError(f"{self.name}: no module called {' or '.join(candidates)} for target {name!r}; {there}")
-            resolved.append(fitting[0])
+            both = any(matches(module, fitting[:1]) for module in in_head)
+            resolved += [module for module in outside if matches(module, fitting[:1])] if both else fitting[:1]
         resolved = list(dict.fromkeys(resolved))
+        for module in in_head:
+            if taken := matches(module, resolved):
+                raise ConfigError(f"method.targets: {taken[0]} of {self.name} means {module} of its head too; leave it out")
         if self.targets == "auto" or ALL_LINEAR in names:
             said = {"targets": resolved, **({"fused": "query, key and value are one matrix, adapted whole"} if fused else {})}
             backbone.notes = {**backbone.notes, **said}
