@@ -364,6 +364,20 @@ def test_merge_computes_the_same_and_unmerge_restores_every_bit(dtype):
             assert torch.equal(value, before[name]), name
 
 
+def test_merging_under_autocast_composes_in_float32():
+    model, x = randomise(make()), torch.randn(6, 12)
+    with torch.no_grad():
+        wanted = merge(model)(x)
+        unmerge(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            merge(model)
+        assert torch.equal(model(x), wanted)
+        model.up.vectors["default"].b.mul_(2)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model.up.weight.dtype == torch.float32  # composed again
+        torch.testing.assert_close(model(x), unmerge(model)(x))
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
 def test_a_merged_model_follows_a_fused_optimiser_which_counts_no_version(optimizer):
     model, x = randomise(make()), torch.randn(6, 12)

@@ -30,9 +30,11 @@ def dvora():
     return model
 
 
-def test_dvora_starts_as_the_bare_model():
-    x = torch.randn(4, 12)
-    torch.testing.assert_close(attach(net(), CONFIG, layer=DvoraLinear)(x), net()(x), rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_dvora_starts_as_the_bare_model(autocast):
+    x = torch.randn(40, 12)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        torch.testing.assert_close(attach(net(), CONFIG, layer=DvoraLinear)(x), net()(x), rtol=1e-6, atol=1e-6)
 
 
 def test_dvora_is_dora_s_formula_with_vera_s_update():

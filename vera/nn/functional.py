@@ -76,9 +76,10 @@ def plan(
 
 
 def compose(W0: Tensor, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
-    """W0 + diag(b) B diag(d) A, [m, n], summed in float32 at least."""
+    """W0 + diag(b) B diag(d) A, [m, n], summed in float32 at least, under autocast too."""
     wide = torch.promote_types(W0.dtype, torch.float32)
-    return torch.addmm(W0.to(wide), _scaled(B, b, d, wide), A.to(wide))
+    with torch.autocast(W0.device.type, enabled=False):
+        return torch.addmm(W0.to(wide), _scaled(B, b, d, wide), A.to(wide))
 
 
 def _composed(x: Tensor, W0: Tensor, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
