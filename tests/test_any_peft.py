@@ -11,7 +11,7 @@ from peft import PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, trained
 from vera.checks.verify import run_of
 from vera.config import build, choice, choices
 from vera.config.components import own_target, own_values
@@ -180,6 +180,19 @@ def test_a_yaml_gives_every_setting(attached):
 def test_what_cannot_merge_refuses_to(name, attached):
     with pytest.raises(ConfigError, match=r"cannot be merged; method\.merge=never"):
         attached(name, merge="exact")
+
+
+@pytest.mark.parametrize(("name", "settings"), [("beft", {}), ("dora", {"use_dora": False, "lora_bias": True})])
+def test_a_bias_for_a_layer_without_one_is_evaluated_as_it_was_trained(name, settings, attached):
+    settings = {**own_values("method", name)["settings"], **settings}
+    method, model_config, backbone, batch = attached(name, settings=settings)
+    for module in backbone.model.vit.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.bias = None
+    method.attach(backbone, model_config)
+    wanted = logits(trained(backbone.model), batch)
+    with method.merged(backbone):
+        assert torch.equal(logits(backbone.model, batch), wanted)
 
 
 def test_a_type_is_peft_s_word_never_a_class(attached):

@@ -54,7 +54,8 @@ class PeftMethod(TargetedMethod):
     def merged(self, backbone):
         layers = self.layers(backbone).values()
         bases = [layer.get_base_layer() for layer in layers]
-        if not all(mergeable(base.weight) for base in bases) or shared(backbone.model, bases):
+        whole = all(mergeable(base.weight) for base in bases) and not any(_bias_of_its_own(layer) for layer in layers)
+        if not whole or shared(backbone.model, bases):
             yield
             return
         originals = [(p, p.data) for base in bases for p in base.parameters()]
@@ -118,6 +119,11 @@ class PeftMethod(TargetedMethod):
 def _as_its_input(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """In half precision where the model computes in it: PEFT's IA3 on 4-bit weights returns float32, as its vectors are."""
     return output.to(inputs[0].dtype) if inputs[0].element_size() < 4 else output
+
+
+def _bias_of_its_own(layer: BaseTunerLayer) -> bool:
+    """Whether an adapter has a bias (BEFT's, LoRA's lora_bias) and its layer none to take it in: PEFT cannot merge it."""
+    return getattr(layer.get_base_layer(), "bias", None) is None and any("bias" in name for name, _ in layer.named_parameters())
 
 
 def json_value(value):
