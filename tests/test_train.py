@@ -229,6 +229,14 @@ def test_trained_vectors_that_are_no_bias_are_decayed(compose):
     assert {found[id(p)] for _, p in groups["adapter"]} == {0.1} and all(p.dim() == 1 for _, p in groups["adapter"])
 
 
+def test_trained_biases_of_an_adapter_are_spared_as_the_backbone_s_are(compose):
+    config = compose("method=beft", "train.weight_decay=0.1", "train.lr=1e-3")
+    backbone, method, _, _ = prepare(config)
+    groups = method.parameter_groups(backbone)
+    found = {id(p): g["weight_decay"] for g in optimizer(groups, config.train).param_groups for p in g["params"]}
+    assert groups["adapter"] and {found[id(p)] for _, p in groups["adapter"]} == {0.0}
+
+
 @pytest.mark.parametrize(("schedule", "wanted"), [("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]), ("constant", [0, 0.5, 1, 1, 1, 1])])
 def test_schedule(schedule, wanted, compose):
     config: TrainConfig = compose(f"train.schedule={schedule}", "train.warmup_ratio=0.3").train

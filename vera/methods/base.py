@@ -46,10 +46,11 @@ class ParameterGroups(dict[str, list[tuple[str, nn.Parameter]]]):
 
 def biases_and_norms(model: nn.Module) -> Iterator[str]:
     """Names of all biases, and of all parameters of normalisation layers: by the name of the module's type, whatever the
-    module is called (GPT-2's are ln_1, ln_2 and ln_f)."""
+    module is called (GPT-2's are ln_1, ln_2 and ln_f). The keys of a ParameterDict are adapters' names: what they hold
+    is called as the dict is."""
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
-            if is_norm(module) or name.endswith("bias"):
+            if is_norm(module) or (prefix if isinstance(module, nn.ParameterDict) else name).endswith("bias"):
                 yield f"{prefix}.{name}".lstrip(".")
 
 
