@@ -286,3 +286,12 @@ def test_the_search_is_tried_before_the_training():
     task = compose(["model=gpt2_mini", "task=e2e", "task.synthetic=true", "task.decoding.search=hu2022"]).task
     with pytest.raises(ModelError, match=r"MambaForCausalLM cannot .*; take task\.decoding\.search=transformers$"):
         build(task, "task").load(backbone, 0)
+
+
+def test_a_full_memory_is_no_fault_of_the_search(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("vera.models.decoding._search", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        check_search(small(t.GPT2Config, **GPT1), [5], decode(), "d", "another")

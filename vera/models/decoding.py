@@ -127,6 +127,8 @@ def _problem(backbone: Backbone, prompt: list[int], decoding: Decoding, batch_si
             watching.remove()
             ids = torch.tensor([[*given[0], seen[1][0]]], device=model.device)
             wanted = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -2:].float()
+    except torch.OutOfMemoryError:  # which says nothing of the search
+        raise
     except Exception as error:  # of any family's own code
         return " ".join(str(error).split())[:200] or type(error).__name__
     finally:
