@@ -667,6 +667,22 @@ def test_an_adapter_on_the_meta_device_draws_its_pair_when_it_leaves(how, tmp_pa
     assert torch.equal(model["q"].projections["default"].A, wanted["q"].projections["default"].A)
 
 
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("order", ["activation", "weight"])
+def test_a_pass_on_the_meta_device_gives_shapes(order, amp):
+    """As tools that count operations or memory ask it; autocast does not know that device."""
+    with torch.device("meta"):
+        model = attach(holder(nn.Linear(16, 24)), CONFIG)
+        x = torch.randn(2, 3, 16, requires_grad=True)
+    model["q"].plan = Plan(order)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        h = model["q"](x)
+    assert (h.shape, h.dtype, h.is_meta) == ((2, 3, 24), torch.float32, True)
+    h.sum().backward()
+    assert x.grad.shape == x.shape
+    assert {p.grad.shape for p in model.parameters() if p.requires_grad} == {(24,), (CONFIG.rank,)}
+
+
 def test_an_offloaded_weight_is_brought_by_its_own_call():
     accelerate = pytest.importorskip("accelerate")
     model = nn.Sequential(nn.ModuleDict({"q": linear()})["q"], nn.Linear(16, 2))

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from . import heads, saving
 from .base_layer import called, nested, shape_of, taken
 from .errors import AdapterError
-from .functional import projected
+from .functional import autocast_dtype, projected, without_autocast
 from .names import plain_path, unwrapped
 from .projection import Projection
 from .rows import RowWise
@@ -125,11 +125,9 @@ class Layer(Wrapper):
             raise AdapterError(f"{self.path} is called with one row alone: a bank needs [rows, ..., {self.in_features}]")
         copies = batch.check(self, len(x))
         h = called(self.base_layer, x, args, kwargs)
-        device, dtype = x.device.type, x.dtype
-        if torch.is_autocast_enabled(device) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
+        dtype = autocast_dtype(x) or x.dtype
         dtype = torch.float32 if dtype == torch.float16 else dtype  # as VeraLinear: fp16's range is too small for a sum over x
-        with torch.autocast(device, enabled=False):
+        with without_autocast(x):
             A, B = self.projection.sliced(self.in_features, self.out_features)
             batch.product = projected(x.to(dtype), A, x, self)
             u = batch.product.view(*x.shape[:-1], -1)

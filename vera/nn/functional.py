@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import NamedTuple
 
@@ -75,10 +76,22 @@ def plan(
     return Plan("weight", through_u, keep_weight) if weight < enough else Plan("activation")
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """In what autocast computes the products of x; None where it leaves them alone: off, float64, or on the meta device."""
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """In which products on the device of x are of the dtypes that they are given."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 def compose(W0: Tensor, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
     """W0 + diag(b) B diag(d) A, [m, n], summed in float32 at least, under autocast too."""
     wide = torch.promote_types(W0.dtype, torch.float32)
-    with torch.autocast(W0.device.type, enabled=False):
+    with without_autocast(W0):
         return torch.addmm(W0.to(wide), _scaled(B, b, d, wide), A.to(wide))
 
 
@@ -231,14 +244,14 @@ def _vector_gradients(product: Tensor, B: Tensor, b: Tensor, d: Tensor, need_b: 
     return (P @ d.to(wide)).to(b.dtype) if need_b else None, (b.to(wide) @ P).to(d.dtype) if need_d else None
 
 
-def _without_autocast(backward):
+def _as_given(backward):
     """A backward pass whose dtypes are those of what it is given, also where it is called under autocast."""
 
     @wraps(backward)
     def called(ctx, g):
-        if not torch.is_autocast_enabled(g.device.type):
+        if g.is_meta or not torch.is_autocast_enabled(g.device.type):
             return backward(ctx, g)
-        with torch.autocast(g.device.type, enabled=False):
+        with without_autocast(g):
             return backward(ctx, g)
 
     return called
@@ -259,7 +272,7 @@ class ActivationOrder(torch.autograd.Function):
         return _shaped(rows, h.shape)
 
     @staticmethod
-    @_without_autocast
+    @_as_given
     def backward(ctx, g):
         u, W0, A, B, b, d = ctx.saved_tensors
         need_x, need_b, need_d = (ctx.needs_input_grad[i] for i in (0, 5, 6))
@@ -289,7 +302,7 @@ class Update(torch.autograd.Function):
         return _shaped(total.to(h.dtype), h.shape)
 
     @staticmethod
-    @_without_autocast
+    @_as_given
     def backward(ctx, g):
         u, A, B, b, d = ctx.saved_tensors
         need_h, need_z, _, _, need_b, need_d, _ = ctx.needs_input_grad
@@ -321,7 +334,7 @@ class WeightOrder(torch.autograd.Function):
         return _shaped(h, h.shape)
 
     @staticmethod
-    @_without_autocast
+    @_as_given
     def backward(ctx, g):
         saved, W, W0, A, B, b, d = ctx.saved_tensors
         need_x, need_b, need_d = (ctx.needs_input_grad[i] for i in (0, 6, 7))

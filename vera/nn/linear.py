@@ -22,11 +22,13 @@ from .functional import (
     Update,
     WeightOrder,
     adapted_linear,
+    autocast_dtype,
     compose,
     ordinary,
     plan,
     projected,
     rounded,
+    without_autocast,
     written_out,
 )
 
@@ -164,10 +166,8 @@ class VeraLinear(nn.Module):
             raise AdapterError(
                 f"b and d of adapter {self.active!r} are on the meta device: give them values, and offload before attaching"
             )
-        base, device, dtype = self.base_layer, x.device.type, x.dtype
-        autocast = torch.is_autocast_enabled(device) and dtype != torch.float64
-        if autocast:
-            dtype = torch.get_autocast_dtype(device)
+        base, autocast = self.base_layer, autocast_dtype(x)
+        dtype = autocast or x.dtype
         graph = torch.is_grad_enabled()
         trained = graph and (b.requires_grad or d.requires_grad)
         whole = self.merged is not None and not (trained or args or kwargs) and x.dtype == dtype not in HALF
@@ -188,7 +188,7 @@ class VeraLinear(nn.Module):
             A = self.projections[self.active].in_half(self.in_features, dtype)
         bias = None if bias is None else bias.to(dtype)
         # In half precision all products are of that one dtype, which autocast leaves alone.
-        with nullcontext() if half else torch.autocast(device, enabled=False):
+        with nullcontext() if half else without_autocast(x):
             if not trained and not (graph and x.requires_grad):
                 return adapted_linear(plan.order, x.to(dtype), W0, bias, A, B, b, d)
             if plan.order == "activation":
@@ -203,7 +203,7 @@ class VeraLinear(nn.Module):
     def _added(self, x: Tensor, args: tuple, kwargs: dict, dtype: torch.dtype, dropout: float, matrices: tuple) -> Tensor:
         """What the base layer returns, plus the update; in float32 instead of fp16, whose range a sum over x may leave."""
         h = called(self.base_layer, x, args, kwargs)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             z = F.dropout(x, dropout) if dropout else x
             cast = z.to(torch.float32 if dtype == torch.float16 else dtype)
             if not ordinary(x, h, *matrices):

@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .base_layer import plain
-from .functional import HALF, ActivationOrder, Plan, Update, WeightOrder, adapted_linear, plan, projected
+from .functional import (
+    HALF,
+    ActivationOrder,
+    Plan,
+    Update,
+    WeightOrder,
+    adapted_linear,
+    autocast_dtype,
+    plan,
+    projected,
+    without_autocast,
+)
 
 # Below these PEFT's own forward is as fast or faster, measured on a CPU. With gradients: rows of x, since one matrix P for both
 # vectors costs products and saves passes over activations. Without: multiply-adds of the update; the checks take 10 us.
@@ -32,17 +43,17 @@ class AcceleratedLinear(Linear):
         if operands is None:
             return super().forward(x, *args, **kwargs)
         W0, bias, A, B, b, d, dropout = operands
-        device, before = x.device.type, x.dtype
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else before
+        before = x.dtype
+        dtype = autocast_dtype(x) or before
         graph = torch.is_grad_enabled() and (x.requires_grad or b.requires_grad or d.requires_grad)
         if dropout is not None or (dtype is before and before != d.dtype):
             # PEFT computes the update in the dtype of its vectors and adds it to what the base layer gave.
             h = self.base_layer(x)
             z = x.to(d.dtype) if dropout is None else dropout(x.to(d.dtype))
-            with torch.autocast(device, enabled=False):
+            with without_autocast(x):
                 wide, cast = (h, z.to(dtype)) if dtype is not before else (h.to(d.dtype), z)
                 return Update.apply(wide, cast, A, B, b, d, projected(cast, A, z, self)).to(before)
-        with torch.autocast(device, enabled=False):
+        with without_autocast(x):
             x, of = x.to(dtype), x
             bias = bias if bias is None else bias.to(dtype)
             chosen = self._plan(x, b, d, graph)
@@ -142,9 +153,9 @@ def _dtypes_fit(x: Tensor, W0: Tensor, bias: Tensor | None, vectors: torch.dtype
     """Whether PEFT's layer computes with these dtypes, and in one that ours computes in."""
     if bias is not None and bias.dtype != W0.dtype:
         return False
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        allowed = (torch.float32, torch.get_autocast_dtype(device))
+    autocast = autocast_dtype(x)
+    if autocast is not None:
+        allowed = (torch.float32, autocast)
         return x.dtype in allowed and W0.dtype in allowed and vectors in allowed
     if x.dtype != W0.dtype:
         return False
