@@ -613,7 +613,9 @@ def test_folders_of_images_are_a_task(tmp_path, script, train):
     there = {"VERA_PROJECT": str(tmp_path)}
     made = script("task.py", "colors", tmp_path, environment={**os.environ, **there})
     assert made.returncode == 0 and "\nclasses: 2\n" in made.stdout, made.stderr
-    run = train("model=digits_vit", "task=colors", "method=head", "train.head_lr=1e-3", "task.synthetic=false", **there)
+    said = re.search(r" (model=.+) \.\.\.$", made.stdout, re.M)[1].replace("RATE", "1e-3").split()
+    assert "task=colors" in said
+    run = train(*said, "task.synthetic=false", **there)
     assert run.returncode == 0, run.stderr
     (record,) = (tmp_path / "results" / "runs").glob("*.json")
     found = json.loads(record.read_text())["provenance"]
@@ -621,6 +623,16 @@ def test_folders_of_images_are_a_task(tmp_path, script, train):
     (tmp_path / "val" / "blue").mkdir(parents=True)
     with pytest.raises(DataError, match=r"holds train, val, test, and images are scored on one split .*task\.validation=0\.1"):
         draft.images("colors", tmp_path)
+
+
+def test_the_printed_command_of_instructions_says_what_a_run_asks_for(tmp_path, script, train):
+    path, there = tmp_path / "mine.jsonl", {"VERA_PROJECT": str(tmp_path)}
+    path.write_text("".join(json.dumps({"question": f"What is {i}?", "answer": str(i)}) + "\n" for i in range(20)))
+    asked = ("mine", path, "--instruction", "question", "--output", "answer")
+    made = script("task.py", *asked, environment={**os.environ, **there})
+    said = re.search(r" (model=.+) \.\.\.$", made.stdout, re.M)[1].replace("RANK", "4").split()
+    run = train(*said, "task.synthetic=false", **there)
+    assert run.returncode == 0, run.stderr
 
 
 def test_instructions_are_read_by_the_names_of_their_columns(tmp_path, compose):

@@ -64,8 +64,9 @@ def main() -> int:
     print("\n".join(lines))
     if not options.only_print:
         path = new_yaml("task", options.name, draft.as_yaml(settings))
-        fitting = options.model or ("vit_base" if options.file.is_dir() else "llama_7b" if fields else "minilm")
-        print(f"written: {path}; {called('train')} model={fitting} task={options.name} ...")
+        fitting, asked = ("vit_base", "train.lr=RATE train.head_lr=RATE ") if options.file.is_dir() else ("minilm", "")
+        fitting, asked = ("llama_7b", "method=vera method.rank=RANK ") if fields else (fitting, asked)
+        print(f"written: {path}; {called('train')} model={options.model or fitting} task={options.name} {asked}...")
         if not project():
             print("(a run can be published where a commit holds this file when it starts)")
     return 0

@@ -58,7 +58,9 @@ class Gpt2Mini(Gpt2):
         try:
             documents = read_documents(Path(self.data_dir) / CORPUS)
         except DataError as error:
-            raise ModelError(f"model {self.name} cannot be pretrained: {error}") from None
+            raise ModelError(
+                f"model {self.name} is pretrained on the E2E training references (model.data_dir): {error}"
+            ) from None
         check_keys("gpt2", self.architecture, "model.architecture")
         key = json.dumps([self.architecture, self.pretrain, RECIPE, documents], sort_keys=True)
 
