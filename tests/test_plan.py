@@ -129,6 +129,34 @@ def test_table_5_pays_for_one_evaluation_a_run_and_head_only_for_one_pass(folder
     assert parts["evaluation"] == others["evaluation"] and others["training"] == pytest.approx(20 * parts["training"])
 
 
+@pytest.mark.parametrize("model", ["roberta_base", "roberta_large", "deberta_like"])
+def test_a_step_costs_what_a_method_trains(model, monkeypatch):
+    """Forward; backward through the activations for what sits in the backbone; once more for all of its weights."""
+    base = [f"model={'roberta_base' if model == 'deberta_like' else model}", "task=rte", "train.epochs=1"]
+    cost = {}
+    for method in ("head", "bitfit", "vera", "full"):
+        run = compose([*base, f"method={method}", "train.lr=1e-3", "train.head_lr=1e-3"])
+        run.model["name"] = model  # of which nothing has been counted
+        cost[method] = plan.estimate(run)["training"]
+    assert [round(value / cost["head"], 6) for value in cost.values()] == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "key", "train", "scored"),
+    [
+        (["model=llama_7b", "task=alpaca"], "task.rows=1000", 1000 / 51000, 1),
+        (["model=llama_7b", "task=alpaca"], "task.held_out=10", 1, 10 / 500),
+        (["model=vit_base", "task=cifar100"], "task.train_per_class=5", 0.5, 1),
+        (["model=vit_base", "task=resisc45"], "task.train_per_class=5", 0.5, 31275 / 31050),
+        (["model=digits_vit", "task=digits"], "task.train_per_class=20", 2, 796 / 846),
+    ],
+)
+def test_rows_are_those_that_a_run_takes(chosen, key, train, scored):
+    whole, some = (plan.estimate(compose([*chosen, "method=vera", *more])) for more in ([], [key]))
+    assert some["training"] == pytest.approx(train * whole["training"])
+    assert some["evaluation"] == pytest.approx(scored * whole["evaluation"])
+
+
 def test_unknown_names_and_bad_sweeps_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="nothing that has runs is called 'table99'; there are"):
         sweeps.sweeps("table99")

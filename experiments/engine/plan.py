@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from experiments.engine.accounting import counts
 from experiments.engine.aggregate import whole
 from experiments.engine.render import DASH
 from experiments.engine.sweeps import Cell
 from vera.config import QUANTILES, RunConfig, TrainConfig
+from vera.config.components import component
 from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.io.files import read_json
@@ -133,10 +134,10 @@ def estimate(run: RunConfig) -> dict[str, float] | None:
         return tokens * layers * (2 * (4 * width**2 + mlp * width * inner) + 4 * (context or tokens) * width)
 
     length, train = min(facts["tokens"], limit), run.train
-    rows, reported = facts["train_rows"], 0.0
-    scored = facts["eval_rows"]
+    rows, scored = _rows(run.task)
+    reported = 0.0
     if not isinstance(held := run.task.get("validation", "dev"), str):  # a part of the training rows chooses the epoch
-        rows, scored, reported = (1 - held) * rows, held * rows, facts["eval_rows"]
+        rows, scored, reported = (1 - held) * rows, held * rows, scored
     examples = train.epochs * rows
     if train.max_steps is not None:
         examples = min(examples, train.max_steps * train.batch_size)
@@ -154,6 +155,16 @@ def estimate(run: RunConfig) -> dict[str, float] | None:
         "evaluation": (evaluations * scored + reported) * forward(length),
         "decoding": facts.get("prompts", 0) * beams * forward(length, length) if written else 0.0,
     }
+
+
+def _rows(task: dict[str, Any]) -> tuple[float, float]:
+    """Of training and of evaluation: those of its facts, but for as many as a run takes by a key of the task's."""
+    there, scored = task["facts"]["train_rows"], task["facts"]["eval_rows"]
+    if task.get("train_per_class"):
+        classes = task["classes"]
+        taken = task["train_per_class"] * (classes if isinstance(classes, int) else len(classes))
+        return taken, scored if task.get("eval_splits") else there + scored - taken  # else all that are left
+    return min(there, task.get("rows") or there), scored
 
 
 def _padded(quantiles: Sequence[float], train: TrainConfig) -> float:
@@ -193,10 +204,9 @@ def longest_of(quantiles: Sequence[float], count: int) -> float:
 
 
 def _passes(run: RunConfig) -> int:
-    counted = counts().get(f"model={run.model['name']} method={run.method['name']}")
-    if counted is None:
-        return 2
-    return 1 if counted["adapter"] == 0 else 3 if counted["adapter"] >= counted["backbone"] else 2
+    """How often a training step costs a forward pass."""
+    method = component(run.method, "method")
+    return 1 if method.head_alone else 3 if method.whole_backbone else 2
 
 
 def failure(results: Path, name: str) -> str:
