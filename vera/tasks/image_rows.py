@@ -61,15 +61,18 @@ class Rows:
 
 def check_classes(splits: list[Rows]) -> None:
     """Raises DataError where two splits that name their classes do not give one index one name."""
-    named = [rows for rows in splits if rows.names is not None]
-    for rows in named[1:]:
-        first = named[0]
-        if list(rows.names or ()) != list(first.names or ()):
-            odd = sorted(set(rows.names or ()) ^ set(first.names or ())) or ["their order"]
-            raise DataError(
-                f"{first.where} and {rows.where} do not name the same classes: {odd[0]!r} differs; give all splits the same "
-                "classes in the same order"
-            )
+    named = [(rows.where, rows.names) for rows in splits if rows.names is not None]
+    for where, names in named:
+        check_names(*named[0], where, names)
+
+
+def check_names(first: str, names: Sequence[str], other: str, others: Sequence[str]) -> None:
+    """Raises DataError where two places do not name the same classes in the same order."""
+    if list(names) != list(others):
+        odd = sorted(set(names) ^ set(others)) or ["their order"]
+        raise DataError(
+            f"{first} and {other} do not name the same classes: {odd[0]!r} differs; give all the same classes in the same order"
+        )
 
 
 def joined(parts: list[Rows]) -> Rows:
@@ -159,6 +162,9 @@ def _from_parquet(folder, split, image, label, classes, cache_dir) -> Rows:
     except Exception as error:  # of pyarrow and datasets, without a base in common
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"{files[0].parent} ({split}) cannot be read as parquet: {reason}") from None
+    named = [(path.name, names) for path in files if (names := tables.class_names(path, label)) is not None]
+    for name, names in named:  # the library takes those of the first for all
+        check_names(*named[0], name, names)
     return _from_table(table, image, label, classes, split, identity)
 
 
