@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments.artefacts import table1
-from experiments.engine import accounting, published
+from experiments.engine import accounting, published, sweeps
 from experiments.engine.accounting import prints
 from experiments.engine.registry import artefact
 from experiments.engine.render import markdown
@@ -144,3 +144,12 @@ def test_a_printed_count_is_read_as_it_is_meant_or_refused(printed, shown, tmp_p
     else:
         (table,) = artefact("accounting").build(Asked({}))
         assert [row[3:] for row in table.rows if row[0] == "Theirs"] == shown
+
+
+def test_a_cell_with_other_settings_than_the_counted_ones_is_counted_anew():
+    counted = [
+        accounting.of_cell(cell.run, cell.overrides)
+        for more in ([], ["model.path=/x"], ["method.rank=8"])
+        for cell in sweeps.cells(sweeps.read_sweep("glue_large"), ["method=vera", "task=rte", *more])
+    ]
+    assert [found and found["adapter"] for found in counted] == [61_440, 61_440, None]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from experiments import RESULTS
 from experiments.engine import published
 from experiments.engine.published import NUMBER, Row
+from vera.config import RunConfig
 
 COUNTS = RESULTS / "accounting.json"
+SAME = ("model.path=", "model.quantisation=", "model.gradient_checkpointing=", "model.dropout=")  # leave every count as it is
 UNITS = {**published.UNITS["params"], **published.UNITS["bytes"]}
 
 
@@ -23,6 +26,12 @@ def key(row: Row) -> str:
 def counts() -> dict[str, dict[str, int]]:
     """results/accounting.json; {} where it does not exist."""
     return json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
+
+
+def of_cell(run: RunConfig, overrides: Sequence[str]) -> dict[str, int] | None:
+    """The counts of a run's model and method, where they are as they were counted; None with other settings of theirs."""
+    own = [override for override in overrides if override.startswith(("model.", "method.")) and not override.startswith(SAME)]
+    return counts().get(" ".join([f"model={run.model['name']} method={run.method['name']}", *own]))
 
 
 def trained(row: Row) -> set[int]:

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from experiments.engine.aggregate import whole
 from experiments.engine.render import DASH
 from experiments.engine.sweeps import Cell
-from vera.config import QUANTILES, RunConfig, TrainConfig
-from vera.config.components import component
+from vera.config import QUANTILES, RunConfig, TrainConfig, build, component
 from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.io.files import read_json
@@ -134,7 +132,7 @@ def estimate(run: RunConfig) -> dict[str, float] | None:
         return tokens * layers * (2 * (4 * width**2 + mlp * width * inner) + 4 * (context or tokens) * width)
 
     length, train = min(facts["tokens"], limit), run.train
-    rows, scored = _rows(run.task)
+    rows, scored = build(run.task, "task").row_counts
     reported = 0.0
     if not isinstance(held := run.task.get("validation", "dev"), str):  # a part of the training rows chooses the epoch
         rows, scored, reported = (1 - held) * rows, held * rows, scored
@@ -155,16 +153,6 @@ def estimate(run: RunConfig) -> dict[str, float] | None:
         "evaluation": (evaluations * scored + reported) * forward(length),
         "decoding": facts.get("prompts", 0) * beams * forward(length, length) if written else 0.0,
     }
-
-
-def _rows(task: dict[str, Any]) -> tuple[float, float]:
-    """Of training and of evaluation: those of its facts, but for as many as a run takes by a key of the task's."""
-    there, scored = task["facts"]["train_rows"], task["facts"]["eval_rows"]
-    if task.get("train_per_class"):
-        classes = task["classes"]
-        taken = task["train_per_class"] * (classes if isinstance(classes, int) else len(classes))
-        return taken, scored if task.get("eval_splits") else there + scored - taken  # else all that are left
-    return min(there, task.get("rows") or there), scored
 
 
 def _padded(quantiles: Sequence[float], train: TrainConfig) -> float:

@@ -13,7 +13,7 @@ import argparse
 from rich.table import Table
 
 from experiments.engine import arguments
-from experiments.engine.accounting import counts
+from experiments.engine.accounting import of_cell
 from experiments.engine.judging import split
 from experiments.engine.plan import estimate
 from experiments.engine.render import console
@@ -47,12 +47,11 @@ def examine(found: list[Cell], of_runs: list[str], of_judge: list[str]):
     from vera.judge.endpoint import JudgeSettings
     from vera.judge.questions import QuestionSource
 
-    # A cell's counts are those of its model and method at their published settings: the backbone outweighs any adapter.
     wanted = [
         doctor.Wanted(
             cell.run,
             len(cell.seeds),
-            counts().get(f"model={cell.run.model['name']} method={cell.run.method['name']}"),
+            of_cell(cell.run, cell.overrides),
             sum((estimate(cell.run) or {}).values()) or None,
         )
         for cell in found

@@ -139,8 +139,9 @@ def disk(wanted: Sequence[Wanted], sizes: dict[str, int]) -> list[Line]:
     for run in distinct([item.run for item in wanted], "task"):
         task = build(run.task, "task")
         if isinstance(task, Images) and not task.synthetic:
+            train, scored = task.row_counts
             side = (run.model.get("full") or {}).get("image_size", 224)
-            needs[cache] += 3 * side**2 * (task.facts.get("eval_rows", 0) + 5 * task.facts.get("train_rows", 0))
+            needs[cache] += 3 * side**2 * (scored + 5 * train)
     systems: dict[int, tuple[Path, float]] = {}
     for folder, need in needs.items():
         there = existing(folder)
