@@ -69,8 +69,28 @@ def test_tables_4_and_13_want_answers_and_1600_requests(tmp_path):
     cheap = ["judge.price.prompt=0", "judge.price.completion=1", "judging=fastchat", "judge.tokens.completion=1000"]
     assert judging.judging("table13", tmp_path, cheap).left == 80  # one order
     assert judging.judging("table13", tmp_path, cheap).dollars == pytest.approx(80 * 1000 / 1e6)
-    assert judging.judging("table4", tmp_path, ["seed=0,1"]).requests == (8 * 2 + 1) * 160
+    for seeds in ("seed=0,1", "seed=range(0,2)", "seed=choice(0,1)"):
+        assert judging.judging("table4", tmp_path, [seeds]).requests == (8 * 2 + 1) * 160
     assert judging.judging("table2", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("table", "given", "asked"),
+    [
+        ("table4", ["model=llama_7b"], ["llama_7b--alpaca--lora", "llama_7b--alpaca--vera"]),
+        ("table4", ["model=llama_7b,llama_13b", "method=vera"], ["llama_7b--alpaca--vera", "llama_13b--alpaca--vera"]),
+        ("table4", ["model=llama_13b", "seed=0,1"], ["llama_13b--alpaca--lora", "llama_13b--alpaca--vera"] * 2),
+        ("table4", ["task=alpaca_10k"], []),
+        ("table13", ["method=vera"], []),  # seen beside LoRA's alone
+        ("table13", ["method=vera,lora", "train.epochs=1"], ["llama_7b--alpaca_10k--lora", "llama_7b--alpaca_10k--vera"]),
+    ],
+)
+def test_axes_choose_among_the_rows_that_are_judged(tmp_path, table, given, asked):
+    plan = judging.judging(table, tmp_path, given)
+    names = [one.name.rsplit("--", 2)[0] for one in plan.asked if "--bare" not in one.name]
+    assert names == asked and plan.requests == plan.left
+    assert all(one.command.count(" model=") == 1 for one in plan.asked)
+    assert bool(judging.wanted({table}, tmp_path, given)) == bool(asked)
 
 
 def test_the_commands_of_a_project_are_called_from_any_folder(tmp_path, monkeypatch):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from experiments.engine.aggregate import epoch_of
 from experiments.engine.judged import PAPER_JUDGE, counts, left_out, unfit
-from experiments.engine.published import Row, load, names, run_of
+from experiments.engine.published import Published, Row, load, names, run_of
 from experiments.engine.render import DASH, Table
+from experiments.engine.sweeps import AXES, narrowing
 from vera.config import checked, resolve
 from vera.errors import ConfigError
 from vera.judge.endpoint import JudgeSettings
@@ -75,9 +76,9 @@ def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def wanted(artefacts: Collection[str], results: Path, overrides: Sequence[str] = ()) -> list[Judging]:
-    """What those of these tables that show judges' scores want. Raises VeraError."""
+    """What those of these tables that show judges' scores want, where `overrides` leave rows of them. Raises VeraError."""
     chosen = [name for name in names() if name in artefacts]
-    return [found for name in chosen if (found := judging(name, results, overrides)) is not None]
+    return [found for name in chosen if (found := judging(name, results, overrides)) is not None and found.asked]
 
 
 def judging(name: str, results: Path, overrides: Sequence[str] = ()) -> Judging | None:
@@ -90,7 +91,7 @@ def judging(name: str, results: Path, overrides: Sequence[str] = ()) -> Judging 
     values = resolve("judge", [f"questions={column.judged}", *of_judge])
     source = checked(QuestionSource, values["questions"], "questions")
     settings = checked(JudgeSettings, values["judge"], "judge")
-    of_runs, seeds = _seeds(of_runs)
+    axes, seeds, of_runs = narrowing(of_runs)
     cells = Store(results).by_cell()
     written = {a.name: a for a in find_all(Answers, results / "answers") if a.questions.name == column.judged}
     answered = [a for a in written.values() if not unfit(a, cells, of_runs)]
@@ -100,12 +101,13 @@ def judging(name: str, results: Path, overrides: Sequence[str] = ()) -> Judging 
     pairwise = source.grading == "pairwise"
     if pairwise and (odd := [m for m in published.models if sum(row.model == m for row in published.rows) % 2]):
         raise ConfigError(f"published table {name}: its rows are judged two and two, and {', '.join(odd)} has an odd number")
+    rows = _chosen(published, column.task, axes, pairwise)
     # A pair stands side by side, LoRA first, as the paper's samples do; a backbone as it is is one side at every seed.
     lines = [
         _asked(name, row, seed, column.task, column.judged, of_runs, answered, graded, str(results))
         for model in published.models
         for seed in seeds
-        for row in published.rows
+        for row in rows
         if row.model == model and (pairwise or row.method is not None or seed == seeds[0])
     ]
     each = source.count * (1 if pairwise else source.turns)
@@ -164,13 +166,15 @@ def _asked(name, row: Row, seed: int, task: str, questions: str, overrides, answ
     )
 
 
-def _seeds(overrides: Sequence[str]) -> tuple[list[str], list[int]]:
-    rest = [override for override in overrides if not override.startswith("seed=")]
-    given = [override.partition("=")[2] for override in overrides if override.startswith("seed=")]
-    words = (given[-1] if given else "0").split(",")
-    if not all(word.isdecimal() for word in words):
-        raise ConfigError(f"seed={given[-1]}: seeds are whole numbers")
-    return rest, [int(word) for word in words]
+def _chosen(published: Published, task: str, axes: dict[str, list[str]], pairwise: bool) -> list[Row]:
+    """The rows that the axes leave; where answers are seen two and two, those of models of which they leave all."""
+    rows = [
+        row
+        for row in published.rows
+        if all(value in axes.get(axis, [value]) for axis, value in zip(AXES, (row.model, task, row.method), strict=True))
+    ]
+    broken = {row.model for row in published.rows if row not in rows} if pairwise else set()
+    return [row for row in rows if row.model not in broken]
 
 
 def _tokens(judged: Sequence[Judged], settings: JudgeSettings) -> tuple[float, float]:

@@ -216,6 +216,22 @@ def jobs(overrides: Sequence[Override], artefacts: Sequence[str]) -> list[list[s
     return [list(job) for job in dict.fromkeys(every)]
 
 
+def narrowing(overrides: Sequence[str]) -> tuple[dict[str, list[str]], list[int], list[str]]:
+    """What of a command line chooses among rows (the values of each axis that is given), its seeds, and the rest. Raises
+    ConfigError."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(explain(error)) from None
+    given = {override.get_key_element(): override for override in parsed}
+    axes = {axis: _values(given[axis]) for axis in AXES if axis in given}
+    seeds = _values(given["seed"]) if "seed" in given else ["0"]
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ConfigError(f"{given['seed'].input_line}: seeds are whole numbers")
+    rest = [override.input_line or "" for override in parsed if override.get_key_element() not in (*AXES, "seed")]
+    return axes, list(map(int, seeds)), rest
+
+
 def _check_one_place(given: dict[str, Override]) -> None:
     """Raises ConfigError where a sweep's yaml and a scale's both say where records go: the sweep's would count, although a
     rehearsal's are none of its."""
