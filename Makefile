@@ -34,6 +34,8 @@ DEAF_TO = $(filter-out $(TAKE_$v),$(or $(MAKECMDGOALS),help))
 ELSEWHERE = $(if $(filter MODEL TASK,$v),; elsewhere: ARGS='model=... task=...')
 REFUSED = $(if $(TAKE_$v),$(if $(DEAF_TO),$v has no effect on $(DEAF_TO); it is for: $(TAKE_$v)$(ELSEWHERE)),nothing takes $v=; keys go into ARGS='$v=$(value $v)')
 $(foreach v,$(filter-out PYTHON PY SHELL,$(sort $(GIVEN))),$(if $(value $v),$(if $(REFUSED),$(error $(REFUSED)))))
+# make would read $H out of $HOME, and leave nothing of it.
+$(foreach v,$(sort $(GIVEN)),$(if $(findstring $$,$(subst $$$$,,$(value $v))),$(error $v has a $$ that make would read: write $$$$HOME, or ~)))
 # A value as one word of the shell, which still reads a ~ at its beginning.
 quoted = $(if $(1),$(subst '~/,~/','$(subst ','\'',$(1))'))
 # What follows a sweep in the same target looks where the sweep has put its records, and shows the cells as conf/ has them.

@@ -259,7 +259,7 @@ def test_what_cannot_be_measured_again_stays(bench_of, capsys):
     assert "(f) not measured again, needs data" in capsys.readouterr().err
 
 
-def test_a_proof_on_a_machine_with_a_file_says_its_own_versions(bench_of, tmp_path):
+def test_a_proof_on_a_machine_with_a_file_says_its_own_versions(bench_of, tmp_path, monkeypatch):
     from vera.commands.gpu_proof import Proof
 
     _, before = bench_of("2.11", "a")
@@ -271,6 +271,11 @@ def test_a_proof_on_a_machine_with_a_file_says_its_own_versions(bench_of, tmp_pa
     made.run("tests", lambda: made.found("tests", "3 passed"))
     made.run("epoch", lambda: made.report.rows("p", [measured(0.9) | {"case": "p"}]))
     made.run("step", lambda: 1 / 0)
+    monkeypatch.setattr("bench.table12.compare", lambda options: {"cases": []})
+    made.run("table12", made.table12)
+    made.report.lacks("table12", "more than 5 minutes")  # again, in less time
+    assert (tmp_path / "table12.json").is_file()
+    (tmp_path / "table12.json").unlink()
     (path,) = tmp_path.glob("*.json")
     found = json.loads(path.read_text())
     versions = {row["case"]: row.get("machine", found["machine"])["versions"]["torch"] for row in found["cases"]}

@@ -129,6 +129,27 @@ def test_table_5_pays_for_one_evaluation_a_run_and_head_only_for_one_pass(folder
     assert parts["evaluation"] == others["evaluation"] and others["training"] == pytest.approx(20 * parts["training"])
 
 
+def test_a_cell_of_unknown_cost_hides_nothing_of_the_others(folders):
+    known = cells("glue_large", "method=vera", "task=rte")
+    unknown = cells("glue_large", "method=vera", "task=sick", "train.epochs=1", "train.lr=1e-3", "train.head_lr=1e-3")
+    one, other = folders.status([*known, *unknown]), folders.status([*unknown, *known])
+    assert one.parts == other.parts == folders.status(known).parts and one.bases == other.bases == {"operations", "unknown"}
+    assert one.hours is other.hours is None
+
+
+def test_the_output_layer_of_a_language_model_is_a_product_too():
+    chosen = ["model=gpt2_medium", "task=e2e", "method=vera", "train.epochs=1"]
+    run, more = compose(chosen), compose(chosen)
+    more.model["full"]["vocab_size"] += 1000
+    facts = run.task["facts"]
+    found = plan.estimate(more)["training"] - plan.estimate(run)["training"]
+    assert found == pytest.approx(2 * facts["train_rows"] * facts["tokens"] * 2 * 1000 * 1024)
+    classifier = compose(["model=roberta_base", "task=rte", "method=vera"])
+    other = compose(["model=roberta_base", "task=rte", "method=vera"])
+    other.model["full"]["vocab_size"] += 1000
+    assert plan.estimate(classifier) == plan.estimate(other)
+
+
 @pytest.mark.parametrize("model", ["roberta_base", "roberta_large", "deberta_like"])
 def test_a_step_costs_what_a_method_trains(model, monkeypatch):
     """Forward; backward through the activations for what sits in the backbone; once more for all of its weights."""
@@ -223,6 +244,8 @@ def test_the_command_prints_the_plan_and_the_commands(tmp_path, capsys):
     assert "results_dir" not in run("demo", "--commands", "--results", "results/demo").out  # its own
     (line,) = run("demo", "--commands", "--results", "results/demo2").out.splitlines()
     assert "results_dir=results/demo2" in line.split()
+    line = run("glue_large", "scale=rehearsal", "method=vera", "task=rte", "--commands").out
+    assert "scale=rehearsal" in line.split() and "results_dir" not in line  # the scale's own, results/scratch
     with pytest.raises(SystemExit):
         run("demo", "results_dir=mine", *here)
     assert "where they are looked for is --results" in capsys.readouterr().err

@@ -144,6 +144,7 @@ def test_each_make_target_takes_what_its_recipe_reads():
     for words in ("'results_dir=a b'", 'results_dir="a b"', "+results_dir=mine"):  # which nothing could hand on
         refused = make("-n", "demo", f"ARGS={words}")
         assert refused.returncode == 2 and "give results_dir=FOLDER without quotes" in refused.stderr, words
+    assert "results_dir=$HOME/x" in make("-n", "demo", "ARGS=results_dir=$$HOME/x").stdout
     there = make("-n", "ablations-mini", "ARGS=results_dir=mine seed=1").stdout.splitlines()
     assert "analyse.py --results mine" in there[-1] and "cells as conf/ has them" in there[-2]
 
@@ -161,6 +162,7 @@ def test_each_make_target_takes_what_its_recipe_reads():
         (["glue-minilm", "task=cola"], "ARGS='task=cola'"),
         (["demo", "task.data_dir=/a b/c=d"], "ARGS='task.data_dir=/a b/c=d'"),
         (["SWEPT=lint", "demo"], "nothing takes SWEPT="),
+        (["demo", "ARGS=results_dir=$HOME/x"], "ARGS has a $ that make would read: write $$HOME, or ~"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

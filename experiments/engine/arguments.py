@@ -8,6 +8,8 @@ from pathlib import Path
 
 from vera.config.paths import readable
 
+OF_RUNS = "where the runs asked for go, when it is one folder, else results"
+
 
 def artefact(parser: ArgumentParser) -> None:
     """What `parsed` splits into options.artefact and, joined by --with, options.overrides."""

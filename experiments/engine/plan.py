@@ -12,12 +12,13 @@ from statistics import median
 from experiments.engine.aggregate import whole
 from experiments.engine.render import DASH
 from experiments.engine.sweeps import Cell
-from vera.config import QUANTILES, RunConfig, TrainConfig, build, component
+from vera.config import QUANTILES, RunConfig, TrainConfig
 from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.io.files import read_json
 from vera.records.record import Record, parse
 from vera.records.store import stems
+from vera.tasks.sizes import row_counts
 
 # In fp32 whatever the sweep says: in bf16 a tiny model gives every example the same output, and no correlation is defined.
 REHEARSAL = ("scale=rehearsal", "train.precision=fp32")
@@ -70,9 +71,10 @@ class Plan:
                 trial = composed(rehearsal(cell.overrides))
                 rehearsals |= {name for name, of in zip(cell.names(), cell.names(trial), strict=True) if of in self.rehearsed}
             left = len(new - self.done)
-            if left and status.hours is not None:
+            if left:
                 hours, basis = self.hours(cell)
-                status.hours = None if hours is None else status.hours + left * sum(hours.values())
+                known = hours is not None and status.hours is not None
+                status.hours = status.hours + left * sum(hours.values()) if known else None
                 for part in PARTS:
                     status.parts[part] += left * (hours or {}).get(part, 0.0)
                 status.bases.add(basis)
@@ -112,7 +114,8 @@ def _hours(hours: float) -> str:
 def estimate(run: RunConfig) -> dict[str, float] | None:
     """Floating-point operations of a run's matrix products by PARTS; None for unknown sizes.
 
-    A token costs 2 operations a weight in a forward pass and 4 T d a layer for attention over T tokens. Backward costs as much
+    A token costs 2 operations a weight in a forward pass (of a language model's output layer, too) and 4 T d a layer for
+    attention over T tokens. Backward costs as much
     again for the activations, and once more for the weights where the whole backbone is trained; nothing where the head alone
     is. training: of the examples' own tokens; padding: what a batch of random examples adds to them in training (those of an
     evaluation are sorted by length); decoding: prompts and what is written after them, on every beam. The adapter itself is
@@ -125,14 +128,16 @@ def estimate(run: RunConfig) -> dict[str, float] | None:
     layers = shape.get("num_hidden_layers", shape.get("n_layer"))
     inner = shape.get("intermediate_size", 4 * width)
     mlp = 3 if shape.get("family") == "llama" else 2
+    words = shape.get("vocab_size", 0) if shape.get("family") in ("gpt2", "llama") else 0
     limit = run.task.get("max_length") or float("inf")
 
     def forward(tokens: float, context: float | None = None) -> float:
         """Of so many tokens, each of which attends to `context` positions."""
-        return tokens * layers * (2 * (4 * width**2 + mlp * width * inner) + 4 * (context or tokens) * width)
+        a_layer = 2 * (4 * width**2 + mlp * width * inner) + 4 * (context or tokens) * width
+        return tokens * (layers * a_layer + 2 * width * words)
 
     length, train = min(facts["tokens"], limit), run.train
-    rows, scored = build(run.task, "task").row_counts
+    rows, scored = row_counts(run.task)
     reported = 0.0
     if not isinstance(held := run.task.get("validation", "dev"), str):  # a part of the training rows chooses the epoch
         rows, scored, reported = (1 - held) * rows, held * rows, scored
@@ -193,8 +198,7 @@ def longest_of(quantiles: Sequence[float], count: int) -> float:
 
 def _passes(run: RunConfig) -> int:
     """How often a training step costs a forward pass."""
-    method = component(run.method, "method")
-    return 1 if method.head_alone else 3 if method.whole_backbone else 2
+    return {"Head": 1, "Full": 3}.get(run.method["_target_"].rpartition(".")[2], 2)  # of other classes, something inside
 
 
 def failure(results: Path, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -156,6 +157,17 @@ def cells(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Cell]:
     """Every cell of a sweep. `overrides` are what one would add to its command line."""
     found = _seeds_by_cell(sweep, overrides).items()
     return [Cell(sweep.name, chosen, composed(_composed_by(sweep, chosen)), tuple(seeds)) for chosen, seeds in found]
+
+
+def folder(sweep: Sweep, found: Sequence[Cell]) -> str:
+    """Where the runs of a sweep's cells go, by the yaml of the sweep or of its scale."""
+    return sweep.results_dir or str(found[0].run.results_dir)
+
+
+def looked_in(given: Path | None, wanted: Sequence[tuple[Sweep, Sequence[Cell]]]) -> Path:
+    """The folder that is given, else where all these runs go, else results."""
+    there = {folder(sweep, found) for sweep, found in wanted if found}
+    return given or Path(there.pop() if len(there) == 1 else "results")
 
 
 def _composed_by(sweep: Sweep, chosen: tuple[str, ...]) -> tuple[str, ...]:

@@ -109,6 +109,7 @@ class Proof:
             from vera.io.files import write_atomic
 
             write_atomic(self.out / "table12.json", json.dumps(measured, indent=1) + "\n")
+        self.found("table12", "table12.json")
 
     def epoch(self) -> None:
         from bench.proof import whole_epoch

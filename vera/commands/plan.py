@@ -12,7 +12,7 @@ from pathlib import Path
 from experiments.engine import arguments, judging
 from experiments.engine.plan import COLUMNS, TFLOPS, Plan, failure, figures
 from experiments.engine.render import Table, show
-from experiments.engine.sweeps import cells, sweeps
+from experiments.engine.sweeps import cells, folder, looked_in, sweeps
 from vera.config.architecture import FIT, misfit_of_path
 from vera.errors import ConfigError
 from vera.project import called
@@ -21,7 +21,7 @@ from vera.project import called
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.artefact(parser)
-    arguments.results(parser)
+    arguments.results(parser, None, arguments.OF_RUNS)
     parser.add_argument("--scratch", default="results/scratch", help="folder of rehearsals (default: results/scratch)")
     arguments.overrides(parser)
     parser.add_argument(
@@ -31,26 +31,26 @@ def main() -> int:
     options = arguments.parsed(parser)
     if not options.tflops > 0:
         parser.error("--tflops must be positive")
-    plan = Plan(options.results, Path(options.scratch), options.tflops)
     of_runs, _ = judging.split(options.overrides)
     wanted = [(sweep, cells(sweep, of_runs)) for sweep in sweeps(options.artefact)]
+    results = looked_in(options.results, wanted)
+    plan = Plan(results, Path(options.scratch), options.tflops)
     every = [cell for _, found in wanted for cell in found]
     misfits = sorted({problem for cell in every if (problem := misfit_of_path(cell.run.model)) is not None})
     if misfits:
         raise ConfigError("; ".join([*misfits, FIT]))
     whole = plan.status(every)
     fills = {artefact for sweep, _ in wanted for artefact in sweep.artefacts}
-    judged = judging.wanted(fills, options.results, options.overrides)
+    judged = judging.wanted(fills, results, options.overrides)
     if options.commands:
         of_runs, of_judge = judging.split(options.given)
         for sweep, found in wanted:
             status = plan.status(found)
             if status.missing or status.failed:
-                elsewhere = str(options.results) != (sweep.results_dir or found[0].run.results_dir)
-                there = [f"results_dir={options.results}"] * elsewhere
+                there = [f"results_dir={results}"] * (str(results) != folder(sweep, found))
                 print(called("train"), shlex.join([f"sweep={sweep.name}", *sweep.given, *there, *of_runs]))
         for one in judged:
-            print(*one.commands(str(options.results), of_judge), sep="\n")
+            print(*one.commands(str(results), of_judge), sep="\n")
         return 0
     if options.artefact is None:
         rows = [[", ".join(sweep.artefacts), sweep.label, *figures(plan.status(found))] for sweep, found in wanted]

@@ -7,13 +7,12 @@ python scripts/status.py demo                   in results/demo, where its yaml 
 
 import argparse
 import time
-from pathlib import Path
 
 from rich.live import Live
 
 from experiments.engine import arguments, status
 from experiments.engine.render import console
-from experiments.engine.sweeps import cells, sweeps
+from experiments.engine.sweeps import cells, looked_in, sweeps
 
 REFRESH = 2.0  # seconds
 
@@ -21,14 +20,15 @@ REFRESH = 2.0  # seconds
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.artefact(parser)
-    arguments.results(parser, None, "where the yaml of a single sweep puts its runs, else results")
+    arguments.results(parser, None, arguments.OF_RUNS)
     arguments.overrides(parser)
     parser.add_argument("--once", action="store_true", help="print once, as when the output is not a terminal")
     options = arguments.parsed(parser)
     out = console()
     asked = sweeps(options.artefact)
-    results = options.results or Path((asked[0].results_dir if len(asked) == 1 else None) or "results")
-    wanted = {sweep.label: {run for cell in cells(sweep, options.overrides) for run in cell.names()} for sweep in asked}
+    found = [(sweep, cells(sweep, options.overrides)) for sweep in asked]
+    results = looked_in(options.results, found)
+    wanted = {sweep.label: {run for cell in of_sweep for run in cell.names()} for sweep, of_sweep in found}
     every = set().union(*wanted.values())
     state = status.look(results)
     if options.once or not out.is_terminal:

@@ -67,11 +67,10 @@ class Method(Component):
     groups      how the optimiser treats parameters by a part of their dotted name: {lora_B: {lr_scale: 16}} is LoRA+.
 
     A subclass says what to train in `attach`; the rest has defaults that fit methods without an adapter of their own.
-    `head_alone`: a method that means to train nothing of the backbone; `whole_backbone`: every weight of it.
+    `head_alone`: a method that means to train nothing of the backbone.
     """
 
     head_alone: ClassVar[bool] = False
-    whole_backbone: ClassVar[bool] = False
 
     train_head: bool = True
     groups: dict[str, Group] = {}

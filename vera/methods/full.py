@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from vera.errors import ConfigError
 from vera.methods.base import Method, quantised
 
@@ -11,8 +9,6 @@ from vera.methods.base import Method, quantised
 class Full(Method):
     """Trains every parameter of the backbone, in float32, with train.lr and the head with train.head_lr. Raises ConfigError for
     quantised weights, which have no gradient."""
-
-    whole_backbone: ClassVar[bool] = True
 
     def attach(self, backbone, model_config):
         for name, parameter in backbone.model.named_parameters():

@@ -63,11 +63,6 @@ class Alpaca(LanguageTask):
             raise ValueError(f"columns are those of a file: give it with data_dir=; {REPOSITORY} has {', '.join(FIELDS)}")
         return self
 
-    @property
-    def row_counts(self) -> tuple[int, int]:
-        train, _ = super().row_counts
-        return min(train, self.rows or train), self.held_out
-
     def _prepare(self, backbone: Backbone) -> Data:
         every, source, commit = self.read()
         train, held = self._split(every)

@@ -157,11 +157,6 @@ class Task(Component):
         raise NotImplementedError
 
     @property
-    def row_counts(self) -> tuple[int, int]:
-        """How many rows a run trains on, and evaluates, by its `facts`; 0 where they do not say."""
-        return self.facts.get("train_rows", 0), self.facts.get("eval_rows", 0)
-
-    @property
     def scored(self) -> tuple[str, ...]:
         """The names of the metrics that a run has at its end, as far as they are known without the data."""
         return ()

@@ -39,14 +39,6 @@ class FewShot(Task):
     def scored(self) -> tuple[str, ...]:
         return METRICS["accuracy"]
 
-    @property
-    def row_counts(self) -> tuple[int, int]:
-        train, scored = super().row_counts
-        if self.train_per_class is None:
-            return train, scored
-        drawn = self.outputs * self.train_per_class
-        return drawn, max(0, train + scored - drawn) if not getattr(self, "eval_splits", ()) else scored
-
     def score(self, logits, labels):
         return compute("accuracy", logits.argmax(-1).numpy(), labels.numpy())
 

@@ -16,6 +16,7 @@ from vera.config import RunConfig, build, component
 from vera.models.base import Model
 from vera.models.causal import CausalLM
 from vera.tasks.images import Images
+from vera.tasks.sizes import row_counts
 
 OPERATIONS_ON_A_CPU = 1e11  # a second, on some cores: to tell hours from weeks
 LONG = 86400.0  # seconds of one run on a CPU from which a GPU is asked for
@@ -139,7 +140,7 @@ def disk(wanted: Sequence[Wanted], sizes: dict[str, int]) -> list[Line]:
     for run in distinct([item.run for item in wanted], "task"):
         task = build(run.task, "task")
         if isinstance(task, Images) and not task.synthetic:
-            train, scored = task.row_counts
+            train, scored = row_counts(run.task)
             side = (run.model.get("full") or {}).get("image_size", 224)
             needs[cache] += 3 * side**2 * (scored + 5 * train)
     systems: dict[int, tuple[Path, float]] = {}
