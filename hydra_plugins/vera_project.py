@@ -9,7 +9,7 @@ from vera.config.components import conf_folders
 
 
 class VeraProject(SearchPathPlugin):
-    """Hydra reads conf/ first; that a project's yaml has the name of one of them is refused by `vera.config.conf_files`."""
+    """Hydra reads conf/ first; that a project's yaml has the name of one of them is refused by `conf_folders`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in conf_folders()[1:]:

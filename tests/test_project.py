@@ -5,8 +5,10 @@ import os
 import pytest
 
 from experiments.engine import published, sweeps
+from experiments.engine.tuning import searches
 from tests.conftest import REHEARSAL
 from vera.config import choices
+from vera.config.marks import TABLE as TABLE_OF_FIELDS
 
 METHOD = """\
 _target_: own_methods.Doubled
@@ -119,13 +121,37 @@ def test_ours_stay_as_they_are(project, monkeypatch):
     [
         ("conf/method/vera.yaml", METHOD, "plan.py", "conf/method has a vera already; give this one a name of its own"),
         ("published/digits.yaml", TABLE, "tables.py", "there is a digits already; give this table a name of its own"),
+        ("conf/scale/paper.yaml", "train: {epochs: 3}", "plan.py", "conf/scale has a paper already; give this one a name"),
+        ("conf/run.yaml", "[", "train.py", "conf has a run already; give this one a name of its own"),
+        ("conf/recipe/lora_digits_vit.yaml", "train: {}", "train.py", "conf/recipe has a lora_digits_vit already"),
+        ("conf/method/more.yml", METHOD, "plan.py", "more.yml: only files called .yaml are read; call it more.yaml"),
+        ("published/more.yml", TABLE, "tables.py", "more.yml: only files called .yaml are read; call it more.yaml"),
         ("published/mine.yaml", "columns: 1\nrows: 2", "tables.py", "published/mine.yaml"),
+        ("published/mine.yaml", TABLE.replace("rows:", "row:"), "tables.py", "published/mine.yaml"),
+        ("published/mine.yaml", "[]", "tables.py", "published/mine.yaml: not a mapping"),
     ],
 )
 def test_a_name_that_is_taken_and_a_wrong_table_are_one_line(file, text, script_name, said, command, project):
+    (project / file).parent.mkdir(exist_ok=True)
     (project / file).write_text(text)
     done = command(script_name, "--project", project, *(["--out", "out"] if script_name == "tables.py" else []))
-    assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode in (1, 2) and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_table_of_this_repository_s_classes_is_not_a_project_s(command, project):
+    before = TABLE_OF_FIELDS.read_bytes()
+    done = command("components.py", "--project", project)
+    assert done.returncode == 1 and "those of a project are imported when needed" in done.stderr
+    assert TABLE_OF_FIELDS.read_bytes() == before
+
+
+def test_seeds_of_a_table_are_no_search_s_however_its_sweep_writes_them(project, monkeypatch):
+    path = project / "conf" / "sweep" / "mine.yaml"
+    path.write_text(SWEEP.replace('"0,1"', '"range(100,103)"'))
+    monkeypatch.setenv("VERA_PROJECT", str(project))
+    searches._of_sweeps.cache_clear()
+    assert {seed for seed, place in searches._of_sweeps().items() if place == "conf/sweep/mine.yaml"} == {100, 101, 102}
+    searches._of_sweeps.cache_clear()
 
 
 def test_a_folder_that_is_not_there_is_one_line(command, tmp_path):

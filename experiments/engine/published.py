@@ -292,8 +292,11 @@ def _scored(path: Path) -> bool:
 
 
 def own_names() -> list[str]:
-    """The project's tables of scores. Raises ConfigError for one that has the name of something here."""
-    found = [path for path in sorted(_own().glob("*.yaml")) if _scored(path)]
+    """The project's tables of scores: all of its files but those of figures. Raises ConfigError for one that has the name of
+    something here, or would not be read."""
+    for path in _own().glob("*.yml"):
+        raise ConfigError(f"{path}: only files called .yaml are read; call it {path.stem}.yaml")
+    found = [path for path in sorted(_own().glob("*.yaml")) if "figure" not in _mapping(path)]
     for path in found:
         _check_free(path, (FOLDER / path.name).is_file())
     return [path.stem for path in found]
@@ -333,7 +336,7 @@ def run_of(name: str, row: Row, task: str, overrides: Sequence[str] = ()) -> Run
 def _mapping(path: Path) -> dict[str, Any]:
     loaded = _parsed(path.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):
-        raise ConfigError(f"results/paper/{path.name}: not a mapping")
+        raise ConfigError(f"{_where(path.stem)}: not a mapping")
     return loaded
 
 

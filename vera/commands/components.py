@@ -10,7 +10,9 @@ from vera.commands import ROOT
 from vera.config import TrainConfig, component, targets
 from vera.config.marks import TABLE, Fields
 from vera.config.values import fields_of
+from vera.errors import ConfigError
 from vera.io.files import write_atomic
+from vera.project import project
 
 
 def derived() -> dict[str, Fields]:
@@ -31,6 +33,8 @@ def text() -> str:
 
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    if project():
+        raise ConfigError("components.json is of this repository's classes; those of a project are imported when needed")
     write_atomic(TABLE, text())
     print(f"written: {TABLE.relative_to(ROOT)}")
     return 0

@@ -21,9 +21,21 @@ CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 def conf_folders() -> list[Path]:
-    """conf/ of this repository, and of the project."""
+    """conf/ of this repository, and of the project. Raises ConfigError for a project's yaml that would be passed over."""
     there = project()
-    return [CONF_DIR, *([there / "conf"] if there and (there / "conf").is_dir() else [])]
+    return [CONF_DIR, *([_own_folder(there / "conf")] if there and (there / "conf").is_dir() else [])]
+
+
+@lru_cache(maxsize=8)
+def _own_folder(folder: Path) -> Path:
+    for path in sorted(folder.rglob("*.y*ml")):
+        inside = path.relative_to(folder)
+        if path.suffix == ".yml":
+            raise ConfigError(f"{path}: only files called .yaml are read; call it {path.stem}.yaml")
+        if (CONF_DIR / inside).is_file():
+            place = (Path("conf") / inside.parent).as_posix()
+            raise ConfigError(f"{path}: {place} has a {path.stem} already; give this one a name of its own")
+    return folder
 
 
 def own_conf() -> Path:
@@ -33,7 +45,7 @@ def own_conf() -> Path:
 
 
 def conf_files(group: str) -> dict[str, Path]:
-    """The yamls of one config group by name. Raises ConfigError for a project's yaml that has the name of one here."""
+    """The yamls of one config group by name."""
     return _files(group, *conf_folders())
 
 
@@ -41,10 +53,7 @@ def conf_files(group: str) -> dict[str, Path]:
 def _files(group: str, *folders: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders:
-        mine = {path.stem: path for path in sorted((folder / group).glob("*.yaml"))}
-        for name in found.keys() & mine.keys():
-            raise ConfigError(f"{mine[name]}: conf/{group} has a {name} already; give this one a name of its own")
-        found |= mine
+        found |= {path.stem: path for path in (folder / group).glob("*.yaml")}
     return dict(sorted(found.items()))
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.engine.sweeps import read_sweep
+from experiments.engine.sweeps import narrowing, read_sweep
 from experiments.engine.tuning.axes import Axis, axis
 from vera.config import GROUPS, RunConfig, choice, choices, fields
 from vera.config.components import component
@@ -209,9 +209,8 @@ def _of_sweeps() -> dict[int, str]:
     found: dict[int, str] = {}
     for name in choices("sweep"):
         sweep = read_sweep(name)
-        for seed in str(sweep.params.get("seed", sweep.seed)).split(",") if sweep.artefacts else ():
-            if seed.strip().isdecimal():
-                found.setdefault(int(seed), f"conf/sweep/{name}.yaml")
+        for seed in narrowing([f"seed={sweep.params.get('seed', sweep.seed)}"])[1] if sweep.artefacts else ():
+            found.setdefault(seed, f"conf/sweep/{name}.yaml")
     return found
 
 
