@@ -13,12 +13,12 @@ from experiments.engine.aggregate import whole
 from experiments.engine.render import DASH
 from experiments.engine.sweeps import Cell
 from vera.config import QUANTILES, RunConfig, TrainConfig
+from vera.config.facts import row_counts
 from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.io.files import read_json
 from vera.records.record import Record, parse
 from vera.records.store import stems
-from vera.tasks.sizes import row_counts
 
 # In fp32 whatever the sweep says: in bf16 a tiny model gives every example the same output, and no correlation is defined.
 REHEARSAL = ("scale=rehearsal", "train.precision=fp32")

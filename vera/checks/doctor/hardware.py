@@ -13,10 +13,10 @@ from huggingface_hub import constants
 from vera.checks.doctor.lines import OK, TODO, UNUSED, Line, Wanted, counts_of, distinct, full, gb, time
 from vera.checks.doctor.sources import in_cache
 from vera.config import RunConfig, build, component
+from vera.config.facts import row_counts
 from vera.models.base import Model
 from vera.models.causal import CausalLM
 from vera.tasks.images import Images
-from vera.tasks.sizes import row_counts
 
 OPERATIONS_ON_A_CPU = 1e11  # a second, on some cores: to tell hours from weeks
 LONG = 86400.0  # seconds of one run on a CPU from which a GPU is asked for
