@@ -72,6 +72,16 @@ def test_methods_are_compared_over_the_seeds_that_all_have():
     assert [row[2] for row in pareto.table(Asked(by_cell(*uneven)), "digits_vit", "digits", "x").rows] == ["3", "3"]
 
 
+def test_a_method_whose_records_are_of_other_settings_is_named():
+    other = [
+        item.model_copy(update={"run": item.run.model_copy(update={"cell_id": "0" * 64})}) for item in runs("lora", 1, 2, 1)
+    ]
+    table = pareto.table(Asked(by_cell(*other, *runs("vera", 0.8, 3_000, 2.0))), "digits_vit", "digits", "x")
+    assert [row[0] for row in table.rows] == ["vera"]
+    assert "Not shown: lora, with records, but none of a recipe's settings." in table.notes
+    assert not any("Not shown" in note for note in pareto.table(Asked(by_cell(*CALM)), "digits_vit", "digits", "x").notes)
+
+
 def test_a_collapsed_method_is_on_no_front():
     raw = [json.loads(item.to_json()) | {"collapsed": "the loss is nan"} for item in runs("bitfit", 0.9, 1, 1.0)]
     cells = by_cell(*map(Record.model_validate, raw), *runs("vera", 0.8, 3_000, 2.0))

@@ -1,12 +1,14 @@
 """A project outside this repository: its yamls, its tables and its classes beside ours, its records in its own folder."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from experiments.engine import published, sweeps
 from experiments.engine.tuning import searches
 from tests.conftest import REHEARSAL
+from vera.commands import rehearse as rehearsal
 from vera.config import choices
 from vera.config.marks import TABLE as TABLE_OF_FIELDS
 
@@ -136,6 +138,40 @@ def test_a_name_that_is_taken_and_a_wrong_table_are_one_line(file, text, script_
     (project / file).write_text(text)
     done = command(script_name, "--project", project, *(["--out", "out"] if script_name == "tables.py" else []))
     assert done.returncode in (1, 2) and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_sweep_s_key_that_nothing_reads_is_refused(command, project, cache):
+    path = project / "conf" / "sweep" / "mine.yaml"
+    path.write_text(SWEEP.replace("artefacts:", "artefact:"))
+    for name, *words in (("train.py", "sweep=mine", *REHEARSAL, f"cache_dir={cache}"), ("plan.py", "mine")):
+        done = command(name, "--project", project, *words)
+        assert done.returncode and "conf/sweep/mine.yaml: nothing reads artefact" in done.stderr, done.stderr
+    assert not (project / "results").exists()
+
+
+def test_sweeps_in_several_folders_are_said_and_their_commands_name_no_other(command, project):
+    path = project / "conf" / "sweep" / "mine.yaml"
+    path.write_text(SWEEP + "results_dir: results/long\n")
+    (project / "conf" / "sweep" / "plain.yaml").write_text(
+        SWEEP.replace("artefacts: [mine]\n", "").replace("seed", "method: lora, seed")
+    )
+    for name, *words in (("plan.py", "--commands"), ("status.py", "--once")):
+        done = command(name, "--project", project, *words)
+        assert "looked for in results, where their runs do not go: mine (results/long)" in done.stderr, done.stderr
+        assert "results_dir" not in done.stdout
+    assert not command("plan.py", "--project", project, "mine").stderr
+
+
+def test_commands_of_the_repository_say_so_in_a_project(command, project, monkeypatch):
+    done = command("check.py", "--project", project)
+    assert done.returncode == 1 and "check compares this repository's tracked tables" in done.stderr
+    asked = []
+    monkeypatch.setenv("VERA_PROJECT", str(project))
+    monkeypatch.setattr("sys.argv", ["rehearse", "--jobs", "1"])
+    monkeypatch.setattr(rehearsal, "rehearse", lambda sweep, *_: asked.append(sweep) or (sweep, 0, 0.0, ""))
+    monkeypatch.setattr(rehearsal, "resolve", lambda *_: {"answers": None})  # Hydra is of this repository alone here
+    monkeypatch.setattr(rehearsal.subprocess, "run", lambda *_: SimpleNamespace(returncode=0))
+    assert rehearsal.main() == 0 and set(asked) == {"mine"}
 
 
 def test_the_table_of_this_repository_s_classes_is_not_a_project_s(command, project):

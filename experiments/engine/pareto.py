@@ -23,10 +23,8 @@ CALM = 1.5  # a method's slowest seed to its fastest one, where its seconds are 
 def entries(asked: Asked, model: str, task: str) -> list[Entry]:
     """Every method that has records of its recipe's cell on this model and task, by trained parameters. Raises ConfigError for
     overrides with which no method makes a run."""
-    runs = (record.run for records in asked.cells.values() for record in records)
-    ran = {run.method for run in runs if (run.model, run.task) == (model, task)}
     found, refused = [], None
-    for method in sorted(ran.intersection(choices("method"))):
+    for method in sorted(_ran(asked, model, task).intersection(choices("method"))):
         keys = [f"model={model}", f"task={task}", f"method={method}"]
         try:
             composed([*keys, *asked.overrides])
@@ -38,6 +36,12 @@ def entries(asked: Asked, model: str, task: str) -> list[Entry]:
         raise refused
     alike = asked.alike([entry for entry in found if entry.records])
     return sorted((entry for entry in alike if entry.records), key=lambda entry: (entry.parameters, entry.labels))
+
+
+def _ran(asked: Asked, model: str, task: str) -> set[str]:
+    """The methods that have records, of whatever settings."""
+    runs = (record.run for records in asked.cells.values() for record in records)
+    return {run.method for run in runs if (run.model, run.task) == (model, task)}
 
 
 def cost(entry: Entry, which: str) -> float | None:
@@ -121,6 +125,8 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
         scored = [entry.printed(), interval(entry.summary(), entry.scale, entry.digits)]
         lines.append([*entry.labels, trained(entry), n(entry), *scored, *texts, marks])
     devices, with_ = _machines(found), f" with {asked.named}" if asked.named else ""
+    hidden = sorted(_ran(asked, model, task) - {entry.labels[0] for entry in found})
+    at = f"of a recipe's settings{with_}"
     notes = [
         f"{over_seeds(asked.stat)} of {metric} x 100, each method at its recipe{with_}; trained parameters without the head.",
         "On the front: no other method here costs at most as much and scores at least as well, by the medians before "
@@ -128,6 +134,7 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
         f"Seconds: training and evaluation, median and range over seeds, on {'; '.join(devices) or 'nothing yet'}. Memory is "
         "the GPU allocator's peak; a CPU has none. A run that collapsed counts for neither.",
         "Over the seeds that all rows have.",
+        *([f"Not shown: {', '.join(hidden)}, with records, but none {at}."] if hidden else []),
         *dict.fromkeys(reason for why in barred(found).values() for reason in why),
         *tested_note(_records(found)),
         *unlike_notes(_records(found)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ class _Line(NamedTuple):
 
 def read_sweep(name: str) -> Sweep:
     """conf/sweep/<name>.yaml. Raises ConfigError naming file and key."""
-    loaded, where = read_yaml(conf_file("sweep", name)), f"conf/sweep/{name}.yaml"
+    loaded, where = _loaded(name), f"conf/sweep/{name}.yaml"
     try:
         params = loaded["hydra"]["sweeper"]["params"]
     except (KeyError, TypeError):
@@ -89,6 +90,15 @@ def read_sweep(name: str) -> Sweep:
     values |= {"name": name, "params": params, "plain": loaded.keys() <= INERT, "results_dir": loaded.get("results_dir")}
     values |= {"seed": loaded.get("seed", 0)}
     return checked(Sweep, values, where)
+
+
+def _loaded(name: str) -> dict[str, Any]:
+    """A sweep's yaml. Raises ConfigError for a key at its top that no run has and that nothing there refers to."""
+    loaded = read_yaml(conf_file("sweep", name))
+    for key in loaded.keys() - {*RunConfig.model_fields, *INERT, "answers", "defaults"}:
+        if f"${{{key}" not in str(loaded):
+            raise ConfigError(f"conf/sweep/{name}.yaml: nothing reads {key}; a sweep has artefacts, scales, and keys of a run")
+    return loaded
 
 
 def _check_rows_alone(loaded: dict[str, Any], params: Any, where: str) -> None:
@@ -165,9 +175,13 @@ def folder(sweep: Sweep, found: Sequence[Cell]) -> str:
 
 
 def looked_in(given: Path | None, wanted: Sequence[tuple[Sweep, Sequence[Cell]]]) -> Path:
-    """The folder that is given, else where all these runs go, else results."""
-    there = {folder(sweep, found) for sweep, found in wanted if found}
-    return given or Path(there.pop() if len(there) == 1 else "results")
+    """The folder that is given, else where all these runs go, else results, and what does not go there is said."""
+    there = {sweep.label: folder(sweep, found) for sweep, found in wanted if found}
+    if given or len(set(there.values())) == 1:
+        return given or Path(there.popitem()[1])
+    if elsewhere := [f"{label} ({place})" for label, place in there.items() if place != "results"]:
+        print(f"note: looked for in results, where their runs do not go: {', '.join(elsewhere)}; name one", file=sys.stderr)
+    return Path("results")
 
 
 def _composed_by(sweep: Sweep, chosen: tuple[str, ...]) -> tuple[str, ...]:
@@ -202,9 +216,10 @@ def jobs(overrides: Sequence[Override], artefacts: Sequence[str]) -> list[list[s
     if "sweep" in given and given["sweep"].is_sweep_override():
         raise ConfigError(f"{given['sweep'].input_line}: one sweep at a time")
     _check_one_place(given)
-    for name in _values(given["sweep"]) if artefacts and "sweep" in given else ():
+    for name in _values(given["sweep"]) if "sweep" in given else ():
         if name in choices("sweep"):
-            read_sweep(name)
+            _loaded(name)
+            _ = artefacts and read_sweep(name)
     if "artefacts" in given:
         artefacts = _names(given.pop("artefacts"))
     if not artefacts:

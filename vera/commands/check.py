@@ -5,7 +5,6 @@ page, which holds the figures. With another matplotlib than the tested one, only
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,8 +13,8 @@ from pathlib import Path
 
 from experiments.engine import protocol
 from vera.commands import ROOT
-from vera.errors import VeraError
-from vera.project import VARIABLE
+from vera.errors import ConfigError, VeraError
+from vera.project import project
 
 
 def differences(made: Path, tracked: Path, kinds: dict[str, set[str]]) -> list[str]:
@@ -43,9 +42,10 @@ def settings() -> list[str]:
 
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    here = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    if project():
+        raise ConfigError("check compares this repository's tracked tables, figures and page; a project's are made by `paper`")
     with tempfile.TemporaryDirectory() as folder:
-        made = subprocess.run([sys.executable, str(ROOT / "scripts" / "paper.py"), "--out", folder], cwd=ROOT, env=here)
+        made = subprocess.run([sys.executable, str(ROOT / "scripts" / "paper.py"), "--out", folder], cwd=ROOT)
         if made.returncode:
             return made.returncode
         kinds = {"tables": {".md", ".tex"}}

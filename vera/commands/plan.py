@@ -47,7 +47,8 @@ def main() -> int:
         for sweep, found in wanted:
             status = plan.status(found)
             if status.missing or status.failed:
-                there = [f"results_dir={results}"] * (str(results) != folder(sweep, found))
+                elsewhere = options.results and str(results) != folder(sweep, found)
+                there = [f"results_dir={results}"] if elsewhere else []
                 print(called("train"), shlex.join([f"sweep={sweep.name}", *sweep.given, *there, *of_runs]))
         for one in judged:
             print(*one.commands(str(results), of_judge), sep="\n")

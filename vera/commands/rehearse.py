@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from experiments.engine import arguments
 from experiments.engine.plan import REHEARSAL
-from experiments.engine.sweeps import read_sweep
+from experiments.engine.sweeps import read_sweep, sweeps
 from vera.commands import ROOT
 from vera.config import choices, resolve
+from vera.project import project
 
 
 def rehearse(sweep: str, added: list[str], answers: bool, results: str, overrides: list[str]) -> tuple[str, int, float, str]:
@@ -56,7 +57,8 @@ def main() -> int:
     errors = 0
     with ThreadPoolExecutor(max(1, options.jobs)) as pool:
         answers = {sweep: "questions" in (resolve("run", [f"sweep={sweep}"])["answers"] or {}) for sweep in choices("sweep")}
-        every = [(s, added, answers[s]) for s in options.sweeps or choices("sweep") for added in rehearsed(s)]
+        own = [sweep.name for sweep in sweeps()] if project() else choices("sweep")
+        every = [(s, added, answers[s]) for s in options.sweeps or dict.fromkeys(own) for added in rehearsed(s)]
         for job in [pool.submit(rehearse, *one, options.results, overrides) for one in every]:
             sweep, status, seconds, stderr = job.result()
             print(f"{'done' if status == 0 else 'FAILED':12}{sweep:44}{seconds:6.0f} s", flush=True)
