@@ -145,6 +145,10 @@ def test_table_2_shows_ours_below_the_published_row():
         "87.8",
     ]
     assert rows["Large", "VeRA", "ours"][3:] == ["61,440", *["92.0±1.6"] * 6, "92.0"]
+    assert [round(cell.deviation, 6) for cell in rows["Large", "VeRA", "ours"][4:6]] == [
+        -4.1,
+        1.1,
+    ]  # ours minus the printed one
     assert rows["Base", "LoRA", "ours"][3:] == ["294,912", DASH, DASH, DASH, DASH, "85.1 (n=1)", DASH, DASH]
     assert rows["Base", "Full fine-tuning", "ours"][3:] == ["124,055,040", *[DASH] * 7]  # counted, not run
     best_last = next(row for row in details.rows if row[:3] == ["Large", "VeRA", "RTE"])
@@ -152,16 +156,21 @@ def test_table_2_shows_ours_below_the_published_row():
 
 
 def test_statistics_are_what_they_are_called():
-    overrides = ["model=roberta_large", "task=rte", "method=vera"]
     cells = by_cell(
-        *(record(overrides, seed, score, last=score - 0.1) for seed, score in enumerate([0.5, 0.6, 0.7, 0.8, 0.95]))
+        *(
+            record(["model=roberta_large", f"task={task}", "method=vera"], seed, score, last=score - 0.1)
+            for task in ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
+            for seed, score in enumerate([0.5, 0.6, 0.7, 0.8, 0.95])
+        )
     )
 
-    def shown(stat):
+    def shown(stat, column=8):
         (row,) = (r for r in compare("table2", Asked(cells, stat=stat))[0].rows if r[:3] == ["Large", "VeRA", "ours"])
-        return row[8]
+        return row[column]
 
-    assert [shown(stat).partition("±")[0] for stat in ("median", "mean", "last", "best")] == ["70.0", "71.0", "60.0", "95.0"]
+    for column in (8, -1):  # RTE, and the average of all
+        found = [shown(stat, column).partition("±")[0] for stat in ("median", "mean", "last", "best")]
+        assert found == ["70.0", "71.0", "60.0", "95.0"]
     assert shown(None) == shown("median")
 
 
@@ -177,6 +186,9 @@ def test_vera_against_lora_is_paired_by_seed():
     assert permutation_p(sides[0], sides[0]) == 1.0 and permutation_p([0.1], [0.2]) is None
     tests = compare("table2", Asked(by_cell(*vera, *lora)))[2]
     assert tests.rows == [["Large", "RTE", "5", "+3.0 [+1.0, +5.0]", "0.0625"]]
+    fallen = [r.model_copy(update={"scores": r.scores.model_copy(update={"last": lora[0].scores.best})}) for r in vera]
+    (last,) = compare("table2", Asked(by_cell(*fallen, *lora), stat="last"))[2].rows
+    assert last[3].startswith("-2.0 [")  # 79 against 79, 80, 81, 82, 83
 
 
 def test_vera_against_each_lora_row_of_a_table_with_several(tmp_path, monkeypatch):

@@ -250,6 +250,15 @@ def test_warm_up_in_steps(compose):
     assert [lr_factor(step, 8, config) for step in range(8)] == [0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25]
     none = compose("train.warmup_ratio=null").train
     assert lr_factor(0, 8, none) == 1
+    some = compose("train.warmup_ratio=0.06").train
+    assert [lr_factor(step, 21, some) for step in range(3)] == [0, 0.5, 1]  # 1.26 steps are two
+
+
+def test_an_epoch_s_loss_is_the_mean_of_its_own_steps(fit):
+    """Nothing is learnt, so that every epoch has the loss of the same rows; the last one has half of the steps."""
+    loop = fit("train.lr=0", "train.head_lr=0", "train.batch_size=25", "train.epochs=3", "train.max_steps=5")
+    first, second, half = [entry["train_loss"] for entry in loop.history]
+    assert second == pytest.approx(first, rel=1e-5) and half == pytest.approx(first, rel=0.3)
 
 
 def test_linear_schedule_equals_transformers(compose):

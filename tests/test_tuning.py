@@ -233,6 +233,18 @@ def test_tpe_goes_on_with_the_trials_it_would_have_made(search, tmp_path):
     assert tuning.missing(dry, search(*words, trials=9)) > 0
 
 
+def test_what_optuna_proposes_goes_towards_the_best_and_is_even_over_the_logarithm(search):
+    pytest.importorskip("optuna")
+    words = "train.lr=1e-6..1:log"  # best at 1e-2
+    compute, done = computing()
+    tuning.carry_out(search(words, trials=24, seeds=(100,)), compute)
+    away = [abs(math.log10(run.train.lr) + 2) for run in done]
+    assert sum(away[8:]) / 16 < 1.6  # which it is by chance; 3.2 away from the best
+    drawn = search(words, trials=24, sampler="random", seeds=(101,))
+    rates = [float(found.trial.values[0]) for found in tuning.carry_out(drawn, compute)]
+    assert 6 <= sum(rate < 1e-3 for rate in rates) <= 18
+
+
 def test_random_trials_are_as_many_as_asked_for_and_each_once(search):
     pytest.importorskip("optuna")
     asked = search("train.lr=1e-4..1e-1:log:7", trials=5, sampler="random")

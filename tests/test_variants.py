@@ -151,6 +151,15 @@ def test_decay_on_d_alone(compose):
         assert (lr == 2e-3) == ("classifier" in name), name
 
 
+def test_a_group_with_a_rate_alone_is_decayed_as_usual(compose):
+    keys = ("train.weight_decay=0.1", "train.head_weight_decay=0.2", "train.head_lr=1e-3", "train.lr=1e-3")
+    run = compose("method=full", *keys, "+method.groups.layernorm_before.lr_scale=2", "+method.groups.q_proj.lr_scale=3")
+    found = treated(run)
+    for part, rate, name in (("layernorm_before", 2e-3, "weight"), ("q_proj", 3e-3, "weight"), ("q_proj", 3e-3, "bias")):
+        of_part = {value for key, value in found.items() if f".{part}." in key and key.endswith(name)}
+        assert of_part == {(rate, 0.1 if (part, name) == ("q_proj", "weight") else 0.0)}, part
+
+
 def test_groups_are_part_of_the_identity_and_absent_ones_are_not(compose):
     assert compose("method=lora", "+method.groups.lora_B.lr_scale=2").cell_id != compose("method=lora").cell_id
     assert "groups" not in compose("method=lora").method
