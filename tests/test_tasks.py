@@ -296,6 +296,40 @@ def test_few_shot_choice_depends_on_the_seed_alone():
         few_shot(labels, [1, 3], 31, seed=0)
 
 
+@pytest.fixture
+def digits(compose):
+    """digits("task.classes=[1,5]", ...) -> the task and the tiny backbone."""
+
+    def make(*overrides):
+        run = compose("task=digits", "method=head", "task.synthetic=false", *overrides)
+        task = build(run.task, "task")
+        return task, build(run.model, "model").load(task.outputs, run.cache_dir)
+
+    return make
+
+
+def test_a_digit_that_is_named_twice_is_refused(digits):
+    with pytest.raises(ConfigError, match=r"task\.classes: 6 is named twice"):
+        digits("task.classes=[5,6,6]")
+
+
+def test_digits_that_are_all_drawn_leave_none_to_score_on(digits):
+    with pytest.raises(DataError, match=r"_class=182 draws all 364 images, which leaves none to score on; draw fewer$"):
+        task, backbone = digits("task.classes=[1,5]", "task.train_per_class=182")
+        task.load(backbone, 0)
+    task, backbone = digits("task.classes=[1,5]", "task.train_per_class=181", "task.synthetic=true")
+    assert len(task.load(backbone, 0).evaluation) == 2
+
+
+def test_digits_that_the_backbone_was_pretrained_on_are_refused(digits, compose):
+    (task, backbone), (others, _) = digits("task.classes=[3,5,6]"), digits("task.classes=[5,6]")
+    assert len(task.load(backbone, 0).train) == 30  # a random model has seen none
+    backbone.source = build(compose("model.size=full").model, "model")._public("cache")
+    with pytest.raises(ConfigError, match=r"task\.classes=\[3, 5, 6\]: .* pretrained on images of 3 with their labels"):
+        task.load(backbone, 0)
+    assert len(others.load(backbone, 0).train) == 20
+
+
 def test_synthetic_rows_hold_every_class_and_varied_scores():
     assert {label for _, label in synthetic_rows(2, 3)["validation"]} == {0, 1, 2}
     assert len({label for _, label in synthetic_rows(2, None)["validation"]}) > 2

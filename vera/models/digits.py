@@ -23,6 +23,7 @@ from vera.seeds import derive, forked, generator, threads
 log = logging.getLogger(__name__)
 
 PRETRAIN_CLASSES = 5
+HERE = f"pretrained on UCI digits 0-{PRETRAIN_CLASSES - 1}"  # a record's word for the source
 RECIPE = 2  # raised when the pretraining below changes
 THREADS = 2  # inside the pretraining, on every machine: those that made the backbone of the tracked records
 
@@ -51,7 +52,7 @@ class DigitsVit(ImageClassifier):
         return str(make_folder(Path(cache_dir) / "digits_vit" / name, "config.json", make))
 
     def _public(self, source: str) -> str:
-        return super()._public(source) if self.size == "tiny" or self.path else "pretrained on UCI digits 0-4"
+        return super()._public(source) if self.size == "tiny" or self.path else HERE
 
 
 @threads(THREADS)

@@ -1,4 +1,4 @@
-"""UCI digits 5-9 in the protocol of the paper's Table 5: ten images a class to train on, all others to evaluate on."""
+"""UCI digits in the protocol of the paper's Table 5: ten images a class to train on, all others to evaluate on."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from functools import lru_cache
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 from sklearn.datasets import load_digits
 
+from vera.errors import ConfigError
 from vera.models.base import Backbone
+from vera.models.digits import HERE, PRETRAIN_CLASSES
 from vera.models.image import Pixels
-from vera.tasks.base import Data
+from vera.tasks.base import Data, twice
 from vera.tasks.images import FewShot, collate_images, few_shot
 
 
@@ -21,6 +24,13 @@ class Digits(FewShot):
     """The few-shot choice is kept in the record as row numbers of scikit-learn's data set."""
 
     classes: list[int] = Field(min_length=2)
+
+    @field_validator("classes")
+    @classmethod
+    def _each_once(cls, classes: list[int]) -> list[int]:
+        if again := twice(map(str, classes)):
+            raise PydanticCustomError("twice", "{digit} is named twice, and a class is one output", {"digit": again})
+        return classes
 
     @property
     def outputs(self) -> int:
@@ -31,12 +41,19 @@ class Digits(FewShot):
         return tuple(str(label) for label in self.classes)
 
     def load(self, backbone: Backbone, seed: int) -> Data:
+        known = [label for label in self.classes if label < PRETRAIN_CLASSES]
+        if known and backbone.source == HERE:
+            raise ConfigError(
+                f"task.classes={self.classes}: the backbone is pretrained on images of {known[0]} with their labels, and these "
+                f"would be scored; choose among {PRETRAIN_CLASSES} to 9, or another model"
+            )
         digits = _digits()
         chosen = few_shot(digits.target, self.classes, self.train_per_class, seed)
         rest = np.flatnonzero(np.isin(digits.target, self.classes))
+        self.check_left(len(rest))
         rest = np.setdiff1d(rest, chosen)
         if self.synthetic:
-            rest = rest[:: len(rest) // 16]
+            rest = rest[:: max(1, len(rest) // 16)]
         pixels = _processed(backbone.preprocess)
         index_of = {label: index for index, label in enumerate(self.classes)}
 

@@ -39,6 +39,14 @@ class FewShot(Task):
     def scored(self) -> tuple[str, ...]:
         return METRICS["accuracy"]
 
+    def check_left(self, images: int) -> None:
+        """Raises DataError where all of these images of the classes are drawn to train on."""
+        if images == self.outputs * (self.train_per_class or 0):
+            raise DataError(
+                f"task.train_per_class={self.train_per_class} draws all {images} images, which leaves none to score on; draw "
+                + ("fewer, or name eval_splits" if hasattr(self, "eval_splits") else "fewer")
+            )
+
     def score(self, logits, labels):
         return compute("accuracy", logits.argmax(-1).numpy(), labels.numpy())
 
@@ -172,11 +180,7 @@ def _read(task: str) -> tuple[Rows, Rows | None, str, str | None]:
     image_rows.check_classes(list(found.values()))
     pool = image_rows.joined([found[split] for split in settings.train_splits if split in found])
     if not settings.eval_splits:
-        if len(pool) == settings.classes * (settings.train_per_class or 0):
-            raise DataError(
-                f"task.train_per_class={settings.train_per_class} draws all {len(pool)} images, which leaves none to score on; "
-                "draw fewer, or name eval_splits"
-            )
+        settings.check_left(len(pool))
         return pool, None, source, commit
     return pool, image_rows.joined([found[split] for split in settings.eval_splits]), source, commit
 
