@@ -211,6 +211,8 @@ def test_the_seed_of_a_sweep_may_be_its_yaml_s(own_sweep):
     (cell, _) = cells("own")
     assert cell.names() == [compose([*cell.overrides[1:], "seed=5"]).run_name]
     assert [cell.seeds for cell in cells("own", "seed=1,2")] == [(1, 2), (1, 2)]
+    assert [cell.seeds for cell in cells("own", "seed=1,2,1")] == [(1, 2), (1, 2)]  # a plan counts a run once
+    assert sweeps.narrowing(["seed=1,2,1"])[1] == [1, 2]
 
 
 @pytest.mark.parametrize(("text", "said"), [("hydra:\n\tmode: MULTIRUN\n", "line 3: "), ("- hydra\n", "not a mapping")])

@@ -256,7 +256,7 @@ def narrowing(overrides: Sequence[str]) -> tuple[dict[str, list[str]], list[int]
     if not all(seed.isdecimal() for seed in seeds):
         raise ConfigError(f"{given['seed'].input_line}: seeds are whole numbers")
     rest = [override.input_line or "" for override in parsed if override.get_key_element() not in (*AXES, "seed")]
-    return axes, list(map(int, seeds)), rest
+    return axes, list(dict.fromkeys(map(int, seeds))), rest
 
 
 def _check_one_place(given: dict[str, Override]) -> None:
@@ -303,7 +303,8 @@ def _choose(lines: list[_Line], axes: dict[str, list[str]]) -> list[_Line]:
 
 
 def _product(overrides: Sequence[Override]) -> list[list[str]]:
-    return BasicSweeper.split_arguments(list(overrides), None)[0]
+    every = BasicSweeper.split_arguments(list(overrides), None)[0]
+    return [list(job) for job in dict.fromkeys(map(tuple, every))]
 
 
 def _values(override: Override) -> list[str]:
