@@ -75,6 +75,25 @@ def test_a_mistake_is_one_line(arguments, status, said, script, tmp_path):
     assert done.returncode == status and done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        *[(f"expressivity --matrices {n}", f"--matrices: '{n}' is no whole number from 2 on") for n in ("0", "1", "-3", "2.5")],
+        ("expressivity --starts 0", "--starts: '0' is no whole number from 1 on"),
+        ("expressivity --seed -1", "--seed: '-1' is no whole number from 0 on"),
+        ("bench h --banks 20,0", "--banks: '0' is no whole number from 1 on"),
+        ("bench h --banks x", "--banks: 'x' is no whole number from 1 on"),
+        ("table12 --tiny --warmup -1", "--warmup: '-1' is no whole number from 0 on"),
+        ("rehearse none --jobs 0", "--jobs: '0' is no whole number from 1 on"),
+        ("gpu-proof none --toy --minutes nan", "--minutes nan: it must be positive"),
+        ("plan none --tflops inf", "--tflops inf: it must be finite and positive"),
+    ],
+)
+def test_a_number_that_a_command_cannot_go_by_is_a_usage_error(words, said, vera):
+    status, _, err = vera(*words.split(), *(["--out", "none"] if words.startswith("expressivity") else []))
+    assert status == 2 and err.splitlines()[-1].endswith(said), err
+
+
 @pytest.mark.parametrize("words", [["plan", "demo", "--results", "none"], ["protocol", "table4"]])
 def test_what_stdout_cannot_show_is_no_traceback(words):
     environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}

@@ -7,13 +7,14 @@ published/ add, and its modules to import.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import io
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def main() -> int:
 def _printable() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes by itself
         sys.stdout.reconfigure(errors="replace")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number, `least` or more."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return number
 
 
 def run(name: str, arguments: Sequence[str], shown: str | None = None) -> int:

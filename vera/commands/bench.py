@@ -12,7 +12,7 @@ import argparse
 import os
 from pathlib import Path
 
-from vera.commands import ROOT
+from vera.commands import ROOT, whole
 from vera.errors import VeraError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,7 +21,7 @@ CASES = list("abcdefgh")
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+    return tuple(map(whole(1), text.split(",")))
 
 
 def main() -> int:

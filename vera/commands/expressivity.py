@@ -15,7 +15,7 @@ import json
 import numpy as np
 from scipy.optimize import least_squares
 
-from vera.commands import ROOT
+from vera.commands import ROOT, whole
 from vera.io.files import write_atomic
 
 SIZE = 10
@@ -56,9 +56,9 @@ def vera_error(M: np.ndarray, rank: int, draws: np.random.Generator, starts: int
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--matrices", type=int, default=50)
-    parser.add_argument("--starts", type=int, default=6, help="fits of VeRA for each matrix and rank (default: 6)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--matrices", type=whole(2), default=50, help="two or more, for their spread (default: 50)")
+    parser.add_argument("--starts", type=whole(1), default=6, help="fits of VeRA for each matrix and rank (default: 6)")
+    parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--out", default=str(ROOT / "results" / "analysis" / "figure6.json"))
     options = parser.parse_args()
     lora: dict[int, list[float]] = {rank: [] for rank in LORA_RANKS}

@@ -27,6 +27,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="folder of the results (default: results/bench; --toy: none)")
     parser.add_argument("--minutes", type=float, default=25.0, help="no part is begun after so many minutes (25)")
     options = parser.parse_args()
+    if not options.minutes > 0:
+        parser.error(f"--minutes {options.minutes:g}: it must be positive")
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise VeraError(f"missing: {', '.join(lacking)} (pip install {' '.join(lacking).replace('yaml', 'pyyaml')})")
     import torch

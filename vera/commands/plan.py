@@ -6,6 +6,7 @@ python scripts/plan.py --commands         how to run what is missing
 """
 
 import argparse
+import math
 import shlex
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def main() -> int:
     )
     parser.add_argument("--commands", action="store_true", help="print the commands for what is missing")
     options = arguments.parsed(parser)
-    if not options.tflops > 0:
-        parser.error("--tflops must be positive")
+    if not 0 < options.tflops < math.inf:
+        parser.error(f"--tflops {options.tflops:g}: it must be finite and positive")
     of_runs, _ = judging.split(options.overrides)
     wanted = [(sweep, cells(sweep, of_runs)) for sweep in sweeps(options.artefact)]
     results = looked_in(options.results, wanted)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from experiments.engine import arguments
 from experiments.engine.plan import REHEARSAL
 from experiments.engine.sweeps import read_sweep, sweeps
-from vera.commands import ROOT
+from vera.commands import ROOT, whole
 from vera.config import choices, resolve
 from vera.project import project
 
@@ -46,7 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", nargs="*", help=f"which of {', '.join(choices('sweep'))}")
     parser.add_argument("--results", default="results/scratch", help="folder for the records (default: results/scratch)")
-    parser.add_argument("--jobs", type=int, default=2, help="sweeps at a time (default: 2)")
+    parser.add_argument("--jobs", type=whole(1), default=2, help="sweeps at a time (default: 2)")
     arguments.overrides(parser)
     options = parser.parse_intermixed_args()
     overrides = arguments.keys_of(parser, options, options.overrides)
@@ -55,7 +55,7 @@ def main() -> int:
         parser.error(f"no such sweep: {', '.join(sorted(unknown))}; there are {', '.join(choices('sweep'))}")
     began = time.monotonic()
     errors = 0
-    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
+    with ThreadPoolExecutor(options.jobs) as pool:
         answers = {sweep: "questions" in (resolve("run", [f"sweep={sweep}"])["answers"] or {}) for sweep in choices("sweep")}
         own = [sweep.name for sweep in sweeps()] if project() else choices("sweep")
         every = [(s, added, answers[s]) for s in options.sweeps or dict.fromkeys(own) for added in rehearsed(s)]

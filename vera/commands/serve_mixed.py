@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from vera.commands import whole
 from vera.errors import DataError
 from vera.io.files import read_json
 from vera.io.rows import read_text
@@ -44,8 +45,8 @@ def main() -> int:
     parser.add_argument("--model", help="a folder in transformers' format, or a hub id")
     parser.add_argument("--adapters", type=Path)
     parser.add_argument("--requests", type=Path)
-    parser.add_argument("--labels", type=_positive, default=2)
-    parser.add_argument("--generate", type=_positive, default=0, metavar="TOKENS")
+    parser.add_argument("--labels", type=whole(1), default=2)
+    parser.add_argument("--generate", type=whole(1), default=0, metavar="TOKENS")
     parser.add_argument(
         "--memory-mib", type=_mib, metavar="MIB", help="limit for the adapters in memory; the others wait in a file"
     )
@@ -61,12 +62,6 @@ def main() -> int:
         if options.model is None:
             _demonstration(options, Path(folder))
         return _serve(options)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
 
 
 def _device(text: str) -> str:

@@ -12,21 +12,19 @@ import json
 from bench.table12 import compare, table
 from experiments.artefacts.bench import ROUNDS
 from experiments.engine.render import show
-from vera.commands import ROOT
+from vera.commands import ROOT, whole
 from vera.io.files import write_atomic
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU; writes nothing")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps (default: 10)")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before them (default: 3)")
+    parser.add_argument("--steps", type=whole(1), default=10, help="timed steps (default: 10)")
+    parser.add_argument("--warmup", type=whole(0), default=3, help="steps before them (default: 3)")
     rounds = f"times that both methods run, in turns (default: {ROUNDS}, the fewest that decide the claim of time)"
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=rounds)
-    parser.add_argument("--length", type=int, default=512, help="tokens a row (default: 512)")
+    parser.add_argument("--rounds", type=whole(1), default=ROUNDS, help=rounds)
+    parser.add_argument("--length", type=whole(1), default=512, help="tokens a row (default: 512)")
     options = parser.parse_args()
-    if min(options.rounds, options.steps, options.length) < 1 or options.warmup < 0:
-        parser.error("--rounds, --steps and --length are 1 at least, --warmup 0")
     import torch
 
     if not torch.cuda.is_available() and not options.tiny:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from experiments.engine.render import console
+from vera.commands import whole
 
 if TYPE_CHECKING:
     from vera.checks.verify import Comparison
@@ -29,12 +30,10 @@ def main() -> int:
     parser.add_argument("record", type=Path, metavar="RECORD")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="local paths, device, micro-batches")
     parser.add_argument("--tolerance", type=float, default=0.0, help="largest difference that counts as equal (default: 0)")
-    parser.add_argument("--threads", type=int, help="threads on a CPU (default: as recorded)")
+    parser.add_argument("--threads", type=whole(1), help="threads on a CPU (default: as recorded)")
     options = parser.parse_intermixed_args()
     if not 0 <= options.tolerance < math.inf:
         parser.error(f"--tolerance {options.tolerance:g}: it must be a finite number of at least 0")
-    if options.threads is not None and options.threads < 1:
-        parser.error(f"--threads {options.threads}: it must be at least 1")
     from vera.checks.verify import compare, read_record, repeat
 
     record = read_record(options.record)
