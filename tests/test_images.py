@@ -398,6 +398,16 @@ def test_a_label_that_is_no_class_is_named_by_row(value, tmp_path):
         from_folder(tmp_path, ["train"], "image", "label", 3, tmp_path / "cache")
 
 
+def test_as_many_classes_as_have_names(tmp_path):
+    """Where the last of them has no row."""
+    made = table(0, 6)
+    made.filter(lambda row: row["fine_label"] < 2).to_parquet(tmp_path / "train.parquet")
+    for classes in (2, 4):
+        with pytest.raises(DataError, match=rf"^train: fine_label has 3 named classes, expected {classes} \(task\.classes\)"):
+            from_folder(tmp_path, ["train"], "img", "fine_label", classes, tmp_path / "cache")
+    assert len(from_folder(tmp_path, ["train"], "img", "fine_label", 3, tmp_path / "cache")["train"]) == 12
+
+
 def test_a_column_without_images_is_refused(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq

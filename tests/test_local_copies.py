@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import shutil
 
 import datasets
@@ -22,7 +23,7 @@ from vera.errors import DataError
 from vera.io import hub, tables
 from vera.io.rows import read_csv
 from vera.models.image import Pixels
-from vera.tasks import draft
+from vera.tasks import draft, image_rows
 from vera.tasks.e2e_metrics import read_files
 from vera.tasks.image_cache import opened
 from vera.tasks.image_rows import from_folder
@@ -510,6 +511,58 @@ def test_no_image_of_a_class_folder_is_left_out_in_silence(names, said, tmp_path
     ):
         with pytest.raises(DataError, match=said):
             read()
+
+
+@pytest.mark.parametrize(
+    ("tested", "said"), [(["cat", "Dog"], "'dog' and 'Dog' are two spellings"), (["cat"], "'dog' differs")]
+)
+def test_splits_whose_class_folders_differ_are_no_task(tested, said, tmp_path):
+    for name in ("train/cat", "train/dog", *(f"test/{name}" for name in tested)):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.jpg").touch()
+    with pytest.raises(DataError, match=rf"train and test do not name the same classes: {said}; give"):
+        draft.images("pets", tmp_path)
+
+
+def test_two_spellings_of_a_class_that_look_alike_are_told_apart():
+    """As a Mac writes a folder's name, and as others do."""
+    with pytest.raises(DataError, match=r"classes: 'caf\\xe9' and 'cafe\\u0301' are two spellings"):
+        image_rows.check_names("train", ["bar", "caf\u00e9"], "test", ["bar", "cafe\u0301"])
+
+
+def test_folders_of_images_beside_a_parquet_file_are_no_task(tmp_path):
+    """Which a run would read instead."""
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.jpg").touch()
+    (tmp_path / "about.parquet").touch()
+    with pytest.raises(DataError, match=r"about\.parquet is a parquet file, and a run would look for its images in such"):
+        draft.images("pets", tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"train/dog/\xe9.jpg", b"train/d\xe9/1.jpg", b"train/\xe9/train.parquet"])
+def test_a_name_that_is_not_utf_8_is_refused(name, tmp_path):
+    """As archives made on Windows leave them."""
+    odd = tmp_path / os.fsdecode(name)
+    for path in (tmp_path / "train" / "cat" / "1.jpg", odd):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    classes = len(list((tmp_path / "train").iterdir()))
+    with pytest.raises(DataError, match=r"^'/.*\\udce9.*' is not UTF-8; rename it$"):
+        from_folder(tmp_path, ["train"], "image", "label", classes, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", [b"d\xe9/train.csv", b"train.\xe9.csv", b"\xe9.parquet"])
+def test_a_file_whose_name_no_yaml_can_hold_is_no_task(name, tmp_path):
+    path = tmp_path / os.fsdecode(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("text,label\na,x\nb,y\n")
+    with pytest.raises(DataError, match=r"\\udce9.*' is not UTF-8; rename it$"):
+        draft.text_files("mine", path, ["text"], "label", {})
+    rows = path.with_suffix(".jsonl")
+    rows.write_text('{"q": "a", "a": "b"}\n')
+    with pytest.raises(DataError, match=r"\\udce9.*' is not UTF-8; rename it$"):
+        draft.instructions("mine", rows, {"instruction": "q", "output": "a"})
 
 
 def test_e2e_tables_with_repeated_or_unknown_meanings(tmp_path):

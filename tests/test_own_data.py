@@ -613,6 +613,7 @@ def test_folders_of_images_are_a_task(tmp_path, script, train):
     there = {"VERA_PROJECT": str(tmp_path)}
     made = script("task.py", "colors", tmp_path, environment={**os.environ, **there})
     assert made.returncode == 0 and "\nclasses: 2\n" in made.stdout, made.stderr
+    assert "\ntrain: 6 images; blue 3, red 3\ntest: 4 images; blue 2, red 2\n" in made.stdout
     said = re.search(r" (model=.+) \.\.\.$", made.stdout, re.M)[1].replace("RATE", "1e-3").split()
     assert "task=colors" in said
     run = train(*said, "task.synthetic=false", **there)

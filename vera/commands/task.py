@@ -51,6 +51,7 @@ def main() -> int:
     lines = []
     if options.file.is_dir():
         settings = draft.images(options.name, options.file)
+        lines = draft.look(settings)
     elif fields:
         if not {"instruction", "output"} <= fields.keys():
             raise ConfigError("instructions have --instruction and --output")

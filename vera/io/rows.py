@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import math
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from reprlib import Repr
@@ -15,6 +16,19 @@ from vera.errors import DataError
 
 log = logging.getLogger(__name__)
 csv.field_size_limit(2**31 - 1)  # a long document has more than the module's 131,072 characters
+
+
+def check_path(path: Path) -> None:
+    """Raises DataError for a path that is not UTF-8, which neither Arrow nor a yaml can hold."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{str(path)!r} is not UTF-8; rename it") from None
+
+
+def spelt(name: str) -> str:
+    """A name but for spaces, case, and how its characters are composed (NFKC)."""
+    return " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
 
 
 def read_text(path: str | Path) -> str:

@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from vera.errors import DataError
 from vera.io.files import read_json
-from vera.io.rows import positions, read_text
+from vera.io.rows import check_path, positions, read_text
 
 FORMATS = (".parquet", ".jsonl", ".json")  # the first that a split has is read
 DESCRIBING = ("dataset_info.json", "dataset_dict.json")  # of save_to_disk, like a state.json beside the first, and no rows
@@ -148,6 +148,7 @@ def parquet_columns(path: Path) -> list[str]:
 
 
 def _schema(path: Path) -> pyarrow.Schema:
+    check_path(path)
     try:
         return pyarrow.parquet.read_schema(path)
     except (OSError, pyarrow.ArrowException) as error:

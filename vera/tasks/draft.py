@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,12 +14,13 @@ from omegaconf import OmegaConf
 
 from vera.config import build
 from vera.errors import ConfigError, DataError
-from vera.io.rows import number_of, positions
+from vera.io.rows import check_path, number_of, positions, spelt
 from vera.io.tables import class_names, read_objects
 from vera.tasks import image_rows
 from vera.tasks.alpaca import read_rows
 from vera.tasks.base import repeated
 from vera.tasks.files import SPLITS, TextFiles, columns_of, label_of, read_table
+from vera.tasks.images import Images
 from vera.tasks.text import encode
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ def text_files(
     files = {split: files[split] for split in SPLITS if split in files}
     if len({path.parent.resolve() for path in files.values()}) > 1:
         raise ConfigError("the files of a task lie in one folder (task.data_dir)")
+    for path in files.values():
+        check_path(path.parent.resolve() / path.name)
     found = [(where, row[-1]) for where, row in read_table(train, (*texts, label))]
     labels = labels_of(found, label, kind)
     if labels and train.suffix.lower() == ".parquet" and (names := class_names(train, label)):
@@ -199,8 +201,7 @@ def _check_alike(places: dict[str, str], numbers: dict[str, float | None], colum
     number is written."""
     seen: dict[str | float, str] = {}
     for text, number in numbers.items():
-        spelt = " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
-        other = seen.setdefault(spelt if number is None else number, text)
+        other = seen.setdefault(spelt(text) if number is None else number, text)
         if other != text:
             raise DataError(
                 f"{places[text]}, column {column!r}: {text!r} and {other!r} ({places[other]}) would be two classes; write them "
@@ -211,6 +212,7 @@ def _check_alike(places: dict[str, str], numbers: dict[str, float | None], colum
 def instructions(name: str, file: Path, columns: dict[str, str]) -> dict[str, Any]:
     """Settings of a task on instructions in JSON lines or parquet: Alpaca's, with its prompts. columns: what the file calls
     them. Raises DataError."""
+    check_path(file.resolve())
     if file.suffix.lower() != ".parquet":
         where, first = read_objects(file, columns.values())[0]
         positions(where, [column for field, column in columns.items() if field != "input"], first)  # which rows may lack
@@ -226,7 +228,9 @@ def instructions(name: str, file: Path, columns: dict[str, str]) -> dict[str, An
 
 
 def images(name: str, folder: Path) -> dict[str, Any]:
-    """Settings of a task on folders of images: <split>/<class>/*.jpg. Raises DataError for others."""
+    """Settings of a task on folders of images: <split>/<class>/*.jpg. Raises DataError for others, and for splits that do not
+    name the same classes."""
+    check_path(folder.resolve())
     splits = [split for split in ("train", "validation", "val", "test") if (folder / split).is_dir()]
     if len(splits) > 2 and splits[0] == "train":
         raise DataError(
@@ -237,7 +241,10 @@ def images(name: str, folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder} must hold train/ and one of validation/, val/ or test/, with a folder of images a class in each"
         )
-    classes, _ = (image_rows.class_files(folder / split) for split in splits)
+    if (table := next(folder.rglob("*.parquet"), None)) is not None:
+        raise DataError(f"{table} is a parquet file, and a run would look for its images in such; move it away")
+    classes, scored = ([*image_rows.class_files(folder / split)] for split in splits)
+    image_rows.check_names(splits[0], classes, splits[1], scored)
     return {
         "_target_": "vera.tasks.images.Images",
         "name": name,
@@ -283,8 +290,16 @@ def as_yaml(settings: dict[str, Any], shipped: dict[str, Any] = OURS) -> str:
 
 
 def look(settings: dict[str, Any], tokenizer: Any = None, shown: int = 3) -> list[str]:
-    """What a TextFiles task reads: rows a split, labels, and the first rows as a tokenizer encodes them. Raises DataError."""
+    """What a TextFiles task reads: rows a split, labels, and the first rows as a tokenizer encodes them; of folders of images
+    how many each class has in a split. Raises DataError."""
     task = build(settings, "task")
+    if isinstance(task, Images):
+        lines = []
+        for split in task.splits:
+            counted = {name: len(files) for name, files in image_rows.class_files(Path(settings["data_dir"]) / split).items()}
+            said = ", ".join(f"{name} {count}" for name, count in counted.items())
+            lines.append(f"{split}: {sum(counted.values())} images; {said}")
+        return lines
     if not isinstance(task, TextFiles):
         return []
     rows, _, _ = task.source_rows()

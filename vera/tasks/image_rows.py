@@ -15,6 +15,7 @@ from PIL import Image
 
 from vera.errors import DataError
 from vera.io import hub, tables
+from vera.io.rows import check_path, spelt
 from vera.seeds import derive
 
 IMAGE, LABEL = "image", "label"
@@ -70,8 +71,11 @@ def check_names(first: str, names: Sequence[str], other: str, others: Sequence[s
     """Raises DataError where two places do not name the same classes in the same order."""
     if list(names) != list(others):
         odd = sorted(set(names) ^ set(others)) or ["their order"]
+        there = {spelt(name): name for name in others if name in odd}
+        alike = next(((name, there[spelt(name)]) for name in names if name in odd and spelt(name) in there), None)
+        differs = f"{odd[0]!r} differs" if alike is None else f"{' and '.join(map(ascii, alike))} are two spellings"
         raise DataError(
-            f"{first} and {other} do not name the same classes: {odd[0]!r} differs; give all the same classes in the same order"
+            f"{first} and {other} do not name the same classes: {differs}; give all the same classes in the same order"
         )
 
 
@@ -152,6 +156,9 @@ def check_columns(where: str, names: Sequence[str], image: str, label: str) -> N
 
 def _from_parquet(folder, split, image, label, classes, cache_dir) -> Rows:
     files = of_split(folder, split)
+    named = [(path.name, names) for path in files if (names := tables.class_names(path, label)) is not None]
+    for name, names in named:  # the library takes those of the first for all
+        check_names(*named[0], name, names)
     identity = _identity(folder, files)
     tables_dir = cache_dir / "datasets" / hashlib.sha256(identity.encode()).hexdigest()[:16]  # the library compares times alone
     try:
@@ -162,15 +169,14 @@ def _from_parquet(folder, split, image, label, classes, cache_dir) -> Rows:
     except Exception as error:  # of pyarrow and datasets, without a base in common
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"{files[0].parent} ({split}) cannot be read as parquet: {reason}") from None
-    named = [(path.name, names) for path in files if (names := tables.class_names(path, label)) is not None]
-    for name, names in named:  # the library takes those of the first for all
-        check_names(*named[0], name, names)
     return _from_table(table, image, label, classes, split, identity)
 
 
 def _from_table(table: datasets.Dataset, image: str, label: str, classes: int, where: str, identity: str) -> Rows:
     check_columns(where, table.column_names, image, label)
-    kind = table.features[label]
+    names = getattr(table.features[label], "names", None)
+    if names is not None and len(names) != classes:
+        raise DataError(f"{where}: {label} has {len(names)} named classes, expected {classes} (task.classes)")
     labels = table[label][:]
     for row, value in enumerate(labels):
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < classes:
@@ -179,7 +185,7 @@ def _from_table(table: datasets.Dataset, image: str, label: str, classes: int, w
         data = table.select_columns([image]).rename_columns({image: IMAGE}).cast_column(IMAGE, datasets.Image(decode=False))
     except Exception as error:  # of pyarrow and datasets, without a base in common
         raise DataError(f"{where}: column {image!r} holds no images ({str(error).splitlines()[0][:200]})") from None
-    return Rows(data, np.array(labels, dtype=np.int64), getattr(kind, "names", None), where, f"{identity}:{image}:{label}")
+    return Rows(data, np.array(labels, dtype=np.int64), names, where, f"{identity}:{image}:{label}")
 
 
 def _from_class_folders(folder: Path, classes: int, where: str) -> Rows:
@@ -200,10 +206,13 @@ def _from_class_folders(folder: Path, classes: int, where: str) -> Rows:
 
 def class_files(folder: Path) -> dict[str, list[Path]]:
     """The images of each class folder, by its name; what _stray says is passed over. Raises DataError for a class without
-    images, for links to nothing, and for images that lie elsewhere: deeper in a class folder, or beside the class folders."""
+    images, for links to nothing, for names that are not UTF-8, and for images that lie elsewhere: deeper in a class folder, or
+    beside the class folders."""
     found = {}
     for name in _folders(folder):
         inside = [path for path in sorted((folder / name).iterdir()) if not _stray(path)]
+        for path in inside:
+            check_path(path)
         deeper = [
             path for below in inside if below.is_dir() for path in below.rglob("*") if path.is_file() and not _stray(path)
         ]
