@@ -65,8 +65,10 @@ RUNS = {
     ],
     "vit": ["model=vit_base", "task=cifar100", "method=vera"],
     "llama": ["model=llama2_7b", "task=alpaca", "model.quantisation=none", "method=vera", "train.lr=1.0"],
+    "llama nf4": ["model=llama2_7b", "task=alpaca", "model.quantisation=nf4", "method=vera", "train.lr=1.0"],
     "llama ia3": ["model=llama2_7b", "task=alpaca", "model.quantisation=none", "method=ia3"],
 }  # fmt: skip
+IN_BITS = "llama nf4"
 ANY_PEFT = ("vblora", "p_tuning", "gpt2 dora")
 IA3 = ("gpt2 ia3", "gpt2 tied ia3", "llama ia3")
 TIED = {"gpt2 tied": "lora", "gpt2 tied ia3": "peft"}  # and the form that there is
@@ -144,7 +146,7 @@ def test_weights_of_an_earlier_run_of_this_name_never_leave_under_a_record_that_
     assert kept(older, first.work_dir, "best")[1] == record.weights["best"]
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("full", "adapter", "relu", *IA3, *ANY_PEFT)])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("full", "adapter", "relu", IN_BITS, *IA3, *ANY_PEFT)])
 def test_a_lora_opens_in_plain_peft(name, runs, tmp_path, cache):
     run, _, folder = runs(name)
     lines = export(folder, tmp_path / "out", "lora", overrides=[f"cache_dir={cache}"])
@@ -221,7 +223,7 @@ def test_an_adapted_layer_that_peft_takes_for_the_head_is_refused(library):
                 module._check_names(backbone)
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("adapter", *TIED, *ANY_PEFT)])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("adapter", IN_BITS, *TIED, *ANY_PEFT)])
 def test_a_merged_model_is_a_plain_one(name, runs, tmp_path, cache):
     run, _, folder = runs(name)
     lines = export(folder / "last", tmp_path / "out", "merged", overrides=[f"cache_dir={cache}"])
@@ -275,6 +277,40 @@ def test_a_configuration_of_the_run_s_own_is_said_or_refused(runs, tmp_path, cac
     with pytest.raises(ConfigError, match=r"model\.config\.hidden_act .*method=vblora cannot be merged") as caught:
         module._check(runs("relu")[0], unmerged, "peft")
     assert not isinstance(caught.value, NoSuchForm)  # so that publish looks for no other form
+
+
+@pytest.mark.parametrize("name", ["llama", IN_BITS])
+def test_an_adapter_says_how_its_backbone_was_held_and_the_card_opens_it_there(name, runs, tmp_path, cache):
+    """In bf16, or in 4 bits, whatever the dtype of the checkpoint's files is."""
+    if name == IN_BITS:
+        pytest.importorskip("bitsandbytes")
+    run, record, folder = runs(name)
+    said = {"llama": "bfloat16", IN_BITS: "nf4"}[name]
+    for form, rank in (("lora", None), ("lora", 2), ("peft", None)):
+        out = tmp_path / f"{form}{rank}"
+        (line, *_) = export(folder, out, form, rank, overrides=[f"cache_dir={cache}"])
+        assert line.endswith(f", on the backbone in {said}") and ("exact" in line) == (form == "lora" and rank is None)
+        (row,) = (row for row in (out / "README.md").read_text().splitlines() if row.startswith("| its weights |"))
+        assert said in row and ("bnb_4bit_use_double_quant=True" in row) == (said == "nf4")
+    made = module.read_record(record)
+    source = tmp_path / "half"
+    model = build(run.model, "model")
+    AutoModelForCausalLM.from_pretrained(model.source(cache), dtype=torch.float16).save_pretrained(source)
+    found, task = {}, build(run.task, "task")
+    exec(publish._use("lora", str(tmp_path / "loraNone"), str(source), task, model), found)
+    for layer in found["model"].modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False  # no other packing of the weights, which takes no model as tiny as this
+    backbone = model.load(task.outputs, cache)
+    before = logits(backbone.model, "generation")
+    build(run.method, "method").load(backbone, model, folder / "best")
+    wanted = logits(backbone.model, "generation")
+    effect = (wanted - before).abs().max()
+    torch.testing.assert_close(logits(found["model"], "generation"), wanted, rtol=1e-4, atol=0.01 * effect)
+    frozen = [{p.dtype for p in each.parameters() if p.dtype != torch.float32} for each in (found["model"], backbone.model)]
+    assert frozen[0] == frozen[1] != set()
+    card = publish.card(made, Store(tmp_path), "me/x", "best", "lora", "---\n\n# x\n", None)
+    assert f", with the backbone in {said}; nothing is in percent." in card
 
 
 def test_a_cut_is_the_nearest_matrix_of_its_rank_and_says_what_is_lost(runs, tmp_path, cache):

@@ -185,11 +185,12 @@ def test_the_card_s_code_opens_an_adapter_with_a_head_of_any_size(name, outputs,
     targets = model.resolve_targets(backbone, ["query"])
     attach(backbone.model, VeraConfig(rank=4, targets=targets, modules_to_save=backbone.head))
     save_adapter(backbone.model, tmp_path / "adapter")
-    model.load(7, cache).model.save_pretrained(tmp_path / "base")
+    model.load(7, cache).model.half().save_pretrained(tmp_path / "base")  # a checkpoint's files may be in half precision
     found = {}
-    code = publish._use("peft", str(tmp_path / "adapter"), str(tmp_path / "base") if known else None, task)
+    code = publish._use("peft", str(tmp_path / "adapter"), str(tmp_path / "base") if known else None, task, model)
     exec(code.replace("(...", f"({str(tmp_path / 'base')!r}"), found)
     trained = [value for key, value in found["model"].named_parameters() if ".modules_to_save." in key]
+    assert {value.dtype for value in found["model"].parameters()} == {torch.float32}  # as the run had it
     ours = [value for key, value in backbone.model.named_parameters() if inside(key, backbone.head)]
     assert len(ours) == len(trained) and all(torch.equal(*pair) for pair in zip(ours, trained, strict=True))
     assert trained[-1].shape == (outputs,)

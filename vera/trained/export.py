@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
 
 from vera.checks.verify import read_record, run_of
 from vera.config import RunConfig, build, component
@@ -34,7 +35,7 @@ from vera.methods.ia3 import IA3
 from vera.methods.lora import Lora
 from vera.methods.peft import ADAPTER, PeftMethod, json_value
 from vera.methods.vera import Vera
-from vera.models.base import Backbone
+from vera.models.base import Backbone, Model
 from vera.models.gpt2 import join_attention
 from vera.models.text import reads_last_token
 from vera.nn.base_layer import matrix, transposed
@@ -50,6 +51,7 @@ from vera.seeds import seed_everything
 
 Form = Literal["lora", "peft", "merged"]
 CHECKPOINTS = ("best", "last")
+FLOAT32 = "float32"
 _TASK_TYPES = {"text": "SEQ_CLS", "generation": "CAUSAL_LM"}  # PEFT has none for images
 _MERGED = (Vera, Lora, AdaLora, IA3, Full, BitFit, Head)
 _SAME_OUTPUTS = re.compile("dropout|pdrop|layerdrop|drop_path|attn_implementation")  # of a trained model, whatever they are
@@ -97,6 +99,8 @@ def export(
     try:
         write = {"lora": _write_lora, "peft": _write_peft, "merged": _write_merged}[form]
         lines = write(run, record, backbone, method, scratch, rank)
+        if form != "merged" and (how := held(build(run.model, "model"))[0]) != FLOAT32:
+            lines[0] += f", on the backbone in {how}"
         if form != "merged" and component(run.model, "model").modality == "text" and reads_last_token(backbone.model):
             pad = backbone.preprocess.pad_token_id
             lines.append(f"scores are read at the last token before the padding: set model.config.pad_token_id = {pad}")
@@ -357,6 +361,19 @@ def _code(start: Mapping[str, Any]) -> str:
     return f"commit {start['git_sha'] or 'unknown'}" + " with changes" * bool(start["git_dirty"])
 
 
+def held(model: Model) -> tuple[str, str, str | None]:
+    """How a backbone's weights are held: in a word (float32, nf4), the dtype of all that is not quantised, and as code, where
+    there is one, the quantisation that from_pretrained takes."""
+    dtype = str(model.settings.get("dtype", FLOAT32)).removeprefix("torch.")
+    quantised = model.settings.get("quantization_config")
+    if quantised is None:
+        return dtype, dtype, None
+    name = type(quantised).__name__
+    values = [f"{key}={value!r}" for key, value in quantised.to_diff_dict().items() if not key.startswith("_")]
+    word = quantised.quantization_method() if isinstance(quantised, BitsAndBytesConfig) else name
+    return word, dtype, f"{name}({', '.join(values)})"
+
+
 def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: list[str]) -> str:
     base, revision = _base(run, record)
     provenance, chosen = record.provenance, getattr(record.scores, checkpoint)
@@ -366,9 +383,12 @@ def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: 
     tested = record.scores.test if checkpoint == "best" else None
     data = provenance.data_source + (f" at commit {provenance.data_commit}" if provenance.data_commit else "")
     scored, test = (", ".join(f"{n} {value:.4f}" for n, value in s.metrics.items()) if s else None for s in (chosen, tested))
+    how, dtype, quantised = held(build(run.model, "model"))
+    weights = f"{how}: `{quantised}`, all else {dtype}" if quantised else how
     rows: list[tuple[str, Any]] = [
         ("form", "; ".join(lines)),
         ("base model", f"{where}, weights with fingerprint {provenance.model_fingerprint}"),
+        ("its weights", weights if form != "merged" and how != FLOAT32 else None),
         ("data", f"{data}, rows with fingerprint {provenance.data_fingerprint}"),
         ("model.config", ", ".join(f"{key}: {value}" for key, value in run.model.get("config", {}).items()) or None),
         ("run", f"{record.name} (model {record.run.model}, task {record.run.task}, method {record.run.method})"),

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from vera.config import CONF_DIR, GROUPS, build
 from vera.errors import ConfigError, RecordError
 from vera.io.files import write_atomic
+from vera.models.base import Model
 from vera.records.record import Record
 from vera.records.sources import made_of
 from vera.records.store import Store
@@ -141,6 +142,9 @@ def card(
         where = f"{', '.join(texts)} of the texts that it wrote for the {made.notes['outputs']:,} inputs of the test set, "
         where += f"log_likelihood on {made.eval_rows:,} other rows"
     task, model = build(record.run.config["task"], "task"), record.run.model
+    backbone = build(record.run.config["model"], "model")
+    if form != "merged" and (how := export.held(backbone)[0]) != export.FLOAT32:
+        where += f", with the backbone in {how}"
     every = store.by_cell().get(record.run.cell_id, [record])
     seeds = [seed for seed in every if _alike(made_of(seed), made_of(record))]
     base = made.model_source if made.model_commit else None
@@ -190,7 +194,7 @@ Scores are of the {checkpoint} epoch ({epoch}), {where}; nothing is in percent.{
 ## Use
 
 ```python
-{_use(form, repo, base, task)}
+{_use(form, repo, base, task, backbone)}
 ```{held}
 
 ## What it is
@@ -214,15 +218,21 @@ def _alike(one: Mapping[str, str | None], other: Mapping[str, str | None]) -> bo
     return all(None in (one[name], other[name]) or one[name] == other[name] for name in one)
 
 
-def _use(form: export.Form, repo: str, base: str | None, task: Task) -> str:
+def _use(form: export.Form, repo: str, base: str | None, task: Task, model: Model) -> str:
+    """Code that opens what was published: an adapter on a backbone held as the run's, whatever its checkpoint's files hold."""
     kind = {"text": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
     loader = kind.get(task.modality, "AutoModelForCausalLM")
     if form == "merged":
         return f'from transformers import {loader}\n\nmodel = {loader}.from_pretrained("{repo}")'
-    head = f", num_labels={task.outputs}, ignore_mismatched_sizes=True" * (task.modality in kind)  # the adapter brings it
-    backbone = f'{loader}.from_pretrained("{base}"{head})' if base else f"{loader}.from_pretrained(...{head})  # named below"
-    imports = f"from peft import PeftModel\nfrom transformers import {loader}"
-    return f'{imports}\n\nbackbone = {backbone}\nmodel = PeftModel.from_pretrained(backbone, "{repo}")'
+    _, dtype, quantised = export.held(model)
+    keys = f", num_labels={task.outputs}, ignore_mismatched_sizes=True" * (task.modality in kind)  # the adapter brings it
+    keys += f', dtype="{dtype}"' + ", quantization_config=in_bits" * bool(quantised)
+    backbone = f'{loader}.from_pretrained("{base}"{keys})' if base else f"{loader}.from_pretrained(...{keys})  # named below"
+    names = ", ".join([loader, *([quantised.partition("(")[0]] if quantised else [])])
+    lines = ["from peft import PeftModel", f"from transformers import {names}", "", f"backbone = {backbone}"]
+    if quantised:
+        lines.insert(3, f"in_bits = {quantised}")
+    return "\n".join([*lines, f'model = PeftModel.from_pretrained(backbone, "{repo}")'])
 
 
 def _bibtex() -> str:
