@@ -412,6 +412,37 @@ def test_the_command_prints_what_it_would_adapt_and_a_yaml_that_works(folders, c
         command.look("/nowhere/at/all", "text", "mine")
 
 
+UNFIT = {  # asked for, and what it is
+    "swin": (t.SwinConfig, "text", "--for image"),
+    "clip": (t.CLIPConfig, "causal", "--for image"),
+    "mamba": (t.MambaConfig, "text", "--for causal"),
+    "qwen3": (t.Qwen3Config, "image", "--for text or --for causal"),
+}
+
+
+@pytest.mark.parametrize("family", UNFIT)
+def test_a_checkpoint_of_another_kind_is_told_which(family, tmp_path):
+    config, asked, helps = UNFIT[family]
+    config().save_pretrained(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        command.look(str(tmp_path), asked, "mine")
+    name = config.__name__
+    assert str(caught.value).endswith(f": {helps}") and f" of {name}, but AutoModelFor" in str(caught.value)
+
+
+def test_a_checkpoint_of_no_kind_is_told_so(tmp_path):
+    t.DPTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"has no AutoModelForCausalLM of DPTConfig, nor an auto class of another kind here$"):
+        command.look(str(tmp_path), "causal", "mine")
+
+
+def test_a_run_with_a_checkpoint_of_another_kind_is_told_so(folders, cache, tmp_path):
+    shutil.copytree(folders("qwen3"), tmp_path / "mamba")
+    t.MambaConfig().save_pretrained(tmp_path / "mamba")
+    with pytest.raises(ModelError, match=r"no AutoModelForSequenceClassification of MambaConfig, but AutoModelForCausalLM$"):
+        loaded(tmp_path / "mamba", cache)
+
+
 def test_the_command_writes_a_yaml_of_a_hub_id_that_a_run_reads(folders, train, tmp_path, monkeypatch, capsys):
     cached = tmp_path / "hub" / "models--me--mine"
     for folder in (cached / "snapshots" / ("0" * 40), tmp_path / "copies" / "mine", tmp_path / "a ${seed}"):

@@ -19,11 +19,11 @@ from vera.config import build, choice
 from vera.config.components import new_yaml
 from vera.errors import ModelError
 from vera.models import found
-from vera.models.base import HOLDS_ADAPTER, SAFE, Backbone
+from vera.models.base import AUTO, HOLDS_ADAPTER, SAFE, Backbone, cause, kinds_for
 from vera.project import called
 from vera.tasks.draft import as_yaml
 
-KINDS = {"text": "auto_text", "image": "auto_image", "causal": "auto_causal"}
+KINDS = {kind: f"auto_{kind}" for kind in AUTO}
 
 
 def main() -> int:
@@ -57,7 +57,8 @@ def look(given: str, kind: str, name: str) -> tuple[list[str], dict]:
         with torch.device("meta"):
             model = model_config._from_config(config, 2)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ModelError(f"{given} cannot be looked into: {' '.join(str(error).split())[:300]}") from None
+        hint = " or ".join(f"--for {kind}" for kind in kinds_for(error))
+        raise ModelError(f"{given} cannot be looked into: {cause(error)}" + f": {hint}" * bool(hint)) from None
     head = found.head(model) if settings["head"] == "auto" else []
     backbone = Backbone(model, None, tuple(head), given, None, "")
     linear = found.linear(model, head)

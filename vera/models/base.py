@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
@@ -71,6 +73,10 @@ NO_WEIGHTS = (
     "no weights in safetensors (pickled ones such as pytorch_model.bin are never read); convert them once with "
     "save_pretrained() to another folder"
 )
+# transformers' auto classes by what a checkpoint is to be, and its words for one that is none.
+AUTO = {"text": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
+AUTO |= {"causal": "AutoModelForCausalLM"}
+UNFIT = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'> for this kind of AutoModel: (\w+)")
 # Keys of transformers' configurations that a run has keys of its own for, or its task decides.
 DECIDED = {"num_labels", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "model_type", "architectures"}
 DECIDED |= {"quantization_config"}
@@ -429,11 +435,23 @@ class Model(Component):
 
 
 def cause(error: Exception) -> str:
-    """Why a checkpoint cannot be loaded, in one line: by its loader's words, but where they are to read pickled weights."""
+    """Why a checkpoint cannot be loaded, in one line: by its loader's words, but where they are to read pickled weights, or
+    list every configuration that would do."""
     text = str(error).strip()
+    if unfit := UNFIT.match(text):
+        others = " or ".join(AUTO[kind] for kind in kinds_for(error))
+        no = f"transformers has no {unfit[2]} of {unfit[1]}"
+        return f"{no}, but {others}" if others else f"{no}, nor an auto class of another kind here"
     if "no file named model.safetensors" in text or "do not set `use_safetensors=True`" in text:
         return NO_WEIGHTS
     return (text.splitlines() or [type(error).__name__])[0][:200]
+
+
+def kinds_for(error: Exception) -> list[str]:
+    """Of which kinds in AUTO an architecture is, where transformers has refused it for another kind; else none."""
+    unfit = UNFIT.match(str(error).strip())
+    config = getattr(transformers, unfit[1], None) if unfit else None
+    return [kind for kind, auto in AUTO.items() if config in getattr(transformers, auto)._model_mapping] if config else []
 
 
 def weights_files(folder: Path) -> list[str]:
