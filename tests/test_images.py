@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -12,16 +13,20 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from transformers import ViTImageProcessor
+from transformers import AutoModelForImageClassification, ViTImageProcessor
 
+from vera.checks.verify import compare, repeat
 from vera.config import build
 from vera.errors import ConfigError, DataError, RecordError, TrainingError
 from vera.io import hub
 from vera.models.image import Pixels
+from vera.records.record import Record
+from vera.records.store import Store
 from vera.run import check_sources, execute, prepare
 from vera.tasks import image_cache, image_rows, images
 from vera.tasks.image_rows import from_folder, synthetic
 from vera.train.loop import Loop
+from vera.trained.export import export
 
 CLASSES = 3
 SHAPES = {"task.classes": CLASSES, "task.train_per_class": 4}
@@ -218,7 +223,23 @@ def test_parquet_files(layout, load, tmp_path):
         table(start, count).to_parquet(path)
     _, data = load("cifar100", f"task.data_dir={tmp_path / 'p'}")
     assert (len(data.train), len(data.evaluation)) == (CLASSES * 4, CLASSES * 5)
-    assert data.evaluation[6][1] == 1
+    assert data.evaluation[6][1] == 1 and data.notes["classes"] == ["zero", "one", "two"]
+
+
+def test_only_names_of_the_classes_that_a_model_has_are_noted(load, tmp_path):
+    """Of more names than classes the first; none where some class has no name."""
+    for split, start in (("train", 0), ("test", 50)):
+        made = table(start, 6).filter(lambda row: row["fine_label"] < 2)
+        for names in (["zero", "one", "two"], None):
+            kind = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+            folder = tmp_path / ("named" if names else "plain")
+            folder.mkdir(exist_ok=True)
+            made.cast_column("fine_label", kind).to_parquet(folder / f"{split}.parquet")
+    few = ["task.classes=2", f"task.data_dir={tmp_path / 'named'}"]
+    assert load("cifar100", *few)[1].notes["classes"] == ["zero", "one"]
+    assert "classes" not in load("cifar100", "task.classes=2", f"task.data_dir={tmp_path / 'plain'}")[1].notes
+    more = ["task.classes=5", "task.train_per_class=null", f"task.data_dir={tmp_path / 'named'}"]
+    assert "classes" not in load("cifar100", *more)[1].notes
 
 
 def test_plain_parquet_without_the_hubs_metadata(load, tmp_path):
@@ -230,7 +251,7 @@ def test_plain_parquet_without_the_hubs_metadata(load, tmp_path):
         plain = {"img": [value["bytes"] for value in made["img"]], "fine_label": made["fine_label"][:]}
         pq.write_table(pa.table(plain), tmp_path / f"{split}.parquet")
     _, data = load("cifar100", f"task.data_dir={tmp_path}")
-    assert len(data.evaluation) == CLASSES * 5
+    assert len(data.evaluation) == CLASSES * 5 and "classes" not in data.notes
 
 
 def test_the_hub(load, monkeypatch):
@@ -479,6 +500,52 @@ def test_a_record_holds_the_rows_and_no_path_and_the_cell_no_machine(folders, co
     assert (record.provenance.train_rows, record.provenance.eval_rows) == (12, 15)
 
 
+FEW = ["model=vit_base", "task=cifar100", "task.classes=3", "task.train_per_class=4", "task.synthetic=false", "method=head"]
+
+
+def test_names_of_class_folders_go_into_the_record_and_leave_with_the_model(folders, compose, tmp_path):
+    keys = [
+        "model=vit_base",
+        "task=cifar100",
+        "task.classes=3",
+        "task.train_per_class=4",
+        "task.synthetic=false",
+        "method=vera",
+    ]
+    run = compose(*keys, f"task.data_dir={folders}", f"cache_dir={tmp_path / 'images'}", "train.save=true")
+    record = execute(run)
+    path = Store(run.results_dir).path(record.name)
+    place = [f"cache_dir={tmp_path / 'images'}"]
+
+    def left(form):
+        out = tmp_path / form
+        shutil.rmtree(out, ignore_errors=True)
+        export(path, out, form, work=Path(run.work_dir), overrides=place)
+        return out, [line for line in (out / "README.md").read_text().splitlines() if line.startswith("| labels |")]
+
+    merged, row = left("merged")
+    model = AutoModelForImageClassification.from_pretrained(merged)
+    assert model.config.id2label == {0: "digit_0", 1: "digit_1", 2: "digit_2"} and model.config.label2id["digit_1"] == 1
+    assert row == left("lora")[1] == ["| labels | 0 digit_0, 1 digit_1, 2 digit_2 |"]
+
+    for label in range(CLASSES):  # the same images, called otherwise
+        for split in ("train", "test"):
+            (folders / split / f"digit_{label}").rename(folders / split / f"{label}|")
+    images._read.cache_clear()  # another process
+    again = repeat(record, [*place, f"task.data_dir={folders}"])
+    found = compare(record, again)
+    assert not found.differing() and found.conditions == [("classes", "digit_0, digit_1, digit_2", "0|, 1|, 2|")]
+    path.write_text(again.model_copy(update={"weights": record.weights}).to_json())
+    assert left("lora")[1] == [r"| labels | 0 0\|, 1 1\|, 2 2\| |"]
+    older = json.loads(record.to_json())
+    del older["provenance"]["notes"]["classes"]
+    older = Record.model_validate(older)
+    for pair in ((older, again), (again, older)):
+        assert not compare(*pair).differing() and not compare(*pair).conditions
+    path.write_text(older.to_json())
+    assert left("merged")[1] == []
+
+
 def test_training_splits_with_their_classes_in_another_order_are_refused(load, tmp_path):
     for split, start, names in (("train", 0, "zero one two"), ("more", 10, "two one zero"), ("test", 50, "zero one two")):
         made = table(start, 6)
@@ -491,9 +558,6 @@ def test_training_splits_with_their_classes_in_another_order_are_refused(load, t
         (tmp_path / f"{old}.parquet").rename(tmp_path / f"{new}.parquet")
     with pytest.raises(DataError, match=r"train-00000-of-00002.parquet and train-00001-.* the same classes: 'their order'"):
         load("cifar100", f"task.data_dir={tmp_path}")
-
-
-FEW = ["model=vit_base", "task=cifar100", "task.classes=3", "task.train_per_class=4", "task.synthetic=false", "method=head"]
 
 
 def test_other_training_images_with_the_same_labels_are_other_rows(folders, compose, tmp_path):

@@ -27,7 +27,7 @@ from vera.config import (
 )
 from vera.errors import ConfigError, RecordError
 from vera.records.record import Record
-from vera.records.sources import CONFIGURED, configured
+from vera.records.sources import CLASSES, CONFIGURED, configured
 from vera.records.store import Store
 from vera.run import LOCAL, check_sources, execute
 
@@ -167,8 +167,8 @@ def compare(recorded: Record, repeated: Record) -> Comparison:
     younger = {name for name in new if name.startswith("notes.")}  # than a record that lacks them
     names = [*old, *(name for name in new if name not in old and name not in younger)]
     was, now = dict(_conditions(recorded)), dict(_conditions(repeated))
-    said = [configured(record.provenance.notes) for record in (recorded, repeated)]
-    for note in CONFIGURED:  # where both say it
+    said = [configured(record.provenance.notes) | _classes(record) for record in (recorded, repeated)]
+    for note in (*CONFIGURED, CLASSES):  # where both say it
         if note in said[0] and note in said[1]:
             was[note], now[note] = said[0][note], said[1][note]
     differing = [(name, was.get(name, "-"), now.get(name, "-")) for name in {**was, **now} if was.get(name) != now.get(name)]
@@ -192,8 +192,14 @@ def _numbers(record: Record) -> Iterator[tuple[str, float | str | None]]:
     yield "cost.examples", record.cost.examples
     yield "collapsed", record.collapsed
     for name, note in record.provenance.notes.items():
-        if name not in CONFIGURED and name != "resumed" and not name.endswith("seconds"):
+        if name not in (*CONFIGURED, CLASSES, "resumed") and not name.endswith("seconds"):
             yield f"notes.{name}", json.dumps(note, sort_keys=True)
+
+
+def _classes(record: Record) -> dict[str, str]:
+    """The names of the classes, which no number depends on: another copy of the data may call them otherwise, or not at all."""
+    notes = record.provenance.notes
+    return {CLASSES: ", ".join(map(str, notes[CLASSES]))} if CLASSES in notes else {}
 
 
 def _conditions(record: Record) -> Iterator[tuple[str, str]]:

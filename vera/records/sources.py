@@ -24,6 +24,7 @@ from vera.records.record import LOCAL, Record
 KINDS = {"model": ("weights", "model_fingerprint", "model_source"), "task": ("rows", "data_fingerprint", "data_source")}
 # Notes of a record. CONFIGURED: fingerprints of what decides a backbone's numbers beside its weights, and what they are of.
 CONFIGURED = {"configuration": "configuration (config.json)", "preprocessing": "tokenizer or image processor"}
+CLASSES = "classes"  # a record's note: names of its classes in their order, where the data name them and the task does not
 DRAWN = "few_shot_images"  # a record's note: fingerprint of the images that its seed drew, where the task's leaves them out
 PRETRAINED = "pretrained_on"  # and of what a backbone was pretrained on here, whose weights may differ by processor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,11 @@ def check_names(first: str, names: Sequence[str], other: str, others: Sequence[s
         )
 
 
+def class_names(parts: Iterable[Rows]) -> Sequence[str] | None:
+    """The names of the classes of several splits, whose classes agree, where one of them has some."""
+    return next((part.names for part in parts if part.names is not None), None)
+
+
 def joined(parts: list[Rows]) -> Rows:
     """Several splits, whose classes agree, as one, one after the other."""
     if len(parts) == 1:
@@ -86,7 +91,7 @@ def joined(parts: list[Rows]) -> Rows:
     return Rows(
         data=datasets.concatenate_datasets([part.data for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
-        names=parts[0].names,
+        names=class_names(parts),
         where="+".join(part.where for part in parts),
         identity=json.dumps([part.identity for part in parts]),
         stray=sum(part.stray for part in parts),

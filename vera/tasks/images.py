@@ -19,7 +19,7 @@ from vera.errors import ConfigError, DataError
 from vera.io import tables
 from vera.io.hub import HubData
 from vera.models.base import Backbone
-from vera.records.sources import DRAWN
+from vera.records.sources import CLASSES, DRAWN
 from vera.seeds import derive
 from vera.tasks import image_cache, image_rows
 from vera.tasks.base import Data, Made, Task, twice
@@ -88,7 +88,11 @@ class Images(FewShot):
 
     def load(self, backbone: Backbone, seed: int) -> Data:
         pool, evaluation, source, commit = _read(self.model_dump_json())
-        chosen, notes = None, {}
+        notes: dict[str, Any] = {}
+        chosen = None
+        names = image_rows.class_names(rows for rows in (pool, evaluation) if rows is not None)
+        if names is not None:
+            notes[CLASSES] = list(names)
         if self.train_per_class is not None:
             chosen = few_shot(pool.labels, range(self.classes), self.train_per_class, seed, pool.class_name)
             notes["few_shot_rows"] = chosen.tolist()

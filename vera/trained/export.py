@@ -46,6 +46,7 @@ from vera.nn.linear import VeraLinear
 from vera.nn.names import inside
 from vera.records.kept import check_backbone, kept
 from vera.records.record import Record
+from vera.records.sources import CLASSES
 from vera.records.store import Store
 from vera.seeds import seed_everything
 
@@ -327,7 +328,7 @@ def _write_merged(run, record, backbone, method, folder, rank) -> list[str]:
         if hasattr(model, name):
             delattr(model, name)
     join_attention(model)
-    labels = build(run.task, "task").class_names
+    labels = _labels(run, record)
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}
@@ -357,6 +358,11 @@ def _base(run: RunConfig, record: Record) -> tuple[str | None, str | None]:
     return (checkpoint, record.provenance.model_commit) if record.provenance.model_source == checkpoint else (None, None)
 
 
+def _labels(run: RunConfig, record: Record) -> Sequence[str] | None:
+    """The names of the classes, as the task has them, or as the data had them that it was trained on."""
+    return build(run.task, "task").class_names or record.provenance.notes.get(CLASSES)
+
+
 def _code(start: Mapping[str, Any]) -> str:
     return f"commit {start['git_sha'] or 'unknown'}" + " with changes" * bool(start["git_dirty"])
 
@@ -377,7 +383,7 @@ def held(model: Model) -> tuple[str, str, str | None]:
 def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: list[str]) -> str:
     base, revision = _base(run, record)
     provenance, chosen = record.provenance, getattr(record.scores, checkpoint)
-    labels = build(run.task, "task").class_names
+    labels = _labels(run, record)
     front = [f"base_model: {base}"] * bool(base) + ["library_name: " + ("transformers" if form == "merged" else "peft")]
     where = f"`{base}` at commit `{revision}`" if base else provenance.model_source
     tested = record.scores.test if checkpoint == "best" else None
@@ -403,5 +409,6 @@ def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: 
             ", ".join(f"{n} {provenance.versions[n]}" for n in ("torch", "transformers", "peft") if n in provenance.versions),
         ),
     ]
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows if value is not None)
+    cells = [(key, str(value).replace("|", r"\|")) for key, value in rows if value is not None]  # a class's name may have one
+    table = "\n".join(f"| {key} | {value} |" for key, value in cells)
     return "---\n" + "\n".join(front) + f"\n---\n\n# {record.name}\n\n| | |\n|---|---|\n{table}\n"
