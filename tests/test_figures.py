@@ -89,6 +89,16 @@ def test_a_figure_says_which_runs_it_does_not_show(name, drawn):
     assert not any("not shown" in text for text in boxes(made))
 
 
+def test_a_figure_says_what_is_drawn_otherwise_and_on_what(drawn):
+    """The head alone, which trains nothing to be drawn against, is a line without its seeds."""
+    head = [record([*DIGITS, "method=head"], seed, 0.5, parameters=0) for seed in range(5)]
+    cells = by_cell(*head, *runs("method=vera"))
+    (made,) = drawn(Asked(cells), "digits")
+    assert "Head only (0): the median alone" in boxes(made)
+    (made,) = drawn(Asked(cells), "pareto")
+    assert "digits with digits_vit" in made._suptitle.get_text()
+
+
 def test_a_method_has_one_colour_in_all_figures(drawn):
     five = [*runs("method=vera"), *runs("method=lora")]
     for name in ("digits", "figure2_ranks"):

@@ -135,7 +135,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
         color, marker = METHOD_STYLE[method]["color"], METHOD_STYLE[method]["marker"]
         label = f"{METHODS[method]} ({parameters:,})"
         if parameters == 0:
-            axes.axhline(scores.median, color=color, linestyle="--", linewidth=1.2, label=label)
+            axes.axhline(scores.median, color=color, linestyle="--", linewidth=1.2, label=f"{label}: the median alone")
             continue
         axes.plot([0.93 * parameters] * scores.n, scores.values, ".", color=color, markersize=5, alpha=0.6)
         ends = None if scores.collapsed else scores.interval

@@ -55,7 +55,7 @@ def build(asked: Asked) -> list[Table]:
 
 
 def draw(asked: Asked, folder: Path) -> list[Path]:
-    """figure3 and figure3_mini, each only where it has been measured."""
+    """figure3, figure3_mini and figure3_minilm, each only where it has been measured."""
     written = []
     for name, (title, cell) in MEASURED.items():
         found = analysis.of_runs(name, asked.results, cell)

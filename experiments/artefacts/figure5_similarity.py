@@ -63,7 +63,7 @@ def build(asked: Asked) -> list[Table]:
 
 
 def draw(asked: Asked, folder: Path) -> list[Path]:
-    """figure5 and figure5_mini, each only where it has been measured."""
+    """figure5, figure5_mini and figure5_minilm, each only where it has been measured."""
     written = []
     for name, (title, *cells) in MEASURED.items():
         found = analysis.of_runs(name, asked.results, *cells)

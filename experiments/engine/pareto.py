@@ -170,7 +170,7 @@ def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
         named.append((axes, at, names))
     panels[0].set_ylabel(f"{found[0].records[0].scores.primary} x 100")
     said = plots.median_over([len(entry.records) for entry in found], sum(entry.summary().collapsed for entry in every))
-    canvas.suptitle("\n".join([said, "front in blue", *given(asked)]), fontsize=8)
+    canvas.suptitle("\n".join([f"{task} with {model}, front in blue", said, *given(asked)]), fontsize=8)
     for axes, at, names in named:
         plots.name_points(axes, at, scores, names)
     return plots.save(canvas, stem)
