@@ -9,6 +9,7 @@ import torch
 
 from experiments.artefacts import figure3_magnitudes, figure5_similarity
 from experiments.engine import analysis as measurements
+from experiments.engine import by_layer
 from experiments.engine.claims import stated
 from experiments.engine.rows import Asked
 from vera.commands import run as command
@@ -108,6 +109,14 @@ def test_layers_are_in_the_order_of_their_numbers():
     found = adapters.by_target(names, {"query": ["query", "q_proj"], "key": "key", "value": "value"})
     assert list(found) == ["query", "value"]
     assert found["query"] == [f"encoder.layer.{layer}.attention.query" for layer in (0, 2, 10)]
+
+
+def test_rows_by_layer_show_both_series_and_the_first_less_the_second():
+    query, value = [[1.0, 5.0], [2.0, 7.0], [3.0, 6.0]], [[0.0, 8.0], [1.0, 8.0], [2.0, 8.0]]  # three seeds, two layers
+    assert by_layer.rows([query, value], 1) == [
+        ["0", "2.0±1.0 (n=3)", "[1.0, 3.0]", "1.0±1.0 (n=3)", "[0.0, 2.0]", "+1.0 [+1.0, +1.0]"],
+        ["1", "6.0±1.0 (n=3)", "[5.0, 7.0]", "8.0±0.0 (n=3)", "[8.0, 8.0]", "-2.0 [-4.5, +0.5]"],
+    ]
 
 
 def test_cosine():

@@ -18,7 +18,7 @@ from transformers import (
     ViTConfig,
 )
 
-from tests.conftest import ROOT, own_methods
+from tests.conftest import ROOT, own_methods, trained
 from vera.config import build, choice
 from vera.errors import ConfigError
 from vera.methods.adalora import AdaLora
@@ -159,6 +159,29 @@ def test_houlsbys_bottleneck_sits_before_the_residual_sum(prepared):
             torch.testing.assert_close(part(x, residual), layer_norm(part.LayerNorm, sublayer + delta + residual))
 
 
+def test_a_bottleneck_begins_small_and_has_the_activation_that_is_named():
+    made, x = Bottleneck(200, 100, "relu", False, torch.device("cpu")), 10 * torch.randn(3, 200)
+    assert made.down.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    nn.init.normal_(made.up.weight)
+    z = x @ made.down.weight.T
+    inner = {"relu": z.clamp(min=0), "silu": z / (1 + (-z).exp()), "gelu": z / 2 * (1 + torch.erf(z / 2**0.5))}
+    for made.activation, wanted in inner.items():
+        torch.testing.assert_close(made(x), wanted @ made.up.weight.T, rtol=1e-4, atol=1e-4)
+
+
+def test_lins_bottleneck_norms_what_a_block_gives(prepared):
+    """h + W_up relu(W_down LN(h) + c) + e for the block's output h."""
+    (bare, *_), (backbone, *_) = (prepared(*TEXT, f"method={method}") for method in ("full", "adapter_l"))
+    first, last = (b.model.eval().roberta.encoder.layer[-1] for b in (bare, backbone))
+    adapter, x = last.adapter_output, torch.randn(2, 5, 16)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter)
+    with torch.no_grad():
+        h, found = (y if isinstance(y, torch.Tensor) else y[0] for y in (first(x), last(x)))
+        inner = (layer_norm(adapter.norm, h) @ adapter.down.weight.T + adapter.down.bias).clamp(min=0)
+        torch.testing.assert_close(found, h + inner @ adapter.up.weight.T + adapter.up.bias)
+
+
 def layer_norm(module, x):
     centred = x - x.mean(-1, keepdim=True)
     return module.weight * centred / (centred.pow(2).mean(-1, keepdim=True) + module.eps).sqrt() + module.bias
@@ -281,6 +304,17 @@ def left(backbone, method):
     return [int((layer.lora_E.default != 0).sum()) for layer in method.layers(backbone).values()]
 
 
+def test_adalora_adds_its_triplets_times_alpha_over_the_rank_that_it_starts_with(prepared):
+    backbone, method, _ = prepared(*ADALORA, "method.alpha=9", "method.beta1=0.6", "method.beta2=0.9")
+    layer = next(iter(method.layers(backbone).values())).eval()
+    x, (P, E, Q) = torch.randn(3, 16), (getattr(layer, f"lora_{part}").default for part in "BEA")
+    with torch.no_grad():
+        nn.init.normal_(E)
+        torch.testing.assert_close(layer(x) - layer.base_layer(x), 9 / 6 * x @ Q.T @ torch.diag(E.flatten()) @ P.T)
+    allocator = method._tuner.rankallocator
+    assert (allocator.beta1, allocator.beta2) == (0.6, 0.9)
+
+
 def test_adalora_prunes_where_operations_are_deterministic(fitted, monkeypatch):
     """On a GPU torch refuses the k-th value there, for its index, which nobody takes."""
     whole, pruned = torch.kthvalue, []
@@ -318,6 +352,27 @@ def test_adalora_deals_out_the_ranks_on_schedule(fitted):
     assert len(set(after)) > 1  # ... but not everywhere
     pruning_ended = [sum(step) for step in ranks[-6:]]
     assert set(pruning_ended) == {2 * matrices}  # the last 30 % of the steps
+
+
+def test_adalora_prunes_every_so_many_steps_and_holds_what_is_left_in_the_end(compose, tmp_path):
+    run = compose(
+        *ADALORA, "method.interval=3", "train.epochs=2", "train.max_steps=20", "train.warmup_ratio=0", "train.lr=0.05"
+    )
+    backbone, method, task, data = prepare(run)
+    counts = []
+    Loop(run, backbone, method, task, data, tmp_path, lambda *_: counts.append(sum(left(backbone, method)))).fit()
+    pruned = [step for step, count in enumerate(counts, start=1) if count < 6 * 4]
+    assert pruned == [3, 6, 9, 12, *range(14, 21)]  # from a tenth of the run on; then the last three tenths
+
+
+@pytest.mark.parametrize("method", ["lora", "dylora", "adalora", "vera", "dvora"])
+def test_an_adapter_s_own_dropout_acts_in_training_alone(method, prepared):
+    """Of a ViT, which has none."""
+    for rate, drops in ((0.5, True), (0.0, False)):
+        backbone, _, batch = prepared(f"method={method}", f"method.dropout={rate}")
+        model = trained(backbone.model).train()
+        assert torch.equal(model(**batch).logits, model(**batch).logits) != drops
+        assert torch.equal(logits(backbone, batch), logits(backbone, batch))
 
 
 def test_adalora_file_holds_the_triplets_that_are_left(fitted, tmp_path, prepared):

@@ -179,6 +179,8 @@ def test_counts_decide_without_a_single_run():
     assert found["fewer_glue_base"][2:5] == ["7.0 (0.3M / 0.043M)", "6.9 (294,912 / 43,008)", "not supported"]
     assert found["fewer_instruct"][4] == found["fewer_e2e"][4] == found["fewer_images"][4] == "supported"
     assert found["storage"][4] == "supported" and found["table1_gpt3"][4] == "not supported"
+    for factor, reading in ((7.0, "supported"), (8.0, "not supported")):  # 6.86 times fewer, which is 7 to one digit
+        assert claims.fewer({"roberta_base": factor}, "table2").reading == reading
 
 
 def test_the_average_over_tasks_is_paired_by_seed():
@@ -208,6 +210,18 @@ def test_the_average_over_tasks_is_paired_by_seed():
     )
     (table,) = (table for table in registry.artefact("claims").build(Asked(apart)) if table.name == "claims")
     assert any("no seed that each of them has (seeds 0, 1, 2, 3, 4; 5, 6, 7, 8, 9)" in note for note in table.notes)
+
+
+def test_differences_are_of_the_epoch_that_a_claim_reads():
+    sides = [["model=digits_vit", "task=digits", f"method={method}"] for method in ("vera", "lora")]
+    made = [record(side, 3, *scores) for side, scores in zip(sides, ((0.80, 0.70), (0.60, 0.75)), strict=True)]
+    found = [claims.by_seed(Asked(by_cell(*made)), *sides, select=select) for select in ("best", "last")]
+    assert found == [{3: pytest.approx(0.2)}, {3: pytest.approx(-0.05)}]
+
+
+def test_later_layers_are_the_second_half_less_the_first():
+    assert claims.over_layers([[1.0, 2.0, 40.0, 3.0, 6.0], [5.0, 5.0, 0.0, 1.0, 1.0]], True) == [3.0, -4.0]  # no middle one
+    assert claims.over_layers([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]], False) == [2.0, 4.0]
 
 
 def test_a_collapsed_run_decides_nothing_by_its_survivors_in_any_metric():

@@ -145,10 +145,8 @@ def test_table_2_shows_ours_below_the_published_row():
         "87.8",
     ]
     assert rows["Large", "VeRA", "ours"][3:] == ["61,440", *["92.0±1.6"] * 6, "92.0"]
-    assert [round(cell.deviation, 6) for cell in rows["Large", "VeRA", "ours"][4:6]] == [
-        -4.1,
-        1.1,
-    ]  # ours minus the printed one
+    ours_minus_printed = [round(cell.deviation, 6) for cell in rows["Large", "VeRA", "ours"][4:6]]
+    assert ours_minus_printed == [-4.1, 1.1]
     assert rows["Base", "LoRA", "ours"][3:] == ["294,912", DASH, DASH, DASH, DASH, "85.1 (n=1)", DASH, DASH]
     assert rows["Base", "Full fine-tuning", "ours"][3:] == ["124,055,040", *[DASH] * 7]  # counted, not run
     best_last = next(row for row in details.rows if row[:3] == ["Large", "VeRA", "RTE"])
@@ -243,8 +241,8 @@ def test_a_row_of_another_statistic_than_the_table_s_is_said(tmp_path, monkeypat
     of_the_best = {"study": {"by": "them", "seeds": 3, "over": "mean", "epoch": "best"}}
     own_table(tmp_path, monkeypatch, lora=of_the_best)
     made = [
-        record(["model=digits_vit", "task=digits", f"method={method}"], seed, 0.7 + seed / 100, 0.6)
-        for method in ("vera", "lora")
+        record(["model=digits_vit", "task=digits", f"method={method}"], seed, 0.7 + seed / 100, last)
+        for method, last in (("vera", 0.6), ("lora", 0.5))
         for seed in range(5)
     ]
     table, _, tests = compare("mine", Asked(by_cell(*made)))
@@ -253,6 +251,7 @@ def test_a_row_of_another_statistic_than_the_table_s_is_said(tmp_path, monkeypat
     assert any("(mine_studies)" in note for note in table.notes) and "at the last epoch" in tests.notes[0]
     (best, *_, of_best) = compare("mine", Asked(by_cell(*made), stat="mean"))
     assert not any("mine_studies" in note for note in best.notes) and "at the best epoch" in of_best.notes[0]
+    assert [of.rows[0][3] for of in (tests, of_best)] == ["+10.0 [+10.0, +10.0]", "+0.0 [+0.0, +0.0]"]
 
 
 def test_the_best_of_a_cost_is_not_the_dearest_run(tmp_path, monkeypatch):
@@ -528,6 +527,7 @@ def test_a_collapsed_run_counts_for_no_cost():
     assert "A run that collapsed counts for no cost." not in compare("table12", Asked(by_cell(*ran[:2])))[0].notes
     some, none = Entry(["VeRA"], ran), Entry(["VeRA"], ran[2:])
     assert (seconds(some), steps(some)) == ("600 (n=2)", "100") and (seconds(none), steps(none)) == (DASH, DASH)
+    assert seconds(Entry(["VeRA"], [*ran, made(vera, 3, 6000.0, 100, 20)])) == "600 (n=3)"  # of 600, 600 and 6,000
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,21 @@ def test_a_disturbed_machine_has_no_front_of_seconds_and_a_cpu_none_of_memory():
     assert any("No front of seconds: vera took over" in note for note in table.notes)
 
 
+@pytest.mark.parametrize(("slowest", "fronts"), [(2.9, "trained, seconds"), (3.1, "trained")])
+def test_a_seed_may_take_half_as_long_again(slowest, fronts):
+    found = [*runs("vera", 0.8, 3_000, 2.0, seeds=4), made("vera", 4, 0.8, 3_000, slowest)]
+    (row,) = pareto.table(Asked(by_cell(*found)), "digits_vit", "digits", "x").rows
+    assert row[-1] == fronts
+
+
+@pytest.mark.parametrize(("stat", "fronts"), [("median", ["trained", "trained"]), ("mean", ["trained", "–"])])
+def test_a_front_is_of_the_statistic_that_is_shown(stat, fronts):
+    spread = [made("vera", seed, score, 3_000, 2.0 + 9 * seed) for seed, score in enumerate([0.5, 0.6, 0.7, 0.8, 0.95])]
+    cells = by_cell(*spread, *(made("lora", seed, 0.705, 16_000, 2.0) for seed in range(5)))
+    table = pareto.table(Asked(cells, stat=stat), "digits_vit", "digits", "x")
+    assert [(row[0], row[-1]) for row in table.rows] == list(zip(["vera", "lora"], fronts, strict=True))
+
+
 def test_every_reason_against_a_front_is_told():
     slow = json.loads(made("vera", 4, 0.8, 3_000, 20.0).to_json())
     slow["cost"]["threads"] = 1

@@ -334,6 +334,7 @@ def test_a_printed_spread_is_over_the_seeds_that_its_row_names(seeds, monkeypatc
     printed = 89.5 + 0.5 * (printed - printed.mean()) / printed.std(ddof=1)
     assert one.p == pytest.approx(ttest_ind([100 * v for v in values], printed, equal_var=False).pvalue)
     assert best.startswith("89.0") and best.p is None  # the best of several is no mean
+    assert (one.deviation, best.deviation) == (pytest.approx(-1.2), pytest.approx(-0.5))  # ours less what is printed
 
 
 def test_a_row_in_a_metric_that_its_task_does_not_compute_is_one_line(tmp_path):

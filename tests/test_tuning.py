@@ -73,6 +73,7 @@ def computing(score=lr_score, limit=10**6):
 def test_ranges_and_lists():
     assert tuning.axis("train.lr=1e-4..1e-1:log:4").points == ("0.0001", "0.001", "0.01", "0.1")
     assert tuning.axis("train.lr=0.1..0.4:4").points == ("0.1", "0.2", "0.3", "0.4")
+    assert tuning.axis("train.lr=1e-3..1e-1:log:5").points == ("0.001", "0.00316", "0.01", "0.0316", "0.1")
     assert tuning.axis("method.rank=2..16:log:4").points == ("2", "4", "8", "16")
     assert tuning.axis("method.targets=[query],[query,value]").points == ("[query]", "[query,value]")
     free = tuning.axis("train.lr=1e-4..1e-1:log")
@@ -140,6 +141,7 @@ def test_the_grid_is_chosen_from_on_validation_rows_and_repeats_nothing(search):
     assert len(done) == 16 and [t.trial for t in again] == [t.trial for t in tried]
     said = tuning.table(tried, asked)
     assert said.rows[0][:5] == ["0.01", "0.001", "2", "0.9005±0.0007 (n=2)", "[0.9000, 0.9010]"]
+    assert {row[said.columns.index("Seconds")] for row in said.rows} == {"4"}  # two seeds of two
     assert any(note.startswith("2 trials have the best median") for note in said.notes)  # of either head_lr
     assert not any("it may lie beyond" in note for note in said.notes)
     assert "1 of 7 other trials have a median within the range of the best one's seeds." in said.notes  # the other head_lr
@@ -354,6 +356,7 @@ def test_the_recipe_gets_a_cell_and_other_tasks_keep_what_they_have(search, tmp_
         "stsb": {"train": {"max_steps": 150, "lr": 0.01}, "method": {"d_init": 0.1}}
     }
     assert source["seeds"] == [100, 101] and source["runs"] == 16 and len(source["cells"]) == 8
+    assert (source["steps"], source["seconds"]) == (16 * 150, 16 * 2)  # of all runs
     assert "train.max_steps=150" in source["with"] and "task.validation=0.1" in source["with"]
     assert tried[0].run.cell_id[:8] in source["cells"] and held["sources"] == {
         "ours: chosen by make tune, as `tuned` says": ["method.d_init", "train.lr", "train.max_steps"]

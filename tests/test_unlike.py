@@ -98,6 +98,11 @@ def test_pairs_as_one_text_are_other_data_than_pairs_without_anything_between():
     assert summarise_records([*old[:2], *new[2:]]).mixed == ("data",)
 
 
+def test_seeds_of_two_precisions_are_marked():
+    one, other = (runs([*DIGITS, "method=vera"], 0.8, cost={"precision": precision}) for precision in ("fp32", "bf16"))
+    assert summarise_records(one).mixed == () and summarise_records([*one[:2], *other[2:]]).mixed == ("precision",)
+
+
 def test_versions_of_the_model_are_told_apart():
     old = [older(made, 7) for made in runs([*DIGITS, "method=lora"], 0.7)]
     new = runs([*DIGITS, "method=vera"], 0.8)

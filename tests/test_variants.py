@@ -1,5 +1,7 @@
 """Variants of VeRA, parameters with a rate of their own, and the learning rate that a method is told."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -111,10 +113,32 @@ def test_the_budget_falls_to_its_end_and_is_dealt_out_over_the_layers(compose, t
     sums = [sum(layers) for layers in left]
     assert sums[:2] == [128, 128] and sums[-1] == 32 and sums == sorted(sums, reverse=True)
     assert len(set(left[-1])) > 1, "every layer kept as many"
-    assert [method.left(step, 20) for step in (0, 1, 13, 19)] == pytest.approx([1, 1, 0.25, 0.25])
+    assert [method.left(step, 20) for step in (0, 1, 7, 13, 19)] == pytest.approx([1, 1, 0.25 + 0.75 / 8, 0.25, 0.25])
+    assert {after for after, (was, now) in enumerate(itertools.pairwise(sums), start=2) if now < was} == {4, 6, 8, 10, 12, 14}
     layers = dict(vera_layers(backbone.model))
     kept = torch.cat([importance(*layer.matrices("default")) for layer in layers.values()])
     assert (kept > 0).sum() == 32
+
+
+def test_what_the_ablations_vary_reaches_the_adapter(compose):
+    """Tables 6 and 7: A, B, b and d as each layer has them."""
+
+    def first_two(*settings):
+        backbone, method, *_ = prepare(compose("method=vera", "method.rank=64", *(f"method.{word}" for word in settings)))
+        parts = {name.rpartition(".")[2] for name, _ in method.parameter_groups(backbone)["adapter"]}
+        return [layer.matrices("default") for _, layer in list(vera_layers(backbone.model))[:2]], parts
+
+    ((A, B, b, d), other), parts = first_two("d_init=0.5")
+    bound = (6 / 16) ** 0.5  # of Kaiming's uniform draw for 16 inputs
+    assert (d == 0.5).all() and not b.any() and parts == {"b", "d"}
+    assert 0.9 * bound < A.abs().max() < bound and A.min() < 0 and torch.equal(A, other[0]) and torch.equal(B, other[1])
+    ((normal, *_), _), _ = first_two("init=kaiming_normal")
+    ((uniform, *_), _), _ = first_two("init=uniform_0_0.1")
+    assert normal.abs().max() > bound and 0 <= uniform.min() < 0.01 and 0.09 < uniform.max() <= 0.1
+    (one, other), _ = first_two("sharing=unique")
+    assert not torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
+    (((_, _, b, d), _), parts), (((_, _, fixed, zero), _), alone) = first_two("train=only_b"), first_two("train=only_d")
+    assert parts == {"b"} and (d == 0.1).all() and alone == {"d"} and fixed.any() and not zero.any()
 
 
 @pytest.mark.parametrize("setting", ["train=only_d", "train=only_b", "d_init=0.0"])
