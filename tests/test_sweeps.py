@@ -1,6 +1,7 @@
 """Every committed sweep composes into runs and rehearses, so that it cannot rot."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -221,3 +222,16 @@ def test_a_malformed_sweep_is_one_line_that_names_it(text, said, own_sweep):
     for listing in (sweeps.sweeps, sweeps.own_sweeps):
         with pytest.raises(ConfigError, match=rf"^\S*conf/sweep/own.yaml\W.*{said}[^\n]*$"):
             listing()
+
+
+def test_a_rehearsal_is_of_the_rows_of_the_paper_s_scale():
+    rows = chosen("ablations", "artefacts=figure4")
+    assert chosen("ablations", "artefacts=figure4", "scale=rehearsal") == [(*row, "scale=rehearsal") for row in rows]
+
+
+def test_runs_of_two_folders_are_looked_for_in_neither_alone(tmp_path):
+    one, other = (sweeps.read_sweep("demo").model_copy(update={"name": name, "results_dir": name}) for name in ("one", "other"))
+    found = sweeps.cells(sweeps.read_sweep("demo"))
+    assert sweeps.looked_in(None, [(one, found), (one, found)]) == Path("one")
+    assert sweeps.looked_in(None, [(one, found), (other, found)]) == Path("results")
+    assert sweeps.looked_in(tmp_path, [(one, found)]) == tmp_path

@@ -166,11 +166,11 @@ def test_metrics_are_glues():
 
 
 def test_metrics_of_several_classes_and_of_scores_are_the_textbook_ones():
-    references, predictions = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2, 2])
-    precision, recall, f1 = (1, 1 / 2, 1 / 2), (2 / 3, 1 / 2, 1), (4 / 5, 1 / 2, 2 / 3)  # class by class
+    references, predictions = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 2, 2])
+    precision, recall, f1 = (1, 1 / 2, 1 / 2), (3 / 4, 1 / 2, 1), (6 / 7, 1 / 2, 2 / 3)  # class by class
     wanted = {"precision_macro": sum(precision) / 3, "recall_macro": sum(recall) / 3, "balanced_accuracy": sum(recall) / 3}
-    wanted |= {"f1_macro": sum(f1) / 3, "accuracy": 4 / 6, "cohen_kappa": (4 / 6 - 12 / 36) / (1 - 12 / 36)}
-    wanted["matthews_correlation"] = (4 * 6 - 12) / ((36 - 12) * (36 - 14)) ** 0.5
+    wanted |= {"f1_macro": sum(f1) / 3, "accuracy": 5 / 7, "cohen_kappa": (5 / 7 - 18 / 49) / (1 - 18 / 49)}
+    wanted["matthews_correlation"] = (5 * 7 - 18) / ((49 - 17) * (49 - 21)) ** 0.5
     assert named(list(wanted), predictions, references) == pytest.approx(wanted)
     scores = {"r2": 1 - 5.5625 / 14.75, "neg_mean_squared_error": -5.5625 / 4}
     assert named(list(scores), np.array([0.5, 2.5, 2.75, 4.0]), np.array([0.0, 2.0, 5.0, 4.0])) == pytest.approx(scores)

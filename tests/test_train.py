@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import os
+import random
 import runpy
 import sys
 import time
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +25,7 @@ from vera.errors import ConfigError, TrainingError
 from vera.methods.base import ParameterGroups, biases_and_norms
 from vera.records.store import Store
 from vera.run import execute, prepare
+from vera.train import state
 from vera.train.batches import similar_lengths
 from vera.train.loop import Loop, best_epoch
 from vera.train.numerics import make_accelerator, precision_of
@@ -649,3 +652,30 @@ def test_sigkill_in_the_middle_then_the_same_command_completes(compose, cache, t
     (resumed,) = Store(tmp_path / "a").records()
     assert resumed.cost.restarts == 1 and whole.cost.restarts == 0
     assert resumed.scores == whole.scores
+
+
+def test_evaluation_drops_nothing_and_keeps_the_order_of_the_rows(compose, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("vera.tasks.glue.Glue.score", lambda task, *kept: seen.append(kept) or {"accuracy": 0.5})
+    run = compose(*TEXT, "method=lora", "method.dropout=0.5", "train.max_steps=2", "train.eval_batch_size=7")
+    backbone, method, task, data = prepare(run)
+    Loop(run, backbone, method, task, data, tmp_path).fit()
+    batch = data.collate([data.evaluation[index] for index in range(len(data.evaluation))])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = backbone.model.eval()(**batch).logits
+    ((kept, of),) = seen
+    torch.testing.assert_close(kept, logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(of, labels)
+
+
+def test_every_generator_goes_on_where_it_was():
+    def drawn():
+        return [random.random(), random.gauss(0, 1), np.random.random(), np.random.standard_normal(), torch.rand(1).item()]
+
+    drawn()  # so that numpy's and Python's second Gaussian is in hand
+    kept = state.generators()
+    wanted = drawn()
+    drawn()
+    state.restore_generators(kept)
+    assert drawn() == wanted
