@@ -88,10 +88,10 @@ def padded(examples: list[dict[str, Any]], multiple: int = 1) -> dict[str, torch
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([example["labels"] for example in examples])}
 
 
-def loop_of(toy: bool, folder: str) -> Any:
+def loop_of(toy: bool, folder: str, **changes: Any) -> Any:
     from vera.train.loop import Loop
 
-    changes = {"epochs": 1, "save": False, "batch_size": 8 if toy else 64}
+    changes = {"epochs": 1, "save": False, "batch_size": 8 if toy else 64, **changes}
     run, *parts = rte_shaped("vera", toy, examples=24 if toy else None, **changes)
     return Loop(run, *parts, work=Path(folder) / "work")
 
@@ -135,16 +135,26 @@ def _to_eights(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def whole_epoch(device: str, rounds: int, toy: bool) -> tuple[list[Row], dict[str, Any]]:
-    """An epoch by our loop and by the Trainer, in turns; and of our epoch how long the GPU was idle, and what it did."""
+    """An epoch by our loop, on a GPU also by its CUDA graphs, and by the Trainer, in turns; and of our epochs how long the GPU
+    was idle, and what it did."""
     with tempfile.TemporaryDirectory() as folder:
         loop = loop_of(toy, folder)
-        ours = epoch(loop)
-        theirs, settings = trained_by_trainer(loop, folder, device)
-        seconds = alternate({"ours": ours, "Trainer": theirs}, rounds, device)
-        looked = looked_at(ours, device)
+        calls = {"ours": epoch(loop)}
+        if device == "cuda":
+            calls["graphs"] = epoch(loop_of(toy, folder, cuda_graphs=True))
+        calls["Trainer"], settings = trained_by_trainer(loop, folder, device)
+        seconds = alternate(calls, rounds, device)
+        looked: dict[str, Any] = looked_at(calls["ours"], device)
+        if "graphs" in calls:
+            looked["cuda_graphs"] = looked_at(calls["graphs"], device)
     shapes = f"RoBERTa-base, r=1024, {len(loop.data.train)} examples of RTE's lengths, batch {loop.run.train.batch_size}"
-    row = timed("p", "an epoch / Trainer + PEFT VeRA", seconds, "ours", "Trainer", shapes, None)
-    return [{**row, "load_average": load_average()}], {**looked, "trainer": settings, "shapes": shapes}
+    whats = {"ours": "an epoch", "graphs": "an epoch with train.cuda_graphs"}
+    rows = [
+        timed("p", f"{what} / Trainer + PEFT VeRA", seconds, side, "Trainer", shapes, None)
+        for side, what in whats.items()
+        if side in calls
+    ]
+    return [{**row, "load_average": load_average()} for row in rows], {**looked, "trainer": settings, "shapes": shapes}
 
 
 def looked_at(call: Callable[[], None], device: str, most: int = 12) -> dict[str, Any]:

@@ -4,6 +4,7 @@ VERA_GPU_TOY=1 runs them on a CPU, for typing errors.
 """
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -138,16 +139,32 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("method", ["vera", "full"])
-def test_a_killed_run_goes_on_with_the_same_numbers(method, tmp_path):
-    """Deterministic operations, dropout, and a fused optimiser, whose moments and counts come back."""
+def looped(method, work, on_progress=lambda *_: None, multiple=1, **changes):
+    """Two epochs of a tiny model with dropout, by deterministic operations."""
     pytest.importorskip("pydantic")
     from bench.proof import rte_shaped
     from vera.train.loop import Loop
 
+    changes = {"epochs": 2, "batch_size": 8, "checkpoint_seconds": 0, "deterministic": True, "save": False, **changes}
+    *parts, data = rte_shaped(method, toy=True, examples=168, **changes)
+    if multiple > 1:
+        data.collate = partial(data.collate, multiple=multiple)
+    return Loop(*parts, data, work, on_progress)
+
+
+def trained(loop):
+    return loop.method.trained(loop.backbone)
+
+
+RECORDED = pytest.param("vera", True, marks=pytest.mark.skipif(not GPU, reason="CUDA graphs"))
+
+
+@pytest.mark.parametrize(("method", "graphs"), [("vera", False), ("full", False), RECORDED])
+def test_a_killed_run_goes_on_with_the_same_numbers(method, graphs, tmp_path):
+    """Deterministic operations, dropout, and a fused optimiser, whose moments and counts come back."""
+
     def loop(work, on_progress=lambda *_: None):
-        changes = {"epochs": 2, "batch_size": 8, "checkpoint_seconds": 0, "deterministic": True, "save": False}
-        return Loop(*rte_shaped(method, toy=True, examples=168, **changes), work, on_progress)
+        return looped(method, work, on_progress, cuda_graphs=graphs)
 
     def kill(step, total, loss):
         if step == 20:
@@ -160,5 +177,63 @@ def test_a_killed_run_goes_on_with_the_same_numbers(method, tmp_path):
     resumed = loop(tmp_path / "killed")
     resumed.fit()
     assert resumed.spent["restarts"] == 1 and resumed.history == whole.history
-    ours, theirs = (each.method.trained(each.backbone) for each in (resumed, whole))
+    ours, theirs = trained(resumed), trained(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.skipif(not GPU, reason="CUDA graphs")
+@pytest.mark.parametrize("method", ["vera", "lora", "lora_fa", "ia3", "bitfit", "adapter_h", "full"])
+@pytest.mark.parametrize("pieces", [None, 4])
+def test_replayed_passes_train_as_ordinary_ones_do(method, pieces, tmp_path):
+    """With dropout, and with gradients of several pieces summed. The same lengths: dropout draws by place."""
+    ordinary = looped(method, tmp_path / "ordinary", multiple=16, precision="fp32", micro_batch_size=pieces)
+    replayed = looped(method, tmp_path / "replayed", cuda_graphs=True, precision="fp32", micro_batch_size=pieces)
+    before = {name: tensor.clone() for name, tensor in trained(ordinary).items()}
+    ordinary.fit()
+    replayed.fit()
+    assert replayed.graphs.passes and len(replayed.graphs.passes) <= 4
+    ours, theirs = trained(replayed), trained(ordinary)
+    for name, start in before.items():
+        moved = (theirs[name] - start).norm()
+        assert (ours[name] - theirs[name]).norm() <= 1e-2 * moved, name
+    losses = [[entry["train_loss"] for entry in loop.history] for loop in (replayed, ordinary)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.skipif(not GPU, reason="CUDA graphs")
+def test_what_a_replay_would_repeat_or_cannot_hold_is_refused(tmp_path):
+    from vera.errors import ConfigError
+
+    def fitted(change):
+        loop = looped("vera", tmp_path / "work", cuda_graphs=True)
+        loop.backbone.model.roberta.register_forward_pre_hook(change)
+        loop.fit()
+
+    def draws(*_):
+        torch.rand(1)
+
+    def waits(*_):
+        torch.zeros(1, device=DEVICE).item()
+
+    with pytest.raises(ConfigError, match="random numbers on the CPU"):
+        fitted(draws)
+    with pytest.raises(ConfigError, match="cannot be recorded"):
+        fitted(waits)
+
+
+@pytest.mark.skipif(not GPU, reason="CUDA graphs")
+def test_tensors_that_are_elsewhere_after_an_evaluation_are_recorded_again(tmp_path):
+    ordinary, moved = looped("vera", tmp_path / "a", multiple=16), looped("vera", tmp_path / "b", cuda_graphs=True)
+    scored = moved._evaluate
+
+    def evaluated(epoch):
+        found = scored(epoch)
+        with torch.no_grad():
+            for parameter in moved.backbone.model.parameters():
+                parameter.data = parameter.data.clone()
+        return found
+
+    moved._evaluate = evaluated
+    ordinary.fit()
+    moved.fit()
+    assert [e["train_loss"] for e in moved.history] == pytest.approx([e["train_loss"] for e in ordinary.history], rel=1e-2)

@@ -120,6 +120,8 @@ class Proof:
         self.report.rows("p", found)
         self.found("epoch", looked)
         print(f"idle in an epoch: {looked['idle']}", flush=True)
+        if "cuda_graphs" in looked:
+            print(f"idle in one with train.cuda_graphs: {looked['cuda_graphs']['idle']}", flush=True)
 
     def step(self) -> None:
         from bench.proof import step_profile

@@ -79,6 +79,7 @@ class TrainConfig(Strict):
     precision: Literal["auto", "fp32", "bf16"]
     tf32: bool
     deterministic: Annotated[bool, Operational]
+    cuda_graphs: Annotated[bool, Operational]
     evaluate: int | str
     keep_features: bool
     micro_batch_size: Annotated[int | None, Operational] = Field(ge=1)
@@ -93,6 +94,14 @@ class TrainConfig(Strict):
         if evaluate not in ("epoch", "last") and not (isinstance(evaluate, int) and evaluate > 0):
             raise PydanticCustomError("evaluate", "must be epoch, last, or a number of epochs")
         return evaluate
+
+    @field_validator("micro_batch_tokens")
+    @classmethod
+    def _few_shapes(cls, tokens: int | None, info: ValidationInfo) -> int | None:
+        if tokens is not None and info.data.get("cuda_graphs"):
+            message = "is of many shapes, of each of which train.cuda_graphs=true would record a graph: set it to null"
+            raise PydanticCustomError("many_shapes", message)
+        return tokens
 
     @field_validator("warmup_steps")
     @classmethod

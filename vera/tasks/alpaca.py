@@ -74,7 +74,7 @@ class Alpaca(LanguageTask):
             train=examples["train"],
             evaluation=examples["evaluation"],
             lengths=[len(example["input_ids"]) for example in examples["evaluation"]],
-            collate=partial(collate, pad=backbone.preprocess.pad_token_id),
+            collate=partial(collate, pad=backbone.preprocess.pad_token_id, most=self.max_length),
             source=source,
             commit=commit,
             fingerprint=hashlib.sha256(content.encode()).hexdigest()[:16],

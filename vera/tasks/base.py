@@ -46,6 +46,13 @@ def repeated(content: Mapping[str, Sequence[Hashable]]) -> dict[str, int]:
     return {split: count for split, count in counted.items() if count}
 
 
+def padded_length(lengths: Iterable[int], multiple: int, most: int | None) -> int:
+    """The longest, rounded up to a multiple, but to no more than `most` unless it is longer itself."""
+    longest = max(lengths)
+    rounded = -(-longest // multiple) * multiple
+    return rounded if most is None else max(longest, min(rounded, most))
+
+
 COUNTED = ("truncated", "dropped", "also_in_train")
 
 
@@ -68,8 +75,9 @@ class Data:
     """A task's examples, ready for one backbone.
 
     train, evaluation  sequences of examples; `collate` turns a list of them into the model's keyword arguments, padded to the
-                       longest, with `labels`. Each epoch is scored on `evaluation`. on_device: what is left to do with the
-                       arguments where the model is (uint8 images become the floats that it expects).
+                       longest (`multiple=` rounds that up, for train.cuda_graphs), with `labels`. Each epoch is scored on
+                       `evaluation`. on_device: what is left to do with the arguments where the model is (uint8 images become
+                       the floats that it expects).
     test               examples that the best epoch's weights are scored on, once, after the last epoch; None: the scores on
                        `evaluation` are the ones reported.
     prompts, references  what a task that generates starts from after the last epoch (token ids), and the texts it is measured
@@ -83,7 +91,7 @@ class Data:
 
     train: Sequence[Any]
     evaluation: Sequence[Any]
-    collate: Callable[[list[Any]], dict[str, Tensor]]
+    collate: Callable[..., dict[str, Tensor]]
     source: str
     commit: str | None
     fingerprint: str

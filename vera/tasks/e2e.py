@@ -108,7 +108,7 @@ class E2E(LanguageTask):
             lengths=[len(example["input_ids"]) for example in examples["validation"]],
             prompts=prompts,
             references=list(groups.values()),
-            collate=partial(collate, pad=tokenizer.pad_token_id),
+            collate=partial(collate, pad=tokenizer.pad_token_id, most=self.max_length),
             source=source,
             commit=commit,
             fingerprint=hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16],

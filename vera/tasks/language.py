@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vera.errors import ConfigError
 from vera.models.base import Backbone, positions
-from vera.tasks.base import Data, Task
+from vera.tasks.base import Data, Task, padded_length
 
 IGNORED = -100
 
@@ -80,9 +80,9 @@ class LanguageTask(Task):
         return {"input_ids": ids[: self.max_length], "labels": labels[: self.max_length]}, len(ids) > self.max_length
 
 
-def collate(examples: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
-    """input_ids, attention_mask and labels [N, T], padded on the right to the longest: positions start at 0 in every row."""
-    longest = max(len(example["input_ids"]) for example in examples)
+def collate(examples: list[dict[str, Any]], pad: int, most: int | None = None, multiple: int = 1) -> dict[str, Tensor]:
+    """input_ids, attention_mask and labels [N, T], padded on the right: positions start at 0 in every row."""
+    longest = padded_length((len(example["input_ids"]) for example in examples), multiple, most)
 
     def padded(rows: list[list[int]], value: int) -> Tensor:
         return torch.tensor([row + [value] * (longest - len(row)) for row in rows])

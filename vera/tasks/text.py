@@ -14,7 +14,7 @@ from pydantic import Field
 from vera.errors import ConfigError, DataError
 from vera.models.base import Backbone, positions
 from vera.seeds import derive
-from vera.tasks.base import Data, Made, Task
+from vera.tasks.base import Data, Made, Task, padded_length
 from vera.tasks.metrics import undefined
 
 WORDS = "the a cat dog house runs sleeps red blue small old under over and not"  # of the synthetic rows
@@ -98,9 +98,10 @@ class TextTask(Task):
     def _collate(self, tokenizer):
         regression = self.outputs == 1
 
-        def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        def collate(examples: list[dict[str, Any]], multiple: int = 1) -> dict[str, torch.Tensor]:
+            length = padded_length((len(example["input_ids"]) for example in examples), multiple, self.max_length)
             inputs = [{key: value for key, value in example.items() if key != "labels"} for example in examples]
-            batch = dict(tokenizer.pad(inputs, padding="longest", return_tensors="pt", verbose=False))
+            batch = dict(tokenizer.pad(inputs, padding="max_length", max_length=length, return_tensors="pt", verbose=False))
             kind = torch.float32 if regression else torch.long
             batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=kind)
             return batch

@@ -11,6 +11,7 @@ from vera.config import RunConfig
 from vera.seeds import generator
 from vera.tasks.base import Data, Task
 from vera.train.feed import fed
+from vera.train.graphs import collated
 from vera.train.processes import Processes
 
 # Its weight in the batch's mean loss (None: no example of the batch, but a pass that other processes wait for), and the model's
@@ -24,6 +25,7 @@ class Batches:
     def __init__(self, run: RunConfig, task: Task, data: Data, processes: Processes, device: torch.device):
         self.seed, self.config, self.task, self.data = run.seed, run.train, task, data
         self.processes, self.device = processes, device
+        self.collate = collated(data) if run.train.cuda_graphs else data.collate
         self.per_epoch = -(-len(data.train) // run.train.batch_size)
 
     def after(self, step: int, total: int) -> Iterator[list[MicroBatch]]:
@@ -44,14 +46,14 @@ class Batches:
         """
         shares = [rows[rank :: self.processes.count] for rank in range(self.processes.count)]
         train = self.data.train
-        batches = [self.data.collate([train[row] for row in piece]) for piece in self._pieces(shares[self.processes.rank])]
+        batches = [self.collate([train[row] for row in piece]) for piece in self._pieces(shares[self.processes.rank])]
         weights = [self.task.weight(batch) for batch in batches]
         total = sum(weights) if len(shares) == 1 else self.task.total_weight(train, rows)
         made: list[MicroBatch] = [(weight / (total or 1), batch) for weight, batch in zip(weights, batches, strict=True)]
         # Gradients are averaged in the backward pass, in which a process without a share has to take part as well; with a
         # sharded backbone in every forward pass.
         needed = max(len(self._pieces(share)) for share in shares) if self.processes.sharded else 1
-        idle: MicroBatch = (None, self.data.collate([train[0]])) if len(made) < needed else made[0]
+        idle: MicroBatch = (None, self.collate([train[0]])) if len(made) < needed else made[0]
         return made + [idle] * (needed - len(made))
 
     def _pieces(self, rows: list[int]) -> list[list[int]]:

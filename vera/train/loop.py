@@ -33,6 +33,7 @@ from vera.tasks.base import Data, Final, Task
 from vera.train import features, state
 from vera.train.batches import Batches, MicroBatch
 from vera.train.evaluate import finish, predict, to_training
+from vera.train.graphs import Graphs, check_recordable
 from vera.train.numerics import make_accelerator, precision_of, set_numerics
 from vera.train.optim import lr_factor, optimizer, set_lr
 from vera.train.processes import together
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 # Keys of train that decide no more than how a batch is computed: the last digits, and what dropout draws.
-PIECES = ("micro_batch_size", "micro_batch_tokens", "eval_batch_size", "deterministic")
+PIECES = ("micro_batch_size", "micro_batch_tokens", "eval_batch_size", "deterministic", "cuda_graphs")
 
 
 class Loop:
@@ -74,6 +75,8 @@ class Loop:
         self.processes = together(run.device)
         self.processes.on_main(lambda: None)  # none waits in the next collective, which has a time limit, for one still loading
         self.accelerator = make_accelerator(run.device, run.train.precision)
+        if run.train.cuda_graphs:
+            check_recordable(self.accelerator.device, self.processes.count, method)
         set_numerics(run.train)
         allow_cudnn(data.lengths is None)  # where all are equal
         gc.collect()  # Accelerate ties a model of an earlier run into a cycle
@@ -100,6 +103,9 @@ class Loop:
             self.computed, self.data = features.kept(backbone, method, data, size, self.accelerator.autocast)
             self._took = time.monotonic() - began
         self.model = self.computed.model if self.processes.sharded else self._prepared(self.computed.model)
+        self.graphs: Graphs | None = None
+        if run.train.cuda_graphs:
+            self.graphs = Graphs(self.model, self.parameters.values(), self.accelerator.autocast)
         self.batches = Batches(run, task, self.data, self.processes, self.accelerator.device)
         self.steps_per_epoch = self.batches.per_epoch
         self.total = run.train.epochs * self.steps_per_epoch
@@ -138,6 +144,8 @@ class Loop:
         with interrupt.deferred(), self._until_collapsed():
             while self.step < self.total or self._unscored():
                 if not self._unscored():
+                    if self.graphs is not None:
+                        self.graphs.check()
                     for batches in self.batches.after(self.step, self.total):
                         self._step(batches)
                         if self.step % self.steps_per_epoch and self.step < self.total:
@@ -205,8 +213,7 @@ class Loop:
             inputs = {key: value for key, value in batch.items() if key != "labels"}
             last = index == len(batches) or self.processes.sharded
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self.accelerator.autocast():
-                    logits = self.model(**inputs).logits
+                logits = self._logits(inputs)
                 loss = (weight or 0.0) * self.task.loss(logits, batch)
                 self.accelerator.backward(loss * self.processes.count)
             loss_sum += loss.detach()
@@ -226,6 +233,12 @@ class Loop:
         self.loss_sum += loss_sum
         on_cpu = self.accelerator.device.type == "cpu"
         self._urgency = self._agree(loss_sum if on_cpu or self.step % 20 == 0 or self.step == self.total else None)
+
+    def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.graphs is not None:
+            return self.graphs(inputs)
+        with self.accelerator.autocast():
+            return self.model(**inputs).logits
 
     def _agree(self, loss: torch.Tensor | None = None) -> int:
         """The one exchange of a step with the other processes. Its loss, where it is told, must be finite. Returned is how
