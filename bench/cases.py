@@ -24,6 +24,7 @@ from vera.errors import AdapterError
 from vera.models.attention import allow_cudnn
 from vera.nn import AdapterBank, VeraConfig, attach, merge, save_adapter
 from vera.nn.count import stored_bytes, vera_parameters
+from vera.train.graphs import Graphs
 
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 QUERY_VALUE = ("query", "value")
@@ -96,16 +97,22 @@ def training(
     models: dict[str, nn.Module], inputs: torch.Tensor, case: str, shapes: str, goals: dict, sizes: Sizes
 ) -> list[Row]:
     """Step time, peak memory and operations of one training step, ours against each other."""
-    device, steps, owned = sizes.device, {}, {}
+    device, steps, replayed, owned = sizes.device, {}, {}, {}
     inputs = inputs.to(device)
 
-    def stepper(model: nn.Module):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    def stepper(model: nn.Module, graphs: bool = False):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-3)
+
+        def states(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                return model(**inputs).last_hidden_state
+
+        compute = Graphs(model, trained, states) if graphs else states
 
         def step() -> None:
             optimizer.zero_grad()
-            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                loss = model(input_ids=inputs).last_hidden_state.float().pow(2).mean()  # kept by the graph alone
+            loss = compute({"input_ids": inputs}).float().pow(2).mean()  # kept by the graph alone
             loss.backward()
             optimizer.step()
 
@@ -120,11 +127,15 @@ def training(
     seconds = alternate(steps, sizes.rounds, device)
     memory = {name: owned[name] + peak_bytes(step, device) for name, step in steps.items()}
     products = {name: multiply_adds(step) for name, step in steps.items()}
+    if device == "cuda":
+        replayed = alternate({name: stepper(model, graphs=True) for name, model in models.items()}, sizes.rounds, device)
     rows = []
     for other in [name for name in models if name != "ours"]:
         counted = products["ours"] / products[other]
         goal = goals.get(("time", other))
         rows.append(timed(case, f"training step / {other}", seconds, "ours", other, shapes, goal, counted))
+        if replayed:
+            rows.append(timed(case, f"training step by CUDA graphs / {other}", replayed, "ours", other, shapes, goal, counted))
         rows.append(
             single(case, f"peak memory of a step / {other}", "MiB", memory, other, 2**20, shapes, goals.get(("memory", other)))
         )

@@ -69,16 +69,18 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="minutes")
 
 
-def code() -> str:
-    """What decides a figure beside the machine: a hash over the method, the runs' loop, this yardstick, and the versions of
-    the packages."""
+LOOPED = ("f", "p")  # cases that go through a run's loop
+
+
+def code(case: str) -> str:
+    """What decides a case's figures beside the machine: a hash over the method, this yardstick, the versions of the packages,
+    and the runs' loop where the case goes through it."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256(repr(sorted(machine("cpu")["versions"].items())).encode())
-    for path in [
-        root / "vera" / "run.py",
-        *(p for part in ("vera/nn", "vera/train", "bench") for p in sorted((root / part).glob("*.py"))),
-    ]:
-        digest.update(path.name.encode() + path.read_bytes())
+    loop = ("vera/run.py", "vera/train/*.py") if case in LOOPED else ("vera/train/graphs.py",)
+    for part in ("vera/nn/*.py", *loop, "bench/*.py"):
+        for path in sorted(root.glob(part)):
+            digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

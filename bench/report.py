@@ -21,7 +21,7 @@ class Report:
     """
 
     def __init__(self, device: str, folder: Path | None):
-        self.device, self.machine, self.code = device, machine(device), code()
+        self.device, self.machine = device, machine(device)
         name = re.sub(r"[^a-z0-9]+", "-", f"{self.machine['device']} {self.machine['threads']} threads".lower()).strip("-")
         self.path = None if folder is None else folder / f"{name}.json"
         self.content: dict[str, Any] = {"machine": self.machine, "cases": [], "left_out": []}
@@ -59,7 +59,7 @@ class Report:
         rest = [row for row in self.content["cases"] if row["case"] != case]
         if not rest and not self.content.get("proof"):
             self.content["machine"] = self.machine
-        made = [{**row, **self.unlike()} for row in accumulated(before, found, now(), self.code)]
+        made = [{**row, **self.unlike()} for row in accumulated(before, found, now(), code(case))]
         self.content["cases"] = sorted([*rest, *made], key=lambda row: row["case"])
         for row in made:
             goal = "" if row["goal"] is None else f"   goal {row['goal']:.2f}"

@@ -22,9 +22,11 @@ METHODS = ("lora", "vera")
 RANK = 64
 
 
-def run_config(method: str, four_bits: bool):
-    """The run of Table 12's row, as conf/ has it."""
-    return run_of("llama_7b", "alpaca", method, method__rank=RANK, model__quantisation="nf4" if four_bits else "none")
+def run_config(method: str, four_bits: bool, graphs: bool = False):
+    """The run of Table 12's row, as conf/ has it; or with the same pieces of a batch, of one shape, as CUDA graphs."""
+    pieces = {"train__micro_batch_tokens": None, "train__micro_batch_size": 4, "train__cuda_graphs": True} if graphs else {}
+    quantisation = "nf4" if four_bits else "none"
+    return run_of("llama_7b", "alpaca", method, method__rank=RANK, model__quantisation=quantisation, **pieces)
 
 
 def quantise(model, device: str, config):
@@ -75,7 +77,7 @@ def random_model(tiny: bool, device: str):
     return model, four_bits
 
 
-def measure(method: str, model, four_bits: bool, steps: int, warmup: int, length: int) -> dict:
+def measure(method: str, model, four_bits: bool, steps: int, warmup: int, length: int, graphs: bool = False) -> dict:
     """Seconds of each step after the warm-up, and the GPU allocator's peak in bytes over them (None on a CPU): of a run's own
     steps on batches of its own loader. The adapters are put on modules of their own around the model's tensors, which stay."""
     import torch
@@ -87,7 +89,7 @@ def measure(method: str, model, four_bits: bool, steps: int, warmup: int, length
     from vera.train.loop import Loop
 
     device = model.device.type
-    run = run_config(method, four_bits).model_copy(update={"device": device})
+    run = run_config(method, four_bits, graphs).model_copy(update={"device": device})
     model_config, task, adapter = build(run.model, "model"), build(run.task, "task"), build(run.method, "method")
     kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     backbone = Backbone(copy.deepcopy(model, kept), None, (), "random weights", None, "random")
@@ -117,37 +119,51 @@ def measure(method: str, model, four_bits: bool, steps: int, warmup: int, length
     }
 
 
-def compare(options: argparse.Namespace) -> dict:
-    """Both methods on one model in turns, every other round in the reverse order, and rows as in results/bench: ours is VeRA,
-    other is LoRA. Raises RuntimeError where a round leaves memory behind, which the next one's peak would count."""
-    import torch
+def rounds_of(options: argparse.Namespace, model, four_bits: bool, device: str, graphs: bool = False) -> list[dict[str, dict]]:
+    """Of each round what `measure` gives of both methods, which take turns on one model, every other round in the reverse
+    order. Raises RuntimeError where a round leaves memory behind, which the next one's peak would count."""
+    from bench.measure import owned_bytes
 
-    from bench.measure import machine, owned_bytes, ratio
-
-    device = "cuda" if torch.cuda.is_available() and not options.tiny else "cpu"
-    model, four_bits = random_model(options.tiny, device)
     rounds: list[dict[str, dict]] = []
     left: list[int] = []
     for index in range(options.rounds):
         rounds.append({})
         for method in METHODS[:: -1 if index % 2 else 1]:
-            found = measure(method, model, four_bits, options.steps, options.warmup, options.length)
+            found = measure(method, model, four_bits, options.steps, options.warmup, options.length, graphs)
             rounds[-1][method] = found
             took = statistics.median(found["seconds"])
-            print(f"round {index + 1} of {options.rounds}: {method} {took:.3f} s a step", flush=True)
+            how = " by CUDA graphs" * graphs
+            print(f"round {index + 1} of {options.rounds}: {method} {took:.3f} s a step{how}", flush=True)
             if device == "cuda":
                 gc.collect()  # Accelerate ties a model into a cycle
                 left.append(owned_bytes(device))
     if left and max(left) > 1.01 * min(left):
         raise RuntimeError(f"memory that rounds left behind, in MiB: {[value >> 20 for value in left]}")
+    return rounds
+
+
+def compare(options: argparse.Namespace) -> dict:
+    """Both methods on one model, on a GPU also with their passes replayed, and rows as in results/bench: ours is VeRA, other is
+    LoRA."""
+    import torch
+
+    from bench.measure import machine, ratio
+
+    device = "cuda" if torch.cuda.is_available() and not options.tiny else "cpu"
+    model, four_bits = random_model(options.tiny, device)
+    ways = {False: rounds_of(options, model, four_bits, device)}
+    if device == "cuda":
+        ways[True] = rounds_of(options, model, four_bits, device, graphs=True)
     cases, name = [], "tiny" if options.tiny else "Llama 7B"
     shapes = f"{name}, {'NF4' if four_bits else 'bf16'}, rank {RANK}, 4 x 4 rows of {options.length} tokens a step"
-    for case, what, unit, value in (
-        ("table12_time", "seconds a training step, median", "s", lambda one: statistics.median(one["seconds"])),
-        ("table12_memory", "peak memory in bytes", "bytes", lambda one: one["peak_memory_bytes"]),
+    for case, what, unit, graphs, value in (
+        ("table12_time", "seconds a training step, median", "s", False, lambda one: statistics.median(one["seconds"])),
+        ("table12_memory", "peak memory in bytes", "bytes", False, lambda one: one["peak_memory_bytes"]),
+        ("table12_time_graphs", "seconds a training step, median", "s", True, lambda one: statistics.median(one["seconds"])),
     ):
+        rounds = ways.get(graphs, [])
         ours, other = ([value(one[method]) for one in rounds] for method in ("vera", "lora"))
-        if None in (*ours, *other):
+        if not rounds or None in (*ours, *other):
             continue
         cases.append(
             {
@@ -158,7 +174,7 @@ def compare(options: argparse.Namespace) -> dict:
                 "other": statistics.median(other),
                 "ratio": ratio(ours, other),
                 "rounds": len(rounds),
-                "shapes": shapes,
+                "shapes": f"{shapes}{', by CUDA graphs' * graphs}",
             }
         )
     return {"machine": machine(device), "cases": cases}
@@ -173,16 +189,29 @@ def table(bench: dict | None):
     rows = [["paper", row.label, row.cells["time"], row.cells["memory"]] for row in published.rows]
     paper = {row.method: row.cells for row in published.rows}
     cases = {case["case"]: case for case in bench["cases"]} if bench else {}
-    for side, label in (("other", "LoRA"), ("ours", "VeRA")):
-        seconds, memory = (cases.get(f"table12_{name}", {}).get(side) for name in ("time", "memory"))
-        rows.append(["ours", label, f"{seconds:.3f} s a step" if seconds else DASH, f"{memory / 1e9:.2f}" if memory else DASH])
+    found = {"ours": ("time", "memory")}
+    if "table12_time_graphs" in cases:
+        found["ours, CUDA graphs"] = ("time_graphs", "")
+    for source, names in found.items():
+        for side, label in (("other", "LoRA"), ("ours", "VeRA")):
+            seconds, memory = (cases.get(f"table12_{name}", {}).get(side) for name in names)
+            took = f"{seconds:.3f} s a step" if seconds else DASH
+            rows.append([source, label, took, f"{memory / 1e9:.2f}" if memory else DASH])
     ratio = [f"{float(paper['vera'][key]) / float(paper['lora'][key]):.3f}" for key in ("time", "memory")]
     rows.append(["paper", "VeRA / LoRA", *ratio])
-    mine = [cases.get(f"table12_{name}", {}).get("ratio", {}).get("median") for name in ("time", "memory")]
-    rows.append(["ours", "VeRA / LoRA", *(DASH if value is None else f"{value:.3f}" for value in mine)])
+    for source, names in found.items():
+        mine = [cases.get(f"table12_{name}", {}).get("ratio", {}).get("median") for name in names]
+        rows.append([source, "VeRA / LoRA", *(DASH if value is None else f"{value:.3f}" for value in mine)])
     notes = ["ours: not measured."]
     if bench and cases:
         first = bench["cases"][0]
         over = f"; medians of {first['rounds']} rounds" if "rounds" in first else ""  # older files do not say
         notes = [f"ours: {bench['machine']['device']}; {first['shapes']}{over}."]
-    return Table("table12_random", f"Table 12: {published.title}", ["Source", "Method", "Minutes", "GB"], rows, notes, [2, 4])
+    return Table(
+        "table12_random",
+        f"Table 12: {published.title}",
+        ["Source", "Method", "Minutes", "GB"],
+        rows,
+        notes,
+        [2, 2 + 2 * len(found)],
+    )

@@ -224,7 +224,7 @@ def bench_of(tmp_path, monkeypatch):
     def run(version, *arguments):
         here = {**described, "versions": {**described["versions"], "torch": version}}
         monkeypatch.setattr("bench.report.machine", lambda device: here)
-        monkeypatch.setattr("bench.report.code", lambda: f"code of {version}")
+        monkeypatch.setattr("bench.report.code", lambda case: f"code of {version}")
         monkeypatch.setattr(cases, "measure_case", case)
         monkeypatch.setattr("sys.argv", ["bench.py", "--device", "cpu", "--out", str(tmp_path), *arguments])
         assert command.main() == 0

@@ -17,7 +17,7 @@ def _against_lora(what: str, table12: str) -> Callable[[dict], bool]:
 
     def fits(row: dict) -> bool:
         against = re.fullmatch(rf"{what} / LoRA (r=\d+)", row["what"])
-        return row["case"] == table12 or (against is not None and f"{against[1]}," in row["shapes"])
+        return row["case"].startswith(table12) or (against is not None and f"{against[1]}," in row["shapes"])
 
     return fits
 

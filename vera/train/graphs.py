@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -25,13 +24,15 @@ LEAVE = "leave train.cuda_graphs out"
 
 
 class Graphs:
-    """`model(**inputs).logits` with a gradient for `trained`, the kernels of each shape of inputs recorded when it first comes.
+    """What `compute` gives of inputs, with a gradient for `trained`, the kernels of each shape of inputs recorded when it first
+    comes.
 
-    A recording reads and writes the tensors that it was made with: parameters may change in place, and nothing else.
+    A recording reads and writes the tensors that it was made with: those of the model may change in place, and nothing else.
+    `compute` enters autocast itself, which keeps casts of trained weights until it is left: they must be no older than a pass.
     """
 
-    def __init__(self, model: nn.Module, trained: Iterable[nn.Parameter], autocast: Callable[[], AbstractContextManager]):
-        self.model, self.trained, self.autocast = model, list(trained), autocast
+    def __init__(self, model: nn.Module, trained: Iterable[nn.Parameter], compute: Callable[[dict[str, Tensor]], Tensor]):
+        self.model, self.trained, self.compute = model, list(trained), compute
         self.passes: dict[tuple, _Passes] = {}
         self.pool = torch.cuda.graph_pool_handle()  # one for all, as only one pass is on its way at a time
         self.where = self._where()
@@ -54,12 +55,16 @@ class Graphs:
 
     def _recorded(self, inputs: dict[str, Tensor]) -> _Passes:
         """Raises ConfigError where a pass cannot be recorded, or would not be the same each time it is replayed."""
-        before = generators()
+        before, stream = generators(), torch.cuda.current_stream()
         try:
-            passes = _Passes(self._logits, self.trained, inputs, self.pool)
+            passes = _Passes(self.compute, self.trained, inputs, self.pool)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # torch leaves a recording that failed half open; other runs of this process go on
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            restore_generators(before)
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"the passes of this model cannot be recorded as CUDA graphs ({first}); {LEAVE}") from error
         drawn = [name for name, state in generators().items() if name != "cuda" and not torch.equal(state, before[name])]
@@ -67,10 +72,6 @@ class Graphs:
             raise ConfigError(f"this model draws random numbers on the CPU in each pass, which a CUDA graph repeats; {LEAVE}")
         restore_generators(before)  # a run that goes on from a checkpoint records again, and must draw as if it had not
         return passes
-
-    def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        with self.autocast():  # entered anew for each pass: it keeps casts of trained weights until it is left
-            return self.model(**inputs).logits
 
 
 class _Passes:

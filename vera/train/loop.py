@@ -103,9 +103,7 @@ class Loop:
             self.computed, self.data = features.kept(backbone, method, data, size, self.accelerator.autocast)
             self._took = time.monotonic() - began
         self.model = self.computed.model if self.processes.sharded else self._prepared(self.computed.model)
-        self.graphs: Graphs | None = None
-        if run.train.cuda_graphs:
-            self.graphs = Graphs(self.model, self.parameters.values(), self.accelerator.autocast)
+        self.graphs = Graphs(self.model, self.parameters.values(), self._logits) if run.train.cuda_graphs else None
         self.batches = Batches(run, task, self.data, self.processes, self.accelerator.device)
         self.steps_per_epoch = self.batches.per_epoch
         self.total = run.train.epochs * self.steps_per_epoch
@@ -213,7 +211,7 @@ class Loop:
             inputs = {key: value for key, value in batch.items() if key != "labels"}
             last = index == len(batches) or self.processes.sharded
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                logits = self._logits(inputs)
+                logits = (self.graphs or self._logits)(inputs)
                 loss = (weight or 0.0) * self.task.loss(logits, batch)
                 self.accelerator.backward(loss * self.processes.count)
             loss_sum += loss.detach()
@@ -235,8 +233,6 @@ class Loop:
         self._urgency = self._agree(loss_sum if on_cpu or self.step % 20 == 0 or self.step == self.total else None)
 
     def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        if self.graphs is not None:
-            return self.graphs(inputs)
         with self.accelerator.autocast():
             return self.model(**inputs).logits
 
