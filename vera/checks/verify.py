@@ -31,7 +31,7 @@ from vera.records.sources import CLASSES, CONFIGURED, configured
 from vera.records.store import Store
 from vera.run import LOCAL, check_sources, execute
 
-MICRO = ("train.micro_batch_size", "train.micro_batch_tokens", "train.eval_batch_size")
+MICRO = ("train.micro_batch_size", "train.micro_batch_tokens", "train.eval_batch_size", "train.cuda_graphs")
 
 
 @dataclass(frozen=True)
