@@ -41,9 +41,9 @@ def tests() -> str:
     return lines[-1]
 
 
-def rte_shaped(method: str, toy: bool, examples: int | None = None, **train: Any) -> Any:
+def rte_shaped(method: str, toy: bool, examples: int | None = None, longest: int = 16, **train: Any) -> Any:
     """What a Loop is made of: run, backbone, method, task and data, of RoBERTa-base's and RTE's shapes (toy: of a tiny model)
-    with random weights, tokens and labels. The lengths are those of RTE's training examples."""
+    with random weights, tokens and labels. The lengths are those of RTE's training examples (toy: up to `longest`)."""
     from bench.plain import run_of
     from vera.config import QUANTILES, build
     from vera.models.base import Backbone
@@ -60,7 +60,7 @@ def rte_shaped(method: str, toy: bool, examples: int | None = None, **train: Any
     draws = np.random.default_rng(0)
     facts = run.task["facts"]
     count = examples or facts["train_rows"]
-    lengths = np.interp(100 * draws.random(count), QUANTILES, facts["lengths"]).astype(int).clip(2, 16 if toy else None)
+    lengths = np.interp(100 * draws.random(count), QUANTILES, facts["lengths"]).astype(int).clip(2, longest if toy else None)
     rows = [{"input_ids": draws.integers(3, shape["vocab_size"], n).tolist(), "labels": int(n % 2)} for n in lengths]
 
     class Shaped(Task):

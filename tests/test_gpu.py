@@ -139,14 +139,14 @@ class Killed(BaseException):
     pass
 
 
-def looped(method, work, on_progress=lambda *_: None, multiple=1, **changes):
+def looped(method, work, on_progress=lambda *_: None, multiple=1, longest=250, **changes):
     """Two epochs of a tiny model with dropout, by deterministic operations."""
     pytest.importorskip("pydantic")
     from bench.proof import rte_shaped
     from vera.train.loop import Loop
 
     changes = {"epochs": 2, "batch_size": 8, "checkpoint_seconds": 0, "deterministic": True, "save": False, **changes}
-    *parts, data = rte_shaped(method, toy=True, examples=168, **changes)
+    *parts, data = rte_shaped(method, toy=True, examples=171, longest=longest, **changes)
     if multiple > 1:
         data.collate = partial(data.collate, multiple=multiple)
     return Loop(*parts, data, work, on_progress)
@@ -181,25 +181,30 @@ def test_a_killed_run_goes_on_with_the_same_numbers(method, graphs, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+METHODS = ("vera", "lora", "lora_fa", "ia3", "bitfit", "adapter_h", "full")
+
+
 @pytest.mark.skipif(not GPU, reason="CUDA graphs")
 @pytest.mark.parametrize(
-    ("method", "pieces"),
-    [*((method, None) for method in ("vera", "lora", "lora_fa", "ia3", "bitfit", "adapter_h", "full")), ("vera", 4)],
+    ("method", "pieces", "precision"),
+    [*((method, None, "fp32") for method in METHODS), ("vera", 4, "fp32"), ("lora", None, "bf16"), ("full", None, "bf16")],
 )
-def test_replayed_passes_train_as_ordinary_ones_do(method, pieces, tmp_path):
-    """With dropout, and with gradients of several pieces summed. The same lengths: dropout draws by place."""
-    ordinary = looped(method, tmp_path / "ordinary", multiple=16, precision="fp32", micro_batch_size=pieces)
-    replayed = looped(method, tmp_path / "replayed", cuda_graphs=True, precision="fp32", micro_batch_size=pieces)
+def test_replayed_passes_train_as_ordinary_ones_do(method, pieces, precision, tmp_path):
+    """With dropout, batches of several shapes, and gradients of several pieces summed; under autocast, with no cast of weights
+    as they were. The same lengths: dropout draws by place."""
+    changes = {"precision": precision, "micro_batch_size": pieces}
+    ordinary = looped(method, tmp_path / "ordinary", multiple=16, **changes)
+    replayed = looped(method, tmp_path / "replayed", cuda_graphs=True, **changes)
     before = {name: tensor.clone() for name, tensor in trained(ordinary).items()}
     ordinary.fit()
     replayed.fit()
-    assert replayed.graphs.passes and len(replayed.graphs.passes) <= 4
+    assert len(replayed.graphs.passes) >= 4
     ours, theirs = trained(replayed), trained(ordinary)
     for name, start in before.items():
         moved = (theirs[name] - start).norm()
-        assert (ours[name] - theirs[name]).norm() <= 1e-2 * moved, name
+        assert (ours[name] - theirs[name]).norm() <= (1e-2 if precision == "fp32" else 5e-2) * moved, name
     losses = [[entry["train_loss"] for entry in loop.history] for loop in (replayed, ordinary)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4 if precision == "fp32" else 1e-2)
 
 
 @pytest.mark.skipif(not GPU, reason="CUDA graphs")

@@ -125,8 +125,9 @@ class Scores(Strict):
 
 class Cost(Strict):
     """seconds: training and evaluation, over all starts of the run. tokens: processed in training, padding included (0 for
-    images). peak_memory_bytes: the allocator's peak on the GPU that needed most, null on a CPU (where only a whole process can
-    be measured). processes: how many computed the run together, each on a device of its own; left out when it is one."""
+    images). peak_memory_bytes: the allocator's peak on the GPU that needed most; null on a CPU (where only a whole process can
+    be measured) and with train.cuda_graphs. processes: how many computed the run together, each on a device of its own; left
+    out when it is one."""
 
     seconds: Finite
     steps: Count

@@ -27,30 +27,45 @@ class Graphs:
     """What `compute` gives of inputs, with a gradient for `trained`, the kernels of each shape of inputs recorded when it first
     comes.
 
-    A recording reads and writes the tensors that it was made with: those of the model may change in place, and nothing else.
+    A recording reads and writes the tensors that it was made with: what is trained may change in place, and nothing else may.
     `compute` enters autocast itself, which keeps casts of trained weights until it is left: they must be no older than a pass.
     """
 
     def __init__(self, model: nn.Module, trained: Iterable[nn.Parameter], compute: Callable[[dict[str, Tensor]], Tensor]):
         self.model, self.trained, self.compute = model, list(trained), compute
+        if any(parameter._backward_hooks for parameter in self.trained):
+            raise ConfigError(f"hooks on trained parameters would run twice, in a recording and after its replay; {LEAVE}")
         self.passes: dict[tuple, _Passes] = {}
         self.pool = torch.cuda.graph_pool_handle()  # one for all, as only one pass is on its way at a time
         self.where = self._where()
 
     def check(self) -> None:
-        """After anything but steps, such as an evaluation: forget what was recorded if a tensor is no longer where it was."""
+        """After anything but steps, such as an evaluation: forget what was recorded if a tensor is elsewhere, or if one that is
+        not trained was written to, which the model's own code might undo in its next pass."""
         where = self._where()
         if where != self.where:
             self.passes.clear()
             self.where = where
 
-    def _where(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
+    def _where(self) -> list[tuple[int, int]]:
+        """Place and version of every tensor of the model (no version of what is trained)."""
+        trained = set(map(id, self.trained))
+        kept = (value for module in self.model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+        return [
+            (tensor.data_ptr(), -1 if id(tensor) in trained or tensor.is_inference() else tensor._version)
+            for tensor in (*self.model.parameters(), *self.model.buffers(), *kept)
+        ]
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         shape = tuple((name, tensor.shape, tensor.dtype) for name, tensor in inputs.items())
         if shape not in self.passes:
-            self.passes[shape] = self._recorded(inputs)
+            passes = self._recorded(inputs)
+            if self._where() != self.where:  # a table that a model makes once it is needed: earlier recordings read the old one
+                self.check()
+                passes = self._recorded(inputs)
+                if self._where() != self.where:
+                    raise ConfigError(f"this model replaces or writes to tensors of its own in each pass; {LEAVE}")
+            self.passes[shape] = passes
         return _Replayed.apply(self.passes[shape], inputs, *self.trained)
 
     def _recorded(self, inputs: dict[str, Tensor]) -> _Passes:
@@ -58,13 +73,15 @@ class Graphs:
         before, stream = generators(), torch.cuda.current_stream()
         try:
             passes = _Passes(self.compute, self.trained, inputs, self.pool)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            torch.cuda.set_stream(stream)  # torch leaves a recording that failed half open; other runs of this process go on
+        except Exception as error:
+            # torch leaves a recording that failed half open: on its stream, and its generator in a recording. (Its graphs draw
+            # from the generator's old state; nobody replays them, as this run ends.)
+            torch.cuda.set_stream(stream)
             generator = torch.cuda.default_generators[torch.cuda.current_device()]
             generator.graphsafe_set_state(generator.clone_state())
             restore_generators(before)
+            if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+                raise
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"the passes of this model cannot be recorded as CUDA graphs ({first}); {LEAVE}") from error
         drawn = [name for name, state in generators().items() if name != "cuda" and not torch.equal(state, before[name])]

@@ -215,6 +215,7 @@ class Loop:
                 loss = (weight or 0.0) * self.task.loss(logits, batch)
                 self.accelerator.backward(loss * self.processes.count)
             loss_sum += loss.detach()
+            del logits, loss  # and with them the graph, before another piece is recorded
         if self.processes.sharded:
             average_gradients(self.parameters.values())
         elif self.processes.count > 1 and self.step == self.started["step"]:
@@ -383,7 +384,7 @@ class Loop:
         self.spent["examples"] += int(examples)
         self.spent["tokens"] += int(tokens)
         self.counted = dict.fromkeys(self.counted, 0)
-        if self.accelerator.device.type == "cuda":
+        if self.accelerator.device.type == "cuda" and self.graphs is None:  # of a replay the allocator sees nothing
             peak = self.processes.max(torch.cuda.max_memory_allocated())
             self.spent["peak_memory_bytes"] = max(self.spent["peak_memory_bytes"] or 0, int(peak))
 
