@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import statistics
@@ -437,6 +438,12 @@ def _roberta_with_tokenizer(layers: int, folder: Path) -> Path:
     return folder
 
 
+def _sizes_of(backbone: Path) -> dict[str, int]:
+    """Those in which a checkpoint differs from RoBERTa-base."""
+    said = json.loads((backbone / "config.json").read_text())
+    return {key: said[key] for key in ("num_hidden_layers", "vocab_size", "type_vocab_size")}
+
+
 def _our_loop(task: str, backbone: Path, data_dir: Path, folder: str, tokens: int, sizes: Sizes):
     from vera.config import compose
     from vera.run import prepare
@@ -447,6 +454,8 @@ def _our_loop(task: str, backbone: Path, data_dir: Path, folder: str, tokens: in
             "model=roberta_base",
             "method=vera",
             f"task={task}",
+            "model.name=few_layers",
+            *(f"model.full.{key}={value}" for key, value in _sizes_of(backbone).items()),
             f"model.path={backbone}",
             f"task.data_dir={data_dir}",
             f"train.micro_batch_tokens={tokens}",

@@ -11,6 +11,7 @@ from bench import cases, measure, table12
 from experiments.artefacts import bench as table
 from experiments.engine.render import markdown
 from experiments.engine.rows import Asked
+from tests.test_tasks import write
 from vera.config import build, compose
 from vera.errors import DataError
 from vera.nn import VeraConfig, attach
@@ -302,3 +303,14 @@ def test_requests_that_a_model_cannot_read_whole(capsys):
     found = _encoded(reader, model, [*rows, {"text": "nineteen bytes long"}], generate=0)
     assert [len(row["input_ids"]) for row in found] == [5, 14, 20]
     assert capsys.readouterr().err == "warning: 1 of 3 requests are longer than the model reads and were cut\n"
+
+
+def test_the_loop_of_case_f_takes_its_own_few_layers(tmp_path):
+    """RoBERTa-base's recipe with a checkpoint of other sizes, which a run of that name would refuse."""
+    (tmp_path / "glue").mkdir()
+    write(tmp_path / "glue" / "RTE", "rte")
+    backbone = cases._roberta_with_tokenizer(1, tmp_path / "model")
+    loop, batches = cases._our_loop("rte", backbone, tmp_path / "glue", str(tmp_path), 4096, cases.Sizes("cpu"))
+    usual = compose(["model=roberta_base", "method=vera", "task=rte"])
+    assert (loop.run.train.lr, loop.run.method["rank"]) == (usual.train.lr, usual.method["rank"])
+    assert loop.backbone.model.config.num_hidden_layers == 1 and len(next(batches)) >= 1
