@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -21,7 +22,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaForSequenceClassification, RobertaModel
 
 from bench.measure import Calls, Seconds, alternate, load_average, multiply_adds, owned_bytes, peak_bytes, ratio
-from vera.errors import AdapterError
+from vera.errors import AdapterError, ConfigError
 from vera.models.attention import allow_cudnn
 from vera.nn import AdapterBank, VeraConfig, attach, merge, save_adapter
 from vera.nn.count import stored_bytes, vera_parameters
@@ -129,7 +130,10 @@ def training(
     memory = {name: owned[name] + peak_bytes(step, device) for name, step in steps.items()}
     products = {name: multiply_adds(step) for name, step in steps.items()}
     if device == "cuda":
-        replayed = alternate({name: stepper(model, graphs=True) for name, model in models.items()}, sizes.rounds, device)
+        try:
+            replayed = alternate({name: stepper(model, graphs=True) for name, model in models.items()}, sizes.rounds, device)
+        except ConfigError as error:
+            print(f"({case}) not by CUDA graphs: {error}", file=sys.stderr, flush=True)
     rows = []
     for other in [name for name in models if name != "ours"]:
         counted = products["ours"] / products[other]

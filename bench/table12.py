@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.plain import run_of
 from vera.config import build
+from vera.errors import ConfigError
 
 METHODS = ("lora", "vera")
 RANK = 64
@@ -153,7 +154,10 @@ def compare(options: argparse.Namespace) -> dict:
     model, four_bits = random_model(options.tiny, device)
     ways = {False: rounds_of(options, model, four_bits, device)}
     if device == "cuda":
-        ways[True] = rounds_of(options, model, four_bits, device, graphs=True)
+        try:
+            ways[True] = rounds_of(options, model, four_bits, device, graphs=True)
+        except ConfigError as error:
+            print(f"not by CUDA graphs: {error}", flush=True)
     cases, name = [], "tiny" if options.tiny else "Llama 7B"
     shapes = f"{name}, {'NF4' if four_bits else 'bf16'}, rank {RANK}, 4 x 4 rows of {options.length} tokens a step"
     for case, what, unit, graphs, value in (

@@ -1,6 +1,7 @@
 """The yardstick itself: what it times, counts and prints; and that the operations are those the plan promises."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from experiments.engine.render import markdown
 from experiments.engine.rows import Asked
 from tests.test_tasks import write
 from vera.config import build, compose
-from vera.errors import DataError
+from vera.errors import ConfigError, DataError
 from vera.nn import VeraConfig, attach
 from vera.nn.functional import Plan
 
@@ -314,3 +315,25 @@ def test_the_loop_of_case_f_takes_its_own_few_layers(tmp_path):
     usual = compose(["model=roberta_base", "method=vera", "task=rte"])
     assert (loop.run.train.lr, loop.run.method["rank"]) == (usual.train.lr, usual.method["rank"])
     assert loop.backbone.model.config.num_hidden_layers == 1 and len(next(batches)) >= 1
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_table_12_shows_steps_by_cuda_graphs_where_they_could_be_recorded(refused, monkeypatch, capsys):
+    def rounds_of(options, model, four_bits, device, graphs=False):
+        if graphs and refused:
+            raise ConfigError("no such recording")
+        seconds = {"vera": [3.0, 1.0], "lora": [2.0, 2.0]} if not graphs else {"vera": [0.9], "lora": [1.0]}
+        return [{m: {"seconds": seconds[m], "peak_memory_bytes": 10 * len(m)} for m in seconds}] * 6
+
+    monkeypatch.setattr(table12, "rounds_of", rounds_of)
+    monkeypatch.setattr(table12, "random_model", lambda tiny, device: (None, True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(measure, "machine", lambda device: {"device": f"a {device}"})
+    made = table12.compare(SimpleNamespace(tiny=False, rounds=6, steps=2, warmup=1, length=512))
+    ratios = {row["case"]: row["ratio"]["median"] for row in made["cases"]}
+    assert ratios.pop("table12_time") == ratios.pop("table12_memory") == 1.0
+    assert ratios == ({} if refused else {"table12_time_graphs": 0.9})
+    shown = {row[0]: row[2] for row in table12.table(made).rows if row[1] == "VeRA / LoRA"}
+    assert shown.pop("paper") == "1.018" and shown.pop("ours") == "1.000"
+    assert shown == ({} if refused else {"ours, CUDA graphs": "0.900"})
+    assert ("no such recording" in capsys.readouterr().out) is refused
