@@ -186,6 +186,8 @@ def test_replaced_and_evicted_adapters(tmp_path):
     with bank.use(["a1"]):
         one = logits(model, x)
     bank.evict("a1")
+    with pytest.raises(AdapterError, match="a1"):
+        bank.evict("a1")
     bank.add("a0", tmp_path / "a1")
     assert bank.names == ["a0", "a2"]
     with bank.use(["a0"]):
@@ -204,6 +206,7 @@ def test_a_model_in_a_bank_is_not_written_as_if_it_were_its_backbone(tmp_path):
         model.save_pretrained(tmp_path / "written")
     assert not (tmp_path / "written").exists()
     bank.close()
+    assert "save_pretrained" not in vars(model)  # it writes by itself again, also what a later change makes of it
     model.save_pretrained(tmp_path / "written")
     written = RobertaForSequenceClassification.from_pretrained(tmp_path / "written")
     torch.testing.assert_close(written.state_dict(), model.state_dict(), rtol=0, atol=0)

@@ -96,3 +96,19 @@ def test_a_model_that_was_in_half_precision_for_a_while_has_the_seeds_pair_again
     for dtype in (half, torch.float32, half, torch.float64):
         model.to(dtype)
         assert torch.equal(pair.A, A.to(dtype)) and torch.equal(pair.B, B.to(dtype))
+
+
+def test_the_half_precision_of_a_is_of_a_as_it_is_now():
+    pair, half = Projection(4, 10, 12, 0, "kaiming_uniform"), torch.bfloat16
+    for width in (10, 6):  # one cast for layers of any width
+        assert torch.equal(pair.in_half(width, half), pair.A[:, :width].to(half))
+    assert torch.equal(pair.in_half(10, torch.float16), pair.A.half())
+    with torch.no_grad():
+        pair.A.mul_(2)
+    assert torch.equal(pair.in_half(10, torch.float16), pair.A.half())
+    before = pair.A
+    pair.A = torch.randn_like(before)
+    while pair.A._version < before._version:
+        pair.A.mul_(1)
+    assert pair.A._version == before._version  # so that nothing but its place tells them apart
+    assert torch.equal(pair.in_half(10, torch.float16), pair.A.half())

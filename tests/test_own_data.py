@@ -21,6 +21,7 @@ from vera.config.components import new_yaml
 from vera.errors import ConfigError, DataError
 from vera.io import hub
 from vera.io.rows import read_csv
+from vera.io.tables import by_name
 from vera.run import execute, prepare
 from vera.tasks import draft
 from vera.tasks.split import split as divided
@@ -658,3 +659,8 @@ def test_instructions_are_read_by_the_names_of_their_columns(tmp_path, compose):
             DataError, match=r"mine.parquet has no column '(reply|context)'; it has 'question', 'answer', 'more'"
         ):
             draft.instructions("mine", path, {"instruction": "question", **columns})
+
+
+def test_a_class_index_without_a_name_stays():
+    assert by_name([0, 1, -1, 2, None, "b"], ["no", "yes"]) == ["no", "yes", -1, 2, None, "b"]
+    assert by_name([0, -1], None) == [0, -1]
