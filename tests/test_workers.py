@@ -332,3 +332,10 @@ def test_a_sweep_comes_back_to_the_runs_of_another_worker(cache, tmp_path):
     assert f"{runs[0].run_name}: claimed by " in text and f"pid {os.getpid()}" in text and text.count("comes back to it") == 2
     assert len(Store(root).records()) == 3 and list((root / "claims").iterdir()) == []
     assert json.loads(Store(root).path(runs[1].run_name).read_text())["status"] == "done"
+
+
+def test_a_worker_killed_at_a_look_at_the_clock_leaves_no_file(tmp_path, monkeypatch):
+    folder, seen = tmp_path / workers.FOLDER, []
+    folder.mkdir()
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append(os.listdir(folder)))
+    assert workers.server_time(tmp_path) == pytest.approx(time.time(), abs=60) and seen == [[]]

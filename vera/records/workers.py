@@ -306,15 +306,11 @@ def server_time(root: Path) -> float:
     now = time.monotonic()
     asked, offset = _clocks.get(root, (None, 0.0))
     if asked is None or now - asked > PROBE_SECONDS:
-        handle, probe = tempfile.mkstemp(dir=root / FOLDER, prefix=PROBE, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-                asked, offset = now, os.fstat(file.fileno()).st_mtime - now
-        finally:
-            Path(probe).unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=root / FOLDER, prefix=PROBE, suffix=".tmp") as file:  # nameless where that can be
+            file.write(b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            asked, offset = now, os.fstat(file.fileno()).st_mtime - now
         _clocks[root] = asked, offset
         _remove_probes(root / FOLDER, now + offset - LEFT_BEHIND)
     return now + offset
