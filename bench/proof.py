@@ -20,6 +20,7 @@ from transformers import RobertaForSequenceClassification
 
 from bench.cases import NeedsMore, Row, timed, trainer
 from bench.measure import alternate, clock, load_average
+from vera.tasks.base import padded_length
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONAL = ("hydra", "datasets", "evaluate", "wandb", "bitsandbytes")  # what a machine may lack
@@ -79,7 +80,7 @@ def rte_shaped(method: str, toy: bool, examples: int | None = None, longest: int
 
 def padded(examples: list[dict[str, Any]], multiple: int = 1) -> dict[str, torch.Tensor]:
     """input_ids, attention_mask and labels, padded to the longest."""
-    longest = -(-max(len(example["input_ids"]) for example in examples) // multiple) * multiple
+    longest = padded_length((len(example["input_ids"]) for example in examples), multiple, None)
     ids = torch.full((len(examples), longest), 1)
     mask = torch.zeros_like(ids)
     for index, example in enumerate(examples):

@@ -71,7 +71,18 @@ def test_replayed_passes_give_the_bits_of_ordinary_ones(method, pieces, recorded
     assert len(replayed.graphs.passes) >= 4 and recorded() == len(replayed.graphs.passes)
     assert replayed.history == ordinary.history
     assert all(torch.equal(tensor, trained(ordinary)[name]) for name, tensor in trained(replayed).items())
-    assert replayed.cost()["peak_memory_bytes"] is None and replayed.run.cell_id == ordinary.run.cell_id
+    assert replayed.run.cell_id == ordinary.run.cell_id
+
+
+def test_a_run_that_was_replayed_for_a_while_has_no_peak_of_memory(recorded, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
+    loop = looped("vera", tmp_path)
+    loop.accelerator = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    loop._settle()
+    assert loop.spent["peak_memory_bytes"] == 7
+    loop.earlier = [{**loop.started, "cuda_graphs": True}]
+    loop._settle()
+    assert loop.spent["peak_memory_bytes"] is None
 
 
 @pytest.mark.parametrize("change", [lambda weight: weight.mul_(1), lambda weight: setattr(weight, "data", weight.data.clone())])

@@ -54,7 +54,7 @@ def test_links_targets_and_scripts_exist(page):
 
 
 def test_the_speeds_that_the_page_shows_are_measured_ones():
-    """Each ratio in the two tables of docs/speed.md, which name their machines; kinds of row are compared by eye."""
+    """Each ratio in the three tables of docs/speed.md, which name their machines; kinds of row are compared by eye."""
     text = prose(ROOT / "docs" / "speed.md")
     tables = re.findall(r"\| \| ratio \| goal \|\n((?:\|.*\n)+)", text)
     files = ("amd-epyc-avx-512-2-threads", "nvidia-h100-80gb-hbm3-16-threads", "nvidia-h200-16-threads")

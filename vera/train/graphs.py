@@ -20,7 +20,7 @@ from vera.train.state import generators, restore_generators
 
 MULTIPLE = 16  # batches are padded to it, so that an epoch has few shapes
 WARM_UP = 3  # passes before the recorded one: what libraries do at their first call must not be part of it
-LEAVE = "leave train.cuda_graphs out"
+LEAVE = "train.cuda_graphs=false does without"
 
 
 class Graphs:

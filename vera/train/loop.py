@@ -384,7 +384,9 @@ class Loop:
         self.spent["examples"] += int(examples)
         self.spent["tokens"] += int(tokens)
         self.counted = dict.fromkeys(self.counted, 0)
-        if self.accelerator.device.type == "cuda" and self.graphs is None:  # of a replay the allocator sees nothing
+        if any(start.get("cuda_graphs") for start in (*self.earlier, self.started)):
+            self.spent["peak_memory_bytes"] = None  # of a replay the allocator sees nothing
+        elif self.accelerator.device.type == "cuda":
             peak = self.processes.max(torch.cuda.max_memory_allocated())
             self.spent["peak_memory_bytes"] = max(self.spent["peak_memory_bytes"] or 0, int(peak))
 
