@@ -81,6 +81,8 @@ def broken(record, change):
         (lambda r: r.update(status="failed"), "status"),
         (lambda r: r["run"].update(seed=-1), "run.seed"),
         (lambda r: r["run"]["config"]["train"].update(lr=9.0), "run.config hashes to"),
+        (lambda r: r["run"].update(method="lora"), "run.method is lora, but run.config.method.name is"),
+        (lambda r: r["run"].update(seed=8), "run.seed is 8, but run.config.method.projection_seed, which follows it, is 0"),
         (lambda r: r.update(comment="hi"), "comment"),
         (lambda r: r["parameters"].update(adapter="many"), "parameters.adapter"),
     ],

@@ -16,10 +16,13 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def get(tree: Mapping[str, Any], key: str) -> Any:
-    """None where there is no such key."""
+    """None where there is no such key; a number is a place in a list."""
     found: Any = tree
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
+        if isinstance(found, list):
+            found = dict(enumerate(found)).get(int(part)) if part.isdecimal() else None
+        else:
+            found = found.get(part) if isinstance(found, dict) else None
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from vera.config import Name, Strict, cell_id, of_all_seeds, run_name
+from vera.config import Name, Strict, cell_id, dotted, of_all_seeds, run_name
 from vera.errors import RecordError
 
 SCHEMA = 1
@@ -207,6 +207,12 @@ class Record(Strict):
         _plain_values(self.run.config)  # what the hash leaves out comes back as it is, too
         if expected != self.run.cell_id:
             raise ValueError(f"run.cell_id is {self.run.cell_id[:8]}, but run.config hashes to {expected[:8]}")
+        for group in ("model", "task", "method"):
+            if getattr(self.run, group) != (name := self.run.config[group].get("name")):
+                raise ValueError(f"run.{group} is {getattr(self.run, group)}, but run.config.{group}.name is {name!r}")
+        for key in self.run.follows_seed:
+            if (value := dotted.get(self.run.config, key)) != self.run.seed:
+                raise ValueError(f"run.seed is {self.run.seed}, but run.config.{key}, which follows it, is {value!r}")
         return self
 
     @model_validator(mode="after")
