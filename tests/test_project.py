@@ -11,6 +11,7 @@ from tests.conftest import REHEARSAL
 from vera.commands import rehearse as rehearsal
 from vera.config import choices
 from vera.config.marks import TABLE as TABLE_OF_FIELDS
+from vera.records.store import Store
 
 METHOD = """\
 _target_: own_methods.Doubled
@@ -98,6 +99,41 @@ def test_train_plan_tables_and_verify_in_a_project(command, project, cache):
     assert "mine" in made and not any(name.startswith(("table", "figure")) for name in made)
     again = command("verify.py", *here, records[0].relative_to(project), f"cache_dir={cache}")
     assert again.returncode == 0 and "equal: all" in again.stdout, again.stderr
+
+
+def test_a_record_knows_its_project_s_code_and_seeds_of_unlike_code_are_marked(command, project, cache):
+    """What the class's module imports of the project counts, another file of it does not."""
+    (project / "own").mkdir()
+    (project / "own" / "__init__.py").write_text("")
+    (project / "own" / "parts.py").write_text("from .deeper import FACTOR\n")
+    (project / "own" / "deeper.py").write_text("FACTOR = 1\n")
+    (project / "own_methods.py").write_text("from own import parts\n" + CLASS)
+    words = ["--project", project, "method=doubled", *REHEARSAL]
+    places = [f"cache_dir={cache}", "results_dir=results", "work_dir=work"]
+
+    def train(seed):
+        done = command("train.py", *words, f"seed={seed}", *places)
+        assert done.returncode == 0, done.stderr
+        return done.stderr + done.stdout
+
+    def codes():
+        found = {record.run.seed: record.provenance.own_code for record in Store(project / "results").records()}
+        assert all(set(code) == {"method"} for code in found.values())
+        return [found[seed]["method"] for seed in sorted(found)]
+
+    def table():
+        shown = command("tables.py", "--project", project, "--with", "scale=rehearsal", "--out", "results", "--show", "mine")
+        assert shown.returncode == 0, shown.stderr
+        return next(line for line in shown.stdout.splitlines() if "ours" in line)
+
+    train(0)
+    (project / "unrelated.py").write_text("FACTOR = 3\n")
+    train(1)
+    assert len(set(codes())) == 1 and "other code" not in train(0) and "†" not in table()
+    (project / "own" / "deeper.py").write_text("FACTOR = 2\n")
+    assert "already done (by other code of its method: raise `version`" in train(0)
+    train(2)
+    assert codes()[0] == codes()[1] != codes()[2] and "†" in table()
 
 
 def test_a_yaml_is_called_what_its_file_is_called(command, project, cache):

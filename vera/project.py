@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vera.errors import ConfigError
@@ -23,6 +25,41 @@ def called(command: str) -> str:
     """How a command is called, in what is told to be run: in a project, from any folder."""
     there = project()
     return shlex.join(["vera", "--project", str(there), command]) if there else f"python scripts/{command}.py"
+
+
+def code_of(target: str) -> str | None:
+    """SHA-256, in hex, of the project's files that hold a class (module.Class) and what they import of the project; None where
+    the class is not the project's. Nothing is imported."""
+    found: dict[str, bytes] = {}
+    modules = [target.rpartition(".")[0]]
+    while (there := project()) and modules:
+        module = modules.pop()
+        for stem in (module.replace(".", "/"), module.replace(".", "/") + "/__init__"):
+            path = there / f"{stem}.py"
+            if module and stem not in found and path.is_file():
+                found[stem] = path.read_bytes()
+                modules += [".".join(module.split(".")[:depth]) for depth in range(1, module.count(".") + 1)]
+                modules += _imported(found[stem], module if stem.endswith("__init__") else module.rpartition(".")[0])
+    if not found:
+        return None
+    return hashlib.sha256(
+        b"".join(f"{stem}\0{len(found[stem])}\0".encode() + found[stem] for stem in sorted(found))
+    ).hexdigest()
+
+
+def _imported(text: bytes, package: str) -> Iterator[str]:
+    """What a module of this package may import: every name that may be a module."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError):  # who imports it is told
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (base, *(f"{base}.{alias.name}" if base else alias.name for alias in node.names))
 
 
 def enter(arguments: Sequence[str]) -> list[str]:

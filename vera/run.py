@@ -189,7 +189,7 @@ def _load(run: RunConfig, shared: bool = False) -> tuple[Backbone, Task]:
 
 def _train(run: RunConfig, work: Path, claim: workers.Claim | None, processes: Processes) -> tuple[Record, dict[str, str]]:
     """The record, and the texts of the files that it names."""
-    ran = {"started": now(), **code()}  # as it is now: commits may come while it trains
+    ran = {"started": now(), **code(), "own_code": sources.own_code(run)}  # as it is now: commits may come while it trains
     tracker = build(run.tracker, "tracker") if processes.main else NoTracker()
     tracker.check()
     with interrupt.immediate():

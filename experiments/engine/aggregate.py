@@ -118,7 +118,7 @@ def of_records(summary: Summary, records: Sequence[Record]) -> Summary:
 
 
 def sources(
-    records: Sequence[Record], names: Sequence[str] = ("backbone", *CONFIGURED, "data", "precision")
+    records: Sequence[Record], names: Sequence[str] = ("code", "backbone", *CONFIGURED, "data", "precision")
 ) -> dict[str, set[str]]:
     """What runs should have in common, and all values of it that these have."""
     return {name: {made for record in records if (made := _made_with(record)[name]) is not None} for name in names}

@@ -20,7 +20,7 @@ INTERVAL_NOTE = (
     "six on order statistics that cover it with 95% or more."
 )
 MIXED = "†"
-MIXED_NOTE = f"{MIXED} seeds that were run on different backbones, data or precision."
+MIXED_NOTE = f"{MIXED} seeds that were run on different backbones, data or precision, or by different code of a project."
 
 
 class Sourced(str):

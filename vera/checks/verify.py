@@ -137,9 +137,7 @@ def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
 
 
 def _check_class(values: dict[str, Any], here: dict[str, Any], group: str) -> None:
-    """Raises ConfigError unless a recorded group is of conf/'s name and class; a class may have moved since."""
-    if values.get("name") != here["name"]:
-        raise ConfigError(f"run.config.{group}.name is {values.get('name')!r}, conf/{group} has {here['name']!r}")
+    """Raises ConfigError unless a recorded group is of conf/'s class; a class may have moved since."""
     target, expected = values.get("_target_"), here["_target_"]
     if target != expected and str(target).rpartition(".")[2] == expected.rpartition(".")[2]:
         values["_target_"] = target = expected

@@ -84,8 +84,14 @@ def say_of_other_gpus() -> None:
 
 def already(run: RunConfig, record: Record) -> str:
     """That a run is done, and whether there was anything to compare its record with."""
-    local = sources.not_given(run, record)
-    return f"already done (from a local {', '.join(local)}, not given now and so not compared)" if local else "already done"
+    told = []
+    if local := sources.not_given(run, record):
+        told.append(f"from a local {', '.join(local)}, not given now and so not compared")
+    if changed := sources.other_code(run, record):
+        told.append(
+            f"by other code of its {' and '.join(changed)}: raise `version` in its yaml where it computes something else"
+        )
+    return f"already done ({'; '.join(told)})" if told else "already done"
 
 
 def skip(overrides: list[str]) -> bool:

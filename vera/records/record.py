@@ -144,13 +144,16 @@ class Cost(Strict):
 class Provenance(Strict):
     """Where the numbers come from: code, versions and machine of the last start. started: of the first; notes.resumed: what of
     them earlier starts had that differs, and at which step they began. Hashes are null where there is nothing to hash (no git,
-    a local folder). eval_rows: on which each epoch was scored; test_rows: of scores.test, left out where there is none."""
+    a local folder). eval_rows: on which each epoch was scored; test_rows: of scores.test, left out where there is none.
+    own_code: of a project's classes of model, task and method, the hash of their files (vera.project.code_of); left out where
+    none is a project's."""
 
     started: str
     finished: str
     git_sha: str | None
     git_dirty: bool | None
     versions: dict[str, str]
+    own_code: dict[str, str] = {}
     model_source: str
     model_commit: str | None
     model_fingerprint: str
@@ -251,13 +254,15 @@ class Record(Strict):
 
     def to_json(self) -> str:
         left_out: dict[str, Any] = {key: True for key in ("outputs", "weights", "collapsed") if not getattr(self, key)}
+        left_out["provenance"] = set() if self.provenance.own_code else {"own_code"}
         if self.scores.test is None:
-            left_out |= {"scores": {"test"}, "provenance": {"test_rows"}}
+            left_out["scores"] = {"test"}
+            left_out["provenance"] |= {"test_rows"}
         if not self.run.unhashed:
             left_out["run"] = {"unhashed"}
         if self.cost.processes == 1:
             left_out["cost"] = {"processes"}
-        return self.model_dump_json(by_alias=True, indent=1, exclude=left_out or None) + "\n"
+        return self.model_dump_json(by_alias=True, indent=1, exclude=left_out) + "\n"
 
 
 class Failure(Strict):

@@ -16,9 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vera.config import RunConfig, group_marks, hashed
+from vera.config import GROUPS, RunConfig, group_marks, hashed
 from vera.errors import RecordError
 from vera.io.files import os_error_as, write_atomic
+from vera.project import code_of
 from vera.records.record import LOCAL, Record
 
 KINDS = {"model": ("weights", "model_fingerprint", "model_source"), "task": ("rows", "data_fingerprint", "data_source")}
@@ -100,11 +101,26 @@ def configured(notes: Mapping[str, Any]) -> dict[str, str]:
     return {note: str(notes[note]) for note in CONFIGURED if note in notes}
 
 
+def own_code(run: RunConfig) -> dict[str, str]:
+    """The hash of the code of each group whose class is a project's."""
+    found = {group: code_of(str(getattr(run, group).get("_target_"))) for group in GROUPS[:3]}
+    return {group: mark for group, mark in found.items() if mark is not None}
+
+
+def other_code(run: RunConfig, record: Record) -> list[str]:
+    """The groups whose class a project has changed since the record was made; of older records none."""
+    made, now = record.provenance.own_code, own_code(run)
+    return [group for group in made if group in now and made[group] != now[group]]
+
+
 def made_of(record: Record) -> dict[str, str | None]:
-    """What the seeds of a cell should have in common: the weights and rows that they were made from, and the precision. What an
-    older record does not note is None."""
+    """What the seeds of a cell should have in common: the weights and rows that they were made from, a project's code and the
+    precision. What an older record does not note is None."""
     made = record.provenance
+    codes = [made.own_code, *(start["own_code"] for start in made.notes.get("resumed", []) if "own_code" in start)]
+    said = dict.fromkeys(" ".join(f"{group} {mark[:12]}" for group, mark in code.items()) for code in codes if code)
     return {
+        "code": " and ".join(said) or None,
         "backbone": made.model_fingerprint,
         **{note: made.notes.get(note) for note in CONFIGURED},
         # A task's, not of what a seed draws from it; and whether pairs became one text.

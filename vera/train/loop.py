@@ -53,7 +53,8 @@ class Loop:
     that of the whole batch's mean loss, so all hold the same weights. Only the main one writes.
 
     before_write: called by the main process before anything is written; it raises when the run has become another worker's.
-    ran: what the record is to say of this start: when it was (started) and which code runs (git_sha, git_dirty, versions).
+    ran: what the record is to say of this start: when it was (started) and which code runs (git_sha, git_dirty, versions and
+    own_code).
     """
 
     def __init__(
@@ -469,7 +470,7 @@ class Loop:
 
 def _changed(start: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """What an earlier start says of code and machine that differs now; of the versions those that do."""
-    keys = ("git_sha", "git_dirty", "device", "threads", *PIECES)
+    keys = ("git_sha", "git_dirty", "own_code", "device", "threads", *PIECES)
     changed = {key: start[key] for key in keys if key in start and start[key] != now.get(key)}
     versions = {key: value for key, value in start.get("versions", {}).items() if now.get("versions", {}).get(key) != value}
     return {**changed, "versions": versions} if versions else changed
