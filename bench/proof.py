@@ -158,7 +158,7 @@ def whole_epoch(device: str, rounds: int, toy: bool) -> tuple[list[Row], dict[st
     return [{**row, "load_average": load_average()} for row in rows], {**looked, "trainer": settings, "shapes": shapes}
 
 
-def looked_at(call: Callable[[], None], device: str, most: int = 12) -> dict[str, Any]:
+def looked_at(call: Callable[[], None], device: str) -> dict[str, Any]:
     """The share of a call's time in which the GPU computed nothing (None without one), and its kernels by time. The time is
     that of a call without the profiler, whose start alone takes seconds, and which slows the CPU."""
     activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU  # not both: to note the CPU's slows it
@@ -174,7 +174,7 @@ def looked_at(call: Callable[[], None], device: str, most: int = 12) -> dict[str
     for event in kernels:
         spent[event.name] = spent.get(event.name, 0.0) + event.time_range.elapsed_us() / 1e6
     busy = sum(end - start for start, end in _joined(sorted((e.time_range.start, e.time_range.end) for e in kernels))) / 1e6
-    names = sorted(spent, key=lambda name: -spent[name])[:most]
+    names = sorted(spent, key=lambda name: -spent[name])[:12]
     return {
         "seconds": wall,
         "idle": 1 - busy / wall if kernels else None,

@@ -7,6 +7,7 @@ import re
 
 from vera.nn.errors import AdapterError as AdapterError
 from vera.nn.errors import VeraError
+from vera.nn.errors import one_line as one_line
 
 HIDDEN = "[hidden]"
 LONGEST = 2000  # characters of a message

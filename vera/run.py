@@ -8,20 +8,19 @@ import logging
 import platform
 import subprocess
 from contextlib import nullcontext, suppress
-from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from vera.config import CONF_DIR, RunConfig, build, check_modality, group_marks
-from vera.errors import Claimed, OutOfStep, RecordError, TrainingError, VeraError, redacted
+from vera.errors import Claimed, OutOfStep, RecordError, TrainingError, VeraError, one_line
 from vera.io.files import remove_temporaries
 from vera.methods.base import Method, count
 from vera.models import reuse
 from vera.models.base import Backbone, Model
 from vera.records import interrupt, screen, sources, workers
 from vera.records import record as records
-from vera.records.record import LOCAL, Failure, Record
+from vera.records.record import LOCAL, Failure, Record, now
 from vera.records.store import Store, output_path
 from vera.seeds import seed_everything
 from vera.tasks.base import Data, Task
@@ -122,13 +121,13 @@ def _compute(run: RunConfig, store: Store, work: Path, claim: workers.Claim | No
         raise
     except Exception as error:
         log.debug("run %s failed", run.run_name, exc_info=True)
-        reason = redacted(" ".join(str(error).split())) or type(error).__name__
+        reason = one_line(error, 2000)
         reports, in_step = processes.failure()
         if reports:
             if claim is not None:
                 with suppress(OSError):
                     claim.check()
-            failure = Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason[:2000], finished=now())
+            failure = Failure(schema=records.SCHEMA, status="failed", run=_identity(run), error=reason, finished=now())
             with suppress(RecordError):  # the disk may be full: what is said is the first error
                 store.write_failure(failure)
         if not in_step:
@@ -309,7 +308,3 @@ def code() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {"git_sha": sha, "git_dirty": None if changed is None else bool(changed), "versions": versions}
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

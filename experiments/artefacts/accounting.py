@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from experiments.engine.accounting import counts, key, prints
+from experiments.engine.claims import Claim, decides, fewer
 from experiments.engine.published import DASHES, load, names
 from experiments.engine.render import DASH, Table
 from experiments.engine.rows import Asked
+from experiments.engine.verdicts import Line
 
+FEWER = {"fewer_glue_large": "table2", "fewer_glue_base": "table2", "fewer_e2e": "table3"}  # claims, and where their counts are
+FEWER |= {"fewer_instruct": "table4", "fewer_images": "table5"}
 TAKES = (), "it shows counts of whole models (results/accounting.json)"
 
 
@@ -42,3 +46,8 @@ def build(asked: Asked) -> list[Table]:
             notes,
         )
     ]
+
+
+@decides(*FEWER)
+def _fewer(claim: Claim, asked: Asked) -> list[Line]:
+    return [fewer(claim.factor, FEWER[claim.id])]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from experiments.artefacts import glue_minilm
-from experiments.engine.claims import Claim, by_seed, decides, fewer, mean_over, row_of
+from experiments.engine.claims import Claim, by_seed, decides, mean_over, row_of
 from experiments.engine.published import load
 from experiments.engine.rows import Asked
 from experiments.engine.verdicts import LOOKS, Line, Part, decide
-
-
-@decides("fewer_glue_large", "fewer_glue_base")
-def _fewer(claim: Claim, asked: Asked) -> list[Line]:
-    return [fewer(claim.factor, "table2")]
 
 
 @decides("same_glue_large")

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from experiments.artefacts import e2e_mini
 from experiments.engine import miniature
-from experiments.engine.claims import Claim, by_seed, decides, fewer, printed_mean, row_of
+from experiments.engine.claims import Claim, by_seed, decides, printed_mean, row_of
 from experiments.engine.published import load
 from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line, Part, decide
-
-
-@decides("fewer_e2e")
-def _fewer(claim: Claim, asked: Asked) -> list[Line]:
-    return [fewer(claim.factor, "table3")]
 
 
 @decides("better_e2e")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.engine.claims import Claim, by_seed, decides, fewer, printed_mean, row_of
+from experiments.engine.claims import Claim, by_seed, decides, printed_mean, row_of
 from experiments.engine.comparison import compare
 from experiments.engine.judged import table as judged_table
 from experiments.engine.published import load
@@ -17,11 +17,6 @@ def build(asked: Asked) -> list[Table]:
     """Table 4, and every judgement there is."""
     judged = judged_table(asked.results)
     return [*compare("table4", asked), *([judged] if judged else [])]
-
-
-@decides("fewer_instruct")
-def _fewer(claim: Claim, asked: Asked) -> list[Line]:
-    return [fewer(claim.factor, "table4")]
 
 
 @decides("same_instruct")

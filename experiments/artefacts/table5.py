@@ -5,15 +5,10 @@ from __future__ import annotations
 import statistics
 
 from experiments.engine import miniature
-from experiments.engine.claims import Claim, by_seed, decides, fewer, mean_over, printed_mean, row_of
+from experiments.engine.claims import Claim, by_seed, decides, mean_over, printed_mean, row_of
 from experiments.engine.published import load
 from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line, Part, decide
-
-
-@decides("fewer_images")
-def _fewer(claim: Claim, asked: Asked) -> list[Line]:
-    return [fewer(claim.factor, "table5")]
 
 
 @decides("same_images")

@@ -203,13 +203,13 @@ def exceeds_p(differences: Sequence[float], bound: float = 0.0) -> float | None:
     return float(student.sf(above / spread * len(differences) ** 0.5, len(differences) - 1))
 
 
-def detectable(differences: Sequence[float], power: float = 0.8, level: float = 0.05) -> float | None:
-    """The true mean difference that Student's paired two-sided test at `level` shows with this power, for as many pairs with
+def detectable(differences: Sequence[float], power: float = 0.8) -> float | None:
+    """The true mean difference that Student's paired two-sided test at 5% shows with this power, for as many pairs with
     this spread; None for fewer than two pairs."""
     if len(differences) < 2:
         return None
     freedom = len(differences) - 1
-    critical = float(student.ppf(1 - level / 2, freedom))
+    critical = float(student.ppf(0.975, freedom))
 
     def short(shift: float) -> float:
         return float(nct.sf(critical, freedom, shift)) - power  # the wrong side's share is none where this is large

@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from experiments.engine.aggregate import whole
 from experiments.engine.render import DASH
 from experiments.engine.sweeps import Cell
@@ -17,8 +19,7 @@ from vera.config.facts import row_counts
 from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.io.files import read_json
-from vera.records.record import Record, parse
-from vera.records.store import stems
+from vera.records.store import Store, stems
 
 # In fp32 whatever the sweep says: in bf16 a tiny model gives every example the same output, and no correlation is defined.
 REHEARSAL = ("scale=rehearsal", "train.precision=fp32")
@@ -54,8 +55,9 @@ class Plan:
 
     def __init__(self, results: Path, scratch: Path | None = None, tflops: float = TFLOPS):
         self.results, self.tflops = results, tflops
-        self.done, self.failed = set(stems(results / "runs")), set(stems(results / "failed"))
-        self.rehearsed = set(stems(scratch / "runs")) if scratch else set()
+        self.store = Store(results)
+        self.done, self.failed = set(self.store.names()), set(stems(self.store.failed))
+        self.rehearsed = set(Store(scratch).names()) if scratch else set()
 
     def status(self, wanted: Sequence[Cell]) -> Status:
         """Of these cells together."""
@@ -84,7 +86,10 @@ class Plan:
     def hours(self, cell: Cell) -> tuple[dict[str, float] | None, str]:
         """Hours of one run by part and where they come from: records of the same cell that did not collapse, which know no
         parts, of a GPU before those of a CPU; operation counts; or nothing."""
-        costs = [record.cost for record in whole([self._record(name) for name in cell.names() if name in self.done])]
+        costs = [
+            record.cost
+            for record in whole([self.store.read(self.store.path(name)) for name in cell.names() if name in self.done])
+        ]
         on_gpu = [cost for cost in costs if cost.device != "cpu"]
         if costs:
             basis = "recorded" if on_gpu else "recorded on a CPU"
@@ -93,10 +98,6 @@ class Plan:
         if operations is None:
             return None, "unknown"
         return {part: count / (self.tflops * 1e12) / 3600 for part, count in operations.items()}, "operations"
-
-    def _record(self, name: str) -> Record:
-        path = self.results / "runs" / f"{name}.json"
-        return parse(path.read_bytes(), str(path))
 
 
 def figures(status: Status) -> list[str]:
@@ -173,15 +174,8 @@ def _padded(quantiles: Sequence[float], train: TrainConfig) -> float:
         if pieces and pieces[-1][1] < size and (pieces[-1][1] + 1) * pieces[-1][0] <= train.micro_batch_tokens:
             pieces[-1] = (pieces[-1][0], pieces[-1][1] + 1)
         else:
-            pieces.append((_quantile(quantiles, (index + 0.5) / count), 1))
+            pieces.append((float(np.interp(100 * (index + 0.5) / count, QUANTILES, quantiles)), 1))
     return sum(longest * examples for longest, examples in pieces) / count
-
-
-def _quantile(quantiles: Sequence[float], share: float) -> float:
-    for (u, low), (v, high) in pairwise(zip(QUANTILES, quantiles, strict=True)):
-        if 100 * share <= v:
-            return low + (high - low) * (100 * share - u) / (v - u)
-    return quantiles[-1]
 
 
 def longest_of(quantiles: Sequence[float], count: int) -> float:

@@ -20,7 +20,7 @@ from experiments import ARTEFACTS, RESULTS
 from vera.config import RunConfig, Strict, checked
 from vera.config.memory import composed
 from vera.config.paths import written
-from vera.errors import ConfigError
+from vera.errors import ConfigError, one_line
 from vera.project import project
 
 FOLDER = RESULTS / "paper"
@@ -271,7 +271,7 @@ def read(schema: type[Schema], name: str, folder: Path | None = None) -> Schema:
     except RecursionError:
         raise ConfigError(f"{where}: nested too deeply") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # YAML raises ValueError for a date that does not exist
-        raise ConfigError(f"{where}: {' '.join(str(error).split())[:300]}") from None
+        raise ConfigError(f"{where}: {one_line(error, 300)}") from None
 
 
 def names(folder: Path | None = None) -> list[str]:

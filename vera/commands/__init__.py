@@ -53,6 +53,19 @@ def _printable() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def parser_of(said: str | None) -> argparse.ArgumentParser:
+    """Of a command's arguments. said: what its module says of it, whose lines `--help` leaves as they are."""
+    return argparse.ArgumentParser(description=said, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def of_run(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which finished run, and which of its weights (vera.trained.export.find)."""
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="local paths again, cache_dir")
+    parser.add_argument("--checkpoint", choices=("best", "last"), help="which epoch (default: best)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="the run's results_dir, if the folder does not say it")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="the run's work_dir, if the record does not say it")
+
+
 def whole(least: int) -> Callable[[str], int]:
     """The type of an argument that is a whole number, `least` or more."""
 

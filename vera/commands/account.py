@@ -4,7 +4,6 @@ python scripts/account.py                  writes results/accounting.json and pr
 python scripts/account.py --show table1    prints Table 1 beside ours, from that file
 """
 
-import argparse
 import json
 
 from experiments.artefacts import accounting as counted
@@ -12,6 +11,7 @@ from experiments.artefacts import table1
 from experiments.engine import accounting, published
 from experiments.engine.render import show
 from experiments.engine.rows import Asked
+from vera.commands import parser_of
 from vera.io.files import write_atomic
 
 
@@ -31,7 +31,7 @@ def count_rows() -> dict[str, dict[str, int]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--show", choices=["table1", "counts"], help="count nothing; print what the last count gave")
     options = parser.parse_args()
     if options.show is None:

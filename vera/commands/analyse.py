@@ -6,7 +6,6 @@ python scripts/analyse.py figure3 figure5     these, or an error that names the 
 A run that was measured before and has not been trained again since keeps its numbers where its adapter is gone.
 """
 
-import argparse
 import json
 import math
 import re
@@ -17,6 +16,7 @@ from experiments.artefacts.figure3_magnitudes import MEASURED as FIGURE3
 from experiments.artefacts.figure5_similarity import MEASURED as FIGURE5
 from experiments.engine import analysis, arguments
 from experiments.engine.aggregate import unlike
+from vera.commands import parser_of
 from vera.config import RunConfig, compose
 from vera.config.paths import work_of
 from vera.errors import AdapterError, VeraError
@@ -30,7 +30,7 @@ from vera.trained import adapters
 
 def main() -> int:
     names = [*FIGURE3, *FIGURE5]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(names)}")
     parser.add_argument("--results", default="results", help="folder with the records of the runs (default: results)")
     parser.add_argument("--work", default=None, help="folder with what the runs have saved (default: work/<results>)")

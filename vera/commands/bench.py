@@ -8,11 +8,10 @@ python scripts/bench.py h --banks 200,500                            case h with
 A case measured again by the same code counts as another occasion beside those before: a goal for a time wants three.
 """
 
-import argparse
 import os
 from pathlib import Path
 
-from vera.commands import ROOT, whole
+from vera.commands import ROOT, parser_of, whole
 from vera.errors import VeraError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,7 +24,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help="a to h (default: all)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--data", type=Path, default=None, help="GLUE's official files, for case f")

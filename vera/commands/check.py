@@ -4,7 +4,6 @@ Tables are compared byte for byte, and so are a figure's PDF and SVG (a PNG's co
 page, which holds the figures. With another matplotlib than the tested one, only tables are compared.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from experiments.engine import protocol
-from vera.commands import ROOT
+from vera.commands import ROOT, parser_of
 from vera.errors import ConfigError, VeraError
 from vera.project import project
 
@@ -41,7 +40,7 @@ def settings() -> list[str]:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser_of(__doc__).parse_args()
     if project():
         raise ConfigError("check compares this repository's tracked tables, figures and page; a project's are made by `paper`")
     with tempfile.TemporaryDirectory() as folder:

@@ -3,10 +3,9 @@
 python scripts/components.py             after a change to a field of a model, task, method or tracker
 """
 
-import argparse
 import json
 
-from vera.commands import ROOT
+from vera.commands import ROOT, parser_of
 from vera.config import TrainConfig, component, targets
 from vera.config.marks import TABLE, Fields
 from vera.config.values import fields_of
@@ -32,7 +31,7 @@ def text() -> str:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser_of(__doc__).parse_args()
     if project():
         raise ConfigError("components.json is of this repository's classes; those of a project are imported when needed")
     write_atomic(TABLE, text())

@@ -8,8 +8,6 @@ python scripts/doctor.py vicuna questions.data_dir=/data/vicuna_bench judging=fa
 Exit status: 0 nothing is missing, 1 something is to be done, 3 nothing is known to be missing, but some lines need a network.
 """
 
-import argparse
-
 from rich.table import Table
 
 from experiments.engine import arguments
@@ -18,7 +16,7 @@ from experiments.engine.judging import split
 from experiments.engine.plan import estimate
 from experiments.engine.render import console
 from experiments.engine.sweeps import Cell, cells, sweeps
-from vera.commands import ROOT
+from vera.commands import ROOT, parser_of
 from vera.config import checked, resolve
 from vera.errors import redacted
 
@@ -27,7 +25,7 @@ STYLE = {"ok": "green", "to do": "bold red", "needs a network": "yellow", "not n
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     arguments.artefact(parser)
     arguments.overrides(parser)
     parser.add_argument("--packages", action="store_true", help="look at Python and its packages alone")

@@ -9,22 +9,20 @@ OUT gets a README with the record's identity, and no path of this machine. Paths
 model.path=/models/roberta-base.
 """
 
-import argparse
 from pathlib import Path
+
+from vera.commands import of_run, parser_of
 
 ERROR = 2
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("source", type=Path, metavar="RUN_FOLDER_OR_RECORD")
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="local paths again, cache_dir")
+    of_run(parser)
     parser.add_argument("--to", choices=("lora", "peft", "merged"), required=True, dest="form")
     parser.add_argument("--rank", type=int, help="lora: the rank that the file is to have, by a cut")
-    parser.add_argument("--checkpoint", choices=("best", "last"), help="which epoch (default: best)")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="the run's results_dir, if the folder does not say it")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="the run's work_dir, if the record does not say it")
     options = vars(parser.parse_intermixed_args())
     from vera.trained.export import export
 

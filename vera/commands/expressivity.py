@@ -9,13 +9,12 @@ and Young), VeRA the best of several Levenberg-Marquardt fits, which may still m
 VeRA.
 """
 
-import argparse
 import json
 
 import numpy as np
 from scipy.optimize import least_squares
 
-from vera.commands import ROOT, whole
+from vera.commands import ROOT, parser_of, whole
 from vera.io.files import write_atomic
 
 SIZE = 10
@@ -55,7 +54,7 @@ def vera_error(M: np.ndarray, rank: int, draws: np.random.Generator, starts: int
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--matrices", type=whole(2), default=50, help="two or more, for their spread (default: 50)")
     parser.add_argument("--starts", type=whole(1), default=6, help="fits of VeRA for each matrix and rank (default: 6)")
     parser.add_argument("--seed", type=whole(0), default=0)

@@ -4,10 +4,10 @@ python scripts/frame.py --format csv                       to results/frame.csv;
 python scripts/frame.py --columns model,task,method,seed,best_accuracy --out accuracies.csv
 """
 
-import argparse
 from pathlib import Path
 
 from experiments.engine import arguments
+from vera.commands import parser_of
 from vera.errors import ConfigError
 from vera.io.files import write_atomic
 from vera.records.frame import frame
@@ -16,7 +16,7 @@ ENDINGS = {"csv": "csv", "parquet": "parquet", "latex": "tex"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     arguments.results(parser)
     parser.add_argument("--format", choices=list(ENDINGS), default="csv")
     parser.add_argument("--history", action="store_true", help="a row an evaluated epoch")

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vera.commands import ROOT
-from vera.errors import VeraError
+from vera.commands import ROOT, parser_of
+from vera.errors import VeraError, one_line
 
 NEEDED = ("torch", "transformers", "peft", "accelerate", "safetensors", "pydantic", "psutil", "rich", "yaml", "numpy", "scipy")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help="tests, a to h, table12, epoch, step (default: all)")
     parser.add_argument("--toy", action="store_true", help="tiny models, on the CPU where there is no GPU")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results (default: results/bench; --toy: none)")
@@ -78,7 +78,7 @@ class Proof:
             self.report.part(name, part)
         except Exception as error:
             self.failed = True
-            self.report.left_out(name, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            self.report.left_out(name, f"{type(error).__name__}: {one_line(error, 500)}")
             self.report.write()
 
     def found(self, name: str, value: Any) -> None:

@@ -6,7 +6,6 @@ python scripts/model.py /models/my-encoder --for text --write mine
 Only its config.json is read, from a folder, the hub or the hub's cache; the model is made without weights.
 """
 
-import argparse
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from transformers import AutoConfig
 from transformers.utils import find_adapter_config_file
 
+from vera.commands import parser_of
 from vera.config import build, choice
 from vera.config.components import new_yaml
 from vera.errors import ModelError
@@ -27,7 +27,7 @@ KINDS = {kind: f"auto_{kind}" for kind in AUTO}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("id", metavar="ID", help="a model's id on the hub, or a folder in transformers' format")
     parser.add_argument(
         "--for", choices=KINDS, dest="kind", default="text", help="what it is to be (default: text, a classifier)"

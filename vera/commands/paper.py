@@ -4,15 +4,14 @@ python scripts/paper.py                  results/tables, results/figures and res
 python scripts/paper.py --report         the report alone
 """
 
-import argparse
-
 from experiments.engine import arguments
 from experiments.engine.paper import paper
+from vera.commands import parser_of
 from vera.records.store import Store
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     arguments.results(parser)
     arguments.out(parser, "tables/, figures/ and report/")
     parser.add_argument("--report", action="store_true", help="write report/index.html and nothing else")

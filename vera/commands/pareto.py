@@ -3,19 +3,19 @@
 python scripts/pareto.py model=minilm task=stsb        printed, and written to results/pareto/minilm_stsb.md, .pdf, .png, .svg
 """
 
-import argparse
 import re
 
 from experiments.engine import arguments, pareto
 from experiments.engine.paper import ask
 from experiments.engine.render import markdown, show
+from vera.commands import parser_of
 from vera.config import choices
 from vera.errors import ConfigError
 from vera.io.files import write_atomic
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="model=, task=, and what else all runs have been given")
     arguments.results(parser)
     options = parser.parse_intermixed_args()

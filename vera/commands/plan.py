@@ -5,7 +5,6 @@ python scripts/plan.py table2             the sweeps of one table, cell by cell
 python scripts/plan.py --commands         how to run what is missing
 """
 
-import argparse
 import math
 import shlex
 from pathlib import Path
@@ -14,13 +13,14 @@ from experiments.engine import arguments, judging
 from experiments.engine.plan import COLUMNS, TFLOPS, Plan, failure, figures
 from experiments.engine.render import Table, show
 from experiments.engine.sweeps import cells, folder, looked_in, sweeps
+from vera.commands import parser_of
 from vera.config.architecture import FIT, misfit_of_path
 from vera.errors import ConfigError
 from vera.project import called
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     arguments.artefact(parser)
     arguments.results(parser, None, arguments.OF_RUNS)
     parser.add_argument("--scratch", default="results/scratch", help="folder of rehearsals (default: results/scratch)")

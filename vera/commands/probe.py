@@ -9,7 +9,6 @@ which one class for all is hard to beat) in five-fold cross-validation on the tr
 and v, without any training.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from experiments.artefacts.glue_minilm import PROBE, TASKS
-from vera.commands import ROOT
+from vera.commands import ROOT, parser_of
 from vera.config import build, compose
 from vera.config.paths import readable
 from vera.io.files import write_atomic
@@ -35,7 +34,7 @@ VERSIONS = ("torch", "transformers", "tokenizers", "scikit-learn", "numpy")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as given to train.py")
     parser.add_argument("--tasks", default=",".join(TASKS), help="some of them (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "analysis", help="folder for the measurement")

@@ -4,17 +4,15 @@ python scripts/protocol.py table2           one table, key by key
 python scripts/protocol.py --write          docs/protocol.md
 """
 
-import argparse
-
 from experiments.engine import protocol
 from experiments.engine.published import names
 from experiments.engine.render import show
-from vera.commands import ROOT
+from vera.commands import ROOT, parser_of
 from vera.io.files import write_atomic
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("artefact", nargs="?", choices=names(), metavar="TABLE", help=f"one of {', '.join(names())}")
     parser.add_argument("--write", action="store_true", help="write docs/protocol.md, which has Tables 2 to 5")
     options = parser.parse_args()

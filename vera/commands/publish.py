@@ -9,23 +9,21 @@ Refused are runs whose code no commit holds, adapters on a backbone that was mad
 holds it), and paths of this machine. Whoever downloads it repeats the run with `python scripts/verify.py FOLDER`.
 """
 
-import argparse
 from pathlib import Path
+
+from vera.commands import of_run, parser_of
 
 ERROR = 2
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("source", type=Path, metavar="RUN_FOLDER_OR_RECORD")
     parser.add_argument("repo", metavar="NAME/REPO")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="local paths again, cache_dir")
+    of_run(parser)
     parser.add_argument("--dry-run", action="store_true", help="write the folder and show the card; send nothing")
     parser.add_argument("--out", type=Path, help="the folder to write (default: published/NAME/REPO)")
     parser.add_argument("--to", choices=("peft", "lora", "merged"), dest="form", help="default: the first that the method has")
-    parser.add_argument("--checkpoint", choices=("best", "last"), help="which epoch (default: best)")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="the run's results_dir, if the folder does not say it")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="the run's work_dir, if the record does not say it")
     parser.add_argument("--license", dest="licence", metavar="ID", help="for the card, such as apache-2.0")
     parser.add_argument("--private", action="store_true", help="a private repository")
     options = vars(parser.parse_intermixed_args())

@@ -5,7 +5,6 @@ python scripts/rehearse.py                     all sweeps, two at a time
 python scripts/rehearse.py glue_base demo      some of them
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from experiments.engine import arguments
 from experiments.engine.plan import REHEARSAL
 from experiments.engine.sweeps import read_sweep, sweeps
-from vera.commands import ROOT, whole
+from vera.commands import ROOT, parser_of, whole
 from vera.config import choices, resolve
 from vera.project import project
 
@@ -43,7 +42,7 @@ def rehearsed(sweep: str) -> list[list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("sweeps", nargs="*", help=f"which of {', '.join(choices('sweep'))}")
     parser.add_argument("--results", default="results/scratch", help="folder for the records (default: results/scratch)")
     parser.add_argument("--jobs", type=whole(1), default=2, help="sweeps at a time (default: 2)")

@@ -7,16 +7,16 @@ the challenge's testset_w_refs.csv. Outputs of a model that was trained on other
 A file of results/outputs must be the one that its record was made from (its SHA-256).
 """
 
-import argparse
 import json
 from pathlib import Path
 
+from vera.commands import parser_of
 from vera.records.store import Store
 from vera.tasks.e2e_metrics import CAPTION_METRICS, METRICS, NIST_MODES, NIST_PY, compute, read_files, unavailable
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("outputs", type=Path, metavar="OUTPUTS")
     parser.add_argument("references", type=Path, metavar="REFERENCES")
     parser.add_argument("--allow-empty", action="store_true", help="score empty outputs as empty instead of refusing them")

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from vera.commands import whole
+from vera.commands import parser_of, whole
 from vera.errors import DataError
 from vera.io.files import read_json
 from vera.io.rows import read_text
@@ -41,7 +41,7 @@ TINY = {"family": "roberta", "hidden_size": 64, "num_hidden_layers": 2, "num_att
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--model", help="a folder in transformers' format, or a hub id")
     parser.add_argument("--adapters", type=Path)
     parser.add_argument("--requests", type=Path)

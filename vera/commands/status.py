@@ -5,7 +5,6 @@ python scripts/status.py table2                 the sweeps of one table, or one 
 python scripts/status.py demo                   in results/demo, where its yaml puts its runs (--results: elsewhere)
 """
 
-import argparse
 import time
 
 from rich.live import Live
@@ -13,12 +12,13 @@ from rich.live import Live
 from experiments.engine import arguments, status
 from experiments.engine.render import console
 from experiments.engine.sweeps import cells, looked_in, sweeps
+from vera.commands import parser_of
 
 REFRESH = 2.0  # seconds
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     arguments.artefact(parser)
     arguments.results(parser, None, arguments.OF_RUNS)
     arguments.overrides(parser)

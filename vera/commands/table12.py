@@ -6,18 +6,17 @@ python scripts/table12.py --tiny         the same steps on a tiny model anywhere
 Both print ours beside the paper's; without a GPU ours are dashes.
 """
 
-import argparse
 import json
 
 from bench.table12 import compare, table
 from experiments.artefacts.bench import ROUNDS
 from experiments.engine.render import show
-from vera.commands import ROOT, whole
+from vera.commands import ROOT, parser_of, whole
 from vera.io.files import write_atomic
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU; writes nothing")
     parser.add_argument("--steps", type=whole(1), default=10, help="timed steps (default: 10)")
     parser.add_argument("--warmup", type=whole(0), default=3, help="steps before them (default: 3)")

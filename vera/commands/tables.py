@@ -17,13 +17,14 @@ from experiments.engine.judged import PAPER_JUDGE
 from experiments.engine.paper import ask, draw, heeding, tables, write
 from experiments.engine.pivot import pivot
 from experiments.engine.render import show
+from vera.commands import parser_of
 from vera.project import project
 from vera.records.store import Store
 
 
 def main() -> int:
     everything = registry.names()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument(
         "names",
         nargs="*",

@@ -10,21 +10,21 @@ name them. With the training file alone, a fifth of its rows is kept for evaluat
 as --model reads them; the yaml goes to conf/task, to be read before it is used.
 """
 
-import argparse
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from vera.commands import parser_of
 from vera.config import build, resolve
 from vera.config.components import check_free, new_yaml
-from vera.errors import ConfigError, ModelError
+from vera.errors import ConfigError, ModelError, one_line
 from vera.models.base import SAFE, UNREADABLE
 from vera.project import called, project
 from vera.tasks import draft
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("name", help="what the task is to be called")
     parser.add_argument("file", type=Path, metavar="FILE", help="CSV, TSV, JSON lines or parquet, or a folder of images")
     parser.add_argument("--text", metavar="COLUMN[,COLUMN]", help="the column of the text, or two of a pair")
@@ -80,5 +80,5 @@ def tokenizer(model: str):
         source = build(chosen["model"], "model").source(Path(chosen["cache_dir"]))
         return AutoTokenizer.from_pretrained(source, **SAFE)
     except (ModelError, *UNREADABLE) as error:
-        print(f"rows are shown as texts: no tokenizer of model={model} ({' '.join(str(error).split())[:120]})")
+        print(f"rows are shown as texts: no tokenizer of model={model} ({one_line(error, 120)})")
         return None

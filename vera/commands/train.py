@@ -32,7 +32,7 @@ from yaml import YAMLError
 from vera.commands import ROOT
 from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
 from vera.config.paths import readable
-from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, redacted
+from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, one_line, redacted
 from vera.io.files import write_atomic
 from vera.records import crew, interrupt, screen, sources, sweep, workers
 from vera.records.record import Record
@@ -341,7 +341,7 @@ def main(work: Work = train) -> int:
             return 2
         if type(error).__module__.partition(".")[0] not in ("joblib", "ray", "submitit"):
             raise
-        log.error("error: a worker has ended (%s); the same command goes on from here", str(error).strip().splitlines()[0])
+        log.error("error: a worker has ended (%s); the same command goes on from here", one_line(error))
         return 1
     if len(failures) > 1:
         log.error("error: %d runs failed; see the lines above and results_dir/failed", len(failures))

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from experiments.engine import tuning
 from experiments.engine.render import show
+from vera.commands import parser_of
 from vera.commands import train as training
 from vera.config import RunConfig, own_conf
 from vera.config.paths import readable
@@ -59,7 +60,7 @@ def compute(runs: Sequence[RunConfig]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="model=, task=, method=, what is searched, what is fixed")
     parser.add_argument("--seeds", type=numbers, default=[100, 101], help="of every trial (default: 100,101)")
     parser.add_argument("--search", choices=["grid", "random", "tpe"], help="default: the grid, or tpe where --trials is fewer")

@@ -9,7 +9,6 @@ be repeated. Paths of the machine that made the record are not in it: give model
 hub; whether weights and rows are the recorded ones, their fingerprints decide.
 """
 
-import argparse
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from experiments.engine.render import console
-from vera.commands import whole
+from vera.commands import parser_of, whole
 
 if TYPE_CHECKING:
     from vera.checks.verify import Comparison
@@ -26,7 +25,7 @@ ERROR = 2
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("record", type=Path, metavar="RECORD")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="local paths, device, micro-batches")
     parser.add_argument("--tolerance", type=float, default=0.0, help="largest difference that counts as equal (default: 0)")

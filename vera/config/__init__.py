@@ -18,6 +18,7 @@ from vera.config.components import (
     group_marks,
     normalised,
     own_conf,
+    recipe,
     targets,
 )
 from vera.config.identity import GROUPS, SEED_REFERENCE, beside, cell_id, hashed, of_all_seeds, run_name, younger
@@ -26,24 +27,20 @@ from vera.config.schema import QUANTILES, Component, HubId, Name, RunConfig, Str
 
 COMPOSING = (
     "choice",
-    "choices_groups",
     "compose",
     "compose_lasting",
     "explain",
     "from_hydra",
-    "recipe",
     "refuse_secrets",
     "resolve",
 )
 if TYPE_CHECKING:
     from vera.config.composing import (
         choice,
-        choices_groups,
         compose,
         compose_lasting,
         explain,
         from_hydra,
-        recipe,
         refuse_secrets,
         resolve,
     )

@@ -36,7 +36,7 @@ from vera.config.components import (
 )
 from vera.config.identity import GROUPS, hashed
 from vera.config.marks import marks, table
-from vera.config.paths import local_copy, resolved_beside
+from vera.config.paths import beside_results, local_copy
 from vera.config.schema import RunConfig, checked
 from vera.errors import ConfigError, redacted
 from vera.project import called
@@ -45,7 +45,7 @@ from vera.project import called
 OmegaConf.register_new_resolver("gpus_here", lambda: int(Path("/proc/driver/nvidia/version").exists()), replace=True)
 OmegaConf.register_new_resolver("recipe", recipe, replace=True)
 OmegaConf.register_new_resolver("local_copy", local_copy, replace=True)
-OmegaConf.register_new_resolver("beside", resolved_beside, replace=True)
+OmegaConf.register_new_resolver("beside", beside_results, replace=True)
 
 # What Hydra and OmegaConf raise for overrides that fit nowhere; the last ones where they expect a text and find a list.
 _COMPOSING = (
@@ -132,7 +132,7 @@ def _compose(overrides: Sequence[str], entry: str = "run") -> DictConfig:
     """As hydra.compose. Choices of groups are composed once; values are set on a copy, which takes Hydra's last step alone."""
     if not GlobalHydra.instance().is_initialized():
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR))
-    groups = choices_groups()
+    groups = _choosable()
     chosen = [override for override in overrides if override.partition("=")[0] in groups]
     values = [override for override in overrides if override not in chosen]
     if all(map(_CHOICE.fullmatch, chosen)) and all(map(_VALUE.match, values)):
@@ -404,7 +404,7 @@ def explain(error: Exception, entry: str = "run") -> str:
         parent, _, leaf = key.rpartition(".")
         if key in _PLACED:
             return f"{key} is chosen as {key}@{_PLACED[key]}=, one of {', '.join(choices(key))}"
-        if leaf in choices_groups() and not parent:
+        if leaf in _choosable() and not parent:
             return f"{key}: no such choice; allowed: {', '.join(choices(leaf))}"
         return f"{key} is not a key of the configuration; {_allowed(parent, entry)}"
     there = re.search(r"An item is already at '([^']+)'", text)
@@ -446,7 +446,7 @@ def _not_utf8() -> list[str]:
     return found
 
 
-def choices_groups() -> list[str]:
+def _choosable() -> list[str]:
     """The config groups that a command line chooses from."""
     return list(_groups(*conf_folders()))
 

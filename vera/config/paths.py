@@ -26,26 +26,24 @@ def local_copy(root: str | None, repository: str | None) -> str | None:
     return str(Path(root).expanduser() / repository.rpartition("/")[2])
 
 
-def beside(results_dir: str, name: str) -> str:
+def beside_results(results_dir: Any, name: str) -> Any:
     """A folder of the results' own: below results that lie elsewhere (an absolute path, or one that leads out by ..), on the
-    same disk; else <name>/<results_dir>."""
+    same disk; else <name>/<results_dir>. What is no folder (null, a number, an empty text) is left to the check of results_dir,
+    which names it."""
+    if not isinstance(results_dir, str) or not results_dir:
+        return results_dir
     elsewhere = os.path.isabs(results_dir) or os.path.normpath(results_dir).split(os.sep)[0] == os.pardir
     return os.path.join(results_dir, name) if elsewhere else os.path.join(name, results_dir)
 
 
 def work_of(results: str | os.PathLike, run: str = "") -> Path:
     """Where the runs of a results folder, or the one of a name, have kept what they trained, unless they were given another
-    work_dir: of all that `beside` would have chosen, as the results may have been named from any folder above them then."""
+    work_dir: of all that `beside_results` would have chosen, as they may have been named from any folder above them then."""
     root = Path(results)
     whole = root.absolute()
-    named = [Path(beside(str(root), "work")), Path(beside(str(whole), "work"))]
-    named += [above / beside(str(whole.relative_to(above)), "work") for above in whole.parents]
+    named = [Path(beside_results(str(root), "work")), Path(beside_results(str(whole), "work"))]
+    named += [above / beside_results(str(whole.relative_to(above)), "work") for above in whole.parents]
     return max(named, key=lambda folder: ((folder / run).is_dir(), folder.is_dir()))  # of equal ones the first
-
-
-def resolved_beside(results_dir: Any, name: str) -> Any:
-    """What is no folder (null, a number, an empty text) is left to the check of results_dir, which names it."""
-    return beside(results_dir, name) if isinstance(results_dir, str) and results_dir else results_dir
 
 
 def readable(arguments: Sequence[str]) -> list[str]:

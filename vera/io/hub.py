@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import HfApi, HfFileSystem, constants, get_session, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
-from vera.errors import DataError, VeraError
+from vera.errors import DataError, VeraError, one_line
 from vera.io import tables
 
 if TYPE_CHECKING:
@@ -25,11 +31,12 @@ log = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 10
 QUICK_SECONDS = 5  # for a first look, not for a run
 _SHA = re.compile(r"[0-9a-f]{40}")
+Kind = Literal["model", "dataset"]
 _known: dict[tuple[str, str, str], str] = {}
 _mute = False  # whether the network let this process wait in vain: it is not asked again
 
 
-def commit(repository: str, revision: str, kind: Literal["model", "dataset"]) -> tuple[str | None, bool]:
+def commit(repository: str, revision: str, kind: Kind) -> tuple[str | None, bool]:
     """The commit that a revision stands for now, and whether the hub answered.
 
     (None, True) when it refuses (unknown or gated repository): the loader's own message says why. (None, False) without a
@@ -55,9 +62,6 @@ def commit(repository: str, revision: str, kind: Literal["model", "dataset"]) ->
     _mute = True
     log.warning("%s does not answer; the rest of this process reads local copies only", constants.ENDPOINT)
     return None, False
-
-
-Kind = Literal["model", "dataset"]
 
 
 class HubProblem(VeraError):
@@ -114,9 +118,9 @@ def look_up(repository: str, revision: str, kind: Kind) -> Repository:
             api.auth_check(repository, repo_type=kind)
     except GatedRepoError:
         raise HubProblem("gated", f"{repository} is gated, and this account has no access") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        if isinstance(error, RevisionNotFoundError):
-            raise HubProblem("missing", f"{repository} has no revision {revision}") from None
+    except RevisionNotFoundError:
+        raise HubProblem("missing", f"{repository} has no revision {revision}") from None
+    except RepositoryNotFoundError:
         raise HubProblem("missing", f"{repository} does not exist, or is private") from None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
@@ -172,7 +176,7 @@ def model_snapshot(repository: str, revision: str) -> Path | None:
     """The folder of a model's files in the local cache, which may lack some; None when its configuration is not there."""
     try:
         path = try_to_load_from_cache(repository, "config.json", revision=revision)
-    except Exception:  # a name that no repository has
+    except HFValidationError:  # a name that no repository has
         return None
     return Path(path).parent if isinstance(path, str) else None
 
@@ -201,7 +205,7 @@ def snapshot(repository: str, revision: str = "main") -> Path | None:
     """The folder of a data set's files in the hub's cache (`hf download` fills it); None when it is not there."""
     try:
         return Path(snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=True))
-    except Exception:  # of several libraries: what cannot be had from the cache is not there
+    except (FileNotFoundError, HFValidationError):
         return None
 
 
@@ -252,8 +256,7 @@ def load_dataset(
         with offline(not online):
             loaded = datasets.load_dataset(repository, subset, revision=sha or revision)
     except Exception as error:  # network, cache and format errors of several libraries
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         name = f"{repository} ({subset})" if subset else repository
-        raise DataError(f"data set {name} cannot be loaded from the hub ({reason}); {instead}") from None
+        raise DataError(f"data set {name} cannot be loaded from the hub ({one_line(error)}); {instead}") from None
     files = next(iter(loaded.values())).info.download_checksums or {}
     return loaded, sha or commit_in(" ".join(files))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet
 
-from vera.errors import DataError
+from vera.errors import DataError, one_line
 from vera.io.files import read_json
 from vera.io.rows import check_path, positions, read_text
 
@@ -116,7 +116,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
     try:
         table = pyarrow.parquet.read_table(path, columns=list(columns))
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
+        raise DataError(f"{path} cannot be read as parquet: {one_line(error)}") from None
     return list(zip(*(by_name(table[name].to_pylist(), _classes(table.schema, name)) for name in columns), strict=True))
 
 
@@ -152,7 +152,7 @@ def _schema(path: Path) -> pyarrow.Schema:
     try:
         return pyarrow.parquet.read_schema(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}") from None
+        raise DataError(f"{path} cannot be read as parquet: {one_line(error)}") from None
 
 
 def _objects(path: Path, columns: Sequence[str]) -> list[tuple[str, tuple[Any, ...]]]:

@@ -11,7 +11,6 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from vera.judge.questions import (
 from vera.judge.sources import Found, fetch, in_folder
 from vera.judge.verdicts import read_verdict
 from vera.records import interrupt
+from vera.records.record import now
 
 IN_A_ROW = 4  # requests without an answer, one after another, after which an endpoint is taken to be out of order
 GLANCE = 0.2  # seconds between two looks for a signal
@@ -161,8 +161,9 @@ def judge(
     unreadable one is asked for `settings.attempts` times and then reported, and so is an item that the endpoint refuses. The
     scores are read from the kept texts each time, so that another `settings.parse` needs no further request.
 
-    Raises JudgeError when the endpoint fails; the same call goes on from there. That failure, a signal (vera.interrupt), a full
-    disk: whatever ends it, nothing more is asked, and the verdicts that are under way are waited for and kept.
+    Raises JudgeError when the endpoint fails; the same call goes on from there. That failure, a signal
+    (vera.records.interrupt), a full disk: whatever ends it, nothing more is asked, and the verdicts that are under way are
+    waited for and kept.
     """
     needed = 1 if source.grading == "single" else 2
     if len(paths) != needed:
@@ -194,7 +195,7 @@ def judge(
         return found and tuple(found[item.order.index(which)] for which in range(len(found)))
 
     with locked(folder, name, JudgeError(f"another process is judging {name}")):
-        started = _now()
+        started = now()
         lines = _lines(verdicts)
         kept = _read(lines, wanted, scores)
         missing = [item for item in wanted.values() if item.key not in kept]
@@ -352,7 +353,7 @@ def _line(item: Item, attempt: int, reply: Reply | None = None, failure: str | N
         "prompt_tokens": reply.prompt_tokens if reply else None,
         "completion_tokens": reply.completion_tokens if reply else None,
     }
-    return {**about, **said, **({"failure": failure} if failure else {}), "asked": _now()}
+    return {**about, **said, **({"failure": failure} if failure else {}), "asked": now()}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -433,7 +434,7 @@ def _record(identity, public, used, answers, wanted, kept, lines, started) -> Ju
         },
         provenance={
             "started": min([started, *(line["asked"] for line in lines)]),
-            "finished": _now(),
+            "finished": now(),
             "served_models": sorted({line["model"] for line in given if line["model"]}),
             "openai": version("openai"),
         },
@@ -454,7 +455,3 @@ def _public(settings: JudgeSettings, prompts: Prompts) -> dict[str, Any]:
     shown = ("version", "model", "base_url", "temperature", "max_tokens", "orders", *READING)
     values = {key: getattr(settings, key) for key in shown}
     return {**values, "prompts": prompts.source, "prompts_sha256": prompts.sha256}
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 from typing_extensions import NotRequired, TypedDict  # pydantic wants this one before Python 3.12
 
-from vera.config import Name, Strict, run_name
+from vera.config import Name, Strict
 from vera.errors import RecordError
 from vera.io.files import os_error_as, write_atomic
 from vera.records.record import Count, Finite, Run
@@ -170,7 +170,7 @@ class Judged(Strict):
 
 def answers_name(model: str, run: Run | None) -> str:
     """The name of a run, or <model>--bare for the backbone as it is."""
-    return f"{model}--bare" if run is None else run_name(model, run.task, run.method, run.cell_id, run.seed)
+    return f"{model}--bare" if run is None else run.name
 
 
 def judged_name(names: list[str], model: str, identity: str) -> str:

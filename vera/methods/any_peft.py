@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -14,14 +13,13 @@ from peft.tuners.boft import layer as boft
 from peft.utils import AuxiliaryTrainingWrapper
 from pydantic import PrivateAttr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
-from safetensors.torch import save as safetensors_bytes
 
-from vera.errors import ConfigError, ModelError
+from vera.errors import ConfigError, ModelError, one_line
 from vera.io.files import write_atomic
 from vera.methods import fused
 from vera.methods.base import is_norm, read_tensors
-from vera.methods.peft import ADAPTER, CONFIG_FILE, WEIGHTS_FILE, PeftMethod, json_value
-from vera.methods.peft_types import TYPES, Setting, check_names, config_of, first_line
+from vera.methods.peft import ADAPTER, WEIGHTS_FILE, PeftMethod, write_adapter
+from vera.methods.peft_types import TYPES, Setting, check_names, config_of
 from vera.models.base import positions
 from vera.models.text import reads_last_token
 from vera.nn.names import inside
@@ -102,7 +100,7 @@ class AnyPeft(PeftMethod):
                 warnings.simplefilter("always")
                 self._peft = made(backbone.model, config, ADAPTER)
         except _REFUSALS as error:
-            raise ConfigError(f"method {self.name}: PEFT's {self.type} does not fit this model: {first_line(error)}") from None
+            raise ConfigError(f"method {self.name}: PEFT's {self.type} does not fit this model: {one_line(error)}") from None
         changed = [str(warning.message) for warning in said if "djusted" in str(warning.message)]
         if changed:  # PEFT takes another value than the yaml's
             raise ConfigError(f"method {self.name}: method.settings do not fit this model: {changed[0]}")
@@ -156,8 +154,7 @@ class AnyPeft(PeftMethod):
         }
         if not TYPES[self.type].prompts:
             config["target_modules"] = sorted(self.layers(backbone))
-        write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, {"format": "pt"}))
-        write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True, default=json_value) + "\n")
+        write_adapter(folder, tensors, config)
         if fused.splits(backbone.model):
             write_atomic(folder / "README.md", SPLIT)
 

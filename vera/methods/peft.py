@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig, inject_adapter_in_model
@@ -112,8 +115,7 @@ class PeftMethod(TargetedMethod):
             "modules_to_save": list(backbone.head) if self.train_head else None,
         }
         config = fused.plain_config(backbone.model, config)
-        write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, {"format": "pt"}))
-        write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True, default=json_value) + "\n")
+        write_adapter(folder, tensors, config)
 
 
 def _as_its_input(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -129,6 +131,14 @@ def _bias_of_its_own(layer: BaseTunerLayer) -> bool:
 def json_value(value):
     """What JSON cannot hold of PEFT's configs, as PEFT writes it."""
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def write_adapter(
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """PEFT's two files of an adapter; the tensors are contiguous."""
+    write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(dict(tensors), {**metadata, "format": "pt"}))
+    write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True, default=json_value) + "\n")
 
 
 def stored_name(name: str) -> str:

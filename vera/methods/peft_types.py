@@ -16,7 +16,7 @@ import peft
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from vera.errors import ConfigError
+from vera.errors import ConfigError, one_line
 
 Setting = bool | int | float | str | None
 
@@ -176,7 +176,7 @@ def config_of(kind: str, settings: dict[str, Setting], where: str, **ours: Any) 
     try:
         return made(**settings, **closed, **given)
     except (TypeError, ValueError, ImportError, NotImplementedError) as error:
-        raise ConfigError(f"{where}: PEFT {peft.__version__} refuses them for {kind}: {first_line(error)}") from None
+        raise ConfigError(f"{where}: PEFT {peft.__version__} refuses them for {kind}: {one_line(error)}") from None
 
 
 def _is_off(name: str, value: Any) -> bool:
@@ -208,8 +208,3 @@ def _check(name: str, value: Setting, known: Type, defaults: dict[str, Any], whe
 def _yaml(value: Any) -> str:
     """A value as a yaml has it."""
     return json.dumps(value) if isinstance(value, (bool, type(None))) else str(getattr(value, "value", value))
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

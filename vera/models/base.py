@@ -27,7 +27,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAF
 from vera.config import Component, HubId, Operational, Source, StandIn, choices
 from vera.config.architecture import FIT, misfit, misfit_of_path
 from vera.config.components import own_values
-from vera.errors import ConfigError, ModelError
+from vera.errors import ConfigError, ModelError, one_line
 from vera.io import hub
 from vera.io.cache import make_folder
 from vera.models import found, prints
@@ -261,8 +261,8 @@ class Model(Component):
             name = f"{config.model_type}-{digest.hexdigest()[:8]}"
             return make_folder(Path(cache_dir) / "tiny" / name, "config.json", make)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ModelError(f"{self.name}: no small model of {given} can be made ({reason}); give model.tiny sizes") from None
+            why = f"no small model of {given} can be made ({one_line(error)})"
+            raise ModelError(f"{self.name}: {why}; give model.tiny sizes") from None
 
     def lacking(self, names: set[str]) -> str | None:
         """What a folder or repository with these files lacks, and what helps; None when it can be read."""
@@ -303,7 +303,7 @@ class Model(Component):
                 with safe_open(folder / part, "pt"):
                     pass
         except Exception as error:  # of several libraries
-            return f"{part} cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}"
+            return f"{part} cannot be read: {one_line(error)}"
         return None
 
     def blueprint(self, outputs: int) -> Backbone:
@@ -444,7 +444,7 @@ def cause(error: Exception) -> str:
         return f"{no}, but {others}" if others else f"{no}, nor an auto class of another kind here"
     if "no file named model.safetensors" in text or "do not set `use_safetensors=True`" in text:
         return NO_WEIGHTS
-    return (text.splitlines() or [type(error).__name__])[0][:200]
+    return one_line(error)
 
 
 def kinds_for(error: Exception) -> list[str]:

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from vera.errors import ModelError
+from vera.errors import ModelError, one_line
 from vera.models.base import Model, mask_padding
 
 CROSS = ("encoder_attn", "crossattention")  # what transformers calls attention to an encoder
@@ -93,7 +93,6 @@ def looks_ahead(model: PreTrainedModel) -> bool:
             watching.remove()
             model.train(training)
     except Exception as error:  # of any family's own code
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"{type(model).__name__} cannot be called with tokens alone: {reason}") from None
+        raise ModelError(f"{type(model).__name__} cannot be called with tokens alone: {one_line(error)}") from None
     by_token = gradient.float().abs().flatten(0, -2).amax(-1)
     return bool(by_token[-1] > NOISE * by_token.max())

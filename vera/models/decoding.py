@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, NoRepeatNGramLogitsProcessor
 
 from vera.config import Strict
-from vera.errors import ConfigError, ModelError
+from vera.errors import ConfigError, ModelError, one_line
 from vera.models.attention import allow_cudnn
 from vera.models.base import Backbone, positions
 from vera.records import screen
@@ -130,7 +130,7 @@ def _problem(backbone: Backbone, prompt: list[int], decoding: Decoding, batch_si
     except torch.OutOfMemoryError:  # which says nothing of the search
         raise
     except Exception as error:  # of any family's own code
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return one_line(error)
     finally:
         watching.remove()
         model.train(training)

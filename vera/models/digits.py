@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -18,7 +18,7 @@ from vera.models.base import Architecture
 from vera.models.image import ImageClassifier
 from vera.models.tiny import Pretraining, check_keys, image_processor
 from vera.records import screen
-from vera.seeds import derive, forked, generator, threads
+from vera.seeds import forked, generator, threads
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,6 @@ THREADS = 2  # inside the pretraining, on every machine: those that made the bac
 
 class DigitsVit(ImageClassifier):
     """ViT for 8 x 8 grey images. `pretrain` and `architecture` decide its weights; a finished one is cached in a folder."""
-
-    modality: ClassVar[str] = "image"
 
     architecture: Architecture
     pretrain: Pretraining
@@ -72,7 +70,7 @@ def pretrain(architecture: dict[str, Any], settings: dict[str, Any], folder: Pat
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["lr"], total_steps=steps, pct_start=0.1)
     for epoch in range(settings["epochs"]):
         screen.doing("pretraining", epoch, settings["epochs"])
-        draws = torch.Generator().manual_seed(derive(settings["seed"], "pretrain", 1 + epoch))
+        draws = generator(settings["seed"], "pretrain", 1 + epoch)
         for batch in train[torch.randperm(len(train), generator=draws)].split(settings["batch_size"]):
             dy, dx = (int(shift) for shift in torch.randint(-1, 2, (2,), generator=draws))
             images = torch.roll(F.pad(pixels[batch], (1, 1, 1, 1), value=-1.0), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]

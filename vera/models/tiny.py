@@ -72,12 +72,12 @@ def check_keys(family: str, settings: dict[str, Any], key: str) -> None:
         raise ConfigError(f"{key}.{unknown[0]} is not a key of transformers' {config.__name__}")
 
 
-def architecture(settings: dict[str, Any], key: str = "model.full") -> PretrainedConfig:
+def architecture(settings: dict[str, Any]) -> PretrainedConfig:
     """The transformers configuration that `settings` (family and its own keys) describe. Raises ConfigError."""
     settings = dict(settings)
     family = settings.pop("family", None)
-    config = _config_class(family, f"{key}.family")
-    check_keys(family, settings, key)
+    config = _config_class(family, "model.full.family")
+    check_keys(family, settings, "model.full")
     return config(**settings)
 
 

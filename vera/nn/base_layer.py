@@ -85,7 +85,7 @@ def oddity(layer: nn.Module) -> str | None:
         return "its forward is replaced, as offloading does"
     if _FORWARDS.setdefault(type(layer), type(layer).forward) is not type(layer).forward:
         return f"the forward of {type(layer).__name__} is replaced for all layers"
-    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+    if hooked(layer):
         return "it has hooks"
     if type(weight) is not nn.Parameter or type(own["_parameters"].get("bias")) not in (nn.Parameter, type(None)):
         return "its weight or bias is no ordinary parameter"
@@ -98,6 +98,12 @@ def oddity(layer: nn.Module) -> str | None:
     return None
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether, but for global hooks, more than `forward` runs when a module is called."""
+    own = module.__dict__
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"])
+
+
 def plain(layer: nn.Module) -> bool:
     """Whether W0 of a layer may be taken by itself."""
     return oddity(layer) is None
@@ -108,9 +114,7 @@ def obstacle(layer: nn.Module) -> str | None:
     made anew of other parameters at each call (torch.nn.utils.parametrize), always the same for the same ones."""
     reason = oddity(layer)
     if reason is not None and type(layer).__bases__ == (nn.Linear,) and parametrize.is_parametrized(layer, "weight"):
-        own = layer.__dict__
-        hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-        if hooks or "forward" in own or torch_module._has_any_global_hook():
+        if hooked(layer) or "forward" in layer.__dict__ or torch_module._has_any_global_hook():
             return "it has hooks"
         if layer.training and any(True for _ in layer.buffers()):
             return "its weight may change at each call while training"

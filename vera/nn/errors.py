@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What an error of a library says, as `VeraError.shown` and in one line of at most so many characters; its type where it
+    says nothing."""
+    return VeraError.shown(" ".join(str(error).split()))[:most] or type(error).__name__
+
+
 class VeraError(Exception):
     """Base of every error raised on purpose: something that the caller can do something about, said in one line.
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor, nn
 
 from . import norms
-from .errors import AdapterError
+from .errors import AdapterError, one_line
 from .linear import VeraLinear
 from .names import matches, plain_path
 
@@ -100,7 +100,7 @@ def copies(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
                 made[path] = copy.deepcopy(module)
                 norms.release(made[path])
             except (RuntimeError, TypeError) as error:
-                raise AdapterError(f"{path!r} in modules_to_save cannot be copied: {str(error).splitlines()[0]}") from None
+                raise AdapterError(f"{path!r} in modules_to_save cannot be copied: {one_line(error)}") from None
     finally:
         _put(model, heads, active)
     return made

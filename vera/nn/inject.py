@@ -15,7 +15,7 @@ from .linear import Vectors, VeraLinear, variant
 from .names import inside, matches, plain_path, unwrapped
 from .projection import Projection
 
-_CONFIGS = "vera_configs"
+CONFIGS = "vera_configs"
 
 
 def find_targets(model: nn.Module, config: VeraConfig) -> dict[str, nn.Module]:
@@ -112,7 +112,7 @@ def vera_layers(model: nn.Module) -> Iterator[tuple[str, VeraLinear]]:
 
 def configs(model: nn.Module) -> dict[str, VeraConfig]:
     """The attached adapters by name."""
-    return dict(getattr(unwrapped(model), _CONFIGS, {}))
+    return dict(getattr(unwrapped(model), CONFIGS, {}))
 
 
 def active_adapter(model: nn.Module) -> str | None:
@@ -200,7 +200,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
             adapted.vectors[name], adapted.projections[name] = vectors, projection
             if targets[path] is not adapted:
                 replace_module(model, path, adapted)
-        setattr(model, _CONFIGS, {**attached, name: config})
+        setattr(model, CONFIGS, {**attached, name: config})
         heads.add(model, name, copies)
         set_adapter(model, name)
         saving.install(model)
@@ -210,7 +210,7 @@ def attach(model: nn.Module, config: VeraConfig, name: str = "default", layer: t
     except BaseException:
         heads.put(model, active)
         heads.drop(model, name)
-        setattr(model, _CONFIGS, attached)
+        setattr(model, CONFIGS, attached)
         for path, (adapted, _, _) in made.items():
             for kept in (adapted.vectors, adapted.projections):
                 if name in kept:

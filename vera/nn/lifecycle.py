@@ -9,7 +9,7 @@ from torch import nn
 
 from . import heads, norms, saving
 from .errors import AdapterError
-from .inject import _CONFIGS, active_adapter, check_root, configs, merge, replace_module, set_adapter, unmerge, vera_layers
+from .inject import CONFIGS, active_adapter, check_root, configs, merge, replace_module, set_adapter, unmerge, vera_layers
 from .linear import VeraLinear
 from .names import unwrapped
 
@@ -67,7 +67,7 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
     for _, layer in vera_layers(model):
         if name in layer.vectors:
             del layer.vectors[name], layer.projections[name]
-    setattr(unwrapped(model), _CONFIGS, {other: config for other, config in attached.items() if other != name})
+    setattr(unwrapped(model), CONFIGS, {other: config for other, config in attached.items() if other != name})
     if len(attached) == 1:
         return _strip(model)
     return _bare(model, [layer for _, layer in vera_layers(model) if not layer.vectors])
@@ -99,8 +99,8 @@ def _strip(model: nn.Module) -> nn.Module:
     heads.release(inner)
     saving.remove(inner)
     norms.release(inner)
-    if hasattr(inner, _CONFIGS):
-        delattr(inner, _CONFIGS)
+    if hasattr(inner, CONFIGS):
+        delattr(inner, CONFIGS)
     return _bare(model, [layer for _, layer in vera_layers(model)])
 
 

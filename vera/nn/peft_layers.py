@@ -12,7 +12,7 @@ from peft.tuners.vera.layer import Linear
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .base_layer import plain
+from .base_layer import hooked, plain
 from .functional import (
     HALF,
     ActivationOrder,
@@ -32,7 +32,6 @@ TRAINED_ROWS = 1024
 EVALUATED_WORK = 2**23
 
 _PLAIN = (Tensor, nn.Parameter)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class AcceleratedLinear(Linear):
@@ -96,7 +95,7 @@ class AcceleratedLinear(Linear):
         dropout = self.vera_dropout[name]
         if self.quantization_backend is not None or self.fan_in_fan_out or self.is_target_conv_1d_layer:
             return None
-        if type(base) is not nn.Linear or not plain(base) or not _unhooked(dropout):
+        if type(base) is not nn.Linear or not plain(base) or hooked(dropout):
             return None
         if not getattr(self, "cast_input_dtype_enabled", True) or _transformed():
             return None
@@ -132,11 +131,6 @@ class AcceleratedModel(VeraModel):
         if type(layer) is Linear:
             layer.__class__ = AcceleratedLinear
         return layer
-
-
-def _unhooked(module: nn.Module) -> bool:
-    """Whether, but for global hooks, nothing but `forward` runs when the module is called."""
-    return not any(getattr(module, name) for name in _HOOKS)
 
 
 def _transformed() -> bool:

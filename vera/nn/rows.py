@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .errors import AdapterError
+from .errors import AdapterError, one_line
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, enum.Enum, torch.dtype, torch.device, torch.layout)
 _MOST = 4  # tensors that may have the rows in front; each doubles the readings of a call
@@ -96,7 +96,7 @@ class RowWise:
                 except AdapterError:
                     raise
                 except Exception as error:  # whatever a module says to shapes that do not fit
-                    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                    why = one_line(error)
         if not found:
             raise AdapterError(f"{self.path} cannot be called with a part of the batch: {why}")
         if len(found) > 1:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -25,6 +26,11 @@ def output_path(name: str, suffix: str) -> str:
 def is_output(name: str, path: str) -> bool:
     """Whether a path is one that `output_path` gives for this run, and so lies in the results folder."""
     return re.fullmatch(re.escape(output_path(name, "")) + "[a-z0-9]+", path) is not None
+
+
+def now() -> str:
+    """The time as records have it, in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def text_hash(text: str) -> str:
@@ -53,6 +59,10 @@ class Run(Strict):
     follows_seed: list[str]
     unhashed: list[str] = []
     config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return run_name(self.model, self.task, self.method, self.cell_id, self.seed)
 
     @property
     def of_all_seeds(self) -> dict[str, Any]:
@@ -227,7 +237,7 @@ class Record(Strict):
 
     @property
     def name(self) -> str:
-        return run_name(self.run.model, self.run.task, self.run.method, self.run.cell_id, self.run.seed)
+        return self.run.name
 
     def score(self, metric: str | None = None, select: str = "best") -> float:
         """One metric (default: the primary one) of the best or the last epoch, as `reported`; minus infinity, the worst of all,
@@ -276,7 +286,7 @@ class Failure(Strict):
 
     @property
     def name(self) -> str:
-        return run_name(self.run.model, self.run.task, self.run.method, self.run.cell_id, self.run.seed)
+        return self.run.name
 
     def to_json(self) -> str:
         left_out = None if self.run.unhashed else {"run": {"unhashed"}}

@@ -20,7 +20,6 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 
 import psutil
@@ -29,6 +28,7 @@ from pydantic import ValidationError
 from vera.config import Strict
 from vera.errors import Claimed, ClaimLost, ConfigError, RecordError
 from vera.io.files import link_new, os_error_as, remove_temporaries
+from vera.records.record import now
 
 FOLDER = "claims"
 BEATS = 20  # signs of life in a timeout
@@ -115,7 +115,7 @@ class Claim:
             pid=process.pid,
             created=_created(process),
             token=uuid.uuid4().hex,
-            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            started=now(),
             timeout=timeout,
         )
         self.lost = False

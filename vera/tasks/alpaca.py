@@ -158,17 +158,15 @@ def read_rows(path: Path, columns: dict[str, str] | None = None) -> list[Row]:
         found = tables.read_columns(files, list(names.values()))
         return [checked_row(where, dict(zip(names, values, strict=True)), names) for where, values in found]
     objects = [found for file in files for found in tables.read_objects(file, names.values())]
-    if "input" in (columns or {}) and not any(names["input"] in row for _, row in objects if isinstance(row, dict)):
+    if "input" in (columns or {}) and not any(names["input"] in row for _, row in objects):
         raise DataError(f"{files[0]}: no row has {names['input']!r}, which columns name as the input")
     return [
         checked_row(where, {field: row[name] for field, name in names.items() if name in row}, names) for where, row in objects
     ]
 
 
-def checked_row(where: str, row: Any, names: Mapping[str, str] = MappingProxyType({})) -> Row:
+def checked_row(where: str, row: Mapping[str, Any], names: Mapping[str, str] = MappingProxyType({})) -> Row:
     """(instruction, input, output) of one row, which must have the first and the last. Raises DataError."""
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: not an object with {', '.join(FIELDS)}")
     for field in FIELDS:
         if field not in row and field != "input":
             raise DataError(f"{where}: no {names.get(field, field)!r}")
@@ -180,10 +178,10 @@ def checked_row(where: str, row: Any, names: Mapping[str, str] = MappingProxyTyp
     return instruction, given, output
 
 
-def synthetic_rows(count: int = 32) -> list[Row]:
+def synthetic_rows() -> list[Row]:
     """Sums, every third with an input: for rehearsals and tests, no meaning."""
     rows = []
-    for index in range(count):
+    for index in range(32):
         question, answer = f"{index} + {index % 7}", str(index + index % 7)
         rows.append(("Add the numbers.", question, answer) if index % 3 == 0 else (f"What is {question}?", "", answer))
     return rows

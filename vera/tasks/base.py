@@ -53,6 +53,11 @@ def padded_length(lengths: Iterable[int], multiple: int, most: int | None) -> in
     return rounded if most is None else max(longest, min(rounded, most))
 
 
+def given(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model is called with, of a batch or an example."""
+    return {key: value for key, value in batch.items() if key != "labels"}
+
+
 COUNTED = ("truncated", "dropped", "also_in_train")
 
 

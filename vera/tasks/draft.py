@@ -51,7 +51,6 @@ def text_files(
     label: str | None,
     others: dict[str, Path],
     kind: Kind | None = None,
-    max_length: int = 128,
 ) -> dict[str, Any]:
     """Settings of a TextFiles task. others: files of the other splits, here or beside `train`; those that are not given are
     looked for there.
@@ -89,7 +88,7 @@ def text_files(
         "metrics": metrics,
         "primary": metrics[0],
         "validation": "dev",
-        "max_length": max_length,
+        "max_length": 128,
     }
 
 

@@ -244,7 +244,7 @@ def _checked(where: str, mr: str, ref: str) -> Row:
     return mr, ref
 
 
-def synthetic_rows(form: str, train: int = 24, validation: int = 8, test: int = 6) -> dict[str, list[Row]]:
+def synthetic_rows(form: str) -> dict[str, list[Row]]:
     """Meaning representations with two plain sentences each, in one of the formats: for rehearsals and tests, no meaning."""
     draws = np.random.default_rng(derive(0, "synthetic"))
     values = {
@@ -262,5 +262,5 @@ def synthetic_rows(form: str, train: int = 24, validation: int = 8, test: int = 
         pairs = [(mr, first), (mr, f"Near {chosen['near']}, {chosen['name']} is a {chosen['eatType']}.")]
         return pairs if form == CHALLENGE else [(context(mr), re.sub(r"([.,])", r" \1", text)) for mr, text in pairs]
 
-    sizes = {"train": train, "validation": validation, "test": test}
+    sizes = {"train": 24, "validation": 8, "test": 6}
     return {split: [pair for _ in range(count // 2) for pair in row()] for split, count in sizes.items()}

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from vera.errors import DataError
+from vera.errors import DataError, one_line
 from vera.io import hub, tables
 from vera.io.rows import check_path, spelt
 from vera.seeds import derive
@@ -172,8 +172,9 @@ def _from_parquet(folder, split, image, label, classes, cache_dir) -> Rows:
             "parquet", data_files={split: [str(path) for path in files]}, split=split, cache_dir=str(tables_dir)
         )
     except Exception as error:  # of pyarrow and datasets, without a base in common
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"{files[0].parent} ({split}) cannot be read as parquet: {reason}") from None
+        raise DataError(
+            f"{files[0].parent} ({split}) cannot be read as parquet: {one_line(error.__cause__ or error)}"
+        ) from None
     return _from_table(table, image, label, classes, split, identity)
 
 
@@ -189,7 +190,7 @@ def _from_table(table: datasets.Dataset, image: str, label: str, classes: int, w
     try:
         data = table.select_columns([image]).rename_columns({image: IMAGE}).cast_column(IMAGE, datasets.Image(decode=False))
     except Exception as error:  # of pyarrow and datasets, without a base in common
-        raise DataError(f"{where}: column {image!r} holds no images ({str(error).splitlines()[0][:200]})") from None
+        raise DataError(f"{where}: column {image!r} holds no images ({one_line(error)})") from None
     return Rows(data, np.array(labels, dtype=np.int64), names, where, f"{identity}:{image}:{label}")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sklearn.model_selection import train_test_split
+from torch.utils.data import Subset
 
 from vera.errors import ConfigError, DataError
 
@@ -17,19 +17,6 @@ if TYPE_CHECKING:  # which imports this
 
 SEED = 0  # of the split, whatever the run's seed
 LISTED = 1000  # row numbers that a record lists
-
-
-class Part(Sequence):
-    """Some rows of a sequence."""
-
-    def __init__(self, whole: Sequence[Any], rows: list[int]):
-        self.whole, self.rows = whole, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return self.whole[self.rows[index]]
 
 
 def split(task: Task, data: Data) -> Data:
@@ -57,7 +44,7 @@ def split(task: Task, data: Data) -> Data:
         "stratified": strata is not None,
         **({"rows": chosen} if len(chosen) <= LISTED else {"rows_sha256": rows_hash(chosen)}),
     }
-    evaluation = Part(data.train, chosen)
+    evaluation = Subset(data.train, chosen)
     task.check_held_out(evaluation, f"{data.source}: task.validation={task.validation} of {count} training rows")
     made = data.made
     if made:
@@ -66,7 +53,7 @@ def split(task: Task, data: Data) -> Data:
         made = {"train": whole.part(train, whole.dropped), "validation": whole.part(chosen, none), "test": held}
     return replace(
         data,
-        train=Part(data.train, train),
+        train=Subset(data.train, train),
         evaluation=evaluation,
         lengths=None if data.lengths is None else [task.length(example) for example in evaluation],
         test=data.evaluation,

@@ -14,7 +14,7 @@ from pydantic import Field
 from vera.errors import ConfigError, DataError
 from vera.models.base import Backbone, positions
 from vera.seeds import derive
-from vera.tasks.base import Data, Made, Task, padded_length
+from vera.tasks.base import Data, Made, Task, given, padded_length
 from vera.tasks.metrics import undefined
 
 WORDS = "the a cat dog house runs sleeps red blue small old under over and not"  # of the synthetic rows
@@ -100,7 +100,7 @@ class TextTask(Task):
 
         def collate(examples: list[dict[str, Any]], multiple: int = 1) -> dict[str, torch.Tensor]:
             length = padded_length((len(example["input_ids"]) for example in examples), multiple, self.max_length)
-            inputs = [{key: value for key, value in example.items() if key != "labels"} for example in examples]
+            inputs = list(map(given, examples))
             batch = dict(tokenizer.pad(inputs, padding="max_length", max_length=length, return_tensors="pt", verbose=False))
             kind = torch.float32 if regression else torch.long
             batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=kind)
@@ -144,7 +144,7 @@ def fingerprint(rows: Splits, plain: Callable[[float], float] = lambda label: ro
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def synthetic_rows(texts: int, classes: int | None, train: int = 24, validation: int = 16) -> Splits:
+def synthetic_rows(texts: int, classes: int | None) -> Splits:
     """Rows of one text or two, of a few words each: for rehearsals and tests, no meaning. The class goes round; a score (None)
     follows from shared words."""
     draws = np.random.default_rng(derive(0, "synthetic"))
@@ -161,4 +161,4 @@ def synthetic_rows(texts: int, classes: int | None, train: int = 24, validation:
             return found, round(5.0 * len(set(first) & set(second)) / len(set(first) | set(second)), 1)
         return found, index % classes
 
-    return {"train": [row(i) for i in range(train)], "validation": [row(i) for i in range(validation)]}
+    return {"train": [row(i) for i in range(24)], "validation": [row(i) for i in range(16)]}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vera.methods.base import Method
 from vera.models.base import Backbone
 from vera.records import interrupt, screen
-from vera.tasks.base import Data, Final, Task
+from vera.tasks.base import Data, Final, Task, given
 from vera.train.feed import fed
 from vera.train.processes import Processes
 
@@ -63,7 +63,7 @@ def predict(
             done += len(rows)
             batch = data.arrived(batch, accelerator.device)
             with accelerator.autocast():
-                logits = backbone.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+                logits = backbone.model(**given(batch)).logits
             kept, labels = task.kept(logits, batch)
             for name, part in (("rows", torch.tensor(rows)), ("kept", kept), ("labels", labels)):  # where they are: no waiting
                 mine.setdefault(name, []).append(part)

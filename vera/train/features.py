@@ -17,7 +17,7 @@ from vera.methods.base import Method
 from vera.models.base import Backbone
 from vera.nn.names import inside
 from vera.records import interrupt, screen
-from vera.tasks.base import Data
+from vera.tasks.base import Data, given
 from vera.train.evaluate import to_training
 from vera.train.feed import fed
 from vera.train.state import generators
@@ -85,9 +85,9 @@ class _Reader:
         before = generators()
         handle = self.head.register_forward_pre_hook(look)
         try:
-            batch = self.data.on_device({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+            batch = self.data.arrived(batch, self.device)
             with self.autocast():
-                logits = self.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+                logits = self.model(**given(batch)).logits
         finally:
             handle.remove()
         if len(seen) != 1 or len(seen[0]) != 1 or not isinstance(seen[0][0], Tensor) or seen[0][0].ndim != 2:

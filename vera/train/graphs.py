@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vera.errors import ConfigError
+from vera.errors import ConfigError, one_line
 from vera.methods.base import Method
 from vera.tasks.base import Data
 from vera.train.state import generators, restore_generators
@@ -82,8 +82,9 @@ class Graphs:
             restore_generators(before)
             if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
                 raise
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"the passes of this model cannot be recorded as CUDA graphs ({first}); {LEAVE}") from error
+            raise ConfigError(
+                f"the passes of this model cannot be recorded as CUDA graphs ({one_line(error)}); {LEAVE}"
+            ) from error
         drawn = [name for name, state in generators().items() if name != "cuda" and not torch.equal(state, before[name])]
         if drawn:
             raise ConfigError(f"this model draws random numbers on the CPU in each pass, which a CUDA graph repeats; {LEAVE}")

@@ -29,7 +29,7 @@ from vera.records import interrupt, screen
 from vera.records.kept import weights_hash
 from vera.records.sources import noted
 from vera.seeds import seed_everything
-from vera.tasks.base import Data, Final, Task
+from vera.tasks.base import Data, Final, Task, given
 from vera.train import features, state
 from vera.train.batches import Batches, MicroBatch
 from vera.train.evaluate import finish, predict, to_training
@@ -209,10 +209,9 @@ class Loop:
                 self.counted["examples"] += len(batch["labels"])
                 self.counted["tokens"] += self.task.tokens(batch)
             batch = self.data.arrived(batch, self.accelerator.device)
-            inputs = {key: value for key, value in batch.items() if key != "labels"}
             last = index == len(batches) or self.processes.sharded
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                logits = (self.graphs or self._logits)(inputs)
+                logits = (self.graphs or self._logits)(given(batch))
                 loss = (weight or 0.0) * self.task.loss(logits, batch)
                 self.accelerator.backward(loss * self.processes.count)
             loss_sum += loss.detach()

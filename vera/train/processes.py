@@ -21,7 +21,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor
 from torch import distributed as dist
 
-from vera.errors import ConfigError, TrainingError
+from vera.errors import LONGEST, ConfigError, TrainingError, one_line
 from vera.records.workers import launched
 
 PATIENCE = timedelta(days=2)  # how long the others wait while main writes texts; one that died breaks its connections at once
@@ -76,7 +76,7 @@ class Processes:
             try:
                 answer = {"value": work()}
             except Exception as error:
-                raised, answer = error, {"error": " ".join(str(error).split()) or type(error).__name__}
+                raised, answer = error, {"error": one_line(error, LONGEST)}
         answer = json.loads(self._share(json.dumps(answer).encode()))
         if raised is not None:
             raise raised

@@ -23,10 +23,10 @@ from vera.methods.base import Method
 from vera.models.base import Backbone, Model, positions
 from vera.models.decoding import Decoding, Draws, check_search, generate_ids, text_of
 from vera.records.kept import Checkpoint, check_backbone, kept
-from vera.records.record import Finite, Record, Run
+from vera.records.record import Finite, Record, Run, now
 from vera.records.sources import configured
 from vera.records.store import Store
-from vera.run import code, now
+from vera.run import code
 from vera.seeds import generator
 from vera.train.numerics import make_accelerator, precision_of
 from vera.train.processes import launched

@@ -15,7 +15,6 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
@@ -33,7 +32,7 @@ from vera.methods.full import Full
 from vera.methods.head import Head
 from vera.methods.ia3 import IA3
 from vera.methods.lora import Lora
-from vera.methods.peft import ADAPTER, PeftMethod, json_value
+from vera.methods.peft import ADAPTER, PeftMethod, json_value, write_adapter
 from vera.methods.vera import Vera
 from vera.models.base import Backbone, Model
 from vera.models.gpt2 import join_attention
@@ -41,7 +40,7 @@ from vera.models.text import reads_last_token
 from vera.nn.base_layer import matrix, transposed
 from vera.nn.checkpoint import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from vera.nn.heads import HEADS
-from vera.nn.inject import replace_module
+from vera.nn.inject import CONFIGS, replace_module
 from vera.nn.linear import VeraLinear
 from vera.nn.names import inside
 from vera.records.kept import check_backbone, kept
@@ -288,9 +287,7 @@ def _write_adapter(run, record, backbone, folder, tensors, config, metadata=None
         "inference_mode": True,
         "modules_to_save": list(backbone.head) or None,
     }
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, {**(metadata or {}), "format": "pt"}))
-    write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_adapter(folder, {name: tensor.contiguous() for name, tensor in tensors.items()}, config, metadata or {})
 
 
 def _head(backbone: Backbone, prefix: str = PREFIX) -> dict[str, Tensor]:
@@ -324,7 +321,7 @@ def _write_merged(run, record, backbone, method, folder, rank) -> list[str]:
             lines.append(
                 f"W0 + dW is formed in float32 and rounded to {dtype}, which changes up to {lost:.1%} of a matrix's update"
             )
-    for name in ("peft_config", "vera_configs", HEADS):
+    for name in ("peft_config", CONFIGS, HEADS):
         if hasattr(model, name):
             delattr(model, name)
     join_attention(model)
