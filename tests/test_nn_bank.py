@@ -164,6 +164,20 @@ def test_beyond_the_memory_limit_adapters_wait_in_a_file(tmp_path):
         AdapterBank(roberta(), memory_bytes=100).add("a0", tmp_path / "a0")
 
 
+def test_a_bank_that_was_filled_in_inference_mode_can_be_changed_outside(tmp_path):
+    write(tmp_path)
+    probe = AdapterBank(roberta())
+    probe.add("a0", tmp_path / "a0")
+    bank = AdapterBank(roberta(), memory_bytes=2 * probe.adapter_bytes)
+    with torch.inference_mode():
+        assert not bank.load(tmp_path)
+    for names in (["a0", "a1"], ["a2", "a3"], ["a0", "a1"]):  # from the file, in the place of others
+        with bank.use(names), probe.use(["a0"]):
+            both, one = logits(bank.model, ids(2)), logits(probe.model, ids(2)[:1])
+        assert torch.allclose(both[:1], one, atol=1e-5) == (names[0] == "a0")
+    bank.add("a0", tmp_path / "a0")
+
+
 def test_bfloat16_halves_the_memory_and_stays_close(tmp_path):
     write(tmp_path, count=2)
     banks = {dtype: AdapterBank(roberta(), dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}

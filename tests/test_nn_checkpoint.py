@@ -4,11 +4,22 @@ import copy
 import json
 import warnings
 
+import peft
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from vera.errors import AdapterError
 from vera.nn import AdapterBank, VeraConfig, attach, load_adapter, merge, save_adapter, set_adapter, unmerge, vera_layers
@@ -379,6 +390,72 @@ def test_a_norm_whose_statistics_train_is_warned_of_when_it_is_saved(tmp_path):
         save_adapter(nn.SyncBatchNorm.convert_sync_batchnorm(model).train(), tmp_path)
     before = attach(nn.SyncBatchNorm.convert_sync_batchnorm(net()), VeraConfig(rank=2, targets=("0",))).train()
     assert not before[1].training
+
+
+def distilbert():
+    torch.manual_seed(0)
+    config = DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=40, max_position_embeddings=40)
+    return DistilBertForSequenceClassification(config).eval()
+
+
+def gpt2():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=40)).eval()
+
+
+def trained_by_peft(make, targets, folder, **settings):
+    """What a model of PEFT answers that has moved in all it trains, and was saved."""
+    model = get_peft_model(make(), peft.VeraConfig(r=8, target_modules=targets, projection_prng_key=7, **settings)).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    model.save_pretrained(folder)
+    return logits(model)
+
+
+def test_peft_saves_whatever_ends_in_the_letters_of_a_head_s_name(tmp_path):
+    """DistilBERT's pre_classifier, by "classifier": PEFT's file has it, and PEFT asks for it."""
+    expected = trained_by_peft(distilbert, ["q_lin", "v_lin"], tmp_path / "peft", task_type="SEQ_CLS")
+    torch.testing.assert_close(logits(load_adapter(distilbert(), tmp_path / "peft").eval()), expected)
+    bank = AdapterBank(distilbert())
+    bank.add("a", tmp_path / "peft")
+    with bank.use(["a"] * len(IDS)):
+        torch.testing.assert_close(logits(bank.model), expected)
+    settings = {"rank": 8, "targets": ("q_lin", "v_lin")}
+    model = attach(distilbert(), VeraConfig(**settings, modules_to_save=("classifier",)))
+    with pytest.warns(UserWarning, match="PEFT will ask this file for pre_classifier as well"):
+        save_adapter(model, tmp_path / "one")
+    both = attach(distilbert(), VeraConfig(**settings, modules_to_save=("classifier", "pre_classifier"))).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_adapter(model, tmp_path / "compact", compact=True)
+        save_adapter(both, tmp_path / "both")
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(distilbert(), tmp_path / "both").eval()), logits(both))
+
+
+def test_peft_writes_the_frozen_output_layer_beside_its_adapter(tmp_path):
+    expected = trained_by_peft(gpt2, ["c_attn", "lm_head"], tmp_path)
+    assert "base_model.model.lm_head.base_layer.weight" in load_file(tmp_path / WEIGHTS_FILE)
+    torch.testing.assert_close(logits(load_adapter(gpt2(), tmp_path).eval()), expected)
+    other = gpt2()
+    with torch.no_grad():
+        other.lm_head.weight[3, 3] += 1e-3
+    with pytest.raises(AdapterError, match=r"its lm_head\.base_layer\.weight is not that of this model's lm_head"):
+        load_adapter(other, tmp_path)
+    again = load_adapter(gpt2(), tmp_path)
+    torch.testing.assert_close(logits(load_adapter(again, tmp_path).eval()), expected)  # W0 is inside the adapted layer now
+
+
+@pytest.mark.parametrize("how", ["attach", "load"])
+def test_what_is_attached_in_inference_mode_can_be_trained(how, tmp_path):
+    save_adapter(adapted(), tmp_path)
+    model = roberta()
+    with torch.inference_mode():
+        attach(model, VeraConfig(**CONFIG)) if how == "attach" else load_adapter(model, tmp_path)
+    model(input_ids=IDS).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("sharing", ["shared", "unique"])

@@ -307,7 +307,8 @@ class AdapterBank:
         there = sum(map(len, self._blocks))
         if not self._free and there < self._capacity:
             rows = min(self._capacity, max(1, _BLOCK // self.adapter_bytes))
-            block = torch.empty(min(rows, self._capacity - there), self._width, dtype=self.dtype, device=self._device)
+            with torch.inference_mode(False):  # to be written in later
+                block = torch.empty(min(rows, self._capacity - there), self._width, dtype=self.dtype, device=self._device)
             self._blocks.append(block)
             self._free.extend(reversed(range(there, there + len(block))))
         if not self._free:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
     layers = {path: layer for path, layer in vera_layers(model) if name in layer.vectors}
     _refuse_variants(model, name)
     _warn_of_others(model)
+    also = [] if compact else _also_saved((plain_path(path) for path, _ in model.named_modules()), config.modules_to_save)
+    if also:
+        warnings.warn(
+            f"PEFT will ask this file for {also[0]} as well, whose name ends in one of modules_to_save, and not read it "
+            f"without: name {also[0]} there, too",
+            stacklevel=2,
+        )
     tensors: dict[str, Tensor] = {}
     for path, layer in layers.items():
         tensors[f"{path}.vera_lambda_b"] = _gathered(layer.vectors[name].b)
@@ -202,6 +210,9 @@ class Reader:
         # PEFT lists every name a head may have; those that are neither in the model nor in the file mean nothing.
         known = [*(path for path, _ in self._modules), *tensors]
         saved = tuple(module for module in config.modules_to_save if any(inside(path, (module,)) for path in known))
+        if not ours:
+            also = _also_saved((path for path, _ in self._modules), saved)
+            saved += tuple(path for path in also if any(inside(key, (path,)) for key in tensors))
         # ... and all-linear lists the layers of a head, which is trained whole instead. PEFT takes targets of several models.
         if saved not in self._linear:
             self._linear[saved] = linear_layers(self.model, saved)
@@ -222,6 +233,8 @@ class Reader:
         shapes = target_shapes(targets)
         if COMPACT in tensors:
             tensors = _spread(weights_file, tensors, shapes, config.rank)
+        if not ours:
+            tensors = _without_base(weights_file, tensors, targets)
         values = self._match(weights_file, tensors, shapes, config.rank, self._saved(folder / CONFIG_FILE, config))
         self._check_backbone(weights_file, targets, ours)
         rounded = self._check_projection(weights_file, tensors, config, shapes, ours)
@@ -322,6 +335,27 @@ class Reader:
                 return rounded
             different = different or unequal[0]
         raise AdapterError(f"{path}: the stored {different} differs from the matrix that its seed draws here")
+
+
+def _also_saved(paths: Iterable[str], saved: tuple[str, ...]) -> list[str]:
+    """Modules that PEFT takes for modules_to_save as well, since their names end in the same letters: pre_classifier."""
+    return [path for path in paths if path.endswith(saved) and not inside(path, saved)] if saved else []
+
+
+def _without_base(path: Path, tensors: dict[str, Tensor], targets: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Without W0 of an adapted output layer, which PEFT writes as well. Raises AdapterError where it is not the model's."""
+    kept = {}
+    for key, value in tensors.items():
+        name, base, own = key.rpartition(".base_layer.")
+        if not base or name not in targets:
+            kept[key] = value
+            continue
+        layer = targets[name]
+        here = getattr(layer.base_layer if isinstance(layer, VeraLinear) else layer, own, None)
+        known = isinstance(here, Tensor) and not here.is_meta
+        if known and not (here.shape == value.shape and torch.equal(here.detach().cpu(), value.to(here.dtype))):
+            raise AdapterError(f"{path} was trained on another backbone: its {key} is not that of this model's {name}")
+    return kept
 
 
 def _same(stored: Tensor, drawn: Tensor) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from . import norms
@@ -97,7 +98,8 @@ def copies(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
                     )
             check_offload(path, module)
             try:
-                made[path] = copy.deepcopy(module)
+                with torch.inference_mode(False):  # to be trained later
+                    made[path] = copy.deepcopy(module)
                 norms.release(made[path])
             except (RuntimeError, TypeError) as error:
                 raise AdapterError(f"{path!r} in modules_to_save cannot be copied: {one_line(error)}") from None
