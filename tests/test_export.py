@@ -1,6 +1,7 @@
 """A run's weights leave for plain transformers and PEFT, with the run's own logits; what cannot leave is refused by name."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     DistilBertConfig,
     DistilBertForSequenceClassification,
 )
@@ -26,7 +28,7 @@ from vera.errors import AdapterError, ConfigError, ModelError, RecordError
 from vera.nn import VeraConfig, attach, load_adapter
 from vera.records.kept import kept
 from vera.records.store import Store
-from vera.run import execute
+from vera.run import execute, prepare
 from vera.seeds import seed_everything
 from vera.trained import export as module
 from vera.trained import publish
@@ -358,6 +360,30 @@ def test_a_cut_of_gpt2_is_of_the_fused_matrix_and_has_the_rank_asked_for(runs, t
         torch.testing.assert_close(W if W.shape == whole.shape else W.T, updates[asked][name], rtol=1e-4, atol=1e-6)
     with pytest.raises(ConfigError, match=f"--rank {2 * rank + 1}: this adapter's rank is {2 * rank};"):
         export(folder, tmp_path / "more", "lora", rank=2 * rank + 1, overrides=[f"cache_dir={cache}"])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_the_readme_says_how_a_pair_is_read_and_the_folder_s_tokenizer_does_it(family, tmp_path, cache):
+    """GPT-2's tokenizer puts nothing between two texts, so that a pair is one text; both kinds cut some rows here."""
+    places = [f"cache_dir={cache}", f"results_dir={tmp_path / 'results'}", f"work_dir={tmp_path / 'work' / 'results'}"]
+    chosen = ["model=auto_text", f"model.tiny.family={family}", "task=rte", "method=full", "task.max_length=16"]
+    chosen += ["~model.tiny.intermediate_size"] * (family == "gpt2")
+    run = compose_run([*REHEARSAL, *KEYS, *places, *chosen])
+    record = execute(run)
+    export(Store(run.results_dir).path(record.name), tmp_path / "out", "merged", overrides=[f"cache_dir={cache}"])
+    said = re.search(r"^\| input \| (.*) \|$", (tmp_path / "out" / "README.md").read_text(), re.M)[1]
+    assert ("pairs" in record.provenance.notes) == (family == "gpt2") == ("a pair is one text" in said)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    _, _, task, data = prepare(run)
+    rows = task.read()[0]["validation"]
+    assert len(rows) == len(data.evaluation) and record.provenance.notes["truncated"]
+    for (texts, _), example in zip(rows, data.evaluation, strict=True):
+        first, second = texts
+        names = {"tokenizer": tokenizer, "texts": texts, "first": first, "second": second}
+        whole, *cut_ones = (eval(call, names)["input_ids"] for call in re.findall(r"tokenizer\(.*?\)(?=$|,| or)", said))
+        assert example["input_ids"] == (cut_ones[0] if cut_ones and len(whole) > 16 else whole)
+        if family == "bert":
+            assert example["input_ids"] == tokenizer(first, second, truncation=True)["input_ids"]
 
 
 def test_the_command_from_a_folder_says_whose_weights_these_are_and_no_path(runs, cache, monkeypatch, capsys):

@@ -87,6 +87,10 @@ class Alpaca(LanguageTask):
         template = self.prompt_input if fields["input"].strip() else self.prompt
         return _PLACEHOLDER.sub(lambda found: fields[found[1]], template)  # one pass: a row may hold "{input}" itself
 
+    def reads(self, notes):
+        prompts = f"{json.dumps(self.prompt)}, of a row with an input {json.dumps(self.prompt_input)}"
+        return f"{prompts}; after the tokenizer's bos_token, if it has one; with the answer at most {self.max_length} tokens"
+
     def _split(self, rows: list[Row]) -> tuple[list[int], list[int]]:
         """Row numbers for training and for evaluation, each in the order of the file. Of synthetic rows 8 are held out."""
         held_out, wanted = (8, None) if self.synthetic else (self.held_out, self.rows)

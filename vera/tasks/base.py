@@ -184,6 +184,11 @@ class Task(Component):
         """The names of the classes, in the order of the outputs, where they are known without the data."""
         return None
 
+    def reads(self, notes: Mapping[str, Any]) -> str | None:
+        """How a row becomes a model's input, for whoever uses the trained weights elsewhere: what no file of theirs says. Of a
+        record with these notes; None where the processor that goes with the weights does all of it."""
+        return None
+
     def hub_data(self) -> HubData | None:
         """What `load` reads from the hub; None where it reads nothing from there."""
         return None

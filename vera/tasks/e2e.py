@@ -147,6 +147,11 @@ class E2E(LanguageTask):
     def _contexts(self, meanings: Iterable[str]) -> list[str]:
         return list(meanings) if self.format == HU2022 else [context(meaning) for meaning in meanings]
 
+    def reads(self, notes):
+        example = "a row's text" if self.format == HU2022 else "name[Zizzi], eatType[pub]"
+        shown = "it is" if self.format == HU2022 else json.dumps(context(example))
+        return f"{example} is read as {shown}, the tokenizer's eos_token after it; the answer begins with a space"
+
     @staticmethod
     def _from_folder(folder: Path) -> tuple[dict[str, list[Row]], str, str | None]:
         missing = [name for name in FILES.values() if not (folder / name).is_file()]

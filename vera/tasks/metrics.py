@@ -53,6 +53,13 @@ class GlueMetric(evaluate.Metric):
         return compute(self.config_name, predictions, references)
 
 
+def _levelled(scores: np.ndarray) -> np.ndarray:
+    """The scores, as one number where they differ by 16 units in the last place of single precision at most."""
+    found = scores.astype(np.float64)
+    rounding = 16 * np.finfo(np.float32).eps * np.abs(found).max(initial=0.0)
+    return np.zeros_like(found) if np.ptp(found) <= rounding else found
+
+
 _FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {  # of references and predictions
     "accuracy": accuracy_score,
     "f1": f1_score,
@@ -62,8 +69,8 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {  # of referen
     "balanced_accuracy": balanced_accuracy_score,
     "cohen_kappa": cohen_kappa_score,
     "matthews_correlation": matthews_corrcoef,
-    "pearson": lambda references, predictions: pearsonr(references.astype(np.float64), predictions.astype(np.float64))[0],
-    "spearmanr": lambda references, predictions: spearmanr(references.astype(np.float64), predictions.astype(np.float64))[0],
+    "pearson": lambda references, predictions: pearsonr(references.astype(np.float64), _levelled(predictions))[0],
+    "spearmanr": lambda references, predictions: spearmanr(references.astype(np.float64), _levelled(predictions))[0],
     "r2": r2_score,
     "neg_mean_squared_error": lambda references, predictions: -np.mean((references - predictions) ** 2),
 }
@@ -80,12 +87,14 @@ def compute(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[
 
 def named(names: Sequence[str], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
     """Metrics by their own names, of OF_CLASSES for class indices [N], of OF_SCORES for scores [N]. None where one is
-    undefined: a correlation of scores with a constant, or an agreement on one class alone. The other metrics of classes are
+    undefined: a correlation of scores with a constant, or an agreement on one class alone. Scores that are equal up to the
+    rounding of single precision, as a network's that has collapsed, are a constant: their order depends on the batches. The other metrics of classes are
     sklearn's, which gives 0 for Matthews of constant predictions and for f1 without a positive one; references on which they
     are undefined whatever is predicted (`undefined`) are refused when data are read."""
+    references, predictions = np.asarray(references), np.asarray(predictions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is undefined, which None says
-        found = {name: float(_FUNCTIONS[name](np.asarray(references), np.asarray(predictions))) for name in names}
+        found = {name: float(_FUNCTIONS[name](references, predictions)) for name in names}
     return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 

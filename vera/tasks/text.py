@@ -68,6 +68,13 @@ class TextTask(Task):
             made=made,
         )
 
+    def reads(self, notes):
+        ends = f"truncation=True, max_length={self.max_length})"
+        if "pairs" in notes:
+            alone = "a pair is one text: tokenizer(first + '\\n' + second), or where that is cut "
+            return f"{alone}tokenizer(first, '\\n' + second, {ends}"
+        return f"tokenizer(*texts, {ends}"
+
     def plain(self, label: float) -> float:
         """A label as its fingerprint is taken: scores to three decimals, since the hub keeps them in single precision."""
         return round(label, 3)

@@ -330,7 +330,10 @@ def _write_merged(run, record, backbone, method, folder, rank) -> list[str]:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}
     model.save_pretrained(folder)
-    getattr(backbone.preprocess, "processor", backbone.preprocess).save_pretrained(folder)
+    preprocess = getattr(backbone.preprocess, "processor", backbone.preprocess)
+    if component(run.model, "model").modality == "text":
+        preprocess.model_max_length = build(run.task, "task").max_length  # what `truncation=True` cuts to
+    preprocess.save_pretrained(folder)
     return ["a plain model of transformers'", *lines]
 
 
@@ -380,7 +383,7 @@ def held(model: Model) -> tuple[str, str, str | None]:
 def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: list[str]) -> str:
     base, revision = _base(run, record)
     provenance, chosen = record.provenance, getattr(record.scores, checkpoint)
-    labels = _labels(run, record)
+    task, labels = build(run.task, "task"), _labels(run, record)
     front = [f"base_model: {base}"] * bool(base) + ["library_name: " + ("transformers" if form == "merged" else "peft")]
     where = f"`{base}` at commit `{revision}`" if base else provenance.model_source
     tested = record.scores.test if checkpoint == "best" else None
@@ -399,6 +402,7 @@ def _readme(run: RunConfig, record: Record, checkpoint: str, form: Form, lines: 
         ("seed", record.run.seed),
         ("epoch", f"{chosen.epoch}, the {checkpoint} one: {scored}"),
         ("test set", test),
+        ("input", task.reads(provenance.notes)),
         ("labels", ", ".join(f"{index} {label}" for index, label in enumerate(labels)) if labels else None),
         ("code", "; begun at ".join(dict.fromkeys(map(_code, provenance.starts)))),
         (
