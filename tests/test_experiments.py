@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from experiments.artefacts import digits, e2e_mini
-from experiments.engine import plots, published, registry
+from experiments.engine import paper, plots, published, registry
 from experiments.engine.aggregate import cell_records, common, permutation_p, summarise, summarise_records
-from experiments.engine.comparison import compare
+from experiments.engine.comparison import compare, studies
 from experiments.engine.render import DASH, INTERVAL, Table, interval, latex, markdown, notes_of, number
 from experiments.engine.rows import Asked, Entry, seconds, steps
+from tests.conftest import ROOT
 from vera.config.memory import composed
 from vera.errors import ConfigError, RecordError
 from vera.records.record import Record
@@ -254,6 +255,31 @@ def test_a_row_of_another_statistic_than_the_table_s_is_said(tmp_path, monkeypat
     assert [of.rows[0][3] for of in (tests, of_best)] == ["+10.0 [+10.0, +10.0]", "+0.0 [+0.0, +0.0]"]
 
 
+def test_a_mean_of_last_epochs_is_nobody_s_median_of_them(tmp_path, monkeypatch):
+    study = {"by": "them", "over": "mean", "epoch": "last"}
+    own_table(tmp_path, monkeypatch, lora={"study": study, "cells": {"digits": "80.0", "seconds": DASH}})
+    made = [record(["model=digits_vit", "task=digits", "method=lora"], seed, 0.7 + seed / 100) for seed in range(5)]
+    table = compare("mine", Asked(by_cell(*made)))[0]
+    ours = next(row for row in table.rows if row[1] == "lora" and row[2] == "ours")
+    assert ours[4].deviation is None and not any("mine_studies" in note for note in table.notes)
+    assert "not like with like, not compared" in studies("mine")[0].rows[-1][-1]
+
+
+def test_nothing_stays_of_records_that_are_gone(tmp_path):
+    """Pictures and parts of tables that the present records do not give."""
+    kept = {"figure4", "figure6", "pareto"}  # printed bars, no records, and a command of its own
+    stale = [tmp_path / "figures" / path.name for path in (ROOT / "results" / "figures").iterdir() if path.stem not in kept]
+    stale += [tmp_path / "tables" / f"{name}.md" for name in ("table2_cells", "table2_tests", "glue_minilm_long")]
+    others = [tmp_path / "tables" / "table2_mine.md", tmp_path / "figures" / "mine.png"]
+    for path in [*stale, *others]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("of other records")
+    asked = Asked({}, results=tmp_path / "none")
+    paper.write(paper.tables(asked, ["table2", "glue_minilm"]), tmp_path / "tables")
+    paper.draw(asked, tmp_path / "figures")
+    assert len(stale) > 10 and not [path for path in stale if path.exists()] and all(path.exists() for path in others)
+
+
 def test_the_best_of_a_cost_is_not_the_dearest_run(tmp_path, monkeypatch):
     own_table(tmp_path, monkeypatch)
     made = []
@@ -407,6 +433,8 @@ def test_markdown_and_latex_to_the_character():
 
 
 def test_latex_has_the_glyphs_and_reads_no_cell_as_an_argument():
+    signs = latex(Table("t", "T", ["a", "b"], [["-1.8 [-3.0, +0.5]", "-"], ["MiniLM-L6, digits 5-9, 1e-05", "≤ −3"]]))
+    assert r"$-$1.8 [$-$3.0, +0.5] & - \\" in signs and r"MiniLM-L6, digits 5-9, 1e-05 & $\leq$ $-$3 \\" in signs
     made = latex(Table("t", "T", ["[a]", "b"], [["[0.1, 0.2]", "<1"], ["*", '"x" > [y]']]))
     assert made.splitlines()[2:8] == [
         r"\toprule",

@@ -331,6 +331,14 @@ def test_a_tie_is_told_and_is_no_edge(search):
     assert "have the best median" not in " ".join(choice.remarks(tried, asked))
 
 
+def test_the_end_of_what_was_tried_is_told_where_a_sampler_tried_a_part_of_it(search):
+    asked = search("train.lr=1e-4..1e-1:log:7", sampler="random", trials=3)
+    tried = tuning.carry_out(asked, computing(lambda run: run.train.lr)[0])
+    rates = sorted(float(found.trial.values[0]) for found in tried)
+    assert rates[-1] < 0.1 and float(tried[0].trial.values[0]) == rates[-1]
+    assert "The best train.lr is the largest that was tried" in " ".join(choice.remarks(tried, asked))
+
+
 def test_two_searches_cannot_make_a_recipe_of_epochs_and_steps(search, tmp_path):
     asked = search("train.lr=1e-3,1e-2", "train.max_steps=150")
     path, text = tuning.recipe_of(tuning.carry_out(asked, computing()[0]), asked, tmp_path)
@@ -404,6 +412,8 @@ def test_what_an_earlier_search_chose_stays_with_its_source(search, tmp_path, mo
     cell = yaml.safe_load(text)["tuned"]["stsb"]
     assert cell["train"] == {"lr": 0.01} and cell["method"] == {"d_init": 0.1}
     assert cell["source"]["earlier"] == {"search": "first"} and cell["source"]["seeds"] == [100, 101]
+    (tmp_path / "vera_minilm.yaml").write_text(text)
+    assert tuning.recipe_of(tuning.carry_out(asked, computing()[0]), asked, tmp_path)[1] == text  # the same search is no second
 
 
 def test_a_recipe_by_hand_and_a_search_without_an_end_stay_as_they_are(search, tmp_path):

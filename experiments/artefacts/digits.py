@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.engine import miniature
 from experiments.engine.aggregate import common, paired, sources, summarise, summarise_records, unlike
-from experiments.engine.plots import METHOD_STYLE, figure, median_over, save
+from experiments.engine.plots import METHOD_STYLE, clear, figure, median_over, save
 from experiments.engine.render import Table, signed
 from experiments.engine.rows import Asked, Entry, given, n, over_seeds, rows, scores, trained
 from vera.records.record import Record
@@ -120,10 +120,10 @@ def _several(values: set[str]) -> str:
 
 
 def draw(asked: Asked, folder: Path) -> list[Path]:
-    """Score against trained parameters, digits.pdf and digits.png; [] when there is nothing to draw."""
+    """Score against trained parameters, digits.pdf and digits.png; none where there is nothing to draw."""
     found = {method: runs for method, runs in records(asked).items() if runs}
     if not found:
-        return []
+        return clear(folder / "digits")
     canvas, axes = figure(width=5.0, height=3.4)
     collapsed = 0
     for method, runs in found.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.engine import miniature
 from experiments.engine.claims import Claim, by_seed, decides
-from experiments.engine.plots import METHOD_STYLE, figure, legend_below, median_over, save, series
+from experiments.engine.plots import METHOD_STYLE, clear, figure, legend_below, median_over, save, series
 from experiments.engine.published import figure as published
 from experiments.engine.render import Table
 from experiments.engine.rows import Asked, Entry, given, n, over_seeds, rows, scores, trained
@@ -81,6 +81,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
     for setting in SETTINGS:
         found = [entry for entry in _entries(setting, asked) if entry.records]
         if not found:
+            clear(folder / setting.name)
             continue
         canvas, axes = figure(width=5.0, height=3.6)
         for method in RANKS:

@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.artefacts import glue_minilm
 from experiments.engine import analysis, by_layer, miniature
 from experiments.engine.claims import Claim, decides, over_layers
-from experiments.engine.plots import PALETTE, median_over
+from experiments.engine.plots import PALETTE, clear, median_over
 from experiments.engine.published import choice
 from experiments.engine.render import DASH, INTERVAL, Table
 from experiments.engine.rows import Asked
@@ -60,6 +60,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
     for name, (title, cell) in MEASURED.items():
         found = analysis.of_runs(name, asked.results, cell)
         if found is None:
+            clear(folder / name)
             continue
         heading = "\n".join([title, f"rank {found['rank']}, {median_over([len(found['seeds'])])}", *analysis.said(found)])
         level = {"y": found["initial"], "linestyle": ":", "linewidth": 1.0, "label": "before training"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.engine import miniature
 from experiments.engine.aggregate import Summary, epoch_of, pairs, summarise
 from experiments.engine.claims import Claim, decides
-from experiments.engine.plots import PALETTE, figure, median_over, save
+from experiments.engine.plots import PALETTE, clear, figure, median_over, save
 from experiments.engine.published import choice
 from experiments.engine.published import figure as published_figure
 from experiments.engine.render import DASH, INTERVAL, Table, interval, number
@@ -118,6 +118,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
         paper = published() if setting is FULL else {}
         labels = list(dict.fromkeys([*paper, *ours]))
         if not labels:
+            clear(folder / setting.name)
             continue
         canvas, axes = figure(width=5.0, height=3.4)
         bars, heading = {}, setting.title

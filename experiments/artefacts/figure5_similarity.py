@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.artefacts import glue_minilm
 from experiments.engine import analysis, by_layer, miniature
 from experiments.engine.claims import Claim, decides, over_layers
-from experiments.engine.plots import PALETTE, median_over
+from experiments.engine.plots import PALETTE, clear, median_over
 from experiments.engine.published import choice
 from experiments.engine.render import DASH, INTERVAL, Table
 from experiments.engine.rows import Asked
@@ -68,6 +68,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
     for name, (title, *cells) in MEASURED.items():
         found = analysis.of_runs(name, asked.results, *cells)
         if found is None:
+            clear(folder / name)
             continue
         shown = f"every seed, {median_over([len(found['seeds'])])}"
         heading = "\n".join([str(title), RANKS.get(name, "rank 64"), shown, *analysis.said(found)])

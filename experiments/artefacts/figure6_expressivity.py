@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.engine import analysis
 from experiments.engine.aggregate import Difference, paired, summarise
 from experiments.engine.claims import Claim, decides
-from experiments.engine.plots import METHOD_STYLE, figure, legend_below, save
+from experiments.engine.plots import METHOD_STYLE, clear, figure, legend_below, save
 from experiments.engine.render import DASH, Table, interval, signed
 from experiments.engine.rows import Asked
 from experiments.engine.verdicts import Line
@@ -119,10 +119,10 @@ def _mean(errors: list[float]) -> Difference:
 
 
 def draw(asked: Asked, folder: Path) -> list[Path]:
-    """figure6 as pdf and png; [] when it has not been measured."""
+    """figure6 as pdf and png; none where it has not been measured."""
     found = analysis.read("figure6")
     if found is None:
-        return []
+        return clear(folder / "figure6")
     canvas, axes = figure(width=5.0, height=3.4)
     for method, label in (("lora", "LoRA (P Q)"), ("vera", "VeRA (X diag(d) Y diag(b))")):
         style = METHOD_STYLE[method]

@@ -140,8 +140,9 @@ def _like(published: Published, row: Row, asked: Statistic | None) -> Statistic:
 
 
 def _comparable(published: Published, row: Row) -> bool:
-    """Whether ours can be of the same epoch as what is printed."""
-    return not (published.scored == "last" and row.study is not None and row.study.epoch == "best")
+    """Whether ours can be of the same epoch, and over the seeds as what is printed is."""
+    study = row.study
+    return study is None or not (study.unlike or (published.scored == "last" and study.epoch == "best"))
 
 
 def _named(text: str, row: Row, key: str, published: Published) -> str:

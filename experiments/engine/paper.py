@@ -48,12 +48,20 @@ def tables(asked: Asked, chosen: Collection[str] | None = None) -> dict[str, lis
     return made
 
 
+PARTS = ("cells", "tests", "long")  # of tables that have them where there are records
+
+
 def write(made: dict[str, list[Table]], folder: Path) -> None:
-    """Each table as Markdown and LaTeX. Raises ConfigError where two would be one file."""
+    """Each table as Markdown and LaTeX; of its PARTS those that it has no longer are removed, since they would be of other
+    records. Raises ConfigError where two would be one file."""
     every = [table for found in made.values() for table in found]
     for name, count in Counter(table.name for table in every).items():
         if count > 1:
             raise ConfigError(f"{count} tables are called {name}: give the published one (results/paper) another name")
+    names = {table.name for table in every}
+    gone = {f"{name}_{part}" for name in names for part in PARTS} - names
+    for path in (folder / f"{name}.{kind}" for name in gone for kind in ("md", "tex")):
+        path.unlink(missing_ok=True)
     for table in every:
         write_atomic(folder / f"{table.name}.md", markdown(table))
         write_atomic(folder / f"{table.name}.tex", latex(table))

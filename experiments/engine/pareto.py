@@ -143,8 +143,7 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
 
 
 def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
-    """Score against each cost, the front as a line; stem.pdf, .png and .svg; [] when there is nothing to draw, and no picture
-    stays there then."""
+    """Score against each cost, the front as a line; stem.pdf, .png and .svg; none where there is nothing to draw."""
     every = entries(asked, model, task)
     found = [entry for entry in every if math.isfinite(entry.summary().median)]
     on = {which: chosen for which, chosen in fronts(found).items() if any(cost(entry, which) for entry in found)}

@@ -122,8 +122,15 @@ class Study(Strict):
 
     @property
     def stat(self) -> Statistic | None:
-        """The statistic of ours that is like it."""
-        return "last" if self.epoch == "last" else self.over if self.epoch == "best" else None
+        """The statistic of ours that is like it; None where none is, or it is not known."""
+        if self.epoch == "last":
+            return None if self.unlike else "last"
+        return self.over if self.epoch == "best" else None
+
+    @property
+    def unlike(self) -> bool:
+        """Whether it is known, and none of ours is like it."""
+        return self.epoch == "last" and self.over == "mean"
 
 
 class Row(Runs):

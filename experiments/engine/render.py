@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -134,6 +135,9 @@ _LATEX = {
     '"': r"\texttt{\char34}",
     "±": r"$\pm$",
     "×": r"$\times$",
+    "−": "$-$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
     DASH: "--",
     MIXED: r"$\dagger$",
 }
@@ -143,7 +147,8 @@ def latex(table: Table) -> str:
     """A booktabs tabular, ready for \\input, with the table's notes as comments."""
 
     def line(cells: list[str]) -> str:
-        text = " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
+        signs = (re.sub(r"(?<![\w.)\]])-(?=\d)", "−", cell) for cell in cells)  # before a number, not in a name or a range
+        text = " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in signs) + r" \\"
         return f"{{{text[0]}}}{text[1:]}" if text[0] in "[*" else text  # an argument of the command above, or its star
 
     spec = "l" * min(3, len(table.columns)) + "r" * max(0, len(table.columns) - 3)

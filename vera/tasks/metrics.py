@@ -88,9 +88,9 @@ def compute(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[
 def named(names: Sequence[str], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
     """Metrics by their own names, of OF_CLASSES for class indices [N], of OF_SCORES for scores [N]. None where one is
     undefined: a correlation of scores with a constant, or an agreement on one class alone. Scores that are equal up to the
-    rounding of single precision, as a network's that has collapsed, are a constant: their order depends on the batches. The other metrics of classes are
-    sklearn's, which gives 0 for Matthews of constant predictions and for f1 without a positive one; references on which they
-    are undefined whatever is predicted (`undefined`) are refused when data are read."""
+    rounding of single precision, as a network's that has collapsed, are a constant: their order depends on the batches. The
+    other metrics of classes are sklearn's, which gives 0 for Matthews of constant predictions and for f1 without a positive
+    one; references on which they are undefined whatever is predicted (`undefined`) are refused when data are read."""
     references, predictions = np.asarray(references), np.asarray(predictions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is undefined, which None says

@@ -83,8 +83,7 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
     for index, found in enumerate(search.axes):
         if len({trial.values[index] for trial in tied}) > 1:
             continue
-        values = found.points or tuple(other.trial.values[index] for other in tried)
-        end = edge(best.trial.values[index], values)
+        end = edge(best.trial.values[index], [other.trial.values[index] for other in tried])
         if end:
             said.append(f"The best {found.key} is the {end} that was tried: it may lie beyond.")
     if best.summary is not None and best.summary.interval is not None:

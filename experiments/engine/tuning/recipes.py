@@ -96,7 +96,11 @@ def recipe_of(tried: Sequence[Tried], search: Search, folder: Path | None = None
         dotted.put(cell, key, value)
         if not str(dotted.get(held, key)).startswith("${oc.select:tuned."):
             dotted.put(held, key, f"${{oc.select:tuned.${{task.name}}.{key},{_argument(written(choices_, key), key)}}}")
-    source = budget(tried, search) | ({"earlier": before["source"]} if inherited else {})
+    source, last = budget(tried, search), before.get("source", {})
+    if {key: part for key, part in last.items() if key != "earlier"} == source:  # this search again
+        source = last
+    elif inherited:
+        source = source | {"earlier": last}
     held["tuned"] = {**held["tuned"], task: {**cell, "source": source}}
     cells = [{key: part for key, part in tuned.items() if key != "source"} for tuned in held["tuned"].values()]
     searched = sorted({key for values in cells for key, _ in dotted.leaves(values)})
