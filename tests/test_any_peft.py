@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file
+from transformers import ElectraConfig, ElectraForSequenceClassification
 
 from tests.conftest import ROOT, trained
 from vera.checks.verify import run_of
@@ -120,6 +121,24 @@ def test_a_peft_method_trains_merges_saves_and_is_read_back(name, attached, tmp_
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     theirs = PeftModel.from_pretrained(bare.model, tmp_path)
     torch.testing.assert_close(logits(theirs, batch), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["prompt_tuning", "p_tuning"])
+def test_prompts_are_as_wide_as_the_embeddings_where_the_layers_are_wider(name, attached, tmp_path):
+    """ELECTRA's and ALBERT's are factorised; PEFT takes the layers' width."""
+
+    def electra():
+        torch.manual_seed(0)
+        config = ElectraConfig(vocab_size=500, embedding_size=16, hidden_size=32, num_hidden_layers=1, intermediate_size=32)
+        return ElectraForSequenceClassification(config).eval()
+
+    method, model_config, backbone, batch = attached(name)
+    backbone.model = electra()
+    method.attach(backbone, model_config)
+    logits(trained(backbone.model), batch).sum()
+    method.save(backbone, tmp_path)
+    theirs = PeftModel.from_pretrained(electra(), tmp_path)
+    torch.testing.assert_close(logits(theirs, batch), logits(backbone.model, batch))
 
 
 def test_the_docs_name_every_type_that_peft_has():

@@ -323,6 +323,10 @@ def test_a_malformed_yaml_hurts_its_own_choice_alone(tmp_path, monkeypatch):
         (["method=veera"], f"method=veera: no such choice; allowed: {', '.join(choices('method'))}"),
         (["chat=vicuna"], "chat is chosen as chat@answers.chat=, one of alpaca, vicuna"),
         (["train.epoch=3"], "train.epoch is not a key of the configuration; train has: batch_size"),
+        (
+            ["method.ranks=3"],
+            "method.ranks is not a key of the configuration; the choices of method have, between them: ",
+        ),
         (["sead=3"], "sead is not a key of the configuration; top level has"),
         (["train.lr=fast"], "train.lr: input should be a valid number"),
         (["train.epochs=0"], "train.epochs: input should be greater than or equal to 1, got 0"),

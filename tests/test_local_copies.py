@@ -16,6 +16,7 @@ from PIL import Image
 
 from vera.checks.doctor.lines import OK
 from vera.checks.doctor.sources import data_line
+from vera.commands import run as command_line
 from vera.config import build, choice
 from vera.config import compose as compose_run
 from vera.config.paths import readable
@@ -528,6 +529,14 @@ def test_two_spellings_of_a_class_that_look_alike_are_told_apart():
     """As a Mac writes a folder's name, and as others do."""
     with pytest.raises(DataError, match=r"classes: 'caf\\xe9' and 'cafe\\u0301' are two spellings"):
         image_rows.check_names("train", ["bar", "caf\u00e9"], "test", ["bar", "cafe\u0301"])
+
+
+@pytest.mark.parametrize("more", [[], ["--text", "text", "--label", "label"]])
+def test_a_folder_that_the_datasets_library_has_saved_is_no_folder_of_images(more, tmp_path, monkeypatch, capsys):
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    datasets.DatasetDict(train=rows, validation=rows).save_to_disk(tmp_path / "saved")
+    assert command_line("task", ["mine", str(tmp_path / "saved"), *more, "--print"])
+    assert "train/data-00000-of-00001.arrow, as save_to_disk writes it, is not read: write parquet" in capsys.readouterr().err
 
 
 def test_folders_of_images_beside_a_parquet_file_are_no_task(tmp_path):

@@ -32,6 +32,19 @@ def runs(overrides, score, seeds=5, cost=None, **provenance):
     return made
 
 
+def test_methods_are_not_compared_over_other_code_of_their_task_and_may_differ_in_their_own():
+    first, second = ({"method": mark * 64, "task": mark * 64} for mark in "ab")
+    vera, lora = (runs([*DIGITS, f"method={method}"], 0.8, own_code=first) for method in ("vera", "lora"))
+    assert len(common(vera, lora)[0]) == 5
+    other = [made.model_copy(deep=True) for made in lora]
+    for made in other:
+        made.provenance.own_code["method"] = "c" * 64
+    assert len(common(vera, other)[0]) == 5
+    later = runs([*DIGITS, "method=lora"], 0.8, own_code=second)
+    assert common(vera, later) == ([], [])
+    assert unlike([*vera, *later]) == [f"code of model and task (task {'a' * 12}: vera; task {'b' * 12}: lora)"]
+
+
 def older(made: Record, version: int) -> Record:
     """A record of another version of its model."""
     raw = json.loads(made.to_json())

@@ -15,12 +15,12 @@ from scipy.stats import t as student
 from experiments.engine.published import Statistic
 from vera.config.memory import composed
 from vera.records.record import Record
-from vera.records.sources import CONFIGURED, DRAWN, made_of
+from vera.records.sources import CONFIGURED, DRAWN, code_said, made_of
 
 PAPER_SEEDS = 5
 
 # What runs have in common whose scores are compared; version: of model and task. Of CONFIGURED older records say nothing.
-COMPARED = ("backbone", *CONFIGURED, "data", "version")
+COMPARED = ("backbone", *CONFIGURED, "data", "version", "code of model and task")
 WORKED = ("device", "processes", "precision")  # and those whose memory is; for seconds also the threads
 
 Cells = Mapping[str, list[Record]]  # by cell_id, each list by seed
@@ -133,6 +133,7 @@ def _made_with(record: Record) -> dict[str, str | None]:
 
     return {
         **made_of(record),  # what a seed draws from a task's data `unlike` compares seed by seed
+        "code of model and task": code_said(record, ("model", "task")),
         "version": ", ".join(f"{group} {config[group].get('version')}" for group in ("model", "task")),
         "device": over("device", cost.device),
         "processes": str(cost.processes),

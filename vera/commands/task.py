@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 from vera.commands import parser_of
 from vera.config import build, resolve
 from vera.config.components import check_free, new_yaml
-from vera.errors import ConfigError, ModelError, one_line
+from vera.errors import ConfigError, DataError, ModelError, one_line
+from vera.io.tables import not_arrow
 from vera.models.base import SAFE, UNREADABLE
 from vera.project import called, project
 from vera.tasks import draft
@@ -36,11 +37,13 @@ def main() -> int:
     parser.add_argument("--test", type=Path, metavar="FILE")
     for field in ("instruction", "input", "output"):
         parser.add_argument(f"--{field}", metavar="COLUMN", help=f"what instructions call their {field}")
-    parser.add_argument("--model", help="whose tokenizer shows three rows of text files (default: minilm)")
+    parser.add_argument("--model", metavar="NAME", help="of conf/model: its tokenizer shows three rows (default: minilm)")
     parser.add_argument("--print", action="store_true", dest="only_print", help="write nothing")
     options = parser.parse_args()
     if not options.only_print:
         check_free("task", options.name)
+    if options.file.is_dir() and (arrow := not_arrow(options.file)):
+        raise DataError(f"{options.file} is no folder of images{arrow}")
     fields = {f: getattr(options, f) for f in ("instruction", "input", "output") if getattr(options, f)}
     if options.file.is_dir() or fields:
         what, more = ("a folder of images", [*fields]) if options.file.is_dir() else ("a file of instructions", [])

@@ -459,8 +459,9 @@ def _groups(*folders: Path) -> tuple[str, ...]:
 def _allowed(parent: str, entry: str) -> str:
     if parent in GROUPS:
         keys = {str(key) for name in choices(parent) for key in own_values(parent, name)}
+        whose = f"{parent} has" if len(choices(parent)) == 1 else f"the choices of {parent} have, between them"
     elif not parent:
-        keys = set(_compose([], entry))
+        keys, whose = set(_compose([], entry)), "top level has"
     else:
         return f"{parent} has no such key"
-    return f"{parent or 'top level'} has: {', '.join(sorted(key for key in keys if not key.startswith('_')))}"
+    return f"{whose}: {', '.join(sorted(key for key in keys - {'defaults'} if not key.startswith('_')))}"

@@ -85,7 +85,10 @@ class AnyPeft(PeftMethod):
                     f"method {self.name}: {self.type} hands embeddings on, among which {model_config.name} cannot tell padding "
                     "from its last token; use method=prefix_tuning"
                 )
-            return config_of(self.type, self.settings, "method.settings", task_type="SEQ_CLS", inference_mode=self._as_saved)
+            given = {"task_type": "SEQ_CLS", "inference_mode": self._as_saved}
+            if self.type != "PREFIX_TUNING" and "token_dim" not in self.settings:  # PEFT takes the width of the layers
+                given["token_dim"] = backbone.model.get_input_embeddings().embedding_dim
+            return config_of(self.type, self.settings, "method.settings", **given)
         if not self.targets and self.type != "LN_TUNING":
             raise ConfigError(f"method.targets: {self.type} needs matrices, such as [query, value]")
         targets = self._norms(backbone) if self.type == "LN_TUNING" else list(self.modules(backbone, model_config))

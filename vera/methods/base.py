@@ -170,7 +170,7 @@ class TargetedMethod(Method):
     targets: list[str]
 
     def modules(self, backbone: Backbone, model_config: Model) -> tuple[str, ...]:
-        """The target names as the model's own modules are called."""
+        """The target names as the model's own modules are called: ends of dotted names, as PEFT's `target_modules`."""
         return model_config.resolve_targets(backbone, self.targets)
 
 

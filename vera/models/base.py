@@ -223,7 +223,7 @@ class Model(Component):
                 self._check_packaged(package)
                 return str(Path(spec.origin).parent / folder)
         if self.checkpoint is None:
-            raise ModelError(f"model {self.name} has no weights to load; give a local folder with model.path=")
+            raise ModelError(f"nothing says where the weights of model {self.name} are; give a local folder with model.path=")
         return self.checkpoint
 
     def _check_packaged(self, package: str) -> None:

@@ -92,6 +92,8 @@ def looks_ahead(model: PreTrainedModel) -> bool:
         finally:
             watching.remove()
             model.train(training)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # of any family's own code
         raise ModelError(f"{type(model).__name__} cannot be called with tokens alone: {one_line(error)}") from None
     by_token = gradient.float().abs().flatten(0, -2).amax(-1)

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vera.config import GROUPS, beside, choice, conf_folders, dotted, younger
-from vera.errors import ConfigError, RecordError
+from vera.config import GROUPS, beside, choice, choices, conf_folders, dotted, younger
+from vera.errors import RecordError
 from vera.records.record import Record
 from vera.records.sources import CONFIGURED, configured
 from vera.records.store import Store
@@ -123,8 +123,7 @@ def leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 @lru_cache(maxsize=1024)
 def _neutral(group: str, name: str, version: Any, *_: Path) -> dict[str, Any]:
     """What conf/ says of a component's younger keys; nothing of one that it lacks or has in another version."""
-    try:
-        here = choice(group, name)
-    except ConfigError:
+    if name not in choices(group):
         return {}
+    here = choice(group, name)
     return here.get("neutral") or {} if here["version"] == version else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -113,14 +113,21 @@ def other_code(run: RunConfig, record: Record) -> list[str]:
     return [group for group in made if group in now and made[group] != now[group]]
 
 
+def code_said(record: Record, groups: Collection[str]) -> str | None:
+    """The hashes of a project's code of these groups, of every start; None where a record has none."""
+    made = record.provenance
+    starts = [made.own_code, *(start["own_code"] for start in made.notes.get("resumed", []) if "own_code" in start)]
+    codes = ({group: mark for group, mark in code.items() if group in groups} for code in starts)
+    said = dict.fromkeys(" ".join(f"{group} {mark[:12]}" for group, mark in code.items()) for code in codes if code)
+    return " and ".join(said) or None
+
+
 def made_of(record: Record) -> dict[str, str | None]:
     """What the seeds of a cell should have in common: the weights and rows that they were made from, a project's code and the
     precision. What an older record does not note is None."""
     made = record.provenance
-    codes = [made.own_code, *(start["own_code"] for start in made.notes.get("resumed", []) if "own_code" in start)]
-    said = dict.fromkeys(" ".join(f"{group} {mark[:12]}" for group, mark in code.items()) for code in codes if code)
     return {
-        "code": " and ".join(said) or None,
+        "code": code_said(record, GROUPS[:3]),
         "backbone": made.model_fingerprint,
         **{note: made.notes.get(note) for note in CONFIGURED},
         # A task's, not of what a seed draws from it; and whether pairs became one text.

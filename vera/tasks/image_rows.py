@@ -70,7 +70,9 @@ def check_classes(splits: list[Rows]) -> None:
 def check_names(first: str, names: Sequence[str], other: str, others: Sequence[str]) -> None:
     """Raises DataError where two places do not name the same classes in the same order."""
     if list(names) != list(others):
-        odd = sorted(set(names) ^ set(others)) or ["their order"]
+        odd = sorted(set(names) ^ set(others))
+        if not odd:
+            raise DataError(f"{first} and {other} name the same classes in another order; give them in one order")
         there = {spelt(name): name for name in others if name in odd}
         alike = next(((name, there[spelt(name)]) for name in names if name in odd and spelt(name) in there), None)
         differs = f"{odd[0]!r} differs" if alike is None else f"{' and '.join(map(ascii, alike))} are two spellings"

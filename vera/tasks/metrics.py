@@ -55,7 +55,7 @@ class GlueMetric(evaluate.Metric):
 
 def _levelled(scores: np.ndarray) -> np.ndarray:
     """The scores, as one number where they differ by 16 units in the last place of single precision at most."""
-    found = scores.astype(np.float64)
+    found: np.ndarray = scores.astype(np.float64)
     rounding = 16 * np.finfo(np.float32).eps * np.abs(found).max(initial=0.0)
     return np.zeros_like(found) if np.ptp(found) <= rounding else found
 
