@@ -11,6 +11,7 @@ from tests.conftest import REHEARSAL
 from vera.commands import rehearse as rehearsal
 from vera.config import choices
 from vera.config.marks import TABLE as TABLE_OF_FIELDS
+from vera.project import code_of
 from vera.records.store import Store
 
 METHOD = """\
@@ -101,39 +102,42 @@ def test_train_plan_tables_and_verify_in_a_project(command, project, cache):
     assert again.returncode == 0 and "equal: all" in again.stdout, again.stderr
 
 
-def test_a_record_knows_its_project_s_code_and_seeds_of_unlike_code_are_marked(command, project, cache):
-    """What the class's module imports of the project counts, another file of it does not."""
+def test_a_class_s_code_is_its_file_s_and_what_that_imports_of_the_project(project, monkeypatch):
+    monkeypatch.setenv("VERA_PROJECT", str(project))
+    files = {
+        "own_methods.py": "from own import parts\nimport torch\n" + CLASS,
+        "own/__init__.py": "",
+        "own/parts.py": "from .deeper import FACTOR\n",
+        "own/deeper.py": "FACTOR = 1\n",
+        "unrelated.py": "",
+    }
     (project / "own").mkdir()
-    (project / "own" / "__init__.py").write_text("")
-    (project / "own" / "parts.py").write_text("from .deeper import FACTOR\n")
-    (project / "own" / "deeper.py").write_text("FACTOR = 1\n")
-    (project / "own_methods.py").write_text("from own import parts\n" + CLASS)
-    words = ["--project", project, "method=doubled", *REHEARSAL]
-    places = [f"cache_dir={cache}", "results_dir=results", "work_dir=work"]
+    for name, text in files.items():
+        (project / name).write_text(text)
+    before, seen = code_of("own_methods.Doubled"), set()
+    for name, text in files.items():
+        (project / name).write_text(text + "# changed\n")
+        seen.add(code_of("own_methods.Doubled"))
+        assert (code_of("own_methods.Doubled") == before) == (name == "unrelated.py"), name
+        (project / name).write_text(text)
+    assert len(seen) == len(files) and code_of("own_methods.Doubled") == before
+    assert code_of("vera.methods.lora.Lora") is None
+    (project / "own_methods.py").write_text("not python(")  # who imports it is told
+    assert code_of("own_methods.Doubled") not in (None, before)
 
-    def train(seed):
-        done = command("train.py", *words, f"seed={seed}", *places)
-        assert done.returncode == 0, done.stderr
-        return done.stderr + done.stdout
 
-    def codes():
-        found = {record.run.seed: record.provenance.own_code for record in Store(project / "results").records()}
-        assert all(set(code) == {"method"} for code in found.values())
-        return [found[seed]["method"] for seed in sorted(found)]
-
-    def table():
-        shown = command("tables.py", "--project", project, "--with", "scale=rehearsal", "--out", "results", "--show", "mine")
-        assert shown.returncode == 0, shown.stderr
-        return next(line for line in shown.stdout.splitlines() if "ours" in line)
-
-    train(0)
-    (project / "unrelated.py").write_text("FACTOR = 3\n")
-    train(1)
-    assert len(set(codes())) == 1 and "other code" not in train(0) and "†" not in table()
-    (project / "own" / "deeper.py").write_text("FACTOR = 2\n")
-    assert "already done (by other code of its method: raise `version`" in train(0)
-    train(2)
-    assert codes()[0] == codes()[1] != codes()[2] and "†" in table()
+def test_a_record_knows_its_project_s_code_and_a_run_that_is_done_says_when_that_changed(
+    command, project, cache, monkeypatch
+):
+    words = ["--project", project, "method=doubled", *REHEARSAL, f"cache_dir={cache}", "results_dir=results", "work_dir=work"]
+    assert command("train.py", *words).returncode == 0
+    monkeypatch.setenv("VERA_PROJECT", str(project))
+    (record,) = Store(project / "results").records()
+    assert record.provenance.own_code == {"method": code_of("own_methods.Doubled")}
+    for changed in (False, True):
+        again = command("train.py", *words)
+        assert ("already done (by other code of its method: raise `version`" in again.stderr + again.stdout) == changed
+        (project / "own_methods.py").write_text(CLASS + "FACTOR = 2\n")
 
 
 def test_a_yaml_is_called_what_its_file_is_called(command, project, cache):

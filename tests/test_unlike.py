@@ -40,6 +40,7 @@ def test_methods_are_not_compared_over_other_code_of_their_task_and_may_differ_i
     for made in other:
         made.provenance.own_code["method"] = "c" * 64
     assert len(common(vera, other)[0]) == 5
+    assert summarise_records([*lora[:2], *other[2:]]).mixed == ("code",)
     later = runs([*DIGITS, "method=lora"], 0.8, own_code=second)
     assert common(vera, later) == ([], [])
     assert unlike([*vera, *later]) == [f"code of model and task (task {'a' * 12}: vera; task {'b' * 12}: lora)"]
