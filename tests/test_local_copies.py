@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, constants
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from vera.checks.doctor.lines import OK
+from vera.checks.doctor.lines import OK, TODO
 from vera.checks.doctor.sources import data_line
 from vera.commands import run as command_line
 from vera.config import build, choice
@@ -537,6 +537,33 @@ def test_a_folder_that_the_datasets_library_has_saved_is_no_folder_of_images(mor
     datasets.DatasetDict(train=rows, validation=rows).save_to_disk(tmp_path / "saved")
     assert command_line("task", ["mine", str(tmp_path / "saved"), *more, "--print"])
     assert "train/data-00000-of-00001.arrow, as save_to_disk writes it, is not read: write parquet" in capsys.readouterr().err
+
+
+def test_a_stray_arrow_file_beside_images_is_nothing(tmp_path):
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.jpg").touch()
+    (tmp_path / "features.arrow").touch()
+    assert draft.images("pets", tmp_path)["classes"] == 2
+
+
+@pytest.mark.parametrize("said", [b"\xff", None])
+def test_a_cache_of_the_hub_that_cannot_be_read_is_told_and_not_taken_for_an_empty_one(said, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert hub.model_snapshot("me/model", "main") is None and hub.snapshot("me/data") is None
+    for folder in ("models--me--model", "datasets--me--data"):
+        refs = tmp_path / folder / "refs"
+        refs.mkdir(parents=True)
+        (refs / "main").mkdir() if said is None else (refs / "main").write_bytes(said)
+        (tmp_path / folder / "snapshots").mkdir()
+    told = r"the hub's cache of me/\w+ cannot be read: "
+    for look in (lambda: hub.model_snapshot("me/model", "main"), lambda: hub.snapshot("me/data")):
+        if said is None and look() is None:
+            continue  # to this library a folder is no reference
+        with pytest.raises(DataError, match=told):
+            look()
+    line = data_line(hub.HubData("me/data", "main", None, ("train",), ("text",)), "no network", {})
+    assert line.status == TODO and "cannot be read" in line.found
 
 
 def test_folders_of_images_beside_a_parquet_file_are_no_task(tmp_path):

@@ -428,11 +428,19 @@ def test_peft_saves_whatever_ends_in_the_letters_of_a_head_s_name(tmp_path):
     with pytest.warns(UserWarning, match="PEFT will ask this file for pre_classifier as well"):
         save_adapter(model, tmp_path / "one")
     both = attach(distilbert(), VeraConfig(**settings, modules_to_save=("classifier", "pre_classifier"))).eval()
+    model.upper_classifier, model.declassifier = nn.Dropout(), nn.Linear(2, 2).requires_grad_(False)
+    with pytest.warns(UserWarning, match="for pre_classifier, declassifier as well"):  # a Dropout has no state
+        save_adapter(model, tmp_path / "two")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_adapter(model, tmp_path / "compact", compact=True)
         save_adapter(both, tmp_path / "both")
     torch.testing.assert_close(logits(PeftModel.from_pretrained(distilbert(), tmp_path / "both").eval()), logits(both))
+
+
+def test_a_head_that_peft_finds_by_a_part_of_its_name_alone(tmp_path):
+    expected = trained_by_peft(distilbert, ["q_lin", "v_lin"], tmp_path, modules_to_save=["assifier"])
+    torch.testing.assert_close(logits(load_adapter(distilbert(), tmp_path).eval()), expected)
 
 
 def test_peft_writes_the_frozen_output_layer_beside_its_adapter(tmp_path):
@@ -444,6 +452,9 @@ def test_peft_writes_the_frozen_output_layer_beside_its_adapter(tmp_path):
         other.lm_head.weight[3, 3] += 1e-3
     with pytest.raises(AdapterError, match=r"its lm_head\.base_layer\.weight is not that of this model's lm_head"):
         load_adapter(other, tmp_path)
+    trained_by_peft(lambda: gpt2().bfloat16(), ["c_attn", "lm_head"], tmp_path / "bf16")
+    for model in (gpt2(), gpt2().bfloat16()):  # W0 is rounded on one side
+        load_adapter(model, tmp_path / "bf16")
     again = load_adapter(gpt2(), tmp_path)
     torch.testing.assert_close(logits(load_adapter(again, tmp_path).eval()), expected)  # W0 is inside the adapted layer now
 

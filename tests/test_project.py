@@ -126,9 +126,7 @@ def test_a_class_s_code_is_its_file_s_and_what_that_imports_of_the_project(proje
     assert code_of("own_methods.Doubled") not in (None, before)
 
 
-def test_a_record_knows_its_project_s_code_and_a_run_that_is_done_says_when_that_changed(
-    command, project, cache, monkeypatch
-):
+def test_a_record_knows_its_project_s_code_and_a_run_that_is_done_says_when_that_changed(command, project, cache, monkeypatch):
     words = ["--project", project, "method=doubled", *REHEARSAL, f"cache_dir={cache}", "results_dir=results", "work_dir=work"]
     assert command("train.py", *words).returncode == 0
     monkeypatch.setenv("VERA_PROJECT", str(project))

@@ -196,6 +196,7 @@ def test_a_correlation_with_a_constant_is_undefined_not_a_number():
     rounded[2:] = np.nextafter(rounded[2:], np.float32(3))
     assert metric("stsb", rounded, np.arange(4.0)) == {"pearson": None, "spearmanr": None}
     assert named(["spearmanr", "pearson"], rounded - rounded[0], np.arange(4.0))["spearmanr"] > 0.8  # small, but no rounding
+    assert named(["spearmanr"], np.array([1, 2, 3, np.inf]), np.arange(4.0)) == {"spearmanr": 1.0}
     assert named(["spearmanr"], 2015 + 1e-2 * np.arange(4.0), np.arange(4.0)) == {"spearmanr": 1.0}
     classes = {**metric("mrpc", np.ones(4, int), np.arange(4) % 2), **metric("cola", np.ones(4, int), np.arange(4) % 2)}
     assert classes == {"accuracy": 0.5, "f1": pytest.approx(2 / 3), "matthews_correlation": 0.0}  # of which docs/runs.md speaks

@@ -29,7 +29,8 @@ def called(command: str) -> str:
 
 def code_of(target: str) -> str | None:
     """SHA-256, in hex, of the project's files that hold a class (module.Class) and what they import of the project; None where
-    the class is not the project's. Nothing is imported."""
+    the class is not the project's. Nothing is imported: a module of the project counts by its name, also where an installed one
+    of that name would be taken."""
     found: dict[str, bytes] = {}
     modules = [target.rpartition(".")[0]]
     while (there := project()) and modules:

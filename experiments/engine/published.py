@@ -122,10 +122,8 @@ class Study(Strict):
 
     @property
     def stat(self) -> Statistic | None:
-        """The statistic of ours that is like it; None where none is, or it is not known."""
-        if self.epoch == "last":
-            return None if self.unlike else "last"
-        return self.over if self.epoch == "best" else None
+        """The statistic of ours that is like it, or nearest to it (`unlike`); None where it is not known."""
+        return "last" if self.epoch == "last" else self.over if self.epoch == "best" else None
 
     @property
     def unlike(self) -> bool:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from vera.commands import parser_of
 from vera.config import build, resolve
 from vera.config.components import check_free, new_yaml
-from vera.errors import ConfigError, DataError, ModelError, one_line
+from vera.errors import ConfigError, ModelError, one_line
 from vera.io.tables import not_arrow
 from vera.models.base import SAFE, UNREADABLE
 from vera.project import called, project
@@ -42,15 +42,14 @@ def main() -> int:
     options = parser.parse_args()
     if not options.only_print:
         check_free("task", options.name)
-    if options.file.is_dir() and (arrow := not_arrow(options.file)):
-        raise DataError(f"{options.file} is no folder of images{arrow}")
     fields = {f: getattr(options, f) for f in ("instruction", "input", "output") if getattr(options, f)}
     if options.file.is_dir() or fields:
         what, more = ("a folder of images", [*fields]) if options.file.is_dir() else ("a file of instructions", [])
         useless = ["text", "label", "kind", "validation", "test", "model", *more]
         stray = [f"--{options.kind if o == 'kind' else o}" for o in useless if getattr(options, o) is not None]
         if stray:
-            raise ConfigError(f"{options.file} is read as {what}, of which nothing takes {', '.join(stray)}")
+            saved = not_arrow(options.file) if options.file.is_dir() else ""
+            raise ConfigError(f"{options.file} is read as {what}, of which nothing takes {', '.join(stray)}{saved}")
     lines = []
     if options.file.is_dir():
         settings = draft.images(options.name, options.file)

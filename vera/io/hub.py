@@ -173,11 +173,14 @@ def cached_commit(repository: str, revision: str) -> str | None:
 
 
 def model_snapshot(repository: str, revision: str) -> Path | None:
-    """The folder of a model's files in the local cache, which may lack some; None when its configuration is not there."""
+    """The folder of a model's files in the local cache, which may lack some; None when its configuration is not there. Raises
+    DataError for a cache that cannot be read."""
     try:
         path = try_to_load_from_cache(repository, "config.json", revision=revision)
     except HFValidationError:  # a name that no repository has
         return None
+    except (OSError, ValueError) as error:
+        raise _broken(repository, error) from None
     return Path(path).parent if isinstance(path, str) else None
 
 
@@ -202,11 +205,18 @@ def offline(when: bool) -> Iterator[None]:
 
 
 def snapshot(repository: str, revision: str = "main") -> Path | None:
-    """The folder of a data set's files in the hub's cache (`hf download` fills it); None when it is not there."""
+    """The folder of a data set's files in the hub's cache (`hf download` fills it); None when it is not there. Raises DataError
+    for a cache that cannot be read."""
     try:
         return Path(snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=True))
     except (FileNotFoundError, HFValidationError):
         return None
+    except (OSError, ValueError) as error:
+        raise _broken(repository, error) from None
+
+
+def _broken(repository: str, error: Exception) -> DataError:
+    return DataError(f"the hub's cache of {repository} cannot be read: {one_line(error)}")
 
 
 Rows = list[tuple[str, tuple[Any, ...]]]  # where it is, and the values of the columns that were asked for

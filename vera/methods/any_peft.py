@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -87,7 +87,8 @@ class AnyPeft(PeftMethod):
                 )
             given = {"task_type": "SEQ_CLS", "inference_mode": self._as_saved}
             if self.type != "PREFIX_TUNING" and "token_dim" not in self.settings:  # PEFT takes the width of the layers
-                given["token_dim"] = backbone.model.get_input_embeddings().embedding_dim
+                with suppress(NotImplementedError, AttributeError):  # embeddings of another kind: PEFT says whether it can
+                    given["token_dim"] = backbone.model.get_input_embeddings().embedding_dim
             return config_of(self.type, self.settings, "method.settings", **given)
         if not self.targets and self.type != "LN_TUNING":
             raise ConfigError(f"method.targets: {self.type} needs matrices, such as [query, value]")

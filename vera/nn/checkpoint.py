@@ -74,11 +74,11 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, name: str | None =
     layers = {path: layer for path, layer in vera_layers(model) if name in layer.vectors}
     _refuse_variants(model, name)
     _warn_of_others(model)
-    also = [] if compact else _also_saved((plain_path(path) for path, _ in model.named_modules()), config.modules_to_save)
-    if also:
+    named = ((plain_path(path), module) for path, module in model.named_modules())
+    if also := [] if compact else _also_saved(named, config.modules_to_save):
         warnings.warn(
-            f"PEFT will ask this file for {also[0]} as well, whose name ends in one of modules_to_save, and not read it "
-            f"without: name {also[0]} there, too",
+            f"PEFT will ask this file for {', '.join(also)} as well, whose name ends in one of modules_to_save, and not read "
+            "it without: give such names there, too",
             stacklevel=2,
         )
     tensors: dict[str, Tensor] = {}
@@ -211,7 +211,7 @@ class Reader:
         known = [*(path for path, _ in self._modules), *tensors]
         saved = tuple(module for module in config.modules_to_save if any(inside(path, (module,)) for path in known))
         if not ours:
-            also = _also_saved((path for path, _ in self._modules), saved)
+            also = _also_saved(self._modules, config.modules_to_save)
             saved += tuple(path for path in also if any(inside(key, (path,)) for key in tensors))
         # ... and all-linear lists the layers of a head, which is trained whole instead. PEFT takes targets of several models.
         if saved not in self._linear:
@@ -337,9 +337,11 @@ class Reader:
         raise AdapterError(f"{path}: the stored {different} differs from the matrix that its seed draws here")
 
 
-def _also_saved(paths: Iterable[str], saved: tuple[str, ...]) -> list[str]:
-    """Modules that PEFT takes for modules_to_save as well, since their names end in the same letters: pre_classifier."""
-    return [path for path in paths if path.endswith(saved) and not inside(path, saved)] if saved else []
+def _also_saved(modules: Iterable[tuple[str, nn.Module]], saved: tuple[str, ...]) -> list[str]:
+    """Paths of what PEFT takes for modules_to_save as well, since their names end in the same letters: pre_classifier. Of
+    modules with a state."""
+    fitting = [(path, module) for path, module in modules if saved and path.endswith(saved) and not inside(path, saved)]
+    return [path for path, module in fitting if module.state_dict()]
 
 
 def _without_base(path: Path, tensors: dict[str, Tensor], targets: dict[str, nn.Module]) -> dict[str, Tensor]:
@@ -353,9 +355,14 @@ def _without_base(path: Path, tensors: dict[str, Tensor], targets: dict[str, nn.
         layer = targets[name]
         here = getattr(layer.base_layer if isinstance(layer, VeraLinear) else layer, own, None)
         known = isinstance(here, Tensor) and not here.is_meta
-        if known and not (here.shape == value.shape and torch.equal(here.detach().cpu(), value.to(here.dtype))):
+        if known and not (here.shape == value.shape and _equal(here.detach().cpu(), value)):
             raise AdapterError(f"{path} was trained on another backbone: its {key} is not that of this model's {name}")
     return kept
+
+
+def _equal(here: Tensor, there: Tensor) -> bool:
+    """But for rounding to the dtype of the other, where one of the two is held in fewer bits."""
+    return torch.equal(here, there.to(here.dtype)) or torch.equal(here.to(there.dtype), there)
 
 
 def _same(stored: Tensor, drawn: Tensor) -> bool:

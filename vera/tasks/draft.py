@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from vera.config import build
 from vera.errors import ConfigError, DataError
 from vera.io.rows import check_path, number_of, positions, spelt
-from vera.io.tables import class_names, read_objects
+from vera.io.tables import class_names, not_arrow, read_objects
 from vera.tasks import image_rows
 from vera.tasks.alpaca import read_rows
 from vera.tasks.base import repeated
@@ -239,10 +239,13 @@ def images(name: str, folder: Path) -> dict[str, Any]:
     if len(splits) != 2 or splits[0] != "train":
         raise DataError(
             f"{folder} must hold train/ and one of validation/, val/ or test/, with a folder of images a class in each"
+            f"{not_arrow(folder)}"
         )
     if (table := next(folder.rglob("*.parquet"), None)) is not None:
         raise DataError(f"{table} is a parquet file, and a run would look for its images in such; move it away")
     classes, scored = ([*image_rows.class_files(folder / split)] for split in splits)
+    if not classes:
+        raise DataError(f"{folder / 'train'} holds no folder of images a class{not_arrow(folder)}")
     image_rows.check_names(splits[0], classes, splits[1], scored)
     return {
         "_target_": "vera.tasks.images.Images",

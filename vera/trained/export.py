@@ -48,6 +48,7 @@ from vera.records.record import Record
 from vera.records.sources import CLASSES
 from vera.records.store import Store
 from vera.seeds import seed_everything
+from vera.tasks.text import TextTask
 
 Form = Literal["lora", "peft", "merged"]
 CHECKPOINTS = ("best", "last")
@@ -331,8 +332,9 @@ def _write_merged(run, record, backbone, method, folder, rank) -> list[str]:
         model.config.label2id = {label: index for index, label in enumerate(labels)}
     model.save_pretrained(folder)
     preprocess = getattr(backbone.preprocess, "processor", backbone.preprocess)
-    if component(run.model, "model").modality == "text":
-        preprocess.model_max_length = build(run.task, "task").max_length  # what `truncation=True` cuts to
+    task = build(run.task, "task")
+    if isinstance(task, TextTask):
+        preprocess.model_max_length = task.max_length  # what `truncation=True` cuts to
     preprocess.save_pretrained(folder)
     return ["a plain model of transformers'", *lines]
 

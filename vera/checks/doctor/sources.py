@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -31,6 +32,10 @@ def model_line(run: RunConfig, silence: str | None, sizes: dict[str, int]) -> Li
         if problem:
             return Line(TODO, what, f"{folder}: {problem}", "fetch or write it again, or model.path=/path/to/another folder")
         return Line(OK, what, f"{folder}")
+    try:
+        hub.model_snapshot(model.checkpoint, model.revision)
+    except DataError as error:
+        return Line(TODO, what, str(error), "remove its folder there and fetch it again, or model.path=")
     cached = in_cache(model)
     if cached is not None:
         problem = model.unreadable(cached)
@@ -53,16 +58,21 @@ def model_line(run: RunConfig, silence: str | None, sizes: dict[str, int]) -> Li
 
 
 def in_cache(model: Model) -> Path | None:
-    """Its folder in the hub's cache, where that lacks nothing."""
-    folder = hub.model_snapshot(model.checkpoint, model.revision)
-    return None if folder is None or model.lacking_in(folder) else folder
+    """Its folder in the hub's cache, where that can be read and lacks nothing."""
+    with suppress(DataError):  # which `model_line` tells
+        folder = hub.model_snapshot(model.checkpoint, model.revision)
+        return None if folder is None or model.lacking_in(folder) else folder
+    return None
 
 
 def data_line(data: HubData, silence: str | None, sizes: dict[str, int]) -> Line:
     """Whether a data set is there with the splits and columns that its task reads."""
     name = f"{data.repository} {data.subset}" if data.subset else data.repository
     what = f"data: {name}"
-    local = hub.snapshot(data.repository, data.revision)
+    try:
+        local = hub.snapshot(data.repository, data.revision)
+    except DataError as error:
+        return Line(TODO, what, str(error), "remove its folder there and fetch it again, or task.data_dir=")
     try:
         if local is not None and all(data.local(local).values()):
             return Line(OK, what, f"in the cache ({local.name[:8]})")
