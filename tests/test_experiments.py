@@ -280,6 +280,14 @@ def test_nothing_stays_of_records_that_are_gone(tmp_path):
     assert len(stale) > 10 and not [path for path in stale if path.exists()] and all(path.exists() for path in others)
 
 
+def test_a_table_that_is_called_as_another_s_part_stays(tmp_path, monkeypatch):
+    own_table(tmp_path, monkeypatch)
+    (tmp_path / "published" / "mine_long.yaml").write_text((tmp_path / "published" / "mine.yaml").read_text())
+    for name in ("mine_long", "mine"):
+        paper.write(paper.tables(Asked({}), [name]), tmp_path / "tables")
+    assert {path.stem for path in (tmp_path / "tables").iterdir()} == {"mine", "mine_long"}
+
+
 def test_the_best_of_a_cost_is_not_the_dearest_run(tmp_path, monkeypatch):
     own_table(tmp_path, monkeypatch)
     made = []

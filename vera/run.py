@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vera.config import CONF_DIR, RunConfig, build, check_modality, group_marks
-from vera.errors import Claimed, OutOfStep, RecordError, TrainingError, VeraError, one_line
+from vera.errors import LONGEST, Claimed, OutOfStep, RecordError, TrainingError, VeraError, one_line
 from vera.io.files import remove_temporaries
 from vera.methods.base import Method, count
 from vera.models import reuse
@@ -121,7 +121,7 @@ def _compute(run: RunConfig, store: Store, work: Path, claim: workers.Claim | No
         raise
     except Exception as error:
         log.debug("run %s failed", run.run_name, exc_info=True)
-        reason = one_line(error, 2000)
+        reason = one_line(error, LONGEST)
         reports, in_step = processes.failure()
         if reports:
             if claim is not None:

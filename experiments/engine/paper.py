@@ -59,7 +59,7 @@ def write(made: dict[str, list[Table]], folder: Path) -> None:
         if count > 1:
             raise ConfigError(f"{count} tables are called {name}: give the published one (results/paper) another name")
     names = {table.name for table in every}
-    gone = {f"{name}_{part}" for name in names for part in PARTS} - names
+    gone = {f"{name}_{part}" for name in names for part in PARTS} - names - {*registry.names()}
     for path in (folder / f"{name}.{kind}" for name in gone for kind in ("md", "tex")):
         path.unlink(missing_ok=True)
     for table in every:

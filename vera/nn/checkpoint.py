@@ -340,7 +340,7 @@ class Reader:
 def _also_saved(modules: Iterable[tuple[str, nn.Module]], saved: tuple[str, ...]) -> list[str]:
     """Paths of what PEFT takes for modules_to_save as well, since their names end in the same letters: pre_classifier. Of
     modules with a state."""
-    fitting = [(path, module) for path, module in modules if saved and path.endswith(saved) and not inside(path, saved)]
+    fitting = [(path, module) for path, module in modules if path.endswith(saved) and not inside(path, saved)]
     return [path for path, module in fitting if module.state_dict()]
 
 

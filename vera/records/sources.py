@@ -109,7 +109,8 @@ def own_code(run: RunConfig) -> dict[str, str]:
 
 def other_code(run: RunConfig, record: Record) -> list[str]:
     """The groups whose class a project has changed since the record was made; of older records none."""
-    made, now = record.provenance.own_code, own_code(run)
+    made = record.provenance.own_code
+    now = own_code(run) if made else {}
     return [group for group in made if group in now and made[group] != now[group]]
 
 
