@@ -3,6 +3,7 @@
 VERA_GPU_TOY=1 runs them on a CPU, for typing errors.
 """
 
+import gc
 import os
 from functools import partial
 
@@ -244,3 +245,13 @@ def test_tensors_that_are_elsewhere_after_an_evaluation_are_recorded_again(tmp_p
     ordinary.fit()
     moved.fit()
     assert [e["train_loss"] for e in moved.history] == pytest.approx([e["train_loss"] for e in ordinary.history], rel=1e-2)
+
+
+@pytest.mark.skipif(not GPU, reason="CUDA graphs")
+def test_recordings_of_a_run_leave_no_memory_behind(tmp_path):
+    left = []
+    for name in "abc":
+        looped("vera", tmp_path / name, cuda_graphs=True).fit()
+        gc.collect()
+        left.append(torch.cuda.memory_allocated())
+    assert left[1] == left[2]

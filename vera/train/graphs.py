@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -97,7 +97,7 @@ class _Passes:
 
     def __init__(self, compute: Callable[[dict], Tensor], trained: list[nn.Parameter], inputs: dict[str, Tensor], pool: Any):
         self.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
-        aside = torch.cuda.Stream()
+        aside = _aside(torch.cuda.current_device())
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
@@ -107,12 +107,18 @@ class _Passes:
         self.wanted = torch.zeros_like(logits, requires_grad=False)
         del logits
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        recording = {"pool": pool, "capture_error_mode": "thread_local"}  # another thread builds batches meanwhile
+        recording = {"pool": pool, "stream": aside, "capture_error_mode": "thread_local"}  # a thread builds batches meanwhile
         with torch.cuda.graph(self.forward, **recording):
             logits = compute(self.inputs)
         with torch.cuda.graph(self.backward, **recording):
             self.gradients = torch.autograd.grad(logits, trained, self.wanted, allow_unused=True)
         self.logits = logits.detach()
+
+
+@lru_cache
+def _aside(device: int) -> torch.cuda.Stream:
+    """The stream of all recordings: cuBLAS keeps some workspace for each stream that it has seen, for as long as the process."""
+    return torch.cuda.Stream(device)
 
 
 class _Replayed(torch.autograd.Function):
