@@ -337,7 +337,27 @@ def test_time_and_memory_are_read_in_every_row_of_equal_rank():
         assert shown == wanted and {"r=256", "r=64", "rank 64"} <= {
             re.search(r"r=\d+|rank \d+", shapes)[0] for shapes, _ in wanted
         }
-    assert {line.reading for line in found["time"]} == {"supported", "not supported"}
+    assert {line.reading for line in found["time"]} == {"supported", "not supported", "undecided"}
+
+
+def test_times_of_replayed_passes_stand_for_table12_and_its_ordinary_steps_beside_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "MEASURED", tmp_path)
+
+    def read(*cases):
+        rows = [
+            {"case": case, "what": "seconds", "shapes": "Llama", "rounds": 6, "ratio": {"min": low, "median": low, "max": high}}
+            for case, low, high in cases
+        ]
+        (tmp_path / "table12.json").write_text(json.dumps({"machine": {"device": "D"}, "cases": rows}))
+        return verdicts({})["time"][4], [(line.miniature, line.reading) for line in claims.evidence(Asked({}))["time"]]
+
+    ordinary, replayed = ("table12_time", 0.9, 1.2), ("table12_time_graphs", 0.95, 0.97)
+    assert read(ordinary) == ("undecided", [(False, "undecided")])
+    assert read(ordinary, replayed) == ("supported", [(True, "undecided"), (False, "supported")])
+    assert read(ordinary, ("table12_time_graphs", 1.1, 1.2)) == (
+        "not supported",
+        [(True, "undecided"), (False, "not supported")],
+    )
 
 
 def test_miniatures_that_disagree_leave_a_claim_undecided_and_say_so(monkeypatch):

@@ -209,6 +209,17 @@ def test_replayed_passes_train_as_ordinary_ones_do(method, pieces, precision, tm
 
 
 @pytest.mark.skipif(not GPU, reason="CUDA graphs")
+def test_an_eager_mask_of_attention_is_recorded(tmp_path):
+    """It has a number that comes from the CPU; MiniLM's config asks for this attention."""
+    loops = looped("vera", tmp_path / "ordinary", multiple=16), looped("vera", tmp_path / "replayed", cuda_graphs=True)
+    for loop in loops:
+        loop.backbone.model.set_attn_implementation("eager")
+        loop.fit()
+    losses = [[entry["train_loss"] for entry in loop.history] for loop in loops]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.skipif(not GPU, reason="CUDA graphs")
 def test_what_a_replay_would_repeat_or_cannot_hold_is_refused(tmp_path):
     from vera.errors import ConfigError
 

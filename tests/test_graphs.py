@@ -85,6 +85,17 @@ def test_a_run_that_was_replayed_for_a_while_has_no_peak_of_memory(recorded, mon
     assert loop.spent["peak_memory_bytes"] is None
 
 
+@pytest.mark.parametrize("number", [0.0, 2, True, -3.5])
+@pytest.mark.parametrize("asked", [{}, {"dtype": torch.bfloat16}, {"device": "meta"}, {"dtype": torch.long, "device": "cpu"}])
+def test_a_number_is_filled_in_where_it_would_be_copied(number, asked):
+    plain = torch.tensor(number, **asked)
+    with graphs._Filled():
+        filled, copied = torch.tensor(number, **asked), torch.tensor([1.5])
+    assert (filled.dtype, filled.device, filled.shape) == (plain.dtype, plain.device, plain.shape)
+    assert filled.is_meta or torch.equal(filled, plain)
+    assert copied.tolist() == [1.5]
+
+
 @pytest.mark.parametrize("change", [lambda weight: weight.mul_(1), lambda weight: setattr(weight, "data", weight.data.clone())])
 def test_frozen_weights_that_were_written_to_or_moved_are_recorded_again(change, recorded, tmp_path):
     loop = looped("vera", tmp_path, cuda_graphs=True)

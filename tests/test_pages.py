@@ -56,12 +56,15 @@ def test_links_targets_and_scripts_exist(page):
 def test_the_speeds_that_the_page_shows_are_measured_ones():
     """Each ratio in the three tables of docs/speed.md, which name their machines; kinds of row are compared by eye."""
     text = prose(ROOT / "docs" / "speed.md")
-    tables = re.findall(r"\| \| ratio \| goal \|\n((?:\|.*\n)+)", text)
+    tables = re.findall(r"\| \| (?:ratio|by graphs \| ordinary steps) \| goal \|\n((?:\|.*\n)+)", text)
     files = ("amd-epyc-avx-512-2-threads", "nvidia-h100-80gb-hbm3-16-threads", "nvidia-h200-16-threads")
     found = [json.loads((ROOT / "results" / "bench" / f"{name}.json").read_text()) for name in files]
     for table, measured in zip(tables, found, strict=True):
         ratios = {f"{row['ratio']['median']:.3f}" for row in measured["cases"]}
-        shown = [ratio for line in table.splitlines()[1:] for ratio in re.findall(r"\d\.\d{3}", line.split("|")[2])]
+        several = [row for row in measured["cases"] if "interval" in row]
+        ratios |= {"{:.3f} [{:.3f}, {:.3f}]".format(row["ratio"]["median"], *row["interval"]) for row in several}
+        cells = " ".join(cell for line in table.splitlines()[1:] for cell in line.split("|")[2:-2])
+        shown = re.findall(r"\d\.\d{3}(?: \[.*?\])?", cells)
         assert len(shown) > 8 and [ratio for ratio in shown if ratio not in ratios] == []
     plain, graphs = (row for row in found[2]["cases"] if row["case"] == "p")
     said = f"take {plain['ours']:.2f} s, with graphs {graphs['ours']:.2f} s, the Trainer's {plain['other']:.2f} s"
@@ -69,6 +72,15 @@ def test_the_speeds_that_the_page_shows_are_measured_ones():
     said += r" \(medians of three rounds\); the GPU waits in (\d+)% of the first and in ([\d.]+)% of the second"
     idle = re.search(said, " ".join(text.split())).groups()
     assert idle == (f"{100 * looked['idle']:.0f}", f"{100 * looked['cuda_graphs']['idle']:.1f}")
+    paper = {row["case"]: row for row in json.loads((ROOT / "results" / "bench" / "table12.json").read_text())["cases"]}
+    replayed, memory, plain = (paper[f"table12_{name}"] for name in ("time_graphs", "memory", "time"))
+    inner = [" [{low:.3f}, {high:.3f}]".format(**row["ratio"]) for row in (replayed, plain)]
+    for said in (
+        f"VeRA takes {replayed['ratio']['median']:.3f} of LoRA's time a step{inner[0]} ({replayed['ours']:.2f} and "
+        f"{replayed['other']:.2f} s), and {memory['ratio']['median']:.3f} of its memory ({memory['ours'] / 1e9:.1f} and",
+        f"Ordinary steps take {plain['ours']:.2f} and {plain['other']:.2f} s, {plain['ratio']['median']:.3f}{inner[1]}",
+    ):
+        assert said in " ".join(text.split())
     measured = found[1]
     (epoch,) = (row for row in measured["cases"] if row["case"] == "p")
     said = r"kernels add up to ([\d.]+) s of the ([\d.]+) s .*? took (\d+) passes .*?, (\d+) ms each, "

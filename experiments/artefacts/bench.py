@@ -114,7 +114,7 @@ def ratios(name: str, fits: Callable[[dict], bool], limit: float, paper: str, fu
 
     On a CPU it is the ratio of computed time where that was measured: other work on the machine counts less. A single figure
     (bytes of memory) has no rounds and is compared as it is. Where only the smallest and the largest round are known, they are
-    the interval. full: whether a row is the paper's experiment.
+    the interval. full: whether a row of a file is the paper's experiment.
     """
     lines = []
     for path in sorted(MEASURED.glob("*.json")):
@@ -144,7 +144,7 @@ def ratios(name: str, fits: Callable[[dict], bool], limit: float, paper: str, fu
                     test,
                     result,
                     reading,
-                    not full(measured["machine"], row),
+                    not full(measured, row),
                 )
             )
     return lines or [Line(name, paper, DASH, DASH, DASH, "not run")]
@@ -161,5 +161,5 @@ def _merged(claim: Claim, asked: Asked) -> list[Line]:
         lambda row: row["what"].startswith("merged inference / bare"),
         1 + claim.margin,
         claim.paper,
-        lambda machine, row: on_gpu(machine),
+        lambda measured, row: on_gpu(measured["machine"]),
     )

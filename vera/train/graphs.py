@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vera.errors import ConfigError, one_line
 from vera.methods.base import Method
@@ -101,23 +102,33 @@ class _Passes:
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
-                logits = compute(self.inputs)
+                with _Filled():
+                    logits = compute(self.inputs)
                 torch.autograd.grad(logits, trained, torch.zeros_like(logits), allow_unused=True)
         torch.cuda.current_stream().wait_stream(aside)
         self.wanted = torch.zeros_like(logits, requires_grad=False)
         del logits
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         recording = {"pool": pool, "stream": aside, "capture_error_mode": "thread_local"}  # a thread builds batches meanwhile
-        with torch.cuda.graph(self.forward, **recording):
+        with torch.cuda.graph(self.forward, **recording), _Filled():
             logits = compute(self.inputs)
         with torch.cuda.graph(self.backward, **recording):
             self.gradients = torch.autograd.grad(logits, trained, self.wanted, allow_unused=True)
         self.logits = logits.detach()
 
 
+class _Filled(TorchFunctionMode):
+    """torch.tensor(number) is torch.full: no copy from the CPU, such as the zero of an eager mask of attention, is recorded."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.tensor and args and isinstance(args[0], bool | int | float):
+            return torch.full((), args[0], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
 @lru_cache
 def _aside(device: int) -> torch.cuda.Stream:
-    """The stream of all recordings: cuBLAS keeps some workspace for each stream that it has seen, for as long as the process."""
+    """The stream of all recordings: cuBLAS keeps a workspace for each stream that it has seen, as long as the process lives."""
     return torch.cuda.Stream(device)
 
 
