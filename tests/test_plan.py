@@ -11,6 +11,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.engine import plan, published, registry, sweeps
+from tests.conftest import ROOT
 from tests.test_experiments import record
 from vera.commands import run as command
 from vera.config import QUANTILES, choices, compose
@@ -127,6 +128,12 @@ def test_table_5_pays_for_one_evaluation_a_run_and_head_only_for_one_pass(folder
     (vera,) = cells("images", "method=vera", "model=vit_base", "task=cifar100")
     parts, others = folders.hours(head)[0], folders.hours(vera)[0]
     assert parts["evaluation"] == others["evaluation"] and others["training"] == pytest.approx(20 * parts["training"])
+
+
+def test_what_the_page_of_speed_says_of_the_whole_plan(folders):
+    whole = folders.status([cell for sweep in sweeps.sweeps() for cell in sweeps.cells(sweep)])
+    text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    assert f"still counts {whole.hours:.1f} GPU-hours" in text and f"{whole.parts['padding']:.1f} of them are padding" in text
 
 
 def test_a_cell_of_unknown_cost_hides_nothing_of_the_others(folders):
