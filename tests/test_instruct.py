@@ -507,6 +507,11 @@ def test_another_setting_or_the_bare_backbone_makes_other_answers(trained):
     assert len({first[1], longer[1], bare[1]}) == 3 and "--bare--" in bare[1].name and bare[0].run is None
     assert (bare[0].backbone["size"], bare[0].backbone["quantisation"]) == ("tiny", "none") and first[0].backbone is None
     assert bare[0].provenance["model_fingerprint"] == first[0].provenance["model_fingerprint"]
+    rounded = trained.model_copy(update={"train": trained.train.model_copy(update={"precision": "bf16"})})
+    _, path, computed = answer(rounded, settings("mt_bench", "answers.checkpoint=none"))
+    assert computed and path != bare[1]
+    with pytest.raises(ConfigError, match=r"that end an answer are the chat's: answers\.chat\.stop"):
+        settings("mt_bench", "+answers.decoding.stop=[e]")
     faster = answer(trained, settings("mt_bench", "answers.batch_size=2"))
     assert faster[1] == first[1] and faster[2] is False
 

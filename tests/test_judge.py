@@ -382,6 +382,22 @@ def test_another_judge_makes_another_record(server, ask, tmp_path):
     assert ask(there, temperature=1.0)[1] not in (path, other)
 
 
+def test_of_single_answers_an_order_decides_nothing(server, ask):
+    asked = []
+    there = server(lambda n, body: asked.append(n) or "[[6]]")
+    (first, path), count = ask(there), len(asked)
+    again, same = ask(there, orders="first", parse="fastchat")
+    assert same == path and len(asked) == count and first.scores == again.scores
+
+
+def test_references_that_no_question_needs_may_be_missing(tmp_path):
+    (tmp_path / "question.jsonl").write_text(json.dumps({**GOOD, "category": "writing"}) + "\n")
+    assert load_questions(source(data_dir=tmp_path), tmp_path).references == {}
+    (tmp_path / "question.jsonl").write_text(json.dumps({**GOOD, "category": "math"}) + "\n")
+    with pytest.raises(DataError, match="holds no reference_answer"):
+        load_questions(source(data_dir=tmp_path), tmp_path)
+
+
 def test_an_order_of_single_answers_is_refused_before_it_makes_another_judge():
     from vera.commands import judge as command
 

@@ -514,6 +514,25 @@ def test_no_image_of_a_class_folder_is_left_out_in_silence(names, said, tmp_path
             read()
 
 
+def test_an_image_behind_a_link_inside_a_class_folder_is_not_left_out_either(tmp_path):
+    (tmp_path / "elsewhere" / "part").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "part" / "2.jpg").touch()
+    for name in ("train/cat", "train/dog", "train/cat/more"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "1.jpg").touch()
+    (tmp_path / "train" / "cat" / "more" / "1.jpg").unlink()
+    (tmp_path / "train" / "cat" / "more" / "linked").symlink_to(tmp_path / "elsewhere" / "part")
+    with pytest.raises(DataError, match=r"cat/more/linked/2\.jpg lies in a folder inside the class folder"):
+        from_folder(tmp_path, ["train"], "image", "label", 2, tmp_path / "cache")
+
+
+def test_files_in_a_linked_folder_are_a_split_s_too(tmp_path):
+    write(tmp_path / "store" / "train-00000-of-00001.parquet", [("a", "b")], ("one", "two"))
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "data").symlink_to(tmp_path / "store")
+    assert tables.split_files(tmp_path / "copy", "train") == [tmp_path / "copy" / "data" / "train-00000-of-00001.parquet"]
+
+
 @pytest.mark.parametrize(
     ("tested", "said"), [(["cat", "Dog"], "'dog' and 'Dog' are two spellings"), (["cat"], "'dog' differs")]
 )

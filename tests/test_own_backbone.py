@@ -371,6 +371,12 @@ def test_a_name_that_does_not_exist_lists_those_that_do(folders, cache):
     model, backbone = loaded(folders("distilbert"), cache)
     with pytest.raises(ConfigError, match=r"has no 'gate'; allowed: query, key, value, all_linear"):
         model.resolve_targets(backbone, ["gate"])
+    with pytest.raises(ConfigError, match=r"; a layer by its name: \+model\.targets\.out=\[lin1\] method\.targets=\[out\]"):
+        model.resolve_targets(backbone, ["lin1"])
+    model, backbone = loaded(folders("distilbert"), cache, targets={"out": "lin1"})
+    assert model.resolve_targets(backbone, ["out"]) == ("lin1",)
+    with pytest.raises(ConfigError, match=r"has no 'gate'; allowed: out, all_linear$"):
+        model.resolve_targets(backbone, ["gate"])
 
 
 def test_names_are_written_out_where_the_head_has_them_too(folders, cache):

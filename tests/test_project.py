@@ -1,16 +1,18 @@
 """A project outside this repository: its yamls, its tables and its classes beside ours, its records in its own folder."""
 
 import os
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from experiments.engine import published, sweeps
 from experiments.engine.tuning import searches
-from tests.conftest import REHEARSAL
+from tests.conftest import REHEARSAL, ROOT
 from vera.commands import rehearse as rehearsal
 from vera.config import choices
 from vera.config.marks import TABLE as TABLE_OF_FIELDS
+from vera.config.memory import _state
 from vera.project import code_of
 from vera.records.store import Store
 
@@ -200,16 +202,47 @@ def test_sweeps_in_several_folders_are_said_and_their_commands_name_no_other(com
     assert not command("plan.py", "--project", project, "mine").stderr
 
 
+def test_a_sweep_s_yaml_as_the_page_has_it_is_one_and_without_its_mode_is_refused(command, project):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    (lines,) = re.findall(r"\n    (# @package _global_\n(?:    .*\n)+)", page)
+    written = lines.replace("\n    ", "\n")
+    path = project / "conf" / "sweep" / "mine.yaml"
+    path.write_text(written)
+    done = command("status.py", "--project", project, "mine", "--once")
+    assert re.search(r"mine +10 +0 ", done.stdout), done.stdout + done.stderr  # two rows, five seeds
+    path.write_text(written.replace("mode: MULTIRUN, ", ""))
+    for words in (["train.py", "sweep=mine"], ["train.py", "-m", "sweep=mine"], ["status.py", "mine", "--once"]):
+        done = command(words[0], "--project", project, *words[1:])
+        assert done.returncode and "error: conf/sweep/mine.yaml: no hydra.mode, which must be MULTIRUN" in done.stderr
+    done = command("status.py", "--project", project, "glue_base", "--once")
+    assert done.returncode == 0 and "note: left out: conf/sweep/mine.yaml: no hydra.mode" in done.stderr
+
+
+def test_a_yaml_in_a_linked_folder_is_not_remembered_when_it_has_changed(project, tmp_path, monkeypatch):
+    (project / "conf" / "method").rename(tmp_path / "shared")
+    (project / "conf" / "method").symlink_to(tmp_path / "shared")
+    monkeypatch.setenv("VERA_PROJECT", str(project))
+    before = _state()
+    with (tmp_path / "shared" / "doubled.yaml").open("a") as file:
+        file.write("# more\n")
+    assert _state() != before
+
+
 def test_commands_of_the_repository_say_so_in_a_project(command, project, monkeypatch):
     done = command("check.py", "--project", project)
     assert done.returncode == 1 and "check compares this repository's tracked tables" in done.stderr
+    assert rehearsal.answers("instruct") and not rehearsal.answers("demo")
     asked = []
     monkeypatch.setenv("VERA_PROJECT", str(project))
     monkeypatch.setattr("sys.argv", ["rehearse", "--jobs", "1"])
+    monkeypatch.setattr(rehearsal, "answers", lambda sweep: False)  # Hydra is of this repository alone here
     monkeypatch.setattr(rehearsal, "rehearse", lambda sweep, *_: asked.append(sweep) or (sweep, 0, 0.0, ""))
-    monkeypatch.setattr(rehearsal, "resolve", lambda *_: {"answers": None})  # Hydra is of this repository alone here
     monkeypatch.setattr(rehearsal.subprocess, "run", lambda *_: SimpleNamespace(returncode=0))
     assert rehearsal.main() == 0 and set(asked) == {"mine"}
+    monkeypatch.setattr("sys.argv", ["rehearse", "demo", "train.lr=1", "--jobs", "1"])
+    asked.clear()
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *given: asked.append(given) or ("demo", 0, 0.0, ""))
+    assert rehearsal.main() == 0 and [(one[0], one[2], one[4]) for one in asked] == [("demo", False, ["train.lr=1"])]
 
 
 def test_the_table_of_this_repository_s_classes_is_not_a_project_s(command, project):

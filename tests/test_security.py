@@ -272,6 +272,14 @@ def test_a_record_has_names_that_are_names(key, record):
         Record.model_validate(raw)
 
 
+def test_a_record_that_is_a_link_to_nothing_is_refused_before_its_run_is_made_again(record, tmp_path):
+    store = Store(tmp_path)
+    store.path(record.name).parent.mkdir(parents=True, exist_ok=True)
+    store.path(record.name).symlink_to(tmp_path / "nowhere.json")
+    with pytest.raises(RecordError, match="is a link to a file that is not here"):
+        store.find(record.name)
+
+
 def test_links_in_a_results_folder_lead_nowhere(record, tmp_path):
     """A link in a file's place in a stranger's results folder is refused, or replaced; its target stays as it is."""
     precious = tmp_path / "precious"

@@ -199,6 +199,19 @@ def test_only_what_cannot_change_the_numbers_may_be_given(recorded, tmp_path):
     assert (run.train.micro_batch_size, run.cache_dir, run.device) == (None, ".cache", "auto")
 
 
+def test_a_local_copy_that_conf_names_is_where_it_is_read_from(recorded, tmp_path, monkeypatch):
+    from vera.checks import verify
+
+    real = verify.choice
+    monkeypatch.setattr(
+        verify, "choice", lambda group, name: {**real(group, name), **({"path": "/there"} if group == "model" else {})}
+    )
+    local = changed(recorded[0], lambda run: run["config"]["model"].update(path="local"))
+    assert run_of(local, [], tmp_path).model["path"] == "/there"
+    assert run_of(local, ["model.path=/here"], tmp_path).model["path"] == "/here"
+    assert run_of(recorded[0], [], tmp_path).model["path"] is None
+
+
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 

@@ -168,8 +168,8 @@ def counts(record: Judged, judges: set[str]) -> bool:
 
 def _how(record: Judged, answers: Answers | None) -> str:
     """How answers were written and graded, where rows of one table may differ in it."""
-    judge = {key: record.judge[key] for key in ("model", "orders", "temperature")}
-    judge |= {"rule": _rule(record), "grading": record.grading}
+    judge = {key: record.judge[key] for key in ("model", "temperature")}
+    judge |= {"rule": _rule(record), "grading": _grading(record)}
     return f"answers {'not here' if answers is None else _flat(answers.settings.get('decoding', {}))}; judge {_flat(judge)}"
 
 
@@ -206,7 +206,7 @@ def _about(record: Judged, name: str, read: int) -> list[str]:
     lines = [
         f"Judged by {judge['model']} (answering as {served})"
         + (f", declared to stand for {stands}" if stands else "")
-        + f"; verdicts read by the rule {_rule(record)!r}, grading: {record.grading}, orders: {judge['orders']}, temperature "
+        + f"; verdicts read by the rule {_rule(record)!r}, grading: {_grading(record)}, temperature "
         f"{judge['temperature']}."
     ]
     if read < record.verdicts:
@@ -214,6 +214,10 @@ def _about(record: Judged, name: str, read: int) -> list[str]:
         over = over if record.alone else "; the mean is over these"
         lines.append(f"{name}: {read + record.alone} of {record.verdicts} verdicts could be read{over}.")
     return lines
+
+
+def _grading(record: Judged) -> str:
+    return record.grading if record.grading == "single" else f"{record.grading}, orders: {record.judge['orders']}"
 
 
 def _rule(record: Judged) -> str:

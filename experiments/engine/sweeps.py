@@ -84,6 +84,8 @@ def read_sweep(name: str) -> Sweep:
         params = loaded["hydra"]["sweeper"]["params"]
     except (KeyError, TypeError):
         raise ConfigError(f"{where}: no hydra.sweeper.params") from None
+    if loaded["hydra"].get("mode") != "MULTIRUN":
+        raise ConfigError(f"{where}: no hydra.mode, which must be MULTIRUN: else sweep={name} is one run")
     values = {key: loaded.get(key, []) for key in ("artefacts", "scales")}
     if values["artefacts"]:
         _check_rows_alone(loaded, params, where)
@@ -119,7 +121,7 @@ def sweeps(artefact: str | None = None) -> list[Sweep]:
 
     Raises ConfigError where nothing is called like that.
     """
-    every = [read_sweep(name) for name in choices("sweep")]
+    every = _readable(artefact)
     there = project()
     if artefact is None and there:
         return [part for sweep in every if conf_file("sweep", sweep.name).is_relative_to(there) for part in _parts(sweep)]
@@ -131,7 +133,7 @@ def sweeps(artefact: str | None = None) -> list[Sweep]:
         return part.name == artefact or any(not rest[:1].isdigit() for rest in rests)
 
     found = [part for sweep in every for part in _parts(sweep) if asked(part)]
-    found = found or [sweep for sweep in own_sweeps() if sweep.label == artefact]
+    found = found or [sweep for sweep in _own(every) if sweep.label == artefact]
     if not found:
         known = sorted({name for sweep in every for name in (sweep.name, *sweep.artefacts)})
         raise ConfigError(f"nothing that has runs is called {artefact!r}; there are {', '.join(known)}")
@@ -140,7 +142,23 @@ def sweeps(artefact: str | None = None) -> list[Sweep]:
 
 def own_sweeps() -> list[Sweep]:
     """What the paper does not have: our own sweeps, and the paper's at another scale."""
-    every = [read_sweep(name) for name in choices("sweep")]
+    return _own(_readable())
+
+
+def _readable(artefact: str | None = None) -> list[Sweep]:
+    """Every sweep; one that cannot be read is told and left out where an artefact is asked for, or another sweep."""
+    found = []
+    for name in choices("sweep"):
+        try:
+            found.append(read_sweep(name))
+        except ConfigError as error:
+            if artefact in (None, name):
+                raise
+            print(f"note: left out: {error}", file=sys.stderr)
+    return found
+
+
+def _own(every: Sequence[Sweep]) -> list[Sweep]:
     scaled = [
         part.model_copy(update={"given": (*part.given, f"scale={scale}")})
         for sweep in every

@@ -108,6 +108,9 @@ def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
         if key == "model.data_dir" and key not in given:  # as conf/model says
             given[key] = given.get("task.data_dir")
         value = given.get(key, cache_dir if name == "cache_dir" else None)
+        usual_place = choices[group].get(name)
+        if value is None and groups[group].get(name) == LOCAL and isinstance(usual_place, str) and "${" not in usual_place:
+            value = usual_place
         if value is not None or name in groups[group]:
             groups[group][name] = value
     for key in MICRO:

@@ -26,6 +26,9 @@ from vera.records import interrupt, screen
 def main() -> int:
     files = [argument for argument in sys.argv[1:] if "=" not in argument]
     overrides = readable([argument for argument in sys.argv[1:] if "=" in argument])
+    if {"-h", "--help"} & set(files):
+        print(__doc__)
+        return 0
     if not files or any(file.startswith("-") for file in files):
         print(__doc__, file=sys.stderr)
         return 2

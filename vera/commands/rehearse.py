@@ -19,12 +19,12 @@ from vera.config import choices, resolve
 from vera.project import project
 
 
-def rehearse(sweep: str, added: list[str], answers: bool, results: str, overrides: list[str]) -> tuple[str, int, float, str]:
+def rehearse(sweep: str, added: list[str], answering: bool, results: str, overrides: list[str]) -> tuple[str, int, float, str]:
     """(sweep, exit status, seconds, what it wrote to stderr); one thread, since two sweeps run at a time."""
     began = time.monotonic()
     keys = [f"sweep={sweep}", *added, *REHEARSAL, f"results_dir={results}", "device=cpu", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for script in ("train.py", "answer.py") if answers else ("train.py",):
+    for script in ("train.py", "answer.py") if answering else ("train.py",):
         command = [sys.executable, str(ROOT / "scripts" / script), *keys]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
@@ -41,23 +41,30 @@ def rehearsed(sweep: str) -> list[list[str]]:
     return [[], *stand_ins]
 
 
+def answers(sweep: str) -> bool:
+    """Whether its runs answer questions."""
+    return "questions" in (resolve("run", [f"sweep={sweep}"]).get("answers") or {})
+
+
 def main() -> int:
     parser = parser_of(__doc__)
-    parser.add_argument("sweeps", nargs="*", help=f"which of {', '.join(choices('sweep'))}")
+    said = f"which of {', '.join(choices('sweep'))}; or KEY=VALUE, a key of every run"
+    parser.add_argument("words", nargs="*", metavar="SWEEP", help=said)
     parser.add_argument("--results", default="results/scratch", help="folder for the records (default: results/scratch)")
     parser.add_argument("--jobs", type=whole(1), default=2, help="sweeps at a time (default: 2)")
     arguments.overrides(parser)
     options = parser.parse_intermixed_args()
-    overrides = arguments.keys_of(parser, options, options.overrides)
-    unknown = set(options.sweeps) - set(choices("sweep"))
+    named = [word for word in options.words if "=" not in word]
+    keys = [word for word in options.words if "=" in word]
+    overrides = arguments.keys_of(parser, options, [*keys, *options.overrides])
+    unknown = set(named) - set(choices("sweep"))
     if unknown:
         parser.error(f"no such sweep: {', '.join(sorted(unknown))}; there are {', '.join(choices('sweep'))}")
     began = time.monotonic()
     errors = 0
     with ThreadPoolExecutor(options.jobs) as pool:
-        answers = {sweep: "questions" in (resolve("run", [f"sweep={sweep}"])["answers"] or {}) for sweep in choices("sweep")}
         own = [sweep.name for sweep in sweeps()] if project() else choices("sweep")
-        every = [(s, added, answers[s]) for s in options.sweeps or dict.fromkeys(own) for added in rehearsed(s)]
+        every = [(s, added, answers(s)) for s in named or dict.fromkeys(own) for added in rehearsed(s)]
         for job in [pool.submit(rehearse, *one, options.results, overrides) for one in every]:
             sweep, status, seconds, stderr = job.result()
             print(f"{'done' if status == 0 else 'FAILED':12}{sweep:44}{seconds:6.0f} s", flush=True)

@@ -25,6 +25,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -140,6 +141,7 @@ def each_one(work: Work, cfg: DictConfig, lines: str | None) -> None:
     if HydraConfig.get().job.chdir:  # relative paths are meant from where the command was started
         os.chdir(HydraConfig.get().runtime.cwd)
     try:
+        _check_mode()
         run = from_hydra(cfg, HydraConfig.get().overrides.task)
     except VeraError as error:
         failed(str(error), lines)
@@ -152,6 +154,14 @@ def each_one(work: Work, cfg: DictConfig, lines: str | None) -> None:
             elsewhere.append((cfg, run))
             if not in_main_process():
                 wait(work, lines)
+
+
+def _check_mode() -> None:
+    """Raises ConfigError for a sweep's yaml that Hydra has taken for one run's."""
+    hydra = HydraConfig.get()
+    sweep = hydra.runtime.choices.get("sweep")
+    if sweep is not None and hydra.mode == RunMode.RUN and hydra.sweeper.get("params"):
+        raise ConfigError(f"conf/sweep/{sweep}.yaml: no hydra.mode, which must be MULTIRUN: else sweep={sweep} is one run")
 
 
 def attempt(work: Work, cfg: DictConfig, run: RunConfig, lines: str | None = None) -> None:
@@ -308,6 +318,8 @@ def main(work: Work = train) -> int:
     try:
         with interrupt.handled():
             check_arguments(sys.argv[1:])
+            if {"-h", "--help"} & set(sys.argv[1:]):  # before what Hydra says of the keys
+                print(sys.modules[work.__module__].__doc__, flush=True)
             asked, sys.argv[1:] = crew.parted(sys.argv[1:])
             if asked is not None and (places := places_of(asked, sys.argv[1:])) != [None]:
                 log.info("%d workers: %s", len(places), ", ".join(f"GPU {p}" if p is not None else "CPU" for p in places))
@@ -344,5 +356,5 @@ def main(work: Work = train) -> int:
         log.error("error: a worker has ended (%s); the same command goes on from here", one_line(error))
         return 1
     if len(failures) > 1:
-        log.error("error: %d runs failed; see the lines above and results_dir/failed", len(failures))
+        log.error("error: %d runs failed; see the lines above, and results_dir/failed for those that began", len(failures))
     return 1 if failures else 0

@@ -14,7 +14,7 @@ from vera.config.marks import Fields, Mark, marked, table
 from vera.config.schema import Name, Strict, checked, shown
 from vera.config.values import fields_of, values_model
 from vera.errors import ConfigError
-from vera.io.files import write_atomic
+from vera.io.files import files_below, write_atomic
 from vera.project import project
 
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
@@ -28,7 +28,7 @@ def conf_folders() -> list[Path]:
 
 @lru_cache(maxsize=8)
 def _own_folder(folder: Path) -> Path:
-    for path in sorted(folder.rglob("*.y*ml")):
+    for path in sorted(files_below(folder, ".yaml", ".yml")):
         inside = path.relative_to(folder)
         if path.suffix == ".yml":
             raise ConfigError(f"{path}: only files called .yaml are read; call it {path.stem}.yaml")

@@ -39,6 +39,7 @@ from vera.config.marks import marks, table
 from vera.config.paths import beside_results, local_copy
 from vera.config.schema import RunConfig, checked
 from vera.errors import ConfigError, redacted
+from vera.io.files import files_below
 from vera.project import called
 
 # For launchers that have to be told how many GPUs a run takes (conf/hydra/launcher).
@@ -438,7 +439,7 @@ def _not_utf8() -> list[str]:
     """The yamls of conf/ that are in another encoding."""
     found = []
     for folder in conf_folders():
-        for path in sorted(folder.rglob("*.yaml")):
+        for path in sorted(files_below(folder, ".yaml")):
             try:
                 path.read_text(encoding="utf-8")
             except UnicodeDecodeError:

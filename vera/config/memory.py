@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from vera import config  # whose functions that compose bring Hydra, which a machine that only measures may lack
 from vera.config import CONF_DIR, RunConfig, conf_folders
 from vera.config.marks import TABLE
-from vera.io.files import write_atomic
+from vera.io.files import files_below, write_atomic
 
 FOLDER = Path(".cache") / "compositions"
 CHUNK = 8
@@ -125,7 +125,7 @@ def _compositions() -> Compositions:
 
 def _state() -> str:
     digest = hashlib.sha256("".join(version(package) for package in ("hydra-core", "omegaconf")).encode())
-    yamls = [path for folder in conf_folders() for path in sorted(folder.rglob("*.yaml"))]
+    yamls = [path for folder in conf_folders() for path in sorted(files_below(folder, ".yaml"))]
     for path in [*sorted(Path(__file__).parent.glob("*.py")), TABLE, *yamls]:
         digest.update(os.path.relpath(path, CONF_DIR).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -15,7 +15,28 @@ from filelock import FileLock, Timeout
 from vera.errors import RecordError, VeraError
 from vera.nn.files import HalfCharacter, link_new, read_json, sync, write_atomic
 
-__all__ = ["append_line", "link_new", "locked", "move_folder", "read_json", "read_lines", "remove_temporaries", "write_atomic"]
+__all__ = [
+    "append_line",
+    "files_below",
+    "link_new",
+    "locked",
+    "move_folder",
+    "read_json",
+    "read_lines",
+    "remove_temporaries",
+    "write_atomic",
+]
+
+
+def files_below(root: Path, *suffixes: str) -> Iterator[Path]:
+    """The files below a folder (of some suffixes), in linked folders as well, but for links to a folder that they lie in."""
+    above = {str(root): (os.path.realpath(root),)}  # by folder where it and those that it lies in really are
+    for folder, inside, names in os.walk(root, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in inside}
+        inside[:] = [name for name in inside if real[name] not in above[folder]]
+        above |= {os.path.join(folder, name): (*above[folder], real[name]) for name in inside}
+        found = (Path(folder, name) for name in names)
+        yield from (file for file in found if (not suffixes or file.suffix in suffixes) and file.is_file())
 
 
 def mended(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet
 
 from vera.errors import DataError, one_line
-from vera.io.files import read_json
+from vera.io.files import files_below, read_json
 from vera.io.rows import check_path, positions, read_text
 
 FORMATS = (".parquet", ".jsonl", ".json")  # the first that a split has is read
@@ -38,7 +38,7 @@ def split_files(
     if inside == folder and subset not in (None, "default") and _letters(folder.absolute().name) != _letters(subset):
         return []
     anywhere = subset is None or inside != folder
-    every = [path for path in sorted(inside.rglob("*")) if path.suffix in formats and _belongs(path, inside, split, anywhere)]
+    every = [path for path in sorted(files_below(inside)) if path.suffix in formats and _belongs(path, inside, split, anywhere)]
     found = next(filter(None, ([path for path in every if path.suffix == ending] for ending in formats)), [])
     folders = {path.parent: path for path in every}
     kinds = folders if len(folders) > 1 else {_series(path, split): path for path in found}
@@ -54,7 +54,7 @@ def split_files(
 
 def not_arrow(folder: Path) -> str:
     """What the refusal of a folder without files of a split adds where the datasets library has saved one there."""
-    saved = next(iter(sorted(folder.rglob("*.arrow"))), None)
+    saved = min(files_below(folder, ".arrow"), default=None)
     if saved is None:
         return ""
     return f"; {saved.relative_to(folder)}, as save_to_disk writes it, is not read: write parquet with Dataset.to_parquet"

@@ -168,6 +168,8 @@ def judge(
     needed = 1 if source.grading == "single" else 2
     if len(paths) != needed:
         raise ConfigError(f"questions={source.name} is graded {source.grading}: give {needed} answer file{'s' * (needed == 2)}")
+    if source.grading == "single":
+        settings = settings.model_copy(update={"orders": "both"})  # of pairs: it decides nothing here, so no identity
     questions = load_questions(source, cache_dir)
     answers = [read_answers(path, questions, source.turns) for path in paths]
     if len({(answer.name, answer.sha256) for answer in answers}) < len(answers):

@@ -82,8 +82,8 @@ def load_questions(source: QuestionSource, cache_dir: str | Path) -> QuestionSet
     found = _required(source, source.files.questions, cache_dir)
     questions = parse_questions(found, source.turns)
     references: dict[Id, tuple[str, ...]] = {}
-    if source.files.references is not None:
-        wanted = {question.id for question in questions if question.category in source.reference_categories}
+    wanted = {question.id for question in questions if question.category in source.reference_categories}
+    if source.files.references is not None and wanted:
         references = parse_turns(_required(source, source.files.references, cache_dir), source.turns)
         references = {key: turns for key, turns in references.items() if key in wanted}
         if wanted - references.keys():

@@ -56,7 +56,7 @@ class AnyPeft(PeftMethod):
     @classmethod
     def _can_merge(cls, merge: str, info: ValidationInfo) -> str:
         kind = info.data.get("type")
-        if merge == "exact" and kind in TYPES and not TYPES[kind].merges:
+        if merge == "exact" and kind in TYPES and TYPES[kind].prompts:
             raise PydanticCustomError("merge", "{kind} cannot be merged; method.merge=never", {"kind": kind})
         return merge
 

@@ -26,14 +26,12 @@ class Type:
     """numbers   settings that are numbers or truth values, of the kind of PEFT's own default.
     words     settings with a closed set of values.
     fixed     what this type needs and nobody may set; beside CLOSED.
-    merges    whether PEFT can add it to the weights and our way back gives every bit.
-    prompts   trained vectors before the text: the model is wrapped, its matrices are left alone.
+    prompts   trained vectors before the text: the model is wrapped, its matrices are left alone, and nothing can be merged.
     """
 
     numbers: str
     words: dict[str, tuple[Setting, ...]] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
-    merges: bool = True
     prompts: bool = False
 
     @property
@@ -90,7 +88,6 @@ TYPES: dict[str, Type] = {
     "HIRA": Type("r hira_dropout", {"init_weights": (True, "gaussian")}),
     "HRA": Type("r apply_GS"),
     "IA3": Type(""),
-    "LILY": Type("r stride_A num_B scaling", merges=False),
     "LN_TUNING": Type(""),
     "LOHA": Type("r alpha rank_dropout module_dropout use_effective_conv2d"),
     "LOKR": Type(
@@ -105,10 +102,9 @@ TYPES: dict[str, Type] = {
     "PREFIX_TUNING": Type(
         "num_virtual_tokens prefix_projection encoder_hidden_size",
         {"init_weights": (None, "zero")},
-        merges=False,
         prompts=True,
     ),
-    "PROMPT_TUNING": Type("num_virtual_tokens", fixed={"prompt_tuning_init": "RANDOM"}, merges=False, prompts=True),
+    "PROMPT_TUNING": Type("num_virtual_tokens", fixed={"prompt_tuning_init": "RANDOM"}, prompts=True),
     "PSOFT": Type(
         "r psoft_alpha psoft_dropout psoft_svd_lowrank_niter random_seed psoft_orth psoft_mag_b psoft_mag_a use_cayley_neumann"
         " num_cayley_neumann_terms cayley_neumann_eps",
@@ -118,7 +114,6 @@ TYPES: dict[str, Type] = {
     "P_TUNING": Type(
         "num_virtual_tokens encoder_hidden_size encoder_num_layers encoder_dropout",
         {"encoder_reparameterization_type": ("MLP", "LSTM")},
-        merges=False,
         prompts=True,
     ),
     "RANDLORA": Type("r randlora_alpha randlora_dropout sparse very_sparse projection_prng_key"),

@@ -340,8 +340,10 @@ class Model(Component):
                 resolved += linear
                 continue
             if name not in targets:
-                allowed = ", ".join([*targets, *([] if self.targets != "auto" else [ALL_LINEAR])])
-                raise ConfigError(f"method.targets: {self.name} has no {name!r}; allowed: {allowed}")
+                allowed = ", ".join(dict.fromkeys([*targets, ALL_LINEAR]))
+                hint = f"; a layer by its name: +model.targets.out=[{name}] method.targets=[out]"
+                hint = hint if name in found.endings(linear) else ""
+                raise ConfigError(f"method.targets: {self.name} has no {name!r}; allowed: {allowed}{hint}")
             candidates = targets[name]
             candidates = [candidates] if isinstance(candidates, str) else candidates
             fitting = [c for c in candidates if any(matches(module, [c]) for module in outside)]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from typing import Any
 
 from vera.config import GROUPS, RunConfig, group_marks, hashed
 from vera.errors import RecordError
-from vera.io.files import os_error_as, write_atomic
+from vera.io.files import files_below, os_error_as, write_atomic
 from vera.project import code_of
 from vera.records.record import LOCAL, Record
 
@@ -62,23 +61,13 @@ def stamp(path: str) -> str:
     root = Path(path)
     digest = hashlib.sha256()
     with os_error_as(RecordError, f"{path} cannot be read"):
-        for file in [root] if root.is_file() else sorted(_files(root)):
+        for file in [root] if root.is_file() else sorted(files_below(root)):
             about = file.stat()
             name = file.relative_to(root.parent if root.is_file() else root)
             digest.update(
                 f"{name}\0{about.st_size}\0{about.st_mtime_ns}\0{about.st_ctime_ns}\n".encode(errors="surrogateescape")
             )
     return digest.hexdigest()
-
-
-def _files(root: Path) -> Iterator[Path]:
-    """The files below a folder, in linked folders as well, but for links to a folder that they lie in."""
-    above = {str(root): (os.path.realpath(root),)}  # by folder where it and those that it lies in really are
-    for folder, inside, names in os.walk(root, followlinks=True):
-        real = {name: os.path.realpath(os.path.join(folder, name)) for name in inside}
-        inside[:] = [name for name in inside if real[name] not in above[folder]]
-        above |= {os.path.join(folder, name): (*above[folder], real[name]) for name in inside}
-        yield from (file for name in names if (file := Path(folder, name)).is_file())
 
 
 _stamped = lru_cache(maxsize=64)(stamp)  # looked at once a process, as rows are read: a sweep asks for each of its runs

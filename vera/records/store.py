@@ -36,6 +36,8 @@ class Store:
     def find(self, name: str) -> Record | None:
         """The record of a run, or None when it has not finished. Raises RecordError for a file that is not a valid record."""
         path = self.path(name)
+        if path.is_symlink() and not path.exists():
+            raise RecordError(f"{path} is a link to a file that is not here, so whether the run has finished is not known")
         return self.read(path) if path.exists() else None
 
     def write(self, record: Record, outputs: dict[str, str] | None = None) -> Path:

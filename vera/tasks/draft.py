@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from vera.config import build
 from vera.errors import ConfigError, DataError
+from vera.io.files import files_below
 from vera.io.rows import check_path, number_of, positions, spelt
 from vera.io.tables import class_names, not_arrow, read_objects
 from vera.tasks import image_rows
@@ -241,7 +242,7 @@ def images(name: str, folder: Path) -> dict[str, Any]:
             f"{folder} must hold train/ and one of validation/, val/ or test/, with a folder of images a class in each"
             f"{not_arrow(folder)}"
         )
-    if (table := next(folder.rglob("*.parquet"), None)) is not None:
+    if (table := next(files_below(folder, ".parquet"), None)) is not None:
         raise DataError(f"{table} is a parquet file, and a run would look for its images in such; move it away")
     classes, scored = ([*image_rows.class_files(folder / split)] for split in splits)
     if not classes:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vera.errors import DataError, one_line
 from vera.io import hub, tables
+from vera.io.files import files_below
 from vera.io.rows import check_path, spelt
 from vera.seeds import derive
 
@@ -127,7 +128,7 @@ def from_folder(folder: Path, splits: Sequence[str], image: str, label: str, cla
     """
     if not folder.is_dir():
         raise DataError(f"task.data_dir={folder} is not a folder")
-    if any(folder.rglob("*.parquet")):
+    if any(files_below(folder, ".parquet")):
         return {split: _from_parquet(folder, split, image, label, classes, cache_dir) for split in splits}
     present = [split for split in splits if (folder / split).is_dir()]
     if len(present) == len(splits):
@@ -221,9 +222,7 @@ def class_files(folder: Path) -> dict[str, list[Path]]:
         inside = [path for path in sorted((folder / name).iterdir()) if not _stray(path)]
         for path in inside:
             check_path(path)
-        deeper = [
-            path for below in inside if below.is_dir() for path in below.rglob("*") if path.is_file() and not _stray(path)
-        ]
+        deeper = [path for below in inside if below.is_dir() for path in files_below(below) if not _stray(path)]
         if deeper:
             raise DataError(f"{deeper[0]} lies in a folder inside the class folder {folder / name}; move its images up into it")
         found[name] = [path for path in inside if path.is_file()]

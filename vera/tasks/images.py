@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from vera.config import HubId, Operational, Place, Source
 from vera.errors import ConfigError, DataError
 from vera.io import tables
+from vera.io.files import files_below
 from vera.io.hub import HubData
 from vera.models.base import Backbone
 from vera.records.sources import CLASSES, DRAWN
@@ -147,7 +148,7 @@ class Images(FewShot):
     def inspect(self):
         """Folders are listed; of parquet files the column names are read."""
         folder = Path(self.data_dir or "")
-        if self.synthetic or self.data_dir is None or not any(folder.rglob("*.parquet")):
+        if self.synthetic or self.data_dir is None or not any(files_below(folder, ".parquet")):
             _read(self.model_dump_json())
             return
         for name in self.splits:

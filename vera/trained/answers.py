@@ -84,6 +84,8 @@ class Sampling(Decoding):
 
     @model_validator(mode="after")
     def _drawn(self):
+        if self.stop:
+            raise ValueError("the texts that end an answer are the chat's: answers.chat.stop")
         warm = max(self.temperature.values(), default=0) if isinstance(self.temperature, dict) else self.temperature
         if warm > 0 and self.beams > 1:
             raise ValueError("several beams are searched, not drawn from: set temperature to 0, or beams to 1")
@@ -139,7 +141,7 @@ def answer(
     trained = None if settings.checkpoint == "none" else _trained(run)
     folder, weights = kept(trained, run.work_dir, settings.checkpoint) if trained else (None, None)
     used = described(settings.questions, questions)
-    about = hashed("model", run.model) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
+    about = _bare(run) if trained is None else {"cell_id": trained.run.cell_id, "seed": trained.run.seed}
     loaded = None
     if trained is None and run.model.get("path") is not None:  # a path is no name: weights of a folder by what they are
         loaded = _load(run, None, None)
@@ -160,6 +162,12 @@ def answer(
         record = _record(run, settings, identity, trained, weights, questions, used, path)
         write(path.with_suffix(".json"), record)
     return record, path, True
+
+
+def _bare(run: RunConfig) -> dict[str, Any]:
+    """What decides an untrained backbone's answers."""
+    asked = run.train.precision
+    return {**hashed("model", run.model), **({} if asked == "auto" else {"precision": asked})}
 
 
 def _warn_of_prompt(run: RunConfig, chat: Chat, trained: Record | None) -> None:
