@@ -87,10 +87,13 @@ def test_a_run_that_was_replayed_for_a_while_has_no_peak_of_memory(recorded, mon
 
 @pytest.mark.parametrize("number", [0.0, 2, True, -3.5])
 @pytest.mark.parametrize("asked", [{}, {"dtype": torch.bfloat16}, {"device": "meta"}, {"dtype": torch.long, "device": "cpu"}])
-def test_a_number_is_filled_in_where_it_would_be_copied(number, asked):
-    plain = torch.tensor(number, **asked)
+def test_a_number_is_filled_in_where_it_would_be_copied(number, asked, monkeypatch):
+    plain, real, made = torch.tensor(number, **asked), torch.full, []
+    monkeypatch.setattr(torch, "full", lambda *given, **more: made.append(given) or real(*given, **more))
     with graphs._Filled():
         filled, copied = torch.tensor(number, **asked), torch.tensor([1.5])
+        assert torch.tensor(np.float64(1.5)).dtype == torch.float64
+    assert made == [((), number)]
     assert (filled.dtype, filled.device, filled.shape) == (plain.dtype, plain.device, plain.shape)
     assert filled.is_meta or torch.equal(filled, plain)
     assert copied.tolist() == [1.5]

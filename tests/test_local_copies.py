@@ -531,6 +531,20 @@ def test_files_in_a_linked_folder_are_a_split_s_too(tmp_path):
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "data").symlink_to(tmp_path / "store")
     assert tables.split_files(tmp_path / "copy", "train") == [tmp_path / "copy" / "data" / "train-00000-of-00001.parquet"]
+    (tmp_path / "copy" / "data").unlink()
+    gone = tmp_path / "copy" / "train-00000-of-00001.parquet"
+    gone.symlink_to(tmp_path / "nowhere")
+    assert tables.split_files(tmp_path / "copy", "train") == [gone]  # whose reading fails, where passing over it would not
+    with pytest.raises(DataError, match="train-00000-of-00001"):
+        from_folder(tmp_path / "copy", ["train"], "image", "label", 2, tmp_path / "cache")
+
+
+def test_a_link_upwards_leads_to_no_other_folder_s_rows(tmp_path):
+    for name in ("mine/train.jsonl", "other/train.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "mine" / "up").symlink_to(tmp_path)
+    assert tables.split_files(tmp_path / "mine", "train") == [tmp_path / "mine" / "train.jsonl"]
 
 
 @pytest.mark.parametrize(

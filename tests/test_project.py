@@ -213,9 +213,9 @@ def test_a_sweep_s_yaml_as_the_page_has_it_is_one_and_without_its_mode_is_refuse
     path.write_text(written.replace("mode: MULTIRUN, ", ""))
     for words in (["train.py", "sweep=mine"], ["train.py", "-m", "sweep=mine"], ["status.py", "mine", "--once"]):
         done = command(words[0], "--project", project, *words[1:])
-        assert done.returncode and "error: conf/sweep/mine.yaml: no hydra.mode, which must be MULTIRUN" in done.stderr
+        assert done.returncode and "error: conf/sweep/mine.yaml: hydra.mode is not MULTIRUN" in done.stderr
     done = command("status.py", "--project", project, "glue_base", "--once")
-    assert done.returncode == 0 and "note: left out: conf/sweep/mine.yaml: no hydra.mode" in done.stderr
+    assert done.returncode == 0 and "note: left out: conf/sweep/mine.yaml: hydra.mode is not" in done.stderr
 
 
 def test_a_yaml_in_a_linked_folder_is_not_remembered_when_it_has_changed(project, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import REHEARSAL
+from tests.conftest import REHEARSAL, ROOT
 from vera.checks.verify import compare, read_record, repeat, run_of
 from vera.commands.verify import report
 from vera.config import build, cell_id
@@ -202,14 +202,19 @@ def test_only_what_cannot_change_the_numbers_may_be_given(recorded, tmp_path):
 def test_a_local_copy_that_conf_names_is_where_it_is_read_from(recorded, tmp_path, monkeypatch):
     from vera.checks import verify
 
-    real = verify.choice
-    monkeypatch.setattr(
-        verify, "choice", lambda group, name: {**real(group, name), **({"path": "/there"} if group == "model" else {})}
-    )
+    real, own = verify.choice, {"path": "/there"}
+    monkeypatch.setattr(verify, "choice", lambda group, name: real(group, name) | (own if group == "model" else {}))
     local = changed(recorded[0], lambda run: run["config"]["model"].update(path="local"))
     assert run_of(local, [], tmp_path).model["path"] == "/there"
     assert run_of(local, ["model.path=/here"], tmp_path).model["path"] == "/here"
     assert run_of(recorded[0], [], tmp_path).model["path"] is None
+    text = Store(ROOT / "results").find("gpt2_mini--e2e--adapter_l--8b7bfe17--s0")
+    rows = {"data_dir": "/rows"}
+    monkeypatch.setattr(verify, "choice", lambda group, name: real(group, name) | (rows if group == "task" else {}))
+    run = run_of(text, [], tmp_path)
+    assert run.task["data_dir"] == run.model["data_dir"] == "/rows"
+    run = run_of(text, ["task.data_dir=/here"], tmp_path)
+    assert run.task["data_dir"] == run.model["data_dir"] == "/here"
 
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -85,7 +85,7 @@ def read_sweep(name: str) -> Sweep:
     except (KeyError, TypeError):
         raise ConfigError(f"{where}: no hydra.sweeper.params") from None
     if loaded["hydra"].get("mode") != "MULTIRUN":
-        raise ConfigError(f"{where}: no hydra.mode, which must be MULTIRUN: else sweep={name} is one run")
+        raise ConfigError(f"{where}: hydra.mode is not MULTIRUN, so that sweep={name} would be one run")
     values = {key: loaded.get(key, []) for key in ("artefacts", "scales")}
     if values["artefacts"]:
         _check_rows_alone(loaded, params, where)

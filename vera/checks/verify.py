@@ -73,6 +73,13 @@ def read_record(path: Path) -> Record:
     return Store.read(path)
 
 
+def _written(key: str, choices: dict[str, dict[str, Any]]) -> str | None:
+    """A path that a yaml of conf/ gives as such."""
+    group, name = key.split(".")
+    value = choices[group].get(name)
+    return value if isinstance(value, str) and "${" not in value else None
+
+
 def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
     """The recorded run, to be computed below `folder`. `overrides`: KEY=VALUE for paths, micro-batches, device and cache_dir.
 
@@ -101,16 +108,16 @@ def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
         groups[group] = {**beside(values, added), "neutral": beside(values.get("neutral") or {}, added)}
     usual = resolve("run", ["tracker=none"])
     cache_dir = str(given.get("cache_dir") or usual["cache_dir"])
+    written = {key: _written(key, choices) for key in [*paths, "task.data_dir"]}
     for key in paths:
         group, name = key.split(".")
         if groups[group].get(name) not in (None, LOCAL):
             raise ConfigError(f"run.config.{key} shows a path, which no record of this project does")
-        if key == "model.data_dir" and key not in given:  # as conf/model says
-            given[key] = given.get("task.data_dir")
         value = given.get(key, cache_dir if name == "cache_dir" else None)
-        usual_place = choices[group].get(name)
-        if value is None and groups[group].get(name) == LOCAL and isinstance(usual_place, str) and "${" not in usual_place:
-            value = usual_place
+        if value is None and key == "model.data_dir":  # as conf/model says
+            value = given.get("task.data_dir", written["task.data_dir"])
+        elif value is None and groups[group].get(name) == LOCAL:
+            value = written[key]
         if value is not None or name in groups[group]:
             groups[group][name] = value
     for key in MICRO:

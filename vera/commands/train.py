@@ -161,7 +161,7 @@ def _check_mode() -> None:
     hydra = HydraConfig.get()
     sweep = hydra.runtime.choices.get("sweep")
     if sweep is not None and hydra.mode == RunMode.RUN and hydra.sweeper.get("params"):
-        raise ConfigError(f"conf/sweep/{sweep}.yaml: no hydra.mode, which must be MULTIRUN: else sweep={sweep} is one run")
+        raise ConfigError(f"conf/sweep/{sweep}.yaml: hydra.mode is not MULTIRUN, so that sweep={sweep} would be one run")
 
 
 def attempt(work: Work, cfg: DictConfig, run: RunConfig, lines: str | None = None) -> None:

@@ -441,7 +441,7 @@ def _not_utf8() -> list[str]:
     for folder in conf_folders():
         for path in sorted(files_below(folder, ".yaml")):
             try:
-                path.read_text(encoding="utf-8")
+                path.is_file() and path.read_text(encoding="utf-8")
             except UnicodeDecodeError:
                 found.append(str(path.relative_to(folder.parent)))
     return found

@@ -29,14 +29,17 @@ __all__ = [
 
 
 def files_below(root: Path, *suffixes: str) -> Iterator[Path]:
-    """The files below a folder (of some suffixes), in linked folders as well, but for links to a folder that they lie in."""
-    above = {str(root): (os.path.realpath(root),)}  # by folder where it and those that it lies in really are
+    """The files below a folder (of some suffixes), and links to none, whose readers say so; in linked folders as well, but for
+    links to a folder that they lie in."""
+    real_root = os.path.realpath(root)
+    above = {str(root): (real_root, *map(str, Path(real_root).parents))}  # by folder where it and those around it really are
     for folder, inside, names in os.walk(root, followlinks=True):
         real = {name: os.path.realpath(os.path.join(folder, name)) for name in inside}
         inside[:] = [name for name in inside if real[name] not in above[folder]]
         above |= {os.path.join(folder, name): (*above[folder], real[name]) for name in inside}
         found = (Path(folder, name) for name in names)
-        yield from (file for file in found if (not suffixes or file.suffix in suffixes) and file.is_file())
+        found = (file for file in found if not suffixes or file.suffix in suffixes)
+        yield from (file for file in found if file.is_file() or file.is_symlink())
 
 
 def mended(text: str) -> str:

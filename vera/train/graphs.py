@@ -121,7 +121,7 @@ class _Filled(TorchFunctionMode):
     """torch.tensor(number) is torch.full: no copy from the CPU, such as the zero of an eager mask of attention, is recorded."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is torch.tensor and args and isinstance(args[0], bool | int | float):
+        if func is torch.tensor and args and type(args[0]) in (bool, int, float):
             return torch.full((), args[0], **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
