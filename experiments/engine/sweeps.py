@@ -84,14 +84,15 @@ def read_sweep(name: str) -> Sweep:
         params = loaded["hydra"]["sweeper"]["params"]
     except (KeyError, TypeError):
         raise ConfigError(f"{where}: no hydra.sweeper.params") from None
-    if loaded["hydra"].get("mode") != "MULTIRUN":
-        raise ConfigError(f"{where}: hydra.mode is not MULTIRUN, so that sweep={name} would be one run")
     values = {key: loaded.get(key, []) for key in ("artefacts", "scales")}
     if values["artefacts"]:
         _check_rows_alone(loaded, params, where)
     values |= {"name": name, "params": params, "plain": loaded.keys() <= INERT, "results_dir": loaded.get("results_dir")}
     values |= {"seed": loaded.get("seed", 0)}
-    return checked(Sweep, values, where)
+    made = checked(Sweep, values, where)
+    if loaded["hydra"].get("mode") != "MULTIRUN":
+        raise ConfigError(f"{where}: hydra.mode is not MULTIRUN, so that sweep={name} would be one run")
+    return made
 
 
 def _loaded(name: str) -> dict[str, Any]:
