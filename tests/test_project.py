@@ -210,6 +210,9 @@ def test_a_sweep_s_yaml_as_the_page_has_it_is_one_and_without_its_mode_is_refuse
     path.write_text(written)
     done = command("status.py", "--project", project, "mine", "--once")
     assert re.search(r"mine +10 +0 ", done.stdout), done.stdout + done.stderr  # two rows, five seeds
+    path.write_text(written.partition("hydra:")[0])
+    done = command("train.py", "--project", project, "sweep=mine")
+    assert done.returncode and "error: conf/sweep/mine.yaml: no hydra.sweeper.params" in done.stderr
     path.write_text(written.replace("mode: MULTIRUN, ", ""))
     for words in (["train.py", "sweep=mine"], ["train.py", "-m", "sweep=mine"], ["status.py", "mine", "--once"]):
         done = command(words[0], "--project", project, *words[1:])

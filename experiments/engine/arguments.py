@@ -25,14 +25,19 @@ def parsed(parser: ArgumentParser) -> Namespace:
     """The command line, with `artefact` (None: the whole paper), `given` (the keys as they were written) and `overrides` (the
     same, paths as Hydra's grammar reads them)."""
     options = parser.parse_intermixed_args()
-    keys = [word for word in options.words if "=" in word.partition(" ")[0]]  # a sweep's label may hold keys further on
-    names = [word for word in options.words if word not in keys]
+    names, keys = parted(options.words)
     if len(names) > 1:
         parser.error(f"one artefact at a time, not {' and '.join(names)}; keys are KEY=VALUE")
     options.artefact = names[0] if names else None
     options.given = [*keys, *options.overrides]
     options.overrides = keys_of(parser, options, options.given)
     return options
+
+
+def parted(words: list[str]) -> tuple[list[str], list[str]]:
+    """Names, and keys of a run. A sweep's label is a name, though it may hold keys further on."""
+    keys = [word for word in words if "=" in word.partition(" ")[0]]
+    return [word for word in words if word not in keys], keys
 
 
 def keys_of(parser: ArgumentParser, options: Namespace, given: list[str]) -> list[str]:

@@ -108,16 +108,14 @@ def run_of(record: Record, overrides: Sequence[str], folder: Path) -> RunConfig:
         groups[group] = {**beside(values, added), "neutral": beside(values.get("neutral") or {}, added)}
     usual = resolve("run", ["tracker=none"])
     cache_dir = str(given.get("cache_dir") or usual["cache_dir"])
-    written = {key: _written(key, choices) for key in [*paths, "task.data_dir"]}
     for key in paths:
         group, name = key.split(".")
         if groups[group].get(name) not in (None, LOCAL):
             raise ConfigError(f"run.config.{key} shows a path, which no record of this project does")
-        value = given.get(key, cache_dir if name == "cache_dir" else None)
-        if value is None and key == "model.data_dir":  # as conf/model says
-            value = given.get("task.data_dir", written["task.data_dir"])
-        elif value is None and groups[group].get(name) == LOCAL:
-            value = written[key]
+        said = "task.data_dir" if key == "model.data_dir" else key  # as conf/model says
+        value = given.get(key, given.get(said, cache_dir if name == "cache_dir" else None))
+        if value is None and groups[group].get(name) == LOCAL:
+            value = _written(said, choices)
         if value is not None or name in groups[group]:
             groups[group][name] = value
     for key in MICRO:

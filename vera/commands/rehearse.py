@@ -54,8 +54,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=whole(1), default=2, help="sweeps at a time (default: 2)")
     arguments.overrides(parser)
     options = parser.parse_intermixed_args()
-    named = [word for word in options.words if "=" not in word]
-    keys = [word for word in options.words if "=" in word]
+    named, keys = arguments.parted(options.words)
     overrides = arguments.keys_of(parser, options, [*keys, *options.overrides])
     unknown = set(named) - set(choices("sweep"))
     if unknown:

@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vera.commands import ROOT
-from vera.config import CONF_DIR, RunConfig, explain, from_hydra, refuse_secrets
+from vera.config import CONF_DIR, RunConfig, choices, explain, from_hydra, refuse_secrets
 from vera.config.paths import readable
 from vera.errors import Claimed, ConfigError, OutOfStep, VeraError, one_line, redacted
 from vera.io.files import write_atomic
@@ -141,7 +141,7 @@ def each_one(work: Work, cfg: DictConfig, lines: str | None) -> None:
     if HydraConfig.get().job.chdir:  # relative paths are meant from where the command was started
         os.chdir(HydraConfig.get().runtime.cwd)
     try:
-        _check_mode()
+        _check_sweep()
         run = from_hydra(cfg, HydraConfig.get().overrides.task)
     except VeraError as error:
         failed(str(error), lines)
@@ -156,12 +156,14 @@ def each_one(work: Work, cfg: DictConfig, lines: str | None) -> None:
                 wait(work, lines)
 
 
-def _check_mode() -> None:
-    """Raises ConfigError for a sweep's yaml that Hydra has taken for one run's."""
-    hydra = HydraConfig.get()
-    sweep = hydra.runtime.choices.get("sweep")
-    if sweep is not None and hydra.mode == RunMode.RUN and hydra.sweeper.get("params"):
-        raise ConfigError(f"conf/sweep/{sweep}.yaml: hydra.mode is not MULTIRUN, so that sweep={sweep} would be one run")
+def _check_sweep() -> None:
+    """Raises ConfigError for a sweep's yaml that is none, so that Hydra has taken it for one run's."""
+    asked = HydraConfig.get()
+    name = asked.runtime.choices.get("sweep")
+    if asked.mode == RunMode.RUN and name in choices("sweep"):
+        from experiments.engine.sweeps import read_sweep
+
+        read_sweep(name)
 
 
 def attempt(work: Work, cfg: DictConfig, run: RunConfig, lines: str | None = None) -> None:

@@ -439,9 +439,9 @@ def _not_utf8() -> list[str]:
     """The yamls of conf/ that are in another encoding."""
     found = []
     for folder in conf_folders():
-        for path in sorted(files_below(folder, ".yaml")):
+        for path in sorted(filter(Path.is_file, files_below(folder, ".yaml"))):
             try:
-                path.is_file() and path.read_text(encoding="utf-8")
+                path.read_text(encoding="utf-8")
             except UnicodeDecodeError:
                 found.append(str(path.relative_to(folder.parent)))
     return found

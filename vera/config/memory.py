@@ -125,7 +125,7 @@ def _compositions() -> Compositions:
 
 def _state() -> str:
     digest = hashlib.sha256("".join(version(package) for package in ("hydra-core", "omegaconf")).encode())
-    yamls = [path for folder in conf_folders() for path in sorted(files_below(folder, ".yaml")) if path.is_file()]
+    yamls = [path for folder in conf_folders() for path in sorted(filter(Path.is_file, files_below(folder, ".yaml")))]
     for path in [*sorted(Path(__file__).parent.glob("*.py")), TABLE, *yamls]:
         digest.update(os.path.relpath(path, CONF_DIR).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -61,9 +61,7 @@ def stamp(path: str) -> str:
     root = Path(path)
     digest = hashlib.sha256()
     with os_error_as(RecordError, f"{path} cannot be read"):
-        for file in [root] if root.is_file() else sorted(files_below(root)):
-            if not file.is_file():
-                continue
+        for file in [root] if root.is_file() else sorted(filter(Path.is_file, files_below(root))):
             about = file.stat()
             name = file.relative_to(root.parent if root.is_file() else root)
             digest.update(
