@@ -283,6 +283,20 @@ def test_the_linear_probe_is_no_yardstick_for_runs_of_other_rows_or_another_back
     assert any(note.startswith("No linear probe for ") and "STS-B" in note for note in scores.notes) != shown
 
 
+def test_seeds_that_two_methods_alone_have_are_in_the_test_of_this_pair():
+    vera, lora = (runs([*MINILM, f"method={m}"], score, seeds=7) for m, score in (("vera", 0.8), ("lora", 0.81)))
+    full = runs([*MINILM, "method=full"], 0.9)
+    rows = {row[1]: row for row in built("glue_minilm", *vera, *lora, *full)["glue_minilm_tests"].rows}
+    pair = "VeRA r=256 - LoRA r=8"
+    assert {name: row[2] for name, row in rows.items() if pair in name} == {pair: "5", f"{pair}, all pairs": "7"}
+    assert len(rows) == 4  # the others have no more than all
+    vera[6] = Record.model_validate(json.loads(vera[6].to_json()) | {"collapsed": "the loss is nan"})
+    lost = {row[1]: row[3] for row in built("glue_minilm", *vera, *lora, *full)["glue_minilm_tests"].rows}
+    assert lost[f"{pair}, all pairs"] == "a run collapsed in 1 of 7 pairs"
+    only = built("glue_minilm", *runs([*MINILM, "method=vera"], 0.8), *lora)["glue_minilm_tests"]
+    assert [row[2] for row in only.rows] == ["5"] and not any("All pairs" in note for note in only.notes)
+
+
 def test_a_claim_takes_no_unlike_pair_and_says_so():
     vera = runs([*DIGITS, "method=vera"], 0.8)
     alike, other = (built("claims", *vera, *runs([*DIGITS, "method=lora"], 0.8, data_fingerprint=data)) for data in ("d", "e"))

@@ -17,11 +17,12 @@ from experiments.engine.aggregate import (
     exceeds_p,
     lost,
     paired,
+    pairs,
     permutation_p,
     sources,
 )
 from experiments.engine.published import Column, load
-from experiments.engine.render import DASH, Table, figure, signed
+from experiments.engine.render import DASH, Table, figure, p_value, signed
 from experiments.engine.rows import (
     Asked,
     Entry,
@@ -83,7 +84,7 @@ def build(asked: Asked) -> list[Table]:
         for task in columns
         for method, label in METHODS.items()
     }
-    more = []  # seeds that some methods alone have, for the sake of a claim
+    every, more = dict(entries), []  # more: tasks with seeds that some methods alone have, for the sake of a claim
     for task, column in columns.items():
         whole = {method: entry for method in METHODS if len((entry := entries[task, method]).records) >= PAPER_SEEDS}
         for method, entry in zip(whole, asked.alike(list(whole.values())), strict=True):
@@ -128,7 +129,7 @@ def build(asked: Asked) -> list[Table]:
     run = [entry for entry in entries.values() if entry.records]
     if run:
         tables.append(_cells(run, title, asked))
-        tables.append(_tests(entries, yardstick, title, columns))
+        tables.append(_tests(entries, every, yardstick, title, columns))
     budgets = _budgets(replace(asked, shown={}), columns["cola"])
     if budgets is not None:
         notes.append(f"Other numbers of epochs on CoLA: {budgets.name}.")
@@ -240,31 +241,16 @@ def _second(entry: Entry) -> str:
     return score(others[0], entry.scale, entry.digits)(entry) if others else DASH
 
 
-def _tests(entries: dict, yardstick: dict[str, float | None], title: str, columns: dict) -> Table:
+def _tests(entries: dict, every: dict, yardstick: dict[str, float | None], title: str, columns: dict) -> Table:
+    """Each pair over the seeds that all methods have (`entries`); where the two have more (`every`), over all of these too."""
     made, rules = [], []
-    for task in columns:
-        for ours, other in PAIRS:
-            sides = [entries[task, method] for method in (ours, other)]
-            ranked = common(sides[0].records, sides[1].records, sides[0].metric)
-            pair = [columns[task].label, f"{METHODS[ours]} - {METHODS[other]}"]
-            if why := lost(sides[0].records, sides[1].records):
-                made.append([*pair, DASH, why, *[DASH] * 4])
-            if not ranked[0]:
-                continue
-            gaps = [a - b for a, b in zip(*ranked, strict=True)]
-            scale, digits = sides[0].scale, sides[0].digits
-            power, flips = detectable(gaps, power=POWER), permutation_p(*ranked)
-            made.append(
-                [
-                    *pair,
-                    str(len(gaps)),
-                    signed(paired(*ranked), scale, digits),
-                    _two_sided(gaps),
-                    DASH if flips is None else f"{flips:.4f}",
-                    DASH if power is None else figure(scale * power, digits),
-                    _reached(sides, yardstick[task]),
-                ]
-            )
+    for task, column in columns.items():
+        for methods in PAIRS:
+            label = " - ".join(METHODS[method] for method in methods)
+            few, many = ([found[task, method] for method in methods] for found in (entries, every))
+            made += _test([column.label, label], few, yardstick[task])
+            if len(pairs(*(entry.records for entry in many))) > len(pairs(*(entry.records for entry in few))):
+                made += _test([column.label, f"{label}, all pairs"], many, yardstick[task])
         rules.append(len(made))
     notes = [
         "Mean difference over common seeds, best epoch, with Student's 95% interval; p: Student's paired test, two-sided, "
@@ -273,13 +259,31 @@ def _tests(entries: dict, yardstick: dict[str, float | None], title: str, column
         "is smaller than that is not ruled out by a p above 0.05.",
         "Reach the probe: whether the medians of both methods do.",
     ]
+    if any(row[1].endswith(", all pairs") for row in made):
+        notes.append("All pairs: two methods were run with more seeds than all were, for the sake of a claim.")
     names = ["Task", "Pair", "n", "Difference [95%]", "p", "p, sign flips", "Power", "Reach the probe"]
     return Table(f"{SWEEP}_tests", f"{title}: methods seed by seed", names, made, notes, rules)
 
 
-def _two_sided(gaps: Sequence[float]) -> str:
-    p = exceeds_p(gaps)
-    return DASH if p is None else f"{2 * min(p, 1 - p):.4f}"
+def _test(pair: list[str], sides: Sequence[Entry], probe: float | None) -> list[list[str]]:
+    """The line of one pair: its test, or that runs of it collapsed; none where no seed has two runs alike."""
+    if why := lost(*(entry.records for entry in sides)):
+        return [[*pair, DASH, why, *[DASH] * 4]]
+    ranked = common(sides[0].records, sides[1].records, sides[0].metric)
+    if not ranked[0]:
+        return []
+    gaps = [a - b for a, b in zip(*ranked, strict=True)]
+    scale, digits = sides[0].scale, sides[0].digits
+    p, power = exceeds_p(gaps), detectable(gaps, power=POWER)
+    shown = [
+        str(len(gaps)),
+        signed(paired(*ranked), scale, digits),
+        p_value(None if p is None else 2 * min(p, 1 - p)),
+        p_value(permutation_p(*ranked)),
+        DASH if power is None else figure(scale * power, digits),
+        _reached(sides, probe),
+    ]
+    return [[*pair, *shown]]
 
 
 def _reached(sides: Sequence[Entry], probe: float | None) -> str:

@@ -25,7 +25,7 @@ from experiments.engine.aggregate import (
 )
 from experiments.engine.judged import Judgements
 from experiments.engine.published import Column, Published, Row, Statistic, load, number_in, run_of
-from experiments.engine.render import DASH, INTERVAL, Sourced, Table, figure, interval, number, signed
+from experiments.engine.render import DASH, INTERVAL, Sourced, Table, figure, interval, number, p_value, signed
 from experiments.engine.rows import Asked, seeds_note
 from vera.records.record import Record
 
@@ -271,7 +271,6 @@ def _tests(name: str, published: Published, asked: Asked, stat: Statistic) -> li
             if why := lost(one, other):
                 lines.append([which, column.label, DASH, why, DASH])
             elif sides[0]:
-                p = permutation_p(*sides)
                 difference = signed(paired(*sides), column.scale, column.digits)
-                lines.append([which, column.label, str(len(sides[0])), difference, DASH if p is None else f"{p:.4f}"])
+                lines.append([which, column.label, str(len(sides[0])), difference, p_value(permutation_p(*sides))])
     return lines

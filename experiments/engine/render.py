@@ -94,6 +94,13 @@ def signed(difference: Difference | None, scale: float = 1.0, digits: int = 1) -
     return text
 
 
+def p_value(p: float | None) -> str:
+    """A p with four places, of which none would read as certainty; a dash for none."""
+    if p is None:
+        return DASH
+    return f"{p:.4f}" if p >= 1e-4 else "below 0.0001"
+
+
 def notes_of(table: Table) -> list[str]:
     """The table's notes, and what its marks mean."""
     cells = [cell for row in table.rows for cell in row]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from experiments.engine.aggregate import PAPER_SEEDS, exceeds_p, paired, permutation_p
-from experiments.engine.render import DASH, signed
+from experiments.engine.render import DASH, p_value, signed
 
 Reading = Literal["supported", "not supported", "undecided", "not run"]
 Kind = Literal["better", "not worse", "equal"]
@@ -98,16 +98,16 @@ def _reading(parts: Sequence[Part], kind: Kind, enough: int, level: float) -> tu
     refuted = min(1.0, min(against) * len(parts)) if against else None
     reading: Reading
     if len(counted) == len(parts) and max(holding) < level:
-        reading, p = "supported", f"p = {_p(max(holding))}" + _largest(parts)
+        reading, p = "supported", f"p = {p_value(max(holding))}" + _largest(parts)
     elif refuted is not None and refuted < level:
-        reading, p = "not supported", f"p = {_p(refuted)} that it fails"
+        reading, p = "not supported", f"p = {p_value(refuted)} that it fails"
     elif len(run) < len(parts):
         reading, p = "not run", f"{len(run)} of {len(parts)} cells have been run"
     elif len(counted) < len(run):
         least = min(len(part.differences) for part in run)
         reading, p = "undecided", f"{least} of the {enough} pairs that it takes"
     else:
-        reading, p = "undecided", f"p = {_p(max(holding))}" + _largest(parts)
+        reading, p = "undecided", f"p = {p_value(max(holding))}" + _largest(parts)
     tested, times = [(part, 0.0) for part in run], 1
     if reading == "not supported":  # as Student's p: of the part that refutes, against the margin that it excludes
         part = counted[against.index(min(against))]
@@ -115,7 +115,7 @@ def _reading(parts: Sequence[Part], kind: Kind, enough: int, level: float) -> tu
     flips = [permutation_p(part.differences, [at] * len(part.differences)) for part, at in tested]
     known = [value for value in flips if value is not None]
     if known and kind == "better":
-        p += f"; sign flips, two-sided: {_p(min(1.0, max(known) * times))}"
+        p += f"; sign flips, two-sided: {p_value(min(1.0, max(known) * times))}"
     counts = sorted({len(part.differences) for part in run})
     margins = "/".join(dict.fromkeys(f"{part.margin or 0.0:g}" for part in parts))
     test = {
@@ -170,7 +170,3 @@ def verdict(lines: Sequence[Line]) -> tuple[str, Line]:
     if small and all(line.reading == "supported" for line in small):
         return IN_MINIATURE, small[0]
     return "not run", next((line for line in small if line.reading != "supported"), lines[0])
-
-
-def _p(value: float) -> str:
-    return f"{value:.4f}" if value >= 1e-4 else "below 0.0001"
