@@ -360,14 +360,14 @@ def test_times_of_replayed_passes_stand_for_table12_and_its_ordinary_steps_besid
     )
 
 
-def test_miniatures_that_disagree_leave_a_claim_undecided_and_say_so(monkeypatch):
+def test_miniatures_that_disagree_do_not_decide_a_claim_and_say_so(monkeypatch):
     readings = {"digits": "not supported", "MiniLM": "supported"}
     lines = [Line(source, "p", "o", "t", "r", reading, True) for source, reading in readings.items()]
     found = {claim.id: lines for claim in claims.stated()}
     monkeypatch.setattr("experiments.artefacts.claims.evidence", lambda asked: found)
     row = tables.build(Asked({}))[0].rows[0]
-    assert row[4] == "not run (undecided in miniature)"
-    assert row[6] == "r; the miniatures disagree: digits not supported; MiniLM supported"
+    assert row[4] == "not run (miniatures disagree)"
+    assert row[6] == "r; in miniature: digits not supported; MiniLM supported"
 
 
 def test_every_claim_has_a_check_and_every_check_a_claim(monkeypatch):

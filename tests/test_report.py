@@ -238,6 +238,13 @@ def test_the_first_lines_name_every_claim_and_what_a_gpu_would_add(tmp_path):
     assert any(tone == "no" and "ten times fewer than LoRA (RoBERTa-base)" in text for tone, text in said)
     assert any(tone == "open" and text.startswith("open: ") and "both vectors" in text for tone, text in said)
     assert "runs on the paper's own models" in lines[4][1][0][1]
+    table = claims_tables.build(Asked({}))[0]
+    for place, row in enumerate(table.rows):
+        row[4] = {0: "not run (miniatures disagree)", 1: "not run (not supported in miniature)"}.get(place, row[4])
+    ((_, parts), *_) = report.summary({"claims": [table]}, tmp_path)
+    words = [f"{tone} {text}" for tone, text in parts]
+    assert any(f"{stated()[0].short} (miniatures disagree)" in text for text in words if text.startswith("open open: "))
+    assert any(f"{stated()[1].short} (in miniature)" in text for text in words if text.startswith("no does not: "))
 
 
 def test_every_figure_has_a_section_with_its_picture():

@@ -7,7 +7,7 @@ from experiments.engine.aggregate import PAPER_SEEDS
 from experiments.engine.claims import evidence, stated
 from experiments.engine.render import Table
 from experiments.engine.rows import Asked
-from experiments.engine.verdicts import LEVEL, LOOK_LEVEL, verdict
+from experiments.engine.verdicts import DISAGREE, LEVEL, LOOK_LEVEL, verdict
 
 TAKES = ("results", "judge"), "each claim has its own runs and statistics"
 
@@ -21,9 +21,9 @@ def build(asked: Asked) -> list[Table]:
         small = [line for line in found[claim.id] if line.miniature and line.reading != "not run"]
         readings, result = [line.reading for line in small], deciding.result
         if word == "not run" and {"supported", "not supported"} <= set(readings):
-            word = "not run (undecided in miniature)"
+            word = f"not run ({DISAGREE})"
             each = (f"{line.source.partition(';')[0]} {line.reading}" for line in small)  # without what a machine was at
-            result += f"; the miniatures disagree: {'; '.join(each)}"
+            result += f"; in miniature: {'; '.join(each)}"
         elif word == "not run" and small:
             word = f"not run ({next(reading for reading in readings if reading != 'supported')} in miniature)"
         verdicts.append([claim.claim, claim.where, deciding.paper, deciding.ours, word, deciding.test, result])

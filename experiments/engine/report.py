@@ -20,7 +20,7 @@ from experiments.engine.claims import stated
 from experiments.engine.plan import COLUMNS, Plan, failure, figures
 from experiments.engine.render import DASH, Sourced, Table, notes_of
 from experiments.engine.sweeps import Cell, cells, own_sweeps, sweeps
-from experiments.engine.verdicts import IN_MINIATURE
+from experiments.engine.verdicts import DISAGREE, IN_MINIATURE
 from vera.records.record import Record
 
 FOLDER = Path(__file__).resolve().parent / "page"
@@ -111,8 +111,8 @@ def summary(made: dict[str, list[Table]], results: Path) -> list[tuple[str, list
     found: dict[str, dict[str, list[str]]] = {topic: {tone: [] for tone in HELD} for topic in TOPICS}
     for claim, row in zip(stated(), made["claims"][0].rows if "claims" in made else [], strict=False):
         word, _, small = row[4].removesuffix(")").partition(" (")
-        tone = VERDICTS[small.removesuffix(f" {MINIATURE}") or word]
-        mark = f" ({MINIATURE})" if small or word == IN_MINIATURE else ""
+        tone = "open" if small == DISAGREE else VERDICTS[small.removesuffix(f" {MINIATURE}") or word]
+        mark = f" ({small if small == DISAGREE else MINIATURE})" if small or word == IN_MINIATURE else ""
         found[claim.topic]["yes" if tone == "part" else "open" if tone == "idle" else tone].append(claim.short + mark)
     lines = [
         (title, [(tone, f"{said}: {'; '.join(found[topic][tone])}") for tone, said in HELD.items() if found[topic][tone]])

@@ -25,6 +25,7 @@ LOOKS = (5, 10, 20, 40)
 # Student's one-sided p falls below this at one of the four looks with probability LEVEL where the mean is at the bound.
 LOOK_LEVEL = 0.016
 IN_MINIATURE = "supported in miniature only"
+DISAGREE = "miniatures disagree"
 
 
 @dataclass(frozen=True)
