@@ -121,10 +121,10 @@ check: setup ## fail when regenerating the tracked tables, figures, report or do
 digits: setup ## the demo's runs as records of this repository (results/runs)
 	$(PY) scripts/train.py sweep=demo results_dir=results $(CHOSEN) $(ARGS) $(CREW)
 
-glue-base: setup ## Table 2, RoBERTa-base: the rows of METHOD x six tasks x 5 seeds
+glue-base: setup ## Table 2, RoBERTa-base: rows of METHOD (else VeRA) x six tasks x 5 seeds; all: scripts/train.py sweep=glue_base
 	$(PY) scripts/train.py sweep=glue_base $(call quoted,method=$(or $(METHOD),vera)) $(ARGS) $(CREW)
 
-glue-large: setup ## Table 2, RoBERTa-large
+glue-large: setup ## Table 2, RoBERTa-large, likewise
 	$(PY) scripts/train.py sweep=glue_large $(call quoted,method=$(or $(METHOD),vera)) $(ARGS) $(CREW)
 
 glue-minilm: setup ## MiniLM on four GLUE tasks, eight methods x 5 seeds; hours on a CPU (ARGS='task.data_dir=/path/to/glue')
@@ -146,7 +146,7 @@ ablations-mini: setup ## the same in miniature on the digits ViT, as records of 
 figure6: setup ## Figure 6 in full: fit random matrices again (a minute or two)
 	$(PY) scripts/expressivity.py $(ARGS)
 
-e2e: setup .venv/e2e ## Table 3: E2E with GPT-2 medium and large, the rows of METHOD x 5 seeds
+e2e: setup .venv/e2e ## Table 3: E2E with GPT-2 medium and large, rows of METHOD (else VeRA) x 5 seeds
 	$(PY) scripts/train.py sweep=e2e $(call quoted,method=$(or $(METHOD),vera)) $(ARGS) $(CREW)
 
 e2e-mini: setup .venv/e2e ## E2E on two CPU cores with a small GPT-2 made here (ARGS='task.data_dir=/path/to/e2e'), and its table

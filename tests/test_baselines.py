@@ -72,7 +72,7 @@ def fitted(compose, tmp_path):
 
 
 def counted(compose, *overrides):
-    """Trained parameters outside the head at full size, on the meta device: no weights, no hub."""
+    """Trainable parameters outside the head at full size, on the meta device: no weights, no hub."""
     run = compose(*overrides, scale=False)
     name = run.model["name"]
     with torch.device("meta"):

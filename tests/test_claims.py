@@ -261,6 +261,18 @@ def test_a_run_that_collapses_after_the_look_that_decided_does_not_undo_it():
     assert at_once.reading == "undecided" and at_once.result.startswith("a run collapsed in 1 of 10 pairs")
 
 
+def test_runs_that_collapse_on_both_sides_of_a_mean_are_told():
+    """Minus infinity on one task and infinity on another make no sum."""
+
+    def of(task, method, lost):
+        made = [record(["model=minilm", f"task={task}", f"method={method}"], seed, 0.5 + seed / 100) for seed in range(5)]
+        return [one.model_copy(update={"collapsed": "the loss is nan"} if one.run.seed == lost else {}) for one in made]
+
+    found = by_cell(*of("cola", "vera", 1), *of("cola", "lora", None), *of("stsb", "vera", None), *of("stsb", "lora", 1))
+    row = verdicts(found)["same_glue_large"]
+    assert row[4] == "not run (undecided in miniature)" and row[6].startswith("a run collapsed in 1 of 5 pairs"), row
+
+
 def test_an_ablation_in_miniature_is_called_one():
     mini = ["model=digits_vit", "task=digits", "method=vera"]
     scores = {"": 0.80, "method.train=only_d": 0.75, "method.train=only_b": 0.6}

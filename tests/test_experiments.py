@@ -265,17 +265,35 @@ def test_a_mean_of_last_epochs_is_nobody_s_median_of_them(tmp_path, monkeypatch)
     assert "not like with like, not compared" in studies("mine")[0].rows[-1][-1]
 
 
+def test_a_count_is_of_the_settings_that_are_shown():
+    def counts(*given):
+        rows = compare("table2", Asked({}, list(given)))[0].rows
+        return {row[1]: row[3] for row in rows if row[0] == "Large" and row[2] == "ours"}
+
+    usual = counts()
+    assert usual["LoRA"] == "786,432" and counts("train.lr=1e-2") == usual == counts("model.path=elsewhere")
+    assert {*counts("scale=rehearsal").values()} == {DASH}
+    for given, shown in (([], "61,440"), (["method.rank=64"], DASH)):
+        assert {row[3] for row in compare("table7", Asked({}, given))[0].rows if row[2] == "ours"} == {shown}
+
+
+def test_a_scale_that_runs_others_in_place_of_a_table_s_rows_is_refused():
+    with pytest.raises(ConfigError, match=r"scale=mini .* in the tables of the miniatures \(table6_mini, table7_mini\)"):
+        compare("table6b", Asked({}, ["scale=mini"]))
+    assert compare("table6b", Asked({}, ["scale=rehearsal"]))
+
+
 def test_nothing_stays_of_records_that_are_gone(tmp_path):
     """Pictures and parts of tables that the present records do not give."""
     kept = {"figure4", "figure6", "pareto"}  # printed bars, no records, and a command of its own
     stale = [tmp_path / "figures" / path.name for path in (ROOT / "results" / "figures").iterdir() if path.stem not in kept]
-    stale += [tmp_path / "tables" / f"{name}.md" for name in ("table2_cells", "table2_tests", "glue_minilm_long")]
+    stale += [tmp_path / "tables" / f"{name}.md" for name in ("table2_cells", "table2_tests", "glue_minilm_long", "judged")]
     others = [tmp_path / "tables" / "table2_mine.md", tmp_path / "figures" / "mine.png"]
     for path in [*stale, *others]:
         path.parent.mkdir(exist_ok=True)
         path.write_text("of other records")
     asked = Asked({}, results=tmp_path / "none")
-    paper.write(paper.tables(asked, ["table2", "glue_minilm"]), tmp_path / "tables")
+    paper.write(paper.tables(asked, ["table2", "glue_minilm", "table4"]), tmp_path / "tables")
     paper.draw(asked, tmp_path / "figures")
     assert len(stale) > 10 and not [path for path in stale if path.exists()] and all(path.exists() for path in others)
 
@@ -472,7 +490,7 @@ def cells_of_digits(shift=0.0):
 
 def test_digits_verdict_is_honest():
     mine = records_of_digits()
-    assert "1.0 points below LoRA's with 5.3 times fewer trained parameters: as the paper" in digits.verdict(mine)
+    assert "1.0 points below LoRA's with 5.3 times fewer trainable parameters: as the paper" in digits.verdict(mine)
     worse = {**mine, "vera": records_of_digits(-0.1)["vera"]}
     assert "11.0 points below" in digits.verdict(worse) and "NOT as" in digits.verdict(worse)
     assert "missing" in digits.verdict({**mine, "lora": []})

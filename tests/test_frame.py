@@ -99,6 +99,15 @@ def test_versions_and_fingerprints_of_one_component_are_told_apart(tmp_path):
         pivot([made for made in store.records() if made.run.task == "digits"], ["method"], ["task"])
 
 
+def test_code_of_a_project_that_has_changed_is_told_apart(tmp_path):
+    store = Store(tmp_path)
+    for seed, code in enumerate("aab"):
+        store.write(record(LORA, seed, 0.5, own_code={"method": code * 64}))
+    found = vera.frame(tmp_path)
+    assert found.groupby("method_code").size().to_dict() == {f"method {'a' * 12}": 2, f"method {'b' * 12}": 1}
+    assert not {"model_code", "task_code"} & {*found}
+
+
 def test_a_row_an_epoch(results):
     found = vera.frame(results, history=True)
     assert found.columns[:5].tolist() == ["model", "task", "method", "seed", "cell"]

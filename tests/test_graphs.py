@@ -165,7 +165,7 @@ def test_runs_that_cannot_be_recorded_are_refused():
     assert compose(["model=minilm", "task=rte", "train.cuda_graphs=true", "train.micro_batch_tokens=null"]).train.cuda_graphs
     hooked = torch.nn.Linear(2, 2)
     hooked.weight.register_hook(lambda gradient: gradient)
-    with pytest.raises(ConfigError, match="hooks on trained parameters"):
+    with pytest.raises(ConfigError, match="hooks on trainable parameters"):
         graphs.Graphs(hooked, hooked.parameters(), hooked)
 
 

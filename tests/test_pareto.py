@@ -104,6 +104,26 @@ def test_a_collapsed_method_is_on_no_front():
     assert lost[5:] == ["–", "–", "–"] and vera[6:] == ["2.0 [2.0, 2.0]", "trained, seconds"]
 
 
+def test_a_table_says_of_which_epoch_it_is():
+    notes = {
+        stat: pareto.table(Asked(by_cell(*CALM), stat=stat), "digits_vit", "digits", "x").notes[0] for stat in (None, "last")
+    }
+    assert "accuracy x 100, best epoch," in notes[None] and "accuracy x 100, last epoch," in notes["last"]
+
+
+def test_a_front_that_the_table_does_not_have_is_not_drawn(tmp_path):
+    """A method that collapsed on another backbone is among what is compared."""
+    other = []
+    for item in runs("bitfit", 0.9, 1_000, 1.0):
+        raw = json.loads(item.to_json()) | {"collapsed": "the loss is nan"}
+        raw["provenance"]["model_fingerprint"] = "another"
+        other.append(Record.model_validate(raw))
+    asked = Asked(by_cell(*CALM, *other))
+    assert any(note.startswith("No front") for note in pareto.table(asked, "digits_vit", "digits", "x").notes)
+    assert pareto.draw(asked, "digits_vit", "digits", tmp_path / "x") == []
+    assert pareto.draw(Asked(by_cell(*CALM)), "digits_vit", "digits", tmp_path / "x")
+
+
 def test_a_run_that_collapsed_and_so_ended_early_is_no_sign_of_other_work():
     *others, last = runs("lora", 0.7, 16_000, 2.0)
     short = json.loads(last.to_json()) | {"collapsed": "the loss is nan"}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.engine import published, sweeps
+from experiments.engine import published, report, sweeps
 from experiments.engine.tuning import searches
 from tests.conftest import REHEARSAL, ROOT
 from vera.commands import rehearse as rehearsal
@@ -153,6 +153,8 @@ def test_ours_stay_as_they_are(project, monkeypatch):
     monkeypatch.setenv("VERA_PROJECT", str(project))
     assert [sweep.label for sweep in sweeps.sweeps()] == ["mine"]
     assert [sweep.label for sweep in sweeps.sweeps("table2")] == ["glue_base", "glue_large"]  # by name
+    assert sweeps.own_sweeps() == []  # the page lists mine once
+    assert not [title for title, _ in report.summary({}, project / "results") if "GPU" in title]
     assert published.names() == [*before[1], "mine"] and set(choices("method")) - set(before[2]) == {"doubled"}
     monkeypatch.delenv("VERA_PROJECT")
     assert ([sweep.label for sweep in sweeps.sweeps()], published.names(), choices("method")) == before

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.artefacts import digits
 from experiments.engine import claims, pareto, tuning
-from experiments.engine.aggregate import common, summarise_records, unlike
+from experiments.engine.aggregate import common, summarise_records, two_sided_p, unlike
 from experiments.engine.pivot import pivot
 from experiments.engine.published import choice
 from experiments.engine.registry import artefact
@@ -283,6 +283,14 @@ def test_the_linear_probe_is_no_yardstick_for_runs_of_other_rows_or_another_back
     assert any(note.startswith("No linear probe for ") and "STS-B" in note for note in scores.notes) != shown
 
 
+def test_equal_scores_are_no_evidence_of_a_difference():
+    made = {m: runs([*MINILM, f"method={m}"], 0.5) for m in ("vera", "lora")}
+    (row,) = built("glue_minilm", *made["vera"], *made["lora"])["glue_minilm_tests"].rows
+    assert row[3:6] == ["+0.0 [+0.0, +0.0]", "1.0000", "1.0000"]
+    assert two_sided_p([0.5, 0.5]) == 0.0 and two_sided_p([0.5]) is None
+    assert two_sided_p([1.0, 2.0, 4.0]) == two_sided_p([-1.0, -2.0, -4.0]) == pytest.approx(0.1181, abs=1e-4)
+
+
 def test_seeds_that_two_methods_alone_have_are_in_the_test_of_this_pair():
     vera, lora = (runs([*MINILM, f"method={m}"], score, seeds=7) for m, score in (("vera", 0.8), ("lora", 0.81)))
     full = runs([*MINILM, "method=full"], 0.9)
@@ -332,7 +340,12 @@ def test_a_search_chooses_nothing_over_unlike_data(tmp_path, monkeypatch):
     assert "not like with like, in data (d: vera; e: vera); nothing is chosen" in tuning.remarks(across, asked)[-1]
     with pytest.raises(ConfigError, match="no setting is chosen: The trials are not like with like"):
         tuning.recipe_of(across, asked, tmp_path)
-    assert not any("like with like" in line for line in tuning.remarks(*tried("alike", lambda run: "d")))
+    alike, asked = tried("alike", lambda run: "d")
+    assert not any("like with like" in line for line in tuning.remarks(alike, asked))
+    for index, found in enumerate(alike):
+        for made in found.records:
+            made.provenance.own_code["method"] = "ab"[index] * 64  # a project's class, changed between two trials
+    assert "not like with like, in code (method" in tuning.remarks(alike, asked)[-1]
 
 
 def test_longer_training_says_of_which_epoch_its_differences_are_and_where_the_runs_were_computed():

@@ -45,7 +45,7 @@ def build(asked: Asked) -> list[Table]:
     return [
         Table(
             "counts",
-            "Trained parameters: every printed count",
+            "Trainable parameters: every printed count",
             ["Table", "Model", "Method", "Paper", "Ours", "Match"],
             rows,
             notes,

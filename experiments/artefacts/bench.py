@@ -14,6 +14,7 @@ from experiments.engine.verdicts import Line
 MEASURED = RESULTS / "bench"
 ROUNDS = 6  # paired ones at the least: the order statistics of fewer cover no median with 95% (aggregate.median_interval)
 OCCASIONS = 3  # on which a time has to be measured before it is said to hold
+GRAPHS = ", by CUDA graphs"  # the end of a row's shapes
 TAKES = (), "it shows measurements of speed (results/bench)"
 
 
@@ -140,7 +141,7 @@ def ratios(name: str, fits: Callable[[dict], bool], limit: float, paper: str, fu
                 Line(
                     f"{measured['machine']['device']}: {row['shapes']}{_load(row)}",
                     paper,
-                    f"{found['median']:.3f}",
+                    f"{found['median']:.3f}{GRAPHS * row['shapes'].endswith(GRAPHS)}",
                     test,
                     result,
                     reading,

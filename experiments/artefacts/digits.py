@@ -53,7 +53,7 @@ def scored(asked: Asked, name: str, title: str, found: list[Entry], shape: str, 
     notes = [
         "Accuracy in percent on the UCI digits 5-9: 10 training images a class, all others for evaluation; a ViT pretrained "
         f"on the digits 0-4 ({shape}). {over_seeds(asked.stat)}.",
-        "Trained parameters and bytes without the head, which every method trains as well"
+        "Trainable parameters and bytes without the head, which every method trains as well"
         + "".join(f" ({head} parameters)" for head in heads)
         + ".",
         *asked.searched(searched),
@@ -76,7 +76,7 @@ def verdict(found: dict[str, Sequence[Record]]) -> str:
     relation = f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} LoRA's"
     holds = "as" if gap >= -4 and fewer >= 5 else "NOT as"
     return (
-        f"VeRA's median is {relation} with {fewer:.1f} times fewer trained parameters: {holds} the paper leads one to expect."
+        f"VeRA's median is {relation} with {fewer:.1f} times fewer trainable parameters: {holds} the paper leads one to expect."
     )
 
 
@@ -120,7 +120,7 @@ def _several(values: set[str]) -> str:
 
 
 def draw(asked: Asked, folder: Path) -> list[Path]:
-    """Score against trained parameters, digits.pdf and digits.png; none where there is nothing to draw."""
+    """Score against trainable parameters, digits.pdf and digits.png; none where there is nothing to draw."""
     found = {method: runs for method, runs in records(asked).items() if runs}
     if not found:
         return clear(folder / "digits")
@@ -144,11 +144,11 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
             [parameters], [scores.median], yerr=errors, color=color, marker=marker, markersize=7, capsize=4, label=label
         )
     axes.set_xscale("log")
-    axes.set_xlabel("Trained parameters (without the head)")
+    axes.set_xlabel("Trainable parameters (without the head)")
     axes.set_ylabel("Accuracy on digits 5-9 (%)")
     said = median_over([len(runs) for runs in found.values()], collapsed)
     axes.set_title("\n".join([f"Every seed, {said}", *given(asked)]), fontsize=7)
     axes.legend(
-        title="method (trained parameters)", fontsize=7, title_fontsize=7, loc="center right", bbox_to_anchor=(1.0, 0.38)
+        title="method (trainable parameters)", fontsize=7, title_fontsize=7, loc="center right", bbox_to_anchor=(1.0, 0.38)
     )
     return save(canvas, folder / "digits")

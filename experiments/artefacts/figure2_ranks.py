@@ -1,4 +1,4 @@
-"""Figure 2: accuracy against trained parameters over the ranks of VeRA and LoRA."""
+"""Figure 2: accuracy against trainable parameters over the ranks of VeRA and LoRA."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Setting:
 SETTINGS = [
     Setting(
         "figure2",
-        "Figure 2: RTE against trained parameters, RoBERTa-large",
+        "Figure 2: RTE against trainable parameters, RoBERTa-large",
         ["model=roberta_large", "task=rte"],
         "Accuracy on RTE (%)",
         [
@@ -42,7 +42,7 @@ SETTINGS = [
     ),
     Setting(
         "figure2_mini",
-        f"Figure 2, {miniature.LABEL}: accuracy against trained parameters",
+        f"Figure 2, {miniature.LABEL}: accuracy against trainable parameters",
         miniature.OVERRIDES,
         "Accuracy on digits 5-9 (%)",
         [miniature.NOTE, miniature.SCORE, miniature.ALIKE],
@@ -96,7 +96,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
                 text = {"textcoords": "offset points", "fontsize": 7, "color": style["color"], **place}
                 axes.annotate(entry.labels[1], (x, value.median), **text)
         axes.set_xscale("log")
-        axes.set_xlabel("Trained parameters (without the head); ranks beside the points")
+        axes.set_xlabel("Trainable parameters (without the head); ranks beside the points")
         axes.set_ylabel(setting.axis)
         said = median_over([len(entry.records) for entry in found], sum(entry.summary().collapsed for entry in found))
         axes.set_title("\n".join([setting.title, f"every seed, {said}", *given(asked)]), fontsize=7)

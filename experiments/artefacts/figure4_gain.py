@@ -1,4 +1,4 @@
-"""Figure 4: performance gain per thousand trained parameters over training the head alone (appendix B)."""
+"""Figure 4: performance gain per thousand trainable parameters over training the head alone (appendix B)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from experiments.engine.verdicts import Line, Part, decide
 from vera.records.record import Record
 
 FORMULA = (
-    "Gain = 100 x (accuracy of the method / accuracy of the head alone) / trained parameters in thousands, as the paper's "
+    "Gain = 100 x (accuracy of the method / accuracy of the head alone) / trainable parameters in thousands, as the paper's "
     "caption has it: a ratio of accuracies, which favours few parameters whatever they achieve."
 )
 COLUMNS = ["Method", "Trained", "n", "Gain (% per 1K)", INTERVAL, "Accuracy", "Head alone", "Paper's gain"]
@@ -39,7 +39,7 @@ class Setting:
 
 FULL = Setting(
     "figure4",
-    "Figure 4: gain per 1K trained parameters, RTE, RoBERTa-large",
+    "Figure 4: gain per 1K trainable parameters, RTE, RoBERTa-large",
     ["model=roberta_large", "task=rte"],
     choice("figure4", "head"),
     {"LoRA": choice("figure4", "lora"), "VeRA": choice("figure4", "vera")},
@@ -47,7 +47,7 @@ FULL = Setting(
 )
 MINIATURE = Setting(
     "figure4_mini",
-    f"Figure 4, {miniature.LABEL}: gain per 1K trained parameters",
+    f"Figure 4, {miniature.LABEL}: gain per 1K trainable parameters",
     miniature.OVERRIDES,
     choice("figure4", "head", "mini"),
     {label: choice("figure4", m, "mini") for label, m in (("Full", "full"), ("LoRA r=8", "lora"), ("VeRA r=256", "vera"))},
@@ -61,10 +61,10 @@ MINIATURE = Setting(
 
 
 def by_seed(records: Sequence[Record], baseline: Sequence[Record], select: str = "best") -> dict[int, float]:
-    """The formula for each of their `pairs`, by seed; nan over a head that collapsed."""
+    """The formula for each of their `pairs`, by seed; nan over a head that collapsed or got nothing right."""
 
     def gain(score: float, over: float, parameters: int) -> float:
-        return 100 * (score / over) / (parameters / 1000) if math.isfinite(over) else math.nan
+        return 100 * (score / over) / (parameters / 1000) if math.isfinite(over) and over else math.nan
 
     both = pairs(records, baseline)
     return {r.run.seed: gain(r.score(select=select), h.score(select=select), r.parameters.adapter) for r, h in both}

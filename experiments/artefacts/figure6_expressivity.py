@@ -137,7 +137,7 @@ def draw(asked: Asked, folder: Path) -> list[Path]:
         "rank-1 LoRA", (20, 0.97), xycoords=("data", "axes fraction"), xytext=(4, -3), textcoords="offset points", fontsize=7
     )
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("Trained parameters")
+    axes.set_xlabel("Trainable parameters")
     axes.set_ylabel("Mean squared error (entries' variance)")
     axes.set_title(f"{TITLE}\nmean over n={found['matrices']} matrices, 95% interval of the mean", fontsize=7)
     legend_below(axes)

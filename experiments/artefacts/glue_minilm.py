@@ -14,12 +14,12 @@ from experiments.engine.aggregate import (
     common,
     detectable,
     epoch_of,
-    exceeds_p,
     lost,
     paired,
     pairs,
     permutation_p,
     sources,
+    two_sided_p,
 )
 from experiments.engine.published import Column, load
 from experiments.engine.render import DASH, Table, figure, p_value, signed
@@ -237,7 +237,8 @@ def _on(entry: Entry) -> list[str]:
 
 
 def _second(entry: Entry) -> str:
-    others = [metric for metric in entry.records[0].scores.best.metrics if metric != entry.metric]
+    found = dict.fromkeys(metric for record in entry.records for metric in record.scores.best.metrics)
+    others = [metric for metric in found if metric != entry.metric]
     return score(others[0], entry.scale, entry.digits)(entry) if others else DASH
 
 
@@ -274,11 +275,11 @@ def _test(pair: list[str], sides: Sequence[Entry], probe: float | None) -> list[
         return []
     gaps = [a - b for a, b in zip(*ranked, strict=True)]
     scale, digits = sides[0].scale, sides[0].digits
-    p, power = exceeds_p(gaps), detectable(gaps, power=POWER)
+    power = detectable(gaps, power=POWER)
     shown = [
         str(len(gaps)),
         signed(paired(*ranked), scale, digits),
-        p_value(None if p is None else 2 * min(p, 1 - p)),
+        p_value(two_sided_p(gaps)),
         p_value(permutation_p(*ranked)),
         DASH if power is None else figure(scale * power, digits),
         _reached(sides, probe),

@@ -14,6 +14,7 @@ from vera.config import RunConfig
 
 COUNTS = RESULTS / "accounting.json"
 SAME = ("model.path=", "model.quantisation=", "model.gradient_checkpointing=", "model.dropout=")  # leave every count as it is
+COUNTED = ("model.", "model=", "method.", "method=", "scale=")
 UNITS = {**published.UNITS["params"], **published.UNITS["bytes"]}
 
 
@@ -34,9 +35,11 @@ def of_cell(run: RunConfig, overrides: Sequence[str]) -> dict[str, int] | None:
     return counts().get(" ".join([f"model={run.model['name']} method={run.method['name']}", *own]))
 
 
-def trained(row: Row) -> set[int]:
-    """The row's trained parameters outside the head, or nothing when they have not been counted."""
-    counted = counts().get(key(row))
+def trained(row: Row, given: Sequence[str] = ()) -> set[int]:
+    """The row's trainable parameters outside the head, or nothing when they have not been counted: with other settings of its
+    model or method, which may be among those that --with gives."""
+    other = [word for word in given if word.lstrip("+~").startswith(COUNTED) and not word.startswith(SAME)]
+    counted = None if other else counts().get(key(row))
     return {counted["adapter"]} if counted else set()
 
 

@@ -204,6 +204,12 @@ def exceeds_p(differences: Sequence[float], bound: float = 0.0) -> float | None:
     return float(student.sf(above / spread * len(differences) ** 0.5, len(differences) - 1))
 
 
+def two_sided_p(differences: Sequence[float]) -> float | None:
+    """Student's two-sided p that the mean is zero; None for fewer than two."""
+    above, below = exceeds_p(differences), exceeds_p([-difference for difference in differences])
+    return None if above is None or below is None else min(1.0, 2 * min(above, below))
+
+
 def detectable(differences: Sequence[float], power: float = 0.8) -> float | None:
     """The true mean difference that Student's paired two-sided test at 5% shows with this power, for as many pairs with
     this spread; None for fewer than two pairs."""

@@ -5,6 +5,7 @@ results/paper/claims.yaml states them, the artefacts decide them (`decides`), an
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -103,13 +104,15 @@ def by_seed(
 
 
 def mean_over(asked: Asked, found: Iterable[dict[int, float]]) -> list[float]:
-    """The mean over cells for every seed that all of them have; that there is none, though each has some, is `said`."""
+    """The mean over cells for every seed that all of them have, no number where a run collapsed in one; that there is no such
+    seed, though each has some, is `said`."""
     found = list(found)
     seeds = set.intersection(*(set(one) for one in found))
     if not seeds and all(found):
         each = "; ".join(", ".join(map(str, sorted(one))) for one in found)
         asked.said.append(f"A mean over several cells has no seed that each of them has (seeds {each}), and so is not shown.")
-    return [statistics.fmean(one[seed] for one in found) for seed in sorted(seeds)]
+    gaps = [[one[seed] for one in found] for seed in sorted(seeds)]
+    return [statistics.fmean(gap) if all(map(math.isfinite, gap)) else math.nan for gap in gaps]
 
 
 def row_of(table: str, model: str, method: str) -> Row:

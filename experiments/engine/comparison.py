@@ -61,7 +61,7 @@ def compare(name: str, asked: Asked) -> list[Table]:
         if row.method is not None:
             found = {task: _records(name, row, task, asked) for task in published.tasks()}
             own = _like(published, row, asked.stat)
-            rows.append(_ours(published, row, found, own, averages))
+            rows.append(_ours(published, row, found, own, averages, asked.overrides))
             placed += [_scored(column, found[column.task], epoch_of(own)) for column in published.columns_of(row).values()]
             details += _details(published, row, found)
         elif untrained := _untrained(published, row, asked.cells, averages):
@@ -122,7 +122,7 @@ DETAILS = [
 SELECTION = "Selection: median best minus median last epoch, what choosing the epoch on the evaluation set adds to a score."
 TESTS = ["Model", "Column", "n", "Mean difference [95%]", "p"]
 TEST_NOTE = (
-    "VeRA - LoRA over common seeds at the {} epoch, with Student's interval, and a paired permutation test, two-sided. Five "
+    "VeRA - LoRA over common seeds at the {} epoch, with Student's interval, and a sign-flip permutation test, two-sided. Five "
     "pairs cannot give less than p = 0.0625."
 )
 COST_NOTE = "A cost has no best epoch and no best seed: it is the median over seeds."
@@ -185,7 +185,7 @@ def _scored(column: Column, records: Sequence[Record], select: str) -> list[Reco
     return list(records) if column.cost or all(r.reported(select) for r in records) else []
 
 
-def _ours(published: Published, row: Row, found: Cells, stat: Statistic, averages: bool) -> list[str]:
+def _ours(published: Published, row: Row, found: Cells, stat: Statistic, averages: bool, given: Sequence[str]) -> list[str]:
     columns = published.columns_of(row)
     summaries = {k: _summary(c, found[c.task], epoch_of(stat)) for k, c in columns.items()}
     stats: dict[str, Statistic] = {k: "median" if c.cost and stat == "best" else stat for k, c in columns.items()}
@@ -193,7 +193,7 @@ def _ours(published: Published, row: Row, found: Cells, stat: Statistic, average
     printed = row.cells if _comparable(published, row) else {}
     seeds = (row.study and row.study.seeds) or PAPER_SEEDS
     values = [_beside(texts[k], summaries[k], printed.get(k), c, stats[k], seeds) for k, c in columns.items()]
-    counts = {record.parameters.adapter for records in found.values() for record in records} or trained(row)
+    counts = {record.parameters.adapter for records in found.values() for record in records} or trained(row, given)
     line = [published.models[row.model], row.label, "ours", " / ".join(f"{n:,}" for n in sorted(counts)) or DASH, *values]
     if averages:
         whole = None not in summaries.values()

@@ -48,7 +48,8 @@ def tables(asked: Asked, chosen: Collection[str] | None = None) -> dict[str, lis
     return made
 
 
-PARTS = ("cells", "tests", "long")  # of tables that have them where there are records
+PARTS = ("cells", "tests", "long", "studies")  # of tables that have them where there are records
+APART = {"table4": "judged"}  # a part under a name of its own
 
 
 def write(made: dict[str, list[Table]], folder: Path) -> None:
@@ -59,7 +60,8 @@ def write(made: dict[str, list[Table]], folder: Path) -> None:
         if count > 1:
             raise ConfigError(f"{count} tables are called {name}: give the published one (results/paper) another name")
     names = {table.name for table in every}
-    gone = {f"{name}_{part}" for name in names for part in PARTS} - names - {*registry.names()}
+    gone = {f"{name}_{part}" for name in names for part in PARTS} | {APART[name] for name in names & APART.keys()}
+    gone -= names | {*registry.names()}
     for path in (folder / f"{name}.{kind}" for name in gone for kind in ("md", "tex")):
         path.unlink(missing_ok=True)
     for table in every:

@@ -1,4 +1,4 @@
-"""What a score costs: every method on a model and task against trained parameters, memory and seconds, the front marked."""
+"""What a score costs: every method on a model and task against trainable parameters, memory and seconds, the front marked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.engine import plots
-from experiments.engine.aggregate import WORKED, Summary, summarise_cost, unlike, whole
+from experiments.engine.aggregate import WORKED, Summary, epoch_of, summarise_cost, unlike, whole
 from experiments.engine.render import DASH, INTERVAL, Table, interval
 from experiments.engine.rows import Asked, Entry, given, n, over_seeds, tested_note, trained, unlike_notes
 from vera.config import choices
@@ -15,14 +15,14 @@ from vera.config.memory import composed
 from vera.errors import ConfigError
 from vera.records.record import Record
 
-COSTS = {"Trained": "Trained parameters (without the head)", "Memory": "Peak GPU memory (MiB)", "Seconds": "Seconds a run"}
+COSTS = {"Trained": "Trainable parameters (without the head)", "Memory": "Peak GPU memory (MiB)", "Seconds": "Seconds a run"}
 MIB = 2**20
 CALM = 1.5  # a method's slowest seed to its fastest one, where its seconds are those of the method and not of other work
 
 
 def entries(asked: Asked, model: str, task: str) -> list[Entry]:
-    """Every method that has records of its recipe's cell on this model and task, by trained parameters. Raises ConfigError for
-    overrides with which no method makes a run."""
+    """Every method that has records of its recipe's cell on this model and task, by trainable parameters. Raises ConfigError
+    for overrides with which no method makes a run."""
     found, refused = [], None
     for method in sorted(_ran(asked, model, task).intersection(choices("method"))):
         keys = [f"model={model}", f"task={task}", f"method={method}"]
@@ -128,9 +128,10 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
     hidden = sorted(_ran(asked, model, task) - {entry.labels[0] for entry in found})
     at = f"of a recipe's settings{with_}"
     notes = [
-        f"{over_seeds(asked.stat)} of {metric} x 100, each method at its recipe{with_}; trained parameters without the head.",
-        "On the front: no other method here costs at most as much and scores at least as well, by the medians before "
-        "rounding; where the ranges of the seeds overlap, the order may be chance.",
+        f"{over_seeds(asked.stat)} of {metric} x 100, {epoch_of(asked.stat or 'median')} epoch, each method at its "
+        f"recipe{with_}; trainable parameters without the head.",
+        "On the front: no other method here costs at most as much and scores at least as well, by these scores and the "
+        "medians of the costs before rounding; where the ranges of the seeds overlap, the order may be chance.",
         f"Seconds: training and evaluation, median and range over seeds, on {'; '.join(devices) or 'nothing yet'}. Memory is "
         "the GPU allocator's peak; a CPU has none. A run that collapsed counts for neither.",
         "Over the seeds that all rows have.",
@@ -145,8 +146,13 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
 def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
     """Score against each cost, the front as a line; stem.pdf, .png and .svg; none where there is nothing to draw."""
     every = entries(asked, model, task)
-    found = [entry for entry in every if math.isfinite(entry.summary().median)]
-    on = {which: chosen for which, chosen in fronts(found).items() if any(cost(entry, which) for entry in found)}
+    alive = [index for index, entry in enumerate(every) if math.isfinite(entry.summary().median)]
+    found = [every[index] for index in alive]
+    on = {
+        which: {alive.index(index) for index in chosen}
+        for which, chosen in fronts(every).items()  # as the table has them
+        if any(cost(entry, which) for entry in found)
+    }
     if not on:
         return plots.clear(stem)
     canvas, panels = plots.panels(max(6.0, 4.2 * len(on)), 3.6, len(on))

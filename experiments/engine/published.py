@@ -17,7 +17,8 @@ import yaml
 from pydantic import Field, model_validator
 
 from experiments import ARTEFACTS, RESULTS
-from vera.config import RunConfig, Strict, checked
+from vera.config import RunConfig, Strict, checked, choices, conf_file
+from vera.config.components import read_yaml
 from vera.config.memory import composed
 from vera.config.paths import written
 from vera.errors import ConfigError, one_line
@@ -91,7 +92,7 @@ def judged_pairs(questions: str, overrides: Sequence[str] = ()) -> set[frozenset
 class Runs(Strict):
     """The runs that fill a row: one model and method, at its recipe but for the keys of `variant`.
 
-    params  the number of trained parameters as printed.
+    params  the number of trainable parameters as printed.
     scale   the only scale (conf/scale) at which there is such a row; None for every one.
     """
 
@@ -305,6 +306,11 @@ def own_names() -> list[str]:
     for path in found:
         _check_free(path, (FOLDER / path.name).is_file())
     return [path.stem for path in found]
+
+
+def stands_for(scale: str) -> dict[str, dict[str, str]] | None:
+    """What a scale runs in place of the models and tasks of tables; None where these are themselves."""
+    return read_yaml(conf_file("scale", scale)).get("stands_for") if scale in choices("scale") else None
 
 
 def _check_free(path: Path, taken: bool = False) -> None:

@@ -21,6 +21,7 @@ from experiments.engine.plan import COLUMNS, Plan, failure, figures
 from experiments.engine.render import DASH, Sourced, Table, notes_of
 from experiments.engine.sweeps import Cell, cells, own_sweeps, sweeps
 from experiments.engine.verdicts import DISAGREE, IN_MINIATURE
+from vera.project import project
 from vera.records.record import Record
 
 FOLDER = Path(__file__).resolve().parent / "page"
@@ -104,7 +105,8 @@ def _groups(made: dict[str, list[Table]], pictures: Sequence[Path]) -> list[tupl
 
 
 def summary(made: dict[str, list[Table]], results: Path) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The page's first lines: for each topic what holds, what does not and what is open, then what a GPU would add.
+    """The page's first lines: for each topic what holds, what does not and what is open, then what a GPU would add to the
+    paper's runs (in a project, none of that).
 
     A line is its title and pairs of a tone and a text.
     """
@@ -118,6 +120,8 @@ def summary(made: dict[str, list[Table]], results: Path) -> list[tuple[str, list
         (title, [(tone, f"{said}: {'; '.join(found[topic][tone])}") for tone, said in HELD.items() if found[topic][tone]])
         for topic, title in TOPICS.items()
     ]
+    if project():
+        return lines
     paper = Plan(results).status([cell for sweep in sweeps() for cell in cells(sweep)])
     hours = "" if paper.hours is None else f", {paper.hours:,.0f} GPU-hours at the least"
     return [
@@ -172,7 +176,8 @@ def _is_prose(table: Table) -> bool:
 
 
 def _sweeps(found: Cells, results: Path) -> list[dict[str, Any]]:
-    """Every sweep, the paper's first: its line of the plan, and its cells with the seeds by state; then runs of no sweep."""
+    """Every sweep, the paper's first, or those of the project: its line of the plan, and its cells with
+    the seeds by state; then runs of no sweep."""
     plan, listed, seen = Plan(results), [], set()
     for sweep in [*sweeps(), *own_sweeps()]:
         wanted = cells(sweep)
@@ -190,7 +195,8 @@ def _sweeps(found: Cells, results: Path) -> list[dict[str, Any]]:
         count = str(sum(map(len, others)))
         known = {"Runs": count, "Done": count, "Failed": "0", "Missing": "0", "From": "recorded"}
         recorded = [known.get(column, DASH) for column in COLUMNS if column != "Rehearsed"]
-        listed.append({"name": "in no sweep", "fills": "", "line": recorded, "cells": states})
+        name = "in no sweep of the project" if project() else "in no sweep"
+        listed.append({"name": name, "fills": "", "line": recorded, "cells": states})
     return listed
 
 

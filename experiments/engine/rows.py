@@ -21,7 +21,7 @@ from experiments.engine.aggregate import (
     unlike,
     whole,
 )
-from experiments.engine.published import Statistic
+from experiments.engine.published import Statistic, stands_for
 from experiments.engine.render import DASH, INTERVAL, interval, number, signed
 from vera.config.memory import composed
 from vera.errors import ConfigError
@@ -60,11 +60,16 @@ class Asked:
         self.shown[key] = self._found[key]
         return self._found[key]
 
-    def _of_cell(self, overrides: Sequence[str], given: Iterable[str]) -> list[Record]:
+    def _of_cell(self, overrides: Sequence[str], given: dict[str, str]) -> list[Record]:
         run = composed(overrides)
         for key in given:
             if key in ("seed", "device"):
                 raise ConfigError(f"{key}= is no part of a cell, and chooses none of its records; leave it out")
+            if key == "scale" and stands_for(given[key]):
+                raise ConfigError(
+                    f"scale={given[key]} runs a table's rows on a small model in place of theirs; these "
+                    "runs are in the tables of the miniatures (table6_mini, table7_mini)"
+                )
             # How fast, or from where: a command line as the runs had it.
             self._idle[key] = self._idle.get(key, True) and not run.decides(key)
         return cell_records(self.cells, overrides)

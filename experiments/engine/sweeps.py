@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from pydantic import Field
 
-from experiments.engine.published import names, rows_of
+from experiments.engine.published import names, rows_of, stands_for
 from vera.config import GROUPS, RunConfig, Strict, checked, choices, conf_file, dotted, explain, run_name
 from vera.config.components import read_yaml
 from vera.config.marks import marks
@@ -142,8 +142,9 @@ def sweeps(artefact: str | None = None) -> list[Sweep]:
 
 
 def own_sweeps() -> list[Sweep]:
-    """What the paper does not have: our own sweeps, and the paper's at another scale."""
-    return _own(_readable())
+    """What the paper does not have: our own sweeps, and the paper's at another scale; in a project none, whose `sweeps` are
+    all its own."""
+    return [] if project() else _own(_readable())
 
 
 def _readable(artefact: str | None = None) -> list[Sweep]:
@@ -291,24 +292,23 @@ def _check_one_place(given: dict[str, Override]) -> None:
 
 def _lines(artefacts: Sequence[str], scale: str, axes: dict[str, list[str]]) -> list[_Line]:
     """The rows at a scale, where others stand for their models and tasks if its yaml says so."""
-    stands_for = read_yaml(conf_file("scale", scale)).get("stands_for") if scale in choices("scale") else None
-    lines = []
+    other, lines = stands_for(scale), []
     for artefact in artefacts:
         rows, tasks = rows_of(artefact)
         for row in rows:
-            if row.method is None or row.scale not in (None, scale if stands_for else "paper"):
+            if row.method is None or row.scale not in (None, scale if other else "paper"):
                 continue
             for task in tasks:
                 here = {"model": row.model, "task": task}
-                if stands_for:
-                    here = {axis: stands_for[axis].get(value, value if axis in axes else None) for axis, value in here.items()}
+                if other:
+                    here = {axis: other[axis].get(value, value if axis in axes else None) for axis, value in here.items()}
                     missing = [name for axis, name in (("model", row.model), ("task", task)) if here[axis] is None]
                     if missing:
                         raise ConfigError(f"conf/scale/{scale}.yaml.stands_for: nothing stands for {missing[0]} of {artefact}")
                 lines.append(_Line(**here, method=row.method, variant=tuple(zip(row.variant, row.settings, strict=True))))
-    if stands_for:
-        for axis in axes.keys() & stands_for.keys():
-            axes[axis] = [stands_for[axis].get(value, value) for value in axes[axis]]
+    if other:
+        for axis in axes.keys() & other.keys():
+            axes[axis] = [other[axis].get(value, value) for value in axes[axis]]
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Score against trained parameters, memory and seconds for every method with records, the front marked: table and figure.
+"""Score against trainable parameters, memory and seconds for every method with records, the front marked: table and figure.
 
 python scripts/pareto.py model=minilm task=stsb        printed, and written to results/pareto/minilm_stsb.md, .pdf, .png, .svg
 """

@@ -1,4 +1,4 @@
-"""Closed-form counts of trained parameters and stored bytes (paper, section 3.2 and Table 1).
+"""Closed-form counts of trainable parameters and stored bytes (paper, section 3.2 and Table 1).
 
 `shapes` is one (d_out, d_in) for each adapted matrix. For square d x d matrices the paper's formula follows: L (d + r), where
 L counts matrices (two a block for query and value), not blocks.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vera.config import GROUPS, beside, choice, choices, conf_folders, dotted, younger
 from vera.errors import RecordError
 from vera.records.record import Record
-from vera.records.sources import CONFIGURED, configured
+from vera.records.sources import CONFIGURED, code_said, configured
 from vera.records.store import Store
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 NOT_SETTINGS = {"name", "neutral", "facts", "_target_"}  # of a group, as far as telling runs apart goes
 # Fingerprints in the provenance and its notes, and whether they are a model's or a task's.
-PRINTS = {"model_fingerprint": "model", "data_fingerprint": "task", **dict.fromkeys(CONFIGURED, "model")}
+CODE = {f"{group}_code": group for group in GROUPS[:3]}  # of a project's own classes
+PRINTS = {"model_fingerprint": "model", "data_fingerprint": "task", **dict.fromkeys(CONFIGURED, "model"), **CODE}
 
 
 def frame(results_dir: str | Path = "results", history: bool = False) -> pandas.DataFrame:
@@ -29,7 +30,8 @@ def frame(results_dir: str | Path = "results", history: bool = False) -> pandas.
     (null, or why); seconds, steps, peak_memory_bytes; device, precision, threads, processes; commit; and each key of the
     configuration that is not the same in all of them, as model.*, task.*, method.* or train.*, null for a run that has no such
     key. Where one model, task or method has records of several versions, model.version, task.version or method.version; where
-    one model or task has several fingerprints, model_fingerprint, configuration, preprocessing or data_fingerprint.
+    one model or task has several fingerprints, model_fingerprint, configuration, preprocessing or data_fingerprint; where a
+    project's own class has been several, model_code, task_code or method_code.
 
     history: one row an evaluated epoch instead: epoch, step, train_loss and the metrics by their names, of the rows that choose
     the epoch. Raises RecordError for a folder without records, or with an invalid one.
@@ -106,6 +108,8 @@ def _several(pairs: Iterable[tuple[str, Any]]) -> bool:
 
 def _print(record: Record, key: str) -> str | None:
     """None of what an older record does not note."""
+    if key in CODE:
+        return code_said(record, [CODE[key]])
     return configured(record.provenance.notes).get(key) if key in CONFIGURED else getattr(record.provenance, key)
 
 

@@ -35,7 +35,7 @@ class Graphs:
     def __init__(self, model: nn.Module, trained: Iterable[nn.Parameter], compute: Callable[[dict[str, Tensor]], Tensor]):
         self.model, self.trained, self.compute = model, list(trained), compute
         if any(parameter._backward_hooks for parameter in self.trained):
-            raise ConfigError(f"hooks on trained parameters would run twice, in a recording and after its replay; {LEAVE}")
+            raise ConfigError(f"hooks on trainable parameters would run twice, in a recording and after its replay; {LEAVE}")
         self.passes: dict[tuple, _Passes] = {}
         self.pool = torch.cuda.graph_pool_handle()  # one for all, as only one pass is on its way at a time
         self.where = self._where()
@@ -133,7 +133,7 @@ def _aside(device: int) -> torch.cuda.Stream:
 
 
 class _Replayed(torch.autograd.Function):
-    """A step of autograd from the trained parameters to the logits."""
+    """A step of autograd from the trainable parameters to the logits."""
 
     @staticmethod
     def forward(ctx, passes: _Passes, inputs: dict[str, Tensor], *trained: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ class Loop:
             )
 
     def unreached(self) -> list[str]:
-        """Trained parameters on which no loss depended, such as those of an adapter on a layer that the model never calls."""
+        """Trainable parameters on which no loss depended, such as those of an adapter on a layer that the model never calls."""
         state = self.optimizer.state
         return [name for name, parameter in self.parameters.items() if state and not state.get(parameter)]
 

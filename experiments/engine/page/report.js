@@ -127,7 +127,7 @@ function open(id) {
   element(body, "h3", "Runs");
   const tested = cell.runs.some((run) => run.test);
   const scores = (run) => [metrics(run.best), metrics(run.last), ...(tested ? [run.test ? metrics(run.test) : "–"] : [])];
-  const file = (run) => `results/runs/${[cell.model, cell.task, cell.method, id, `s${run.seed}`].join("--")}.json`;
+  const file = (run) => `runs/${[cell.model, cell.task, cell.method, id, `s${run.seed}`].join("--")}.json`;
   const rows = cell.runs.map((run) => [run.seed, ...scores(run), run.cost, data.pool[run.git], run.finished, file(run)]);
   table(body, ["Seed", "Best", "Last", ...(tested ? ["Test"] : []), "Cost", "Commit", "Finished", "Record"], rows);
   shared(body, "Versions", cell, "versions");

@@ -86,8 +86,8 @@ def remarks(tried: Sequence[Tried], search: Search) -> list[str]:
         end = edge(best.trial.values[index], [other.trial.values[index] for other in tried])
         if end:
             said.append(f"The best {found.key} is the {end} that was tried: it may lie beyond.")
-    if best.summary is not None and best.summary.interval is not None:
-        low = best.summary.interval[0]
+    if best.summary is not None and best.summary.n > 1:
+        low = min(best.summary.values)
         near = sum(found.summary is not None and found.summary.median >= low for found in rung[1:])
         said.append(f"{near} of {len(rung) - 1} other trials have a median within the range of the best one's seeds.")
     if best.summary is not None and best.summary.median == -math.inf:
@@ -107,7 +107,7 @@ def cuts(rungs: Sequence[Sequence[Tried]]) -> list[str]:
 
 
 def apart(tried: Sequence[Tried]) -> list[str]:
-    return unlike([record for found in tried for record in found.records], (*COMPARED, "precision"))
+    return unlike([record for found in tried for record in found.records], (*COMPARED, "code", "precision"))
 
 
 def edge(value: str, values: Sequence[str]) -> str | None:
