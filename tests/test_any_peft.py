@@ -69,6 +69,16 @@ def attached(plain):
     return make
 
 
+@pytest.fixture(scope="module")
+def conv1d(tmp_path_factory):
+    """A tiny GPT-2 with a name for a square Conv1D of it."""
+    settings = choice("model", "gpt2_medium")
+    settings = {**settings, "size": "tiny", "path": None, "targets": {**settings["targets"], "out": "attn.c_proj"}}
+    model = build(settings, "model")
+    backbone = model.load(0, tmp_path_factory.mktemp("gpt2"))
+    return model, backbone, {"input_ids": torch.arange(5, 17).view(2, 6)}
+
+
 def logits(model, batch):
     model.eval()
     with torch.no_grad():
@@ -123,6 +133,24 @@ def test_a_peft_method_trains_merges_saves_and_is_read_back(name, attached, tmp_
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     theirs = PeftModel.from_pretrained(bare.model, tmp_path)
     torch.testing.assert_close(logits(theirs, batch), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not TYPES[own_values("method", name)["type"]].prompts])
+def test_on_a_conv1d_a_method_starts_where_it_does_on_a_linear_layer_or_is_refused(name, attached, conv1d):
+    """Such a layer holds W0 transposed, and a square one fits both ways."""
+    method, model_config, backbone, batch = attached(name)
+    bare = logits(backbone.model, batch)
+    method.attach(backbone, model_config)
+    starts_there = torch.allclose(logits(backbone.model, batch), bare, atol=1e-5)
+    model_config, backbone, batch = conv1d
+    backbone, bare = copy.deepcopy(backbone), logits(backbone.model, batch)
+    method = build(settings_of(name, targets=["out"] if method.targets else []), "method")
+    try:
+        method.attach(backbone, model_config)
+    except ConfigError as error:
+        assert "Conv1D" in str(error) or "does not fit this model" in str(error)
+        return
+    assert torch.allclose(logits(backbone.model, batch), bare, atol=1e-5) == starts_there
 
 
 @pytest.mark.parametrize("name", ["prompt_tuning", "p_tuning"])

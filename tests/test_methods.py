@@ -95,6 +95,28 @@ def test_vera_evaluates_what_cannot_be_merged_as_it_is(odd, prepared):
             assert torch.equal(backbone.model(**batch).logits, separate)
 
 
+@pytest.mark.parametrize("method", ["lora", "ia3", "dora"])
+def test_a_weight_with_bf16_s_digits_takes_no_update_in(method, prepared):
+    """Stored in float32, as a bf16 checkpoint is loaded: the sum, rounded again under autocast, would lose a small update."""
+    backbone, built, _, _, _ = prepared(method, "roberta_base")
+    weights = [module.base_layer.weight for module in backbone.model.modules() if hasattr(module, "base_layer")]
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.01)
+
+    def merges() -> bool:
+        before = [weight.clone() for weight in weights]
+        with built.merged(backbone):
+            return not any(torch.equal(weight, was) for weight, was in zip(weights, before, strict=True))
+
+    assert weights and merges()
+    with torch.no_grad():
+        for weight in weights:
+            weight.copy_(weight.bfloat16())
+    assert not merges()
+
+
 @pytest.mark.parametrize("method", ["lora", "lora_fa", "dylora", "adalora", "ia3", "dora", "vera"])
 def test_an_output_layer_tied_to_the_embeddings_is_evaluated_as_it_was_trained(method, compose):
     own = ["method.feedforward=false"] if method == "ia3" else []

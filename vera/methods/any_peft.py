@@ -22,6 +22,7 @@ from vera.methods.peft import ADAPTER, WEIGHTS_FILE, PeftMethod, write_adapter
 from vera.methods.peft_types import TYPES, Setting, check_names, config_of
 from vera.models.base import positions
 from vera.models.text import reads_last_token
+from vera.nn.base_layer import transposed
 from vera.nn.names import inside
 
 SPLIT = """This adapter is for GPT-2 with its attention split: query, key and value are linear maps of their own
@@ -108,6 +109,9 @@ class AnyPeft(PeftMethod):
         changed = [str(warning.message) for warning in said if "djusted" in str(warning.message)]
         if changed:  # PEFT takes another value than the yaml's
             raise ConfigError(f"method {self.name}: method.settings do not fit this model: {changed[0]}")
+        wrong = [name for name, layer in self.layers(backbone).items() if transposed(layer.get_base_layer())]
+        if wrong and self.settings.get("init_lora_weights") == "olora":  # PEFT decomposes W0 as it lies, here transposed
+            raise ConfigError(f"method {self.name}: PEFT's OLoRA does not start at W0 on a Conv1D ({wrong[0]}); take PiSSA")
         if TYPES[self.type].prompts:
             backbone.model = self._peft
             for name, module in list(self._peft.named_modules()):

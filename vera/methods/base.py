@@ -129,7 +129,8 @@ class Method(Component):
 
     @contextmanager
     def merged(self, backbone: Backbone) -> Iterator[None]:
-        """Inside: the model computes the same, at the bare backbone's speed where its weights can take the update in.
+        """Inside: the model computes the same (LoRA under autocast: but for rounding W0 anew), at the bare backbone's speed
+        where its weights can take the update in.
         After: every weight has the bits it had."""
         yield
 
@@ -193,9 +194,12 @@ def quantised(weight: Tensor) -> bool:
 
 
 def mergeable(weight: Tensor) -> bool:
-    """Whether a small update can be added to a weight: not to a quantised one, nor to one rounded to half precision, nor to one
-    of which each process holds a part."""
-    return weight.is_floating_point() and weight.element_size() >= 4 and not isinstance(weight, DTensor)
+    """Whether a small update can be added to a weight: not to a quantised one, nor to one of which each process holds a part,
+    nor to one rounded to half precision, however it is stored: under autocast the sum would be rounded as coarsely."""
+    if not weight.is_floating_point() or weight.element_size() < 4 or isinstance(weight, DTensor):
+        return False
+    digits = weight.detach().flatten()[:4096]
+    return not torch.equal(digits.bfloat16().to(digits.dtype), digits)
 
 
 def shared(model: nn.Module, layers: Iterable[nn.Module]) -> list[nn.Module]:
