@@ -119,6 +119,8 @@ def test_a_peft_method_trains_merges_saves_and_is_read_back(name, attached, tmp_
     for _ in range(2):
         with method.merged(backbone):
             torch.testing.assert_close(logits(backbone.model, batch), wanted, rtol=1e-4, atol=1e-5)
+            merged = [layer for layer in method.layers(backbone).values() if layer.merged_adapters]
+            assert bool(merged) == (method.merge == "exact")
     assert all(torch.equal(tensor, kept[name]) for name, tensor in all_tensors(backbone.model).items())
     assert torch.equal(logits(backbone.model, batch), wanted)
 

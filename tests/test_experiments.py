@@ -271,14 +271,16 @@ def test_a_count_is_of_the_settings_that_are_shown():
         return {row[1]: row[3] for row in rows if row[0] == "Large" and row[2] == "ours"}
 
     usual = counts()
-    assert usual["LoRA"] == "786,432" and counts("train.lr=1e-2") == usual == counts("model.path=elsewhere")
+    assert usual["LoRA"] == "786,432" and counts("train.lr=1e-2") == usual == counts("model.path=elsewhere") == counts(
+        "+scale=paper"
+    )
     assert {*counts("scale=rehearsal").values()} == {DASH}
     for given, shown in (([], "61,440"), (["method.rank=64"], DASH)):
         assert {row[3] for row in compare("table7", Asked({}, given))[0].rows if row[2] == "ours"} == {shown}
 
 
 def test_a_scale_that_runs_others_in_place_of_a_table_s_rows_is_refused():
-    with pytest.raises(ConfigError, match=r"scale=mini .* in the tables of the miniatures \(table6_mini, table7_mini\)"):
+    with pytest.raises(ConfigError, match=r"scale=mini .* in the tables of the miniatures \(of table6b: table6_mini\)"):
         compare("table6b", Asked({}, ["scale=mini"]))
     assert compare("table6b", Asked({}, ["scale=rehearsal"]))
 

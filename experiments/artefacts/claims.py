@@ -32,7 +32,7 @@ def build(asked: Asked) -> list[Table]:
                 [
                     claim.claim,
                     claim.rule,
-                    "another" if line.miniature else "the paper's",
+                    "another than the paper's" if line.miniature else "the paper's",
                     line.source,
                     line.ours,
                     line.reading,
@@ -53,8 +53,8 @@ def build(asked: Asked) -> list[Table]:
         "Verdicts are not corrected for the number of claims: of twenty that are false one would pass. The margins of what "
         "counts as the same are ours (results/paper/claims.yaml); the paper names none.",
         "On the digits, MiniLM (Figure 3, the average) and E2E, one stricter level at each of up to four looks, by a rule "
-        "that was written down before the runs that it reads, or those beyond the first seeds; of the average after seven "
-        "seeds (results/paper/README.md).",
+        "that was written down before the runs that it reads, or those beyond the first seeds (for the average: when seven "
+        "seeds had been seen; results/paper/README.md).",
         "Scores are those of each run's best epoch; of E2E, instruction tuning and images (Tables 3 to 5, also in miniature) "
         "of the last.",
         "Counts need no test. A factor is met when our ratio, rounded to one digit, is at least the claimed one.",
@@ -62,7 +62,7 @@ def build(asked: Asked) -> list[Table]:
     ]
     for claim in stated():
         if claim.differs and any(line.miniature and line.reading == "not supported" for line in found[claim.id]):
-            notes.append(f"Not the paper's setting, where another refutes {claim.short!r}: {claim.differs}.")
+            notes.append(f"Not the paper's setting, where another experiment refutes {claim.short!r}: {claim.differs}.")
     columns = ["Claim", "Where", "Paper", "Ours", "Verdict", "Test", "Result"]
     details = ["Claim", "Decided by", "Experiment", "Source", "Ours", "Reading", "Test", "Result"]
     return [

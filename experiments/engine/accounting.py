@@ -38,7 +38,8 @@ def of_cell(run: RunConfig, overrides: Sequence[str]) -> dict[str, int] | None:
 def trained(row: Row, given: Sequence[str] = ()) -> set[int]:
     """The row's trainable parameters outside the head, or nothing when they have not been counted: with other settings of its
     model or method, which may be among those that --with gives."""
-    other = [word for word in given if word.lstrip("+~").startswith(COUNTED) and not word.startswith(SAME)]
+    words = {word.lstrip("+~") for word in given} - {*row.overrides("")}
+    other = [word for word in words if word.startswith(COUNTED) and not word.startswith((*SAME, "scale=paper"))]
     counted = None if other else counts().get(key(row))
     return {counted["adapter"]} if counted else set()
 

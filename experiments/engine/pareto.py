@@ -146,7 +146,7 @@ def table(asked: Asked, model: str, task: str, name: str) -> Table:
 def draw(asked: Asked, model: str, task: str, stem: Path) -> list[Path]:
     """Score against each cost, the front as a line; stem.pdf, .png and .svg; none where there is nothing to draw."""
     every = entries(asked, model, task)
-    alive = [index for index, entry in enumerate(every) if math.isfinite(entry.summary().median)]
+    alive = [index for index, entry in enumerate(every) if math.isfinite(entry.summary().centre(entry.stat))]
     found = [every[index] for index in alive]
     on = {
         which: {alive.index(index) for index in chosen}

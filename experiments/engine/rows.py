@@ -68,7 +68,7 @@ class Asked:
             if key == "scale" and stands_for(given[key]):
                 raise ConfigError(
                     f"scale={given[key]} runs a table's rows on a small model in place of theirs; these "
-                    "runs are in the tables of the miniatures (table6_mini, table7_mini)"
+                    "runs are in the tables of the miniatures (of table6b: table6_mini)"
                 )
             # How fast, or from where: a command line as the runs had it.
             self._idle[key] = self._idle.get(key, True) and not run.decides(key)

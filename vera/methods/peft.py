@@ -57,7 +57,8 @@ class PeftMethod(TargetedMethod):
     def merged(self, backbone):
         layers = self.layers(backbone).values()
         bases = [layer.get_base_layer() for layer in layers]
-        whole = all(mergeable(base.weight) for base in bases) and not any(_bias_of_its_own(layer) for layer in layers)
+        whole = all(mergeable(base.weight) and not _coarse(base.weight) for base in bases)
+        whole = whole and not any(_bias_of_its_own(layer) for layer in layers)
         if not whole or shared(backbone.model, bases):
             yield
             return
@@ -121,6 +122,13 @@ class PeftMethod(TargetedMethod):
 def _as_its_input(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """In half precision where the model computes in it: PEFT's IA3 on 4-bit weights returns float32, as its vectors are."""
     return output.to(inputs[0].dtype) if inputs[0].element_size() < 4 else output
+
+
+def _coarse(weight: torch.Tensor) -> bool:
+    """Whether a matrix has bf16's digits alone, as a bf16 checkpoint's loaded in float32: under autocast the sum with a small
+    update would be rounded to them again, and lose a part of it."""
+    digits = weight.detach().flatten()[:4096]
+    return weight.ndim > 1 and torch.equal(digits.bfloat16().to(digits.dtype), digits)
 
 
 def _bias_of_its_own(layer: BaseTunerLayer) -> bool:

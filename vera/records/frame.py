@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pandas
 
 NOT_SETTINGS = {"name", "neutral", "facts", "_target_"}  # of a group, as far as telling runs apart goes
-# Fingerprints in the provenance and its notes, and whether they are a model's or a task's.
 CODE = {f"{group}_code": group for group in GROUPS[:3]}  # of a project's own classes
+# Fingerprints in the provenance and its notes, and of which group they are.
 PRINTS = {"model_fingerprint": "model", "data_fingerprint": "task", **dict.fromkeys(CONFIGURED, "model"), **CODE}
 
 

@@ -107,7 +107,7 @@ def cuts(rungs: Sequence[Sequence[Tried]]) -> list[str]:
 
 
 def apart(tried: Sequence[Tried]) -> list[str]:
-    return unlike([record for found in tried for record in found.records], (*COMPARED, "code", "precision"))
+    return unlike([record for found in tried for record in found.records], (*COMPARED[:-1], "code", "precision"))
 
 
 def edge(value: str, values: Sequence[str]) -> str | None:
