@@ -272,7 +272,7 @@ def test_a_count_is_of_the_settings_that_are_shown():
 
     usual = counts()
     assert usual["LoRA"] == "786,432" and counts("train.lr=1e-2") == usual == counts("model.path=elsewhere") == counts(
-        "+scale=paper"
+        "scale=paper"
     )
     assert {*counts("scale=rehearsal").values()} == {DASH}
     for given, shown in (([], "61,440"), (["method.rank=64"], DASH)):
