@@ -252,6 +252,9 @@ def said_of_all_pairs(text, tests):
     ranges = {task: [float(end) for end in re.search(r"\[(.*), (.*)\]", row[1]).groups()] for task, row in of_all.items()}
     assert [task for task, (_, high) in ranges.items() if high < 0] == ["MRPC", "CoLA", "STS-B"] and ranges["STS-B"][0] > -1
     assert re.search(r": worse on three of four(?: tasks)?, on STS-B by less than a point", text)
+    (average,) = (line.split(" | ") for line in tables()["claims"].splitlines() if "The same average as LoRA on six" in line)
+    assert re.search(rf"average(?: of the four tasks\*\*)? is {re.escape(average[3])} ", text) and "(96.8%)" in text
+    assert average[4] == "not run (not supported in miniature)" and "n=20, look 3 of 4" in average[5]
 
 
 def test_the_readme_shows_the_figures_of_the_tables():

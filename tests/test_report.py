@@ -130,7 +130,7 @@ def test_a_cell_opens_its_provenance(opened, folder):
     dialog = find(opened, "#provenance")[0]
     assert dialog.is_displayed()
     runs = {path: json.loads(path.read_text()) for path in (folder / "runs").glob("*--vera--*.json")}
-    files = [f"results/runs/{path.name}" for path in runs]
+    files = [f"runs/{path.name}" for path in runs]
     commits = {run["provenance"]["git_sha"] or "no git" for run in runs.values()}
     assert len(files) == 5
     shown = ("roberta_large, rte, vera", "accuracy by epoch", "torch: 2.13", '"d_init": 0.1', "61,440")
