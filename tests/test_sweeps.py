@@ -219,9 +219,8 @@ def test_the_seed_of_a_sweep_may_be_its_yaml_s(own_sweep):
 @pytest.mark.parametrize(("text", "said"), [("hydra:\n\tmode: MULTIRUN\n", "line 3: "), ("- hydra\n", "not a mapping")])
 def test_a_malformed_sweep_is_one_line_that_names_it(text, said, own_sweep):
     own_sweep(text)
-    for listing in (sweeps.sweeps, sweeps.own_sweeps):
-        with pytest.raises(ConfigError, match=rf"^\S*conf/sweep/own.yaml\W.*{said}[^\n]*$"):
-            listing()
+    with pytest.raises(ConfigError, match=rf"^\S*conf/sweep/own.yaml\W.*{said}[^\n]*$"):
+        sweeps.sweeps()
 
 
 def test_a_rehearsal_is_of_the_rows_of_the_paper_s_scale():
