@@ -130,8 +130,14 @@ def test_table_5_pays_for_one_evaluation_a_run_and_head_only_for_one_pass(folder
     assert parts["evaluation"] == others["evaluation"] and others["training"] == pytest.approx(20 * parts["training"])
 
 
-def test_what_the_page_of_speed_says_of_the_whole_plan(folders):
-    whole = folders.status([cell for sweep in sweeps.sweeps() for cell in sweeps.cells(sweep)])
+def test_what_pages_say_of_the_whole_plan(folders):
+    every = [cell for sweep in sweeps.sweeps() for cell in sweeps.cells(sweep)]
+    whole = folders.status(every)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"None of the {len(whole.wanted)} runs of the paper's own models has been made: {whole.hours:.0f} GPU-hours" in readme
+    )
+    assert not plan.Plan(ROOT / "results").status(every).done
     text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
     assert f"still counts {whole.hours:.1f} GPU-hours" in text and f"{whole.parts['padding']:.1f} of them are padding" in text
 

@@ -28,7 +28,8 @@ FOLDER = Path(__file__).resolve().parent / "page"
 LEVEL = 0.05
 PROSE = 60  # a column with more characters than this in a cell is text, and becomes a card on a phone
 HASH = 8
-VERDICTS = {"supported": "yes", "not supported": "no", "undecided": "open", "not run": "idle", IN_MINIATURE: "part"}
+VERDICTS = {"supported": "yes", "not supported": "no", "undecided": "open", "not run": "idle"}
+VERDICTS |= {IN_MINIATURE: "part", DISAGREE: "open"}
 TOPICS = {
     "counts": "Fewer parameters, less storage",
     "quality": "As good as LoRA",
@@ -113,7 +114,7 @@ def summary(made: dict[str, list[Table]], results: Path) -> list[tuple[str, list
     found: dict[str, dict[str, list[str]]] = {topic: {tone: [] for tone in HELD} for topic in TOPICS}
     for claim, row in zip(stated(), made["claims"][0].rows if "claims" in made else [], strict=False):
         word, _, small = row[4].removesuffix(")").partition(" (")
-        tone = "open" if small == DISAGREE else VERDICTS[small.removesuffix(f" {MINIATURE}") or word]
+        tone = VERDICTS[small.removesuffix(f" {MINIATURE}") or word]
         mark = f" ({small if small == DISAGREE else MINIATURE})" if small or word == IN_MINIATURE else ""
         found[claim.topic]["yes" if tone == "part" else "open" if tone == "idle" else tone].append(claim.short + mark)
     lines = [

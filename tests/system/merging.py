@@ -10,6 +10,7 @@ import contextlib
 import statistics
 import sys
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -57,11 +58,10 @@ def scores(run: RunConfig) -> tuple[float, float, float]:
     data = split(task, task.load(backbone, run.seed))
     accelerator = make_accelerator(run.device, run.train.precision)
     backbone.model.to(accelerator.device)
-    found = []
-    for whole in (True, False):
-        if not whole:
-            object.__setattr__(method, "merged", lambda backbone: contextlib.nullcontext())
-        found.append(predict(accelerator, Processes(), backbone, method, task, data, run.train.eval_batch_size))
+    parts = (accelerator, Processes(), backbone, method, task, data, run.train.eval_batch_size)
+    found = [predict(*parts)]
+    with mock.patch.object(type(method), "merged", lambda method, backbone: contextlib.nullcontext()):
+        found.append(predict(*parts))
     merged, trained = (task.score(*predictions)[record.scores.primary] for predictions in found)
     return merged, trained, float((found[0][0].float() - found[1][0].float()).abs().max())
 
