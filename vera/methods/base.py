@@ -129,8 +129,8 @@ class Method(Component):
 
     @contextmanager
     def merged(self, backbone: Backbone) -> Iterator[None]:
-        """Inside: the model computes the same (through PEFT, under autocast: but for rounding W0 anew), at the bare backbone's speed
-        where its weights can take the update in.
+        """Inside: the model computes the same (through PEFT, under autocast: but for rounding W0 anew), at the bare
+        backbone's speed where its weights can take the update in.
         After: every weight has the bits it had."""
         yield
 
